@@ -1,0 +1,36 @@
+"""PackedBatch: the one place where data and model meet. One row of documents, end to end, without padding.
+
+Dims    T tokens of the row, S documents, I tiles, P patches a tile, K = 3 * patch_px**2, N visual tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100  # a position that no label supervises
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch:
+    token_ids_T: Tensor  # int64
+    labels_T: Tensor  # int64: the token that follows in the same document where supervised, else IGNORE_INDEX
+    positions_T: Tensor  # int32, from 0 in each document
+    cu_seqlens: Tensor  # int32 (S + 1): document s is rows cu_seqlens[s] to cu_seqlens[s + 1]
+    patches_IPK: Tensor  # normalised pixels, patch-major (frames_to_tiles); I may be 0
+    visual_rows_N: Tensor  # int64: the rows that visual tokens take, in tile order
+    sample_ids: tuple[str, ...]  # one a document, for messages and metrics
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids_T.numel()
+
+    def to(self, device: torch.device | str, *, dtype: torch.dtype | None = None) -> PackedBatch:
+        """The same batch on `device`; pixels also cast to `dtype` where one is given."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()}
+        if dtype is not None:
+            moved["patches_IPK"] = moved["patches_IPK"].to(dtype)
+        return PackedBatch(**moved)
