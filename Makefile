@@ -1,0 +1,65 @@
+# make demo    set up, then the main job on real data: an Eagle 2.5 learns to answer questions about video files
+# make test    set up, then every test that this machine can run
+# make check   formatting, lint, types, layering; what CI runs beside the tests
+# make gpu     on a machine with a GPU and its own CUDA torch: the tests marked gpu, the benches, bench/results/
+# make wheel   a wheel in dist/, repaired and checked by auditwheel
+# make format  rewrites Python and C++ in the project's style
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NATIVE := $(wildcard csrc/*) setup.py CMakeLists.txt
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: demo test check format wheel gpu static clean
+
+demo: .make/demo
+	$(BIN)/python examples/video_digits.py --run demo_run
+
+test: .make/dev
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest bench --benchmark-disable -q
+
+check: .make/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_mirror.py
+
+format: .make/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
+
+wheel: .make/dev
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist/repaired dist/*.whl
+
+# No virtual environment: the machine's own python3 holds the CUDA build of torch.
+gpu:
+	$(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest tests -m gpu -p no:cacheprovider
+	$(PYTHON) -m bench.run --out bench/results
+
+# What the compiler makes of every Triton kernel, for the GPUs this machine does not have.
+static: .make/dev
+	$(BIN)/python -m bench.static_table --out bench/results/static
+
+clean:
+	rm -rf .venv .make build dist demo_run *.egg-info eagle_kernels/*.so
+
+# Set-up. The stamps are made again when what they install from changes.
+.make/venv: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	mkdir -p .make && touch $@
+
+.make/demo: .make/venv pyproject.toml $(NATIVE)
+	$(PIP) -e '.[demo]'
+	touch $@
+
+.make/dev: .make/venv pyproject.toml $(NATIVE)
+	$(PIP) -e '.[dev,demo]'
+	touch $@

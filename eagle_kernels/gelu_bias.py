@@ -1,0 +1,149 @@
+"""GELU in its tanh form, with the bias of the projection before it, in one pass over memory.
+
+Dims    T rows (tokens; any leading dims), F feed-forward width.
+Maths   z = x + bias;  u = sqrt(2 / pi) * (z + 0.044715 z**3);  out = z / 2 * (1 + tanh(u)) = z * s, s = sigmoid(2 u).
+Grads   dz = dout * (s + z * s * (1 - s) * 2 u'),  u' = sqrt(2 / pi) * (1 + 3 * 0.044715 z**2);
+        dx = dz;  dbias = sum_T dz.
+Numbers fp32 inside, one rounding on store: x + bias is never rounded. Backward recomputes z and s.
+        dbias: fp32 partial sums of NUM_PARTIALS programs, added in a fixed order; no atomics.
+Source  Hendrycks and Gimpel 2016, arXiv:1606.08415; `gelu_pytorch_tanh` of SigLIP.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eagle_kernels.checks import check, check_same
+
+TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
+NUM_PARTIALS = 64  # programs that share the rows of dbias's sum; fixed, so that every GPU adds in the same order
+
+
+def gelu_bias_ref(x: Tensor, bias: Tensor) -> Tensor:
+    """What the kernel means, in plain torch. Any device, any dtype; tests differentiate through it."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.gelu(x.to(wide) + bias.to(wide), approximate="tanh").to(x.dtype)
+
+
+@triton.jit
+def _double_u(z):  # type: ignore[no-untyped-def]
+    return 1.5957691216057308 * (z + 0.044715 * z * z * z)  # 2 * sqrt(2 / pi)
+
+
+@triton.jit
+def _fwd_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, bias_ptr, out_ptr, x_stride, T, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]  # int64: T * F passes 2**31
+    cols = (tl.program_id(1) * COLS + tl.arange(0, COLS))[None, :]
+    mask = (rows < T) & (cols < WIDTH)
+    x = tl.load(x_ptr + rows * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+    z = x + tl.load(bias_ptr + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)
+    out = z * tl.sigmoid(_double_u(z))
+    tl.store(out_ptr + rows * WIDTH + cols, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _bwd_kernel(  # type: ignore[no-untyped-def]
+    dout_ptr, x_ptr, bias_ptr, dx_ptr, partials_ptr, dout_stride, x_stride, T,
+    WIDTH: tl.constexpr, NEED_DX: tl.constexpr, NEED_DBIAS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    cols = (tl.program_id(0) * COLS + tl.arange(0, COLS))[None, :]
+    bias = tl.load(bias_ptr + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)
+    dbias = tl.zeros((ROWS, COLS), tl.float32)
+    for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
+        rows = (tile.to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+        mask = (rows < T) & (cols < WIDTH)
+        dout = tl.load(dout_ptr + rows * dout_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        z = tl.load(x_ptr + rows * x_stride + cols, mask=mask, other=0.0).to(tl.float32) + bias
+        s = tl.sigmoid(_double_u(z))
+        dz = dout * (s + z * s * (1.0 - s) * (1.5957691216057308 * (1.0 + 0.134145 * z * z)))
+        if NEED_DX:
+            tl.store(dx_ptr + rows * WIDTH + cols, dz.to(dx_ptr.dtype.element_ty), mask=mask)
+        dbias += dz
+    if NEED_DBIAS:
+        out = partials_ptr + tl.program_id(1).to(tl.int64) * WIDTH + cols
+        tl.store(out, tl.sum(dbias, axis=0)[None, :], mask=cols < WIDTH)
+
+
+def _tile(width: int) -> tuple[int, int]:
+    """(rows, columns) of a program's tile: 34 x 128 columns cover 4304 with 1 % to spare."""
+    cols = min(512, max(128, width & -width))
+    return TILE // cols, cols
+
+
+def _inner(x: Tensor) -> Tensor:
+    """x itself where its rows are contiguous (they may lie apart), else a contiguous copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("eagle::gelu_bias", mutates_args=())
+def _fwd(x_TF: Tensor, bias_F: Tensor) -> Tensor:
+    T, width = x_TF.shape
+    out_TF = x_TF.new_empty(T, width)
+    if T and width:
+        rows, cols = _tile(width)
+        x_TF = _inner(x_TF)
+        _fwd_kernel[(triton.cdiv(T, rows), triton.cdiv(width, cols))](
+            x_TF, bias_F.contiguous(), out_TF, x_TF.stride(0), T, WIDTH=width, ROWS=rows, COLS=cols
+        )
+    return out_TF
+
+
+@torch.library.custom_op("eagle::gelu_bias_bwd", mutates_args=())
+def _bwd(dout_TF: Tensor, x_TF: Tensor, bias_F: Tensor, need_dx: bool, need_dbias: bool) -> tuple[Tensor, Tensor]:
+    """(dx, dbias); an empty tensor stands for one that is not needed."""
+    T, width = x_TF.shape
+    dx_TF, dbias_F = x_TF.new_empty((T, width) if need_dx else 0), bias_F.new_zeros(width if need_dbias else 0)
+    if T and width:
+        rows, cols = _tile(width)
+        dout_TF, x_TF = _inner(dout_TF), _inner(x_TF)
+        num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
+        partials_PF = x_TF.new_empty(num_partials if need_dbias else 0, width, dtype=torch.float32)
+        _bwd_kernel[(triton.cdiv(width, cols), num_partials)](
+            dout_TF, x_TF, bias_F.contiguous(), dx_TF, partials_PF, dout_TF.stride(0), x_TF.stride(0), T,
+            WIDTH=width, NEED_DX=need_dx, NEED_DBIAS=need_dbias, ROWS=rows, COLS=cols,
+        )  # fmt: skip
+        if need_dbias:
+            dbias_F = partials_PF.sum(0).to(bias_F.dtype)
+    return dx_TF, dbias_F
+
+
+@_fwd.register_fake
+def _(x_TF, bias_F):  # type: ignore[no-untyped-def]
+    return x_TF.new_empty(x_TF.shape)
+
+
+@_bwd.register_fake
+def _(dout_TF, x_TF, bias_F, need_dx, need_dbias):  # type: ignore[no-untyped-def]
+    return x_TF.new_empty(x_TF.shape if need_dx else (0,)), bias_F.new_empty(bias_F.shape if need_dbias else (0,))
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _grad(ctx, dout_TF):  # type: ignore[no-untyped-def]
+    need_dx, need_dbias = ctx.needs_input_grad
+    dx_TF, dbias_F = _bwd(dout_TF, *ctx.saved_tensors, need_dx, need_dbias)
+    return dx_TF if need_dx else None, dbias_F if need_dbias else None
+
+
+_fwd.register_autograd(_grad, setup_context=_setup)
+
+
+def gelu_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """gelu(x + bias), tanh form; (..., F) and (F,), one dtype and device. CPU tensors take `gelu_bias_ref`.
+
+    Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose last dim is strided is copied.
+    Raises ValueError when bias's shape, dtype or device does not match.
+    """
+    op = "gelu_bias"
+    check(x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., F)")
+    check(bias.shape == x.shape[-1:], op, "bias's shape", tuple(bias.shape), f"({x.shape[-1]},), the width of x")
+    check_same(op, "bias", bias, "x", x)
+    if not x.is_cuda:
+        return gelu_bias_ref(x, bias)
+    return _fwd(x.reshape(-1, x.shape[-1]), bias).view(x.shape)

@@ -1,0 +1,270 @@
+"""RMSNorm, alone or with the residual addition before it, each in one pass over memory.
+
+Dims    T rows (tokens; any leading dims), C channels of a row.
+Maths   r = 1 / sqrt(mean(h**2) + eps);  n = h * r;  y = n * weight;  h is x, or x + residual rounded to x's dtype.
+Grads   g = dy * weight;  dh = r * (g - n * mean(g * n)) (+ the gradient that reaches h itself);  dweight = sum_T dy * n.
+Numbers Statistics and gradients in fp32. As Qwen2 in transformers: n is rounded to x's dtype before the weight.
+        dweight: fp32 partial sums of NUM_PARTIALS programs, added in a fixed order; no atomics.
+        Backward reads x and dy once for dx and once for dweight.
+Source  Zhang and Sennrich 2019, arXiv:1910.07467.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eagle_kernels.checks import check, check_same
+
+TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
+NUM_PARTIALS = 64  # programs that share the rows of dweight's sum; fixed, so that every GPU adds in the same order
+
+
+def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """What the kernel means, in plain torch. Any device, any dtype; tests differentiate through it."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight
+
+
+def add_rms_norm_ref(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual) in plain torch."""
+    h = x + residual
+    return rms_norm_ref(h, weight, eps), h
+
+
+@triton.jit
+def _load_h(x_ptr, residual_ptr, x_offsets, residual_offsets, mask, ADD: tl.constexpr):  # type: ignore[no-untyped-def]
+    x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0)
+    if ADD:
+        residual = tl.load(residual_ptr + residual_offsets, mask=mask, other=0.0)
+        return (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)  # rounded: h is also an output
+    return x
+
+
+@triton.jit
+def _fwd_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr, rstd_ptr, x_stride, residual_stride, T, eps,
+    C: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # int64: T * C passes 2**31
+    live = (rows < T)[:, None]
+    x_rows = rows[:, None] * x_stride
+    residual_rows = rows[:, None] * residual_stride
+    squares = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, C, COLS):
+        cols = start + tl.arange(0, COLS)[None, :]
+        mask = live & (cols < C)
+        h = _load_h(x_ptr, residual_ptr, x_rows + cols, residual_rows + cols, mask, ADD)
+        if ADD:
+            tl.store(h_ptr + rows[:, None] * C + cols, h, mask=mask)
+        squares += h.to(tl.float32) * h.to(tl.float32)
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(squares, axis=1) / C + eps)
+    tl.store(rstd_ptr + rows, rstd, mask=rows < T)
+    for start in range(0, C, COLS):  # the row comes from the cache this time
+        cols = start + tl.arange(0, COLS)[None, :]
+        mask = live & (cols < C)
+        # x + residual again, not h: no thread may read what another stored without a barrier between.
+        h = _load_h(x_ptr, residual_ptr, x_rows + cols, residual_rows + cols, mask, ADD)
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
+        normed = (h.to(tl.float32) * rstd[:, None]).to(h.dtype).to(tl.float32)
+        tl.store(y_ptr + rows[:, None] * C + cols, (normed * weight).to(h.dtype), mask=mask)
+
+
+@triton.jit
+def _dh_kernel(  # type: ignore[no-untyped-def]
+    dy_ptr, dsum_ptr, h_ptr, weight_ptr, rstd_ptr, dh_ptr, dy_stride, dsum_stride, h_stride, T,
+    C: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = (rows < T)[:, None]
+    rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
+    dots = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, C, COLS):
+        cols = start + tl.arange(0, COLS)[None, :]
+        mask = live & (cols < C)
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        h = tl.load(h_ptr + rows[:, None] * h_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
+        dots += dy * weight * (h * rstd)
+    dot = (tl.sum(dots, axis=1) / C)[:, None]
+    for start in range(0, C, COLS):
+        cols = start + tl.arange(0, COLS)[None, :]
+        mask = live & (cols < C)
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        h = tl.load(h_ptr + rows[:, None] * h_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
+        dh = rstd * (dy * weight - h * rstd * dot)
+        if ADD:
+            dh += tl.load(dsum_ptr + rows[:, None] * dsum_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dh_ptr + rows[:, None] * C + cols, dh.to(dh_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _dweight_kernel(  # type: ignore[no-untyped-def]
+    dy_ptr, h_ptr, rstd_ptr, partials_ptr, dy_stride, h_stride, T,
+    C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
+    acc = tl.zeros((ROWS, COLS), tl.float32)
+    for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
+        rows = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        mask = (rows < T)[:, None] & (cols < C)
+        rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0)
+        h = tl.load(h_ptr + rows[:, None] * h_stride + cols, mask=mask, other=0.0)
+        acc += dy.to(tl.float32) * (h.to(tl.float32) * rstd).to(h.dtype).to(tl.float32)
+    out = partials_ptr + tl.program_id(1).to(tl.int64) * C + cols
+    tl.store(out, tl.sum(acc, axis=0)[None, :], mask=cols < C)
+
+
+def _tile(C: int) -> tuple[int, int]:
+    """(rows, columns) of a program's tile: the columns divide 3584, 4608 and 1152 exactly."""
+    cols = min(512, max(128, C & -C))
+    return TILE // cols, cols
+
+
+def _inner(x: Tensor) -> Tensor:
+    """x itself where its rows are contiguous (they may lie apart), else a contiguous copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("eagle::rms_norm", mutates_args=())
+def _fwd(x_TC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(y, rstd)."""
+    y_TC, _, rstd_T = _launch_fwd(x_TC, None, weight_C, eps)
+    return y_TC, rstd_T
+
+
+@torch.library.custom_op("eagle::add_rms_norm", mutates_args=())
+def _add_fwd(x_TC: Tensor, residual_TC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, x + residual, rstd)."""
+    return _launch_fwd(x_TC, residual_TC, weight_C, eps)
+
+
+def _launch_fwd(x_TC: Tensor, residual_TC: Tensor | None, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    T, C = x_TC.shape
+    add = residual_TC is not None
+    y_TC, rstd_T = x_TC.new_empty(T, C), x_TC.new_empty(T, dtype=torch.float32)
+    h_TC = x_TC.new_empty(T, C) if add else y_TC
+    if T and C:
+        rows, cols = _tile(C)
+        x_TC = _inner(x_TC)
+        residual_TC = x_TC if residual_TC is None else _inner(residual_TC)
+        _fwd_kernel[(triton.cdiv(T, rows),)](
+            x_TC, residual_TC, weight_C.contiguous(), y_TC, h_TC, rstd_T, x_TC.stride(0), residual_TC.stride(0), T, eps,
+            C=C, ADD=add, ROWS=rows, COLS=cols,
+        )  # fmt: skip
+    return y_TC, h_TC, rstd_T
+
+
+@torch.library.custom_op("eagle::rms_norm_bwd", mutates_args=())
+def _bwd(
+    dy_TC: Tensor, dsum_TC: Tensor | None, h_TC: Tensor, weight_C: Tensor, rstd_T: Tensor, need_dh: bool, need_dweight: bool
+) -> tuple[Tensor, Tensor]:
+    """(dh, dweight); an empty tensor stands for one that is not needed. dsum: what reaches x + residual itself."""
+    T, C = h_TC.shape
+    dh_TC = h_TC.new_empty((T, C) if need_dh else 0)
+    dweight_C = weight_C.new_zeros(C if need_dweight else 0)
+    if T and C:
+        rows, cols = _tile(C)
+        dy_TC, h_TC = _inner(dy_TC), _inner(h_TC)
+        if need_dh:
+            add = dsum_TC is not None
+            dsum_TC = dy_TC if dsum_TC is None else _inner(dsum_TC)
+            _dh_kernel[(triton.cdiv(T, rows),)](
+                dy_TC, dsum_TC, h_TC, weight_C.contiguous(), rstd_T, dh_TC,
+                dy_TC.stride(0), dsum_TC.stride(0), h_TC.stride(0), T, C=C, ADD=add, ROWS=rows, COLS=cols,
+            )  # fmt: skip
+        if need_dweight:
+            num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
+            partials_PC = h_TC.new_empty(num_partials, C, dtype=torch.float32)
+            _dweight_kernel[(triton.cdiv(C, cols), num_partials)](
+                dy_TC, h_TC, rstd_T, partials_PC, dy_TC.stride(0), h_TC.stride(0), T, C=C, ROWS=rows, COLS=cols
+            )
+            dweight_C = partials_PC.sum(0).to(weight_C.dtype)
+    return dh_TC, dweight_C
+
+
+@_fwd.register_fake
+def _(x_TC, weight_C, eps):  # type: ignore[no-untyped-def]
+    return x_TC.new_empty(x_TC.shape), x_TC.new_empty(x_TC.shape[0], dtype=torch.float32)
+
+
+@_add_fwd.register_fake
+def _(x_TC, residual_TC, weight_C, eps):  # type: ignore[no-untyped-def]
+    return x_TC.new_empty(x_TC.shape), x_TC.new_empty(x_TC.shape), x_TC.new_empty(x_TC.shape[0], dtype=torch.float32)
+
+
+@_bwd.register_fake
+def _(dy_TC, dsum_TC, h_TC, weight_C, rstd_T, need_dh, need_dweight):  # type: ignore[no-untyped-def]
+    return h_TC.new_empty(h_TC.shape if need_dh else (0,)), weight_C.new_empty(weight_C.shape if need_dweight else (0,))
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x_TC, weight_C, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x_TC, weight_C, output[1])
+
+
+def _grad(ctx, dy_TC, _drstd):  # type: ignore[no-untyped-def]
+    if dy_TC is None:
+        return None, None, None
+    need_dx, need_dweight = ctx.needs_input_grad[:2]
+    dx_TC, dweight_C = _bwd(dy_TC, None, *ctx.saved_tensors, need_dx, need_dweight)
+    return dx_TC if need_dx else None, dweight_C if need_dweight else None, None
+
+
+def _add_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], inputs[2], output[2])
+
+
+def _add_grad(ctx, dy_TC, dsum_TC, _drstd):  # type: ignore[no-untyped-def]
+    need_dx, need_dresidual, need_dweight = ctx.needs_input_grad[:3]
+    dh_TC, dweight_C = dsum_TC, None
+    if dy_TC is not None:
+        need_dh = need_dx or need_dresidual
+        dh_TC, dweight_C = _bwd(dy_TC, dsum_TC, *ctx.saved_tensors, need_dh, need_dweight)
+    # Both addends take the same gradient; autograd never writes into one that two of its users hold.
+    return dh_TC if need_dx else None, dh_TC if need_dresidual else None, dweight_C if need_dweight else None, None
+
+
+_fwd.register_autograd(_grad, setup_context=_setup)
+_add_fwd.register_autograd(_add_grad, setup_context=_add_setup)
+
+
+def _check(op: str, x: Tensor, weight: Tensor) -> None:
+    check(x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)")
+    check(weight.shape == x.shape[-1:], op, "weight's shape", tuple(weight.shape), f"({x.shape[-1]},), the width of x")
+    check_same(op, "weight", weight, "x", x)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x**2) + eps) * weight over the last dim; (..., C) and (C,), one dtype and device.
+
+    CPU tensors take `rms_norm_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose
+    last dim is strided is copied.
+    Raises ValueError when weight's shape, dtype or device does not match.
+    """
+    _check("rms_norm", x, weight)
+    if not x.is_cuda:
+        return rms_norm_ref(x, weight, eps)
+    return _fwd(x.reshape(-1, x.shape[-1]), weight, eps)[0].view(x.shape)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual, weight, eps), x + residual): the block's input and the stream that goes on.
+
+    Shapes as in `rms_norm`, residual as x. Raises ValueError when a shape, dtype or device does not match.
+    """
+    _check("add_rms_norm", x, weight)
+    check(residual.shape == x.shape, "add_rms_norm", "residual's shape", tuple(residual.shape), f"x's {tuple(x.shape)}")
+    check_same("add_rms_norm", "residual", residual, "x", x)
+    if not x.is_cuda:
+        return add_rms_norm_ref(x, residual, weight, eps)
+    C = x.shape[-1]
+    y_TC, h_TC, _ = _add_fwd(x.reshape(-1, C), residual.reshape(-1, C), weight, eps)
+    return y_TC.view(x.shape), h_TC.view(x.shape)

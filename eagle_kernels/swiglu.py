@@ -1,0 +1,135 @@
+"""SwiGLU: out = silu(gate) * up, in one pass over memory.
+
+Dims    T rows (tokens; any leading dims), F feed-forward width.
+Grads   s = sigmoid(gate);  dup = dout * gate * s;  dgate = dout * up * s * (1 + gate * (1 - s)).
+Numbers fp32 inside, one rounding on store. Backward recomputes s. Memory bound: 3*T*F elements move forward, 5*T*F back.
+Source  Shazeer 2020, arXiv:2002.05202, without biases, as in Qwen2.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eagle_kernels.checks import check, check_same
+
+TILE = 2048  # elements a program: 16 a thread, two 16-byte loads of bf16
+
+
+def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
+    """What the kernel means, in plain torch. Any device, any dtype; tests differentiate through it."""
+    return F.silu(gate) * up
+
+
+@triton.jit
+def _fwd_kernel(  # type: ignore[no-untyped-def]
+    gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, T, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]  # int64: T * F passes 2**31
+    cols = (tl.program_id(1) * COLS + tl.arange(0, COLS))[None, :]
+    mask = (rows < T) & (cols < WIDTH)
+    gate = tl.load(gate_ptr + rows * gate_stride + cols, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + rows * up_stride + cols, mask=mask, other=0.0).to(tl.float32)
+    out = gate * tl.sigmoid(gate) * up
+    tl.store(out_ptr + rows * WIDTH + cols, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _bwd_kernel(  # type: ignore[no-untyped-def]
+    dout_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, dout_stride, gate_stride, up_stride, T,
+    WIDTH: tl.constexpr, NEED_DGATE: tl.constexpr, NEED_DUP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    cols = (tl.program_id(1) * COLS + tl.arange(0, COLS))[None, :]
+    mask = (rows < T) & (cols < WIDTH)
+    dout = tl.load(dout_ptr + rows * dout_stride + cols, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + rows * gate_stride + cols, mask=mask, other=0.0).to(tl.float32)
+    s = tl.sigmoid(gate)
+    if NEED_DUP:
+        tl.store(dup_ptr + rows * WIDTH + cols, (dout * (gate * s)).to(dup_ptr.dtype.element_ty), mask=mask)
+    if NEED_DGATE:
+        up = tl.load(up_ptr + rows * up_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        dgate = dout * up * (s * (1.0 + gate * (1.0 - s)))
+        tl.store(dgate_ptr + rows * WIDTH + cols, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)
+
+
+def _tile(width: int) -> tuple[int, int]:
+    """(rows, columns) of a program's tile: 512 columns divide 18944 exactly, where 32768 would waste 42 %."""
+    cols = min(512, max(128, width & -width))
+    return TILE // cols, cols
+
+
+def _inner(x: Tensor) -> Tensor:
+    """x itself where its rows are contiguous (they may lie apart), else a contiguous copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("eagle::swiglu", mutates_args=())
+def _fwd(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    T, width = gate_TF.shape
+    out_TF = gate_TF.new_empty(T, width)
+    if T and width:
+        rows, cols = _tile(width)
+        gate_TF, up_TF = _inner(gate_TF), _inner(up_TF)
+        _fwd_kernel[(triton.cdiv(T, rows), triton.cdiv(width, cols))](
+            gate_TF, up_TF, out_TF, gate_TF.stride(0), up_TF.stride(0), T, WIDTH=width, ROWS=rows, COLS=cols
+        )
+    return out_TF
+
+
+@torch.library.custom_op("eagle::swiglu_bwd", mutates_args=())
+def _bwd(
+    dout_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, need_dgate: bool, need_dup: bool
+) -> tuple[Tensor, Tensor]:
+    """(dgate, dup); an empty tensor stands for one that is not needed."""
+    T, width = gate_TF.shape
+    dgate_TF, dup_TF = gate_TF.new_empty((T, width) if need_dgate else 0), up_TF.new_empty((T, width) if need_dup else 0)
+    if T and width:
+        rows, cols = _tile(width)
+        dout_TF, gate_TF, up_TF = _inner(dout_TF), _inner(gate_TF), _inner(up_TF)
+        _bwd_kernel[(triton.cdiv(T, rows), triton.cdiv(width, cols))](
+            dout_TF, gate_TF, up_TF, dgate_TF, dup_TF, dout_TF.stride(0), gate_TF.stride(0), up_TF.stride(0), T,
+            WIDTH=width, NEED_DGATE=need_dgate, NEED_DUP=need_dup, ROWS=rows, COLS=cols,
+        )  # fmt: skip
+    return dgate_TF, dup_TF
+
+
+@_fwd.register_fake
+def _(gate_TF, up_TF):  # type: ignore[no-untyped-def]
+    return gate_TF.new_empty(gate_TF.shape)
+
+
+@_bwd.register_fake
+def _(dout_TF, gate_TF, up_TF, need_dgate, need_dup):  # type: ignore[no-untyped-def]
+    shape = gate_TF.shape
+    return gate_TF.new_empty(shape if need_dgate else (0,)), up_TF.new_empty(shape if need_dup else (0,))
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _grad(ctx, dout_TF):  # type: ignore[no-untyped-def]
+    need_dgate, need_dup = ctx.needs_input_grad
+    dgate_TF, dup_TF = _bwd(dout_TF, *ctx.saved_tensors, need_dgate, need_dup)
+    return dgate_TF if need_dgate else None, dup_TF if need_dup else None
+
+
+_fwd.register_autograd(_grad, setup_context=_setup)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up; (..., F), one shape, dtype and device. CPU tensors take `swiglu_ref`.
+
+    Rows may lie apart without a copy: `gate, up = gate_up.chunk(2, dim=-1)` of one fused projection.
+    A tensor whose last dim is strided is copied.
+    Raises ValueError when shape, dtype or device differ.
+    """
+    check(gate.is_floating_point() and gate.ndim >= 1, "swiglu", "gate", gate.dtype, "a floating dtype and (..., F)")
+    check(up.shape == gate.shape, "swiglu", "up's shape", tuple(up.shape), f"gate's {tuple(gate.shape)}")
+    check_same("swiglu", "up", up, "gate", gate)
+    if not gate.is_cuda:
+        return swiglu_ref(gate, up)
+    width = gate.shape[-1]
+    return _fwd(gate.reshape(-1, width), up.reshape(-1, width)).view(gate.shape)

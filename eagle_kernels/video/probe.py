@@ -1,0 +1,53 @@
+"""A video file described without decoding it: size, rate, and the time of every frame.
+
+Dims    N shown frames.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from eagle_kernels.video.decode_cpu import PacketIndex, read_index
+from eagle_kernels.video.info import VideoInfo
+
+CLOCK_SECONDS = 1e-3  # Matroska and FLV keep times in whole milliseconds, and pass them on when a file is rewritten
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Describes the first video stream of a file (the one marked as default, if one is; cover art is not video).
+
+    Reads every packet's header but decodes one frame only. A file that is damaged or cut short gives what can be read,
+    and `damage` says what was wrong.
+
+    Raises VideoError if there is no such file, it is no video (or audio only), or not one frame of it decodes.
+    """
+    return describe(read_index(path))
+
+
+def describe(index: PacketIndex) -> VideoInfo:
+    """The packets' numbers as a player would tell them."""
+    tick_seconds = float(index.time_base)
+    times_N = (index.pts_N - index.pts_N[0]) * (index.time_base.numerator / index.time_base.denominator)
+    times_N.flags.writeable = False
+    num_frames = len(times_N)
+    duration_seconds = float(times_N[-1] + index.last_duration * tick_seconds)
+    even_N = np.linspace(0.0, times_N[-1], num_frames)
+    off_seconds = float(np.abs(times_N - even_N).max())
+    width_px, height_px = index.scaled_width_px, index.scaled_height_px
+    if index.orientation.transpose:
+        width_px, height_px = height_px, width_px
+    return VideoInfo(
+        path=index.path,
+        codec=index.codec,
+        width_px=width_px,
+        height_px=height_px,
+        rotation_degrees=index.rotation_degrees,
+        num_frames=num_frames,
+        duration_seconds=duration_seconds,
+        frames_per_second=num_frames / duration_seconds if duration_seconds > 0 else 0.0,
+        is_variable_frame_rate=off_seconds > 1.01 * max(tick_seconds, CLOCK_SECONDS),  # 1 %: floating point
+        frame_times_seconds=times_N,
+        damage=index.damage,
+    )

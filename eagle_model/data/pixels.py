@@ -1,0 +1,174 @@
+"""Pixels: what a plan asked for, and nothing else, as normalised patches in the order of the text's placeholders.
+
+Dims    I tiles, P = (tile_px / patch_px)**2 patches a tile, K = 3 * patch_px**2, L frames, Y and X pixels.
+Images  Pillow decodes; EXIF orientation is applied; transparency goes onto white; 16-bit gray is scaled, not cut.
+Videos  `eagle_kernels.video` decodes frame by frame, and each frame becomes one tile at once: a decoded frame is never
+        held longer than that.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_kernels.video import VideoError, decode
+from eagle_model.data.media import DataError, Sample, visual_order
+from eagle_model.data.sampling import VisualPlan
+from eagle_model.data.tiling import Grid
+
+MAX_IMAGE_PX = 89_478_485  # width x height; 256 MiB as RGB, and where Pillow too begins to suspect a bomb
+PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {  # EXIF orientation -> what makes it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width_px, height_px) as shown, from the header alone. Raises DataError when it is no image, or too large."""
+    with _open(path) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def load_image(path: Path) -> Tensor:
+    """uint8 RGB (Y, X, 3), upright, on white where transparent. Raises DataError when it cannot be decoded."""
+    with _open(path) as image:
+        orientation = _orientation(image)  # before load, which makes some formats upright themselves
+        try:
+            image.load()
+            rgb = _to_rgb(image, path)
+        except DataError:
+            raise
+        # Pillow's decoders raise these for damaged files, SyntaxError and struct.error's ValueError kin included.
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError) as error:
+            raise DataError(f"image {path} cannot be decoded: {error}.") from error
+        if orientation in _TRANSPOSE:
+            rgb = rgb.transpose(_TRANSPOSE[orientation])
+        return torch.from_numpy(np.array(rgb))
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+    except FileNotFoundError as error:
+        raise DataError(f"image {path} does not exist.") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"image {path} is larger than {MAX_IMAGE_PX} pixels; scale it down. {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise DataError(f"image {path} cannot be read: {error}.") from error
+    width, height = image.size
+    if width * height > MAX_IMAGE_PX:
+        image.close()
+        raise DataError(
+            f"image {path} has {width} x {height} = {width * height} pixels, more than {MAX_IMAGE_PX}; scale it down."
+        )
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation still to be applied, 1 to 8, read without decoding."""
+    if image.format == "TIFF":  # Pillow makes TIFF upright while loading, and its size says so already
+        return 1
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1  # Pillow would decode the whole file to look for EXIF behind the pixels
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    return orientation if orientation in _TRANSPOSE else 1
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit gray: I;16 and its byte orders, or I where the format has no other mode
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65_535:
+            raise DataError(
+                f"image {path} has gray values {values.min()} to {values.max()}; needs 8 or 16 bits. Convert it to PNG."
+            )
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 -> 255, rounded
+    if image.mode == "F":
+        raise DataError(f"image {path} has floating point pixels, whose white is unknown. Convert it to 8-bit PNG.")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def load_patches(
+    sample: Sample,
+    plan: VisualPlan,
+    *,
+    tile_px: int,
+    patch_px: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    stop: threading.Event | None = None,
+) -> Tensor:
+    """Patches of all tiles, (I, P, K) in PIXELS_DTYPE: images with their grid and thumbnail, videos one tile a frame.
+
+    stop: when another thread sets it, CancelledError is raised before the next image or frame.
+    Raises DataError when a file cannot be decoded or gives another number of tiles than the plan, naming both.
+    """
+
+    def tiles(frames_LYX3: Tensor, grid: Grid) -> Tensor:
+        return frames_to_tiles(
+            frames_LYX3,
+            grid,
+            tile_px=tile_px,
+            patch_px=patch_px,
+            mean=mean,
+            std=std,
+            thumbnail=True,
+            dtype=PIXELS_DTYPE,
+        )
+
+    num_tiles = sum(grid.num_tiles for grid in plan.grids) + sum(len(times) for times in plan.timestamps_seconds)
+    patches_IPK = torch.empty(num_tiles, (tile_px // patch_px) ** 2, 3 * patch_px**2, dtype=PIXELS_DTYPE)
+    filled = 0
+
+    def put(more_IPK: Tensor) -> None:
+        nonlocal filled
+        num_more = more_IPK.shape[0]
+        if filled + num_more <= num_tiles:
+            patches_IPK[filled : filled + num_more] = more_IPK
+        filled += num_more
+
+    for kind, k in visual_order(sample):
+        _check_stop(stop)
+        if kind == "image":
+            put(tiles(load_image(sample.images[k].path)[None], plan.grids[k]))
+            continue
+        video, times = sample.videos[k], plan.timestamps_seconds[k]
+        before = filled
+        try:
+            for frame in decode(video.path, times):
+                _check_stop(stop)
+                put(tiles(frame.rgb_YX3[None], Grid(1, 1)))
+        except (VideoError, OSError) as error:
+            raise DataError(f"video {video.path} cannot be decoded: {error}") from error
+        if filled - before != len(times):
+            raise DataError(f"video {video.path} gave {filled - before} frames, but the plan asked for {len(times)}.")
+    if filled != num_tiles:
+        raise DataError(f"{sample.id}: the files gave {filled} tiles, but the plan has {num_tiles}.")
+    return patches_IPK
+
+
+def _check_stop(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise CancelledError

@@ -1,0 +1,254 @@
+"""Processor: samples and chat messages -> tokens and pixels, first the numbers (a plan), then what the plan asks for.
+
+Dims    T tokens, I tiles, P patches a tile, K = 3 * patch_px**2.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from eagle_kernels.video import VideoError, VideoInfo, probe
+from eagle_model.batch import PackedBatch
+from eagle_model.data import sampling
+from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, SampledVideo
+from eagle_model.data.media import DataError, Sample, VideoRef, parse_sample
+from eagle_model.data.pixels import image_size, load_patches
+from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
+from eagle_model.data.tokens import TokenizedSample, pack_row, text_token_counter, tokenize
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "eagle_processor.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessorConfig:
+    context_tokens: int = 32_768
+    tile_px: int = 448
+    patch_px: int = 14
+    max_tiles: int = 12  # an image, thumbnail not counted
+    frames_per_second: float = 2.0  # a video is sampled no denser
+    min_frames: int = 8
+    max_frames: int = 512
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    system: str = DEFAULT_SYSTEM  # the system turn of conversations that have none; "" for none
+
+    def __post_init__(self) -> None:
+        if self.patch_px < 1 or self.tile_px < 1 or self.tile_px % (2 * self.patch_px):
+            raise ValueError(
+                f"ProcessorConfig: tile_px is {self.tile_px}; needs a multiple of 2 * patch_px = {2 * self.patch_px}, "
+                f"as a visual token is a block of 2 x 2 patches."
+            )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(math.isfinite(v) for v in values) or (name == "std" and min(values) <= 0):
+                raise ValueError(f"ProcessorConfig: {name} is {values}; needs three numbers, std above 0.")
+        self.sampling()  # checks the rest
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return (self.tile_px // (2 * self.patch_px)) ** 2
+
+    def sampling(self, max_tiles: int | None = None) -> SamplingConfig:
+        """What ADS needs to know; `max_tiles` lowers the limit for one source."""
+        return SamplingConfig(
+            context_tokens=self.context_tokens,
+            tokens_per_tile=self.tokens_per_tile,
+            tile_px=self.tile_px,
+            max_tiles=self.max_tiles if max_tiles is None else min(self.max_tiles, max_tiles),
+            frames_per_second=self.frames_per_second,
+            min_frames=self.min_frames,
+            max_frames=self.max_frames,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePlan:
+    """All decisions about one sample; no pixel was read."""
+
+    sample: Sample
+    visual: VisualPlan
+    videos: tuple[SampledVideo, ...]  # the sampled times, and the rate that the text names
+    num_tokens: int
+    generation_prompt: bool = False
+
+    @property
+    def num_tiles(self) -> int:
+        return sum(grid.num_tiles for grid in self.visual.grids) + sum(len(v.timestamps_seconds) for v in self.videos)
+
+
+class LoadedSample(NamedTuple):
+    tokens: TokenizedSample
+    patches_IPK: Tensor
+
+
+class Processor:
+    """Everything between a sample and its tensors. Not changed by use; safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self.encoder = ChatEncoder(tokenizer, system=config.system)
+
+    def plan_sample(
+        self, sample: Sample, *, max_tiles: int | None = None, generation_prompt: bool = False
+    ) -> SamplePlan:
+        """Which frames and tiles of the sample will be seen, and its exact number of tokens.
+
+        Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
+        Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
+        """
+        try:
+            images = [image_size(image.path) for image in sample.images]
+            clips = [_clip(video) for video in sample.videos]
+            visual = sampling.plan(
+                self.config.sampling(max_tiles),
+                images=images,
+                videos=[clip.frame_times_seconds for clip in clips],
+                text_tokens=text_token_counter(
+                    self.encoder,
+                    sample,
+                    lambda video, num_frames: num_frames / clips[video].duration_seconds,
+                    generation_prompt=generation_prompt,
+                ),
+            )
+        except (DataError, DoesNotFit) as error:
+            raise DataError(f"sample {sample.id}: {error}") from error
+        videos = tuple(
+            SampledVideo(times, len(times) / clip.duration_seconds)
+            for times, clip in zip(visual.timestamps_seconds, clips, strict=True)
+        )
+        return SamplePlan(sample, visual, videos, visual.num_tokens, generation_prompt)
+
+    def tokenize(self, plan: SamplePlan) -> TokenizedSample:
+        """The planned sample's tokens. Raises DataError when they are not as many as the plan says."""
+        tokens = tokenize(
+            self.encoder,
+            plan.sample,
+            videos=plan.videos,
+            tiles_per_image=[grid.num_tiles for grid in plan.visual.grids],
+            tokens_per_tile=self.config.tokens_per_tile,
+            generation_prompt=plan.generation_prompt,
+        )
+        if tokens.token_ids_T.numel() != plan.num_tokens:
+            raise DataError(
+                f"sample {plan.sample.id}: {tokens.token_ids_T.numel()} tokens, but {plan.num_tokens} were planned."
+            )
+        return tokens
+
+    def load_sample(self, plan: SamplePlan, *, stop: threading.Event | None = None) -> LoadedSample:
+        """Tokens and pixels of a planned sample.
+
+        stop: set by another thread, it ends the work early with CancelledError.
+        Raises DataError, naming the sample, when a file cannot be decoded as planned.
+        """
+        tokens = self.tokenize(plan)
+        try:
+            patches_IPK = load_patches(
+                plan.sample,
+                plan.visual,
+                tile_px=self.config.tile_px,
+                patch_px=self.config.patch_px,
+                mean=self.config.mean,
+                std=self.config.std,
+                stop=stop,
+            )
+        except DataError as error:
+            raise DataError(f"sample {plan.sample.id}: {error}") from error
+        return LoadedSample(tokens, patches_IPK)
+
+    def __call__(self, messages: Sequence[dict], *, root: str | Path | None = None) -> PackedBatch:
+        """Chat messages -> a batch of one document that ends where the assistant's answer begins; nothing supervised.
+
+        messages: [{"role": "user", "content": [{"type": "video", "video": "clip.mp4"}, {"type": "text", ...}]}, ...].
+        root: media must lie inside this folder: give one when the messages come from someone else. None trusts
+        them: paths are relative to the working folder and may lead anywhere.
+
+        Raises DataError when the messages or a file are unusable, or do not fit config.context_tokens.
+        """
+        trusted = root is None
+        sample = parse_sample(
+            {"messages": list(messages)},
+            root=Path(".") if root is None else Path(root),
+            where="messages",
+            allow_outside_root=trusted,
+        )
+        if sample.turns[-1].role == "assistant":
+            raise DataError("messages: the last turn is the assistant's; needs a turn to answer.")
+        tokens, patches_IPK = self.load_sample(self.plan_sample(sample, generation_prompt=True))
+        unsupervised = replace(tokens, labels_T=tokens.labels_T.new_full(tokens.labels_T.shape, IGNORE_INDEX))
+        return pack_row([unsupervised], patches_IPK)
+
+    # -- files
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Processor:
+        """Reads what `save_pretrained` wrote. Raises ValueError for missing files and for fields unknown or missing."""
+        folder = Path(folder)
+        for name in (TOKENIZER_FILE, CONFIG_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} has no {name}; needs a folder that Processor.save_pretrained wrote.")
+        try:
+            values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
+        known = {field.name for field in fields(ProcessorConfig)}
+        if not isinstance(values, dict):
+            raise ValueError(f"{folder / CONFIG_FILE} holds no object.")
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"{folder / CONFIG_FILE} has the unknown field {unknown[0]!r}; known are {sorted(known)}.")
+        if missing := sorted(known - set(values)):
+            raise ValueError(f"{folder / CONFIG_FILE} lacks the field {missing[0]!r}.")
+        config = ProcessorConfig(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        return cls(Tokenizer.from_file(str(folder / TOKENIZER_FILE)), config)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes tokenizer.json and eagle_processor.json into `folder`, which is made if need be."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(str(folder / TOKENIZER_FILE))
+        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+
+
+class _Clip(NamedTuple):
+    frame_times_seconds: np.ndarray  # from the file's first shown frame
+    duration_seconds: float
+
+
+def _clip(video: VideoRef) -> _Clip:
+    """The frames shown in [start, end), or the one on show at `start` where none begins in it.
+
+    The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r.
+    """
+    if not video.path.is_file():
+        raise DataError(f"video {video.path} does not exist.")
+    try:
+        info = probe(video.path)
+    except (VideoError, OSError) as error:
+        raise DataError(f"video {video.path} cannot be read: {error}") from error
+    times = info.frame_times_seconds
+    start = video.start_seconds or 0.0
+    if start >= max(info.duration_seconds, times[-1]) and start > 0:
+        raise DataError(
+            f"the clip starts at {start:g} s, but video {video.path} lasts {info.duration_seconds:.3f} s. "
+            f"Correct the clip's times."
+        )
+    first = int(np.searchsorted(times, start, side="left"))
+    last = len(times) if video.end_seconds is None else int(np.searchsorted(times, video.end_seconds, side="left"))
+    if first >= last:
+        first = int(np.searchsorted(times, start, side="right")) - 1
+        last = first + 1
+    times = times[first:last]
+    if len(times) == 1:
+        return _Clip(times, 1 / _rate(info))
+    return _Clip(times, float(times[-1] - times[0]) * len(times) / (len(times) - 1))

@@ -1,0 +1,227 @@
+"""How much of a sample's images and videos fits beside its text: Automatic Degradation Sampling (ADS). Numbers only.
+
+The text is kept whole. What remains of the context goes first to video frames (one tile each), as many as fit with
+every image at one tile, then to tiles: the most tiles an image that still fit.
+
+Source: arXiv:2504.15271, the section on ADS. The public release holds no code for it, so these are our reading:
+what a frame's label costs is counted exactly, several videos share the frames as `split_frames` says, and N_min, for
+which the paper gives no number, is `min_frames`, or all of a video that has fewer to give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from eagle_model.data.tiling import Grid, choose_grid
+
+TILE_STEPS = (12, 8, 6, 4, 2, 1)  # the paper's values of t
+
+Times = tuple[tuple[float, ...], ...]  # seconds, one tuple a video
+
+
+class DoesNotFit(ValueError):
+    """The text, one tile an image and the fewest frames of each video are together more than the context."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    context_tokens: int
+    tokens_per_tile: int = 256
+    tile_px: int = 448
+    max_tiles: int = 12  # an image, thumbnail not counted
+    frames_per_second: float = 2.0  # no video is sampled faster than this
+    min_frames: int = 8  # a video
+    max_frames: int = 512  # a video
+
+    def __post_init__(self) -> None:
+        for name in ("context_tokens", "tokens_per_tile", "tile_px", "max_tiles", "min_frames", "max_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"SamplingConfig: {name} is {getattr(self, name)}; needs at least 1.")
+        if not self.frames_per_second > 0:
+            raise ValueError(f"SamplingConfig: frames_per_second is {self.frames_per_second}; needs more than 0.")
+        if self.min_frames > self.max_frames:
+            raise ValueError(
+                f"SamplingConfig: min_frames is {self.min_frames} and max_frames {self.max_frames}. "
+                "Lower min_frames or raise max_frames."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisualPlan:
+    grids: tuple[Grid, ...]  # one an image
+    timestamps_seconds: Times  # the frames to decode, one tile each
+    max_tiles: int  # t of the paper: what the grids were chosen with
+    num_visual_tokens: int
+    num_text_tokens: int  # <img>, </img> and frame labels included
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_visual_tokens + self.num_text_tokens
+
+
+def plan(
+    config: SamplingConfig,
+    *,
+    images: Sequence[tuple[int, int]],
+    videos: Sequence[np.ndarray],
+    text_tokens: Callable[[Sequence[Sequence[float]]], int],
+) -> VisualPlan:
+    """Frames of each video and tile grid of each image, such that the whole sample fits the context.
+
+    1. Temporal, images at one tile: the largest number of frames n, all videos together, with which the sample fits.
+    2. Tiling, n as found: the largest t of 12, 8, 6, 4, 2, 1 (and config.max_tiles; none above it) with which it
+       still fits. Each t is tried, as an image's tiles need not grow with t.
+
+    Args:    images: (width_px, height_px) of each.
+             videos: frame times of each clip, seconds, ascending. (Page numbers do for a document: one tile a page,
+             and from frames_per_second=1 on every page counts.)
+             text_tokens: the sample's exact number of non-visual tokens, <img>, </img> and frame labels included,
+             given the times sampled from each video. Called once if all frames fit, else about log2(n) times.
+    Returns: VisualPlan with num_tokens <= config.context_tokens.
+    Raises:  DoesNotFit, with all the numbers, if not even the fewest frames fit.
+             ValueError if a video has no frames or its times do not ascend, or an image has a side below 1 px.
+    """
+    for k, frame_times in enumerate(videos, 1):
+        _check_times(k, frame_times)
+    most = [max_frames_of(frame_times, config) for frame_times in videos]
+    least = [min(config.min_frames, n) for n in most]
+
+    @cache
+    def sample(num_frames: int) -> tuple[Times, int]:
+        """The times of num_frames frames, and the tokens of all text beside them."""
+        shares = split_frames(num_frames, most, least)
+        times = tuple(sample_times(frame_times, n) for frame_times, n in zip(videos, shares))
+        return times, text_tokens(times)
+
+    num_frames = _most_that_fit(config, len(images), sum(least), sum(most), lambda n: sample(n)[1])
+    times, num_text_tokens = sample(num_frames)
+
+    steps = {config.max_tiles, *(t for t in TILE_STEPS if t < config.max_tiles)}
+    for max_tiles in sorted(steps, reverse=True):
+        grids = tuple(choose_grid(w, h, tile_px=config.tile_px, max_tiles=max_tiles) for w, h in images)
+        num_visual_tokens = config.tokens_per_tile * (num_frames + sum(grid.num_tiles for grid in grids))
+        if num_visual_tokens + num_text_tokens <= config.context_tokens:
+            break  # at the latest at 1, which num_frames was found with
+    return VisualPlan(
+        grids=grids,
+        timestamps_seconds=times,
+        max_tiles=max_tiles,
+        num_visual_tokens=num_visual_tokens,
+        num_text_tokens=num_text_tokens,
+    )
+
+
+def _most_that_fit(
+    config: SamplingConfig, num_images: int, least: int, most: int, text_tokens: Callable[[int], int]
+) -> int:
+    """The largest number of frames, from least to most, with which text, images at one tile and frames fit.
+
+    A label's length varies with its time, so the total is no straight line, nor even sure to rise with every frame.
+    The search goes down from the largest number that would fit without any text. While the excess is many frames'
+    worth, it leaves out half of them at once, else one. So what it returns was counted and fits, it never misses
+    `least`, and no larger number fits unless some run of frames costs twice what frames cost on average.
+    """
+
+    def total(num_frames: int) -> int:
+        return config.tokens_per_tile * (num_images + num_frames) + text_tokens(num_frames)
+
+    n = min(most, config.context_tokens // config.tokens_per_tile - num_images)
+    while n >= least:
+        excess = total(n) - config.context_tokens
+        if excess <= 0:
+            return n
+        tokens_per_frame = (total(n) - total(least)) / (n - least) if n > least else 0
+        n -= max(1, int(excess / max(tokens_per_frame, config.tokens_per_tile) / 2))
+
+    parts = [f"{text_tokens(least)} of text"]
+    ways = ["raise context_tokens", "shorten the text"]
+    if num_images:
+        parts.append(f"{num_images} images x {config.tokens_per_tile}")
+        ways.append("give fewer images")
+    if least:
+        parts.append(f"{least} frames x {config.tokens_per_tile} (min_frames={config.min_frames} a video)")
+        ways.append("lower min_frames")
+    raise DoesNotFit(
+        f"the sample needs at least {total(least)} tokens and context_tokens is {config.context_tokens}: "
+        f"{' + '.join(parts)}. To fit it, {', '.join(ways[:-1])} or {ways[-1]}."
+    )
+
+
+def _check_times(number: int, frame_times: np.ndarray) -> None:
+    if frame_times.ndim != 1 or len(frame_times) == 0:
+        raise ValueError(
+            f"video {number}: its frame times have shape {frame_times.shape}; needs (frames,), at least one."
+        )
+    if not np.isfinite(frame_times).all():
+        raise ValueError(
+            f"video {number}: frame times hold {frame_times[~np.isfinite(frame_times)][0]}; needs seconds."
+        )
+    falls = np.flatnonzero(np.diff(frame_times) < 0)
+    if len(falls):
+        k = int(falls[0])
+        raise ValueError(
+            f"video {number}: frame {k + 1} is at {frame_times[k + 1]} s, before frame {k} at {frame_times[k]} s. "
+            "Sort its frame times."
+        )
+
+
+def max_frames_of(frame_times: np.ndarray, config: SamplingConfig) -> int:
+    """N_max of a clip: min(its frames, floor(frames_per_second * its duration), max_frames), but at least 1.
+
+    The last frame is shown for as long as the mean of the others, so 300 frames at 30 fps last 10 seconds.
+    """
+    num_frames = len(frame_times)
+    if num_frames == 1:
+        return 1
+    duration_seconds = float(frame_times[-1] - frame_times[0]) * num_frames / (num_frames - 1)
+    # Containers round times, to milliseconds at worst: a hundredth of a frame keeps 9.9995 s at 2 fps at 20 frames.
+    at_rate = int(config.frames_per_second * duration_seconds + 0.01)
+    return max(1, min(num_frames, at_rate, config.max_frames))
+
+
+def split_frames(num_frames: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
+    """num_frames shared among videos in proportion to `most`, none below its `least`.
+
+    Videos whose share would be below `least` get `least`, the others share the rest; whole frames by largest
+    remainder, equal remainders to the earlier video. So a longer video never gets less than a shorter one.
+    Needs sum(least) <= num_frames <= sum(most); then no share is above `most`.
+    """
+    shares = list(least)
+    sharing, left = list(range(len(most))), num_frames
+    while True:
+        total = sum(most[i] for i in sharing)
+        enough = [i for i in sharing if most[i] * left >= least[i] * total]
+        if enough == sharing:
+            break
+        left -= sum(least[i] for i in sharing if i not in enough)
+        sharing = enough
+    for i in sharing:
+        shares[i] = most[i] * left // total
+    missing = num_frames - sum(shares)
+    for i in sorted(sharing, key=lambda i: -(most[i] * left % total))[:missing]:  # stable: the earlier of equals
+        shares[i] += 1
+    return shares
+
+
+def sample_times(frame_times: np.ndarray, num_frames: int) -> tuple[float, ...]:
+    """num_frames <= len(frame_times) of a clip's frame times, evenly spaced from its first to its last frame.
+
+    Each even time takes the nearest frame, of two equally near (to a microsecond) the earlier. No frame is taken
+    twice: where frames are sparse, the next one free is. Ascending.
+    """
+    if num_frames == 1:
+        return (float(frame_times[0]),)
+    targets = np.linspace(frame_times[0], frame_times[-1], num_frames)
+    after = np.searchsorted(frame_times, targets).clip(1, len(frame_times) - 1)
+    before = after - 1
+    is_after = frame_times[after] - targets < targets - frame_times[before] - 1e-6
+    nearest = np.where(is_after, after, before)
+    # Strictly ascending: each at least one past the one before, and far enough from the end for those to come.
+    order = np.arange(num_frames)
+    chosen = np.maximum.accumulate(nearest - order) + order
+    chosen = np.minimum(chosen, len(frame_times) - num_frames + order)
+    return tuple(frame_times[chosen].tolist())

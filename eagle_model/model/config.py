@@ -1,0 +1,360 @@
+"""Sizes of the model, and their form in config.json.
+
+Source  nvidia/Eagle2.5-8B's config.json (class Eagle2_5_VLConfig of NVlabs/Eagle), transformers' SiglipVisionConfig and
+        Qwen2Config. Fields keep the names they have there, except pixels, which carry their unit.
+
+Reading: `text_config` or its old name `llm_config`; `rope_theta` or transformers 5's `rope_parameters`;
+`max_dynamic_tiles` or vLLM's `max_dynamic_patch`. A field that is absent has the default of transformers' class, because
+transformers leaves defaults out when it writes. A field that would ask for another computation than this model's is an
+error. Fields that the model does not need are kept in `other` and written back, so that a round trip loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# What the model computes, and nothing else: key -> the one value allowed. Written on save.
+_ONLY_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_act": "gelu_pytorch_tanh",
+    "num_channels": 3,
+    "attention_dropout": 0.0,
+}
+_ONLY_TEXT = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "use_sliding_window": False,
+    "attention_dropout": 0.0,
+}
+_ONLY_EAGLE = {
+    "architectures": ["Eagle2_5_VLForConditionalGeneration"],
+    "model_type": "eagle_2_5_vl",
+    "use_pixel_shuffle": True,
+    "downsample_ratio": 0.5,
+    "mlp_connector_layers": 2,
+}
+
+# What transformers' classes assume of absent fields.
+_DEFAULT_VISION = {
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "layer_norm_eps": 1e-6,
+}
+_DEFAULT_TEXT = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+}
+# Fields of the released configuration that other programs read and the model does not.
+_DEFAULT_EAGLE_OTHER = {
+    "template": "qwen2-chat",
+    "dynamic_image_size": True,
+    "use_thumbnail": True,
+    "pad2square": False,
+    "loss_version": "efficient_v2_cp_head",
+    "mlp_checkpoint": False,
+    "use_backbone_lora": 0,
+    "use_llm_lora": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """SigLIP2's sizes. `image_size` and `patch_size` of config.json are `tile_px` and `patch_px` here."""
+
+    tile_px: int
+    patch_px: int
+    hidden_size: int  # C
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    layer_norm_eps: float = 1e-6
+    other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _need_positive(self, "tile_px", "patch_px", "hidden_size", "intermediate_size", "num_hidden_layers")
+        _need_heads(self)
+        if self.tile_px % (2 * self.patch_px):
+            raise ValueError(
+                f"VisionConfig: tile_px is {self.tile_px} and patch_px {self.patch_px}; four patches become one token, so "
+                f"tile_px needs to be a multiple of 2 * patch_px = {2 * self.patch_px}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_patches(self) -> int:
+        """P, patches a tile."""
+        return (self.tile_px // self.patch_px) ** 2
+
+    @property
+    def num_patch_values(self) -> int:
+        """K, numbers a patch: (channel, y, x)."""
+        return 3 * self.patch_px**2
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> VisionConfig:
+        """From the `vision_config` part of config.json. Raises ValueError as the file's docstring says."""
+        other = _without_fixed("vision_config", fields, _ONLY_VISION)
+        other.pop("vision_use_head", None)  # the pooling head is never part of this model
+        known = {key: other.pop(key, default) for key, default in _DEFAULT_VISION.items()}
+        return cls(tile_px=known.pop("image_size"), patch_px=known.pop("patch_size"), **known, other=other)
+
+    def to_dict(self) -> dict[str, Any]:
+        known = {key: getattr(self, key) for key in _DEFAULT_VISION if key not in ("image_size", "patch_size")}
+        pixels = {"image_size": self.tile_px, "patch_size": self.patch_px}
+        return {**self.other, **_ONLY_VISION, **pixels, **known, "vision_use_head": False}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextConfig:
+    """Qwen2.5's sizes."""
+
+    vocab_size: int
+    hidden_size: int  # D
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int = 32768
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    tie_word_embeddings: bool = False
+    other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _need_positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads")
+        _need_heads(self)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"TextConfig: num_key_value_heads is {self.num_key_value_heads}; needs a divisor of "
+                f"num_attention_heads, {self.num_attention_heads}."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"TextConfig: the head width is {self.head_dim}; rotary positions need an even one.")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TextConfig:
+        """From the `text_config` part of config.json. Raises ValueError as the file's docstring says."""
+        other = _without_fixed("text_config", fields, _ONLY_TEXT)
+        rope = other.pop("rope_parameters", None) or {}
+        if rope.get("rope_type", "default") != "default":
+            raise ValueError(f"config.json: text_config.rope_parameters is {rope}; needs rope_type 'default'.")
+        if "rope_theta" in rope:
+            other["rope_theta"] = rope["rope_theta"]
+        known = {key: other.pop(key, default) for key, default in _DEFAULT_TEXT.items()}
+        if known["num_key_value_heads"] is None:  # transformers' way to say: as many as query heads
+            known["num_key_value_heads"] = known["num_attention_heads"]
+        config = cls(**known, other=other)
+        if other.get("head_dim", config.head_dim) not in (None, config.head_dim):
+            raise ValueError(
+                f"config.json: text_config.head_dim is {other['head_dim']}; needs hidden_size / num_attention_heads "
+                f"= {config.head_dim}."
+            )
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.other, **_ONLY_TEXT, **{key: getattr(self, key) for key in _DEFAULT_TEXT}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EagleConfig:
+    """The whole model. `image_token_id` (config.json: `image_token_index`) is the placeholder that visual tokens replace.
+
+    select_layer: -1 takes the last vision layer after post_layernorm; any other value takes hidden_states[select_layer]
+    without it, where hidden_states[0] is the embedding, as in transformers.
+    min_dynamic_tiles, max_dynamic_tiles: for those who prepare images; the model does not use them.
+    """
+
+    vision: VisionConfig
+    text: TextConfig
+    image_token_id: int
+    select_layer: int = -1
+    min_dynamic_tiles: int = 1
+    max_dynamic_tiles: int = 12
+    initializer_range: float = 0.02  # standard deviation of new weights
+    other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+
+    def __post_init__(self) -> None:
+        layers = self.vision.num_hidden_layers
+        if not -(layers + 1) <= self.select_layer <= layers:
+            raise ValueError(
+                f"EagleConfig: select_layer is {self.select_layer}; needs {-(layers + 1)} to {layers}, as the vision "
+                f"encoder has {layers} layers."
+            )
+        if not 0 <= self.image_token_id < self.text.vocab_size:
+            raise ValueError(
+                f"EagleConfig: image_token_id is {self.image_token_id}; needs 0 to {self.text.vocab_size - 1}, an id of "
+                f"the vocabulary. Raise text.vocab_size to the tokenizer's length."
+            )
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return self.vision.num_patches // 4
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> EagleConfig:
+        """From the content of config.json. Raises ValueError as the file's docstring says."""
+        other = _without_fixed("", fields, _ONLY_EAGLE)
+        if "vision_config" not in other:
+            raise ValueError("config.json has no vision_config; needs one of model_type siglip_vision_model.")
+        vision = VisionConfig.from_dict(other.pop("vision_config"))
+        if "text_config" not in other and "llm_config" not in other:
+            raise ValueError("config.json has neither text_config nor llm_config; needs one of model_type qwen2.")
+        llm_config = other.pop("llm_config", None)
+        text = TextConfig.from_dict(other.pop("text_config", llm_config))
+        tile_px = other.pop("force_image_size", None)
+        if tile_px not in (None, vision.tile_px):
+            raise ValueError(
+                f"config.json: force_image_size is {tile_px}; needs vision_config.image_size, {vision.tile_px}: the "
+                f"position table has one row a patch."
+            )
+        if "image_token_index" not in other:
+            raise ValueError("config.json has no image_token_index, the id of the token <IMG_CONTEXT>.")
+        other.pop("tie_word_embeddings", None)  # transformers copies it from text_config
+        return cls(
+            vision=vision,
+            text=text,
+            image_token_id=other.pop("image_token_index"),
+            select_layer=other.pop("select_layer", -1),
+            min_dynamic_tiles=_pop_either(other, "min_dynamic_tiles", "min_dynamic_patch", 1),
+            max_dynamic_tiles=_pop_either(other, "max_dynamic_tiles", "max_dynamic_patch", 12),
+            initializer_range=other.pop("initializer_range", 0.02),
+            other=other,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds. vLLM reads min/max_dynamic_patch, everyone else min/max_dynamic_tiles: both are there."""
+        return {
+            **_DEFAULT_EAGLE_OTHER,
+            **self.other,
+            **_ONLY_EAGLE,
+            "vision_config": self.vision.to_dict(),
+            "text_config": self.text.to_dict(),
+            "tie_word_embeddings": self.text.tie_word_embeddings,
+            "image_token_index": self.image_token_id,
+            "force_image_size": self.vision.tile_px,
+            "select_layer": self.select_layer,
+            "min_dynamic_tiles": self.min_dynamic_tiles,
+            "max_dynamic_tiles": self.max_dynamic_tiles,
+            "min_dynamic_patch": self.min_dynamic_tiles,
+            "max_dynamic_patch": self.max_dynamic_tiles,
+            "initializer_range": self.initializer_range,
+        }
+
+    @classmethod
+    def read(cls, path: Path | str) -> EagleConfig:
+        """From a config.json. Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.")
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}.") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path} holds a {type(fields).__name__}; needs a JSON object.")
+        try:
+            return cls.from_dict(fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def tiny(*, vocab_size: int, image_token_id: int, tile_px: int = 28, patch_px: int = 7) -> EagleConfig:
+    """A model of about 0.75 million parameters that learns on a laptop: the same code, small sizes."""
+    return EagleConfig(
+        vision=VisionConfig(
+            tile_px=tile_px,
+            patch_px=patch_px,
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        ),
+        text=TextConfig(
+            vocab_size=vocab_size,
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rope_theta=10_000.0,
+        ),
+        image_token_id=image_token_id,
+    )
+
+
+def eagle2_5_8b() -> EagleConfig:
+    """nvidia/Eagle2.5-8B: SigLIP2-so400m at 448 px and Qwen2.5-7B with Eagle's nine added tokens."""
+    return EagleConfig(
+        vision=VisionConfig(
+            tile_px=448,
+            patch_px=14,
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_hidden_layers=27,
+            num_attention_heads=16,
+        ),
+        text=TextConfig(
+            vocab_size=151674,
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+        ),
+        image_token_id=151667,
+    )
+
+
+def _without_fixed(section: str, fields: Mapping[str, Any], only: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` less the keys of `only`, whose values must be those of `only` where present."""
+    for key, value in only.items():
+        if key in fields and fields[key] != value:
+            name = f"{section}.{key}" if section else key
+            raise ValueError(f"config.json: {name} is {fields[key]!r}; this model computes {value!r} only.")
+    return {key: value for key, value in fields.items() if key not in only}
+
+
+def _pop_either(fields: dict[str, Any], name: str, alias: str, default: int) -> int:
+    first, second = fields.pop(name, None), fields.pop(alias, None)
+    if first is not None and second is not None and first != second:
+        raise ValueError(f"config.json: {name} is {first} but {alias} is {second}; they mean the same and must agree.")
+    return first if first is not None else second if second is not None else default
+
+
+def _need_positive(config: VisionConfig | TextConfig, *names: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) < 1:
+            raise ValueError(f"{type(config).__name__}: {name} is {value}; needs at least 1.")
+
+
+def _need_heads(config: VisionConfig | TextConfig) -> None:
+    heads = config.num_attention_heads
+    if heads < 1 or config.hidden_size % heads:
+        raise ValueError(
+            f"{type(config).__name__}: num_attention_heads is {heads}; needs a divisor of hidden_size, {config.hidden_size}."
+        )

@@ -1,0 +1,72 @@
+"""Greedy generation for a packed row of prompts, with a cache of keys and values.
+
+Dims     T tokens of this step, S documents, V vocabulary.
+Cache    Each document owns a run of rows as long as its prompt plus all that it may generate, so that a step writes one
+         row a document and moves nothing; the attention's segments say how many of a run's rows are filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from eagle_kernels.attention import AttentionPlan
+from eagle_model.batch import PackedBatch
+
+if TYPE_CHECKING:
+    from eagle_model.model.eagle import Eagle
+
+
+@torch.no_grad()
+def greedy(model: Eagle, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int]) -> list[list[int]]:
+    """The new token ids of each document of `batch`, at most `max_new_tokens`. A document ends with the first token of
+    `stop_token_ids`, which is the last of its list.
+
+    Raises ValueError for max_new_tokens < 1, for a document without tokens, and where `Eagle.embed` does.
+    """
+    lengths = batch.cu_seqlens.diff().tolist()
+    if max_new_tokens < 1:
+        raise ValueError(f"generate: max_new_tokens is {max_new_tokens}; needs at least 1.")
+    if min(lengths, default=0) < 1:
+        raise ValueError(f"generate: the prompts have {lengths} tokens; each needs at least 1.")
+    device = batch.token_ids_T.device
+    prompt_starts = batch.cu_seqlens[:-1]
+    run_starts = [prompt + i * max_new_tokens for i, prompt in enumerate(prompt_starts.tolist())]
+    num_rows = batch.num_tokens + len(lengths) * max_new_tokens
+
+    def ints(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    # Prefill: the prompts' keys go to the first rows of their runs.
+    rows_T = torch.repeat_interleave(ints(run_starts), ints(lengths)) + batch.positions_T
+    caches = model.llm.new_caches(num_rows, rows_T.long())
+    plan = AttentionPlan.from_segments(
+        prompt_starts, ints(lengths), ints(run_starts), ints(lengths),
+        num_tokens=batch.num_tokens, num_tokens_k=num_rows,
+    )  # fmt: skip
+    hidden_TD = model.llm(model.embed(batch), batch.positions_T, plan, caches)
+    last_SD = hidden_TD[batch.cu_seqlens[1:].long() - 1]
+
+    new_ids: list[list[int]] = [[] for _ in lengths]
+    active = list(range(len(lengths)))  # documents still going on, in the order of last_SD's rows
+    while True:
+        next_ids = model.lm_head(last_SD).argmax(dim=1).tolist()
+        for i, token_id in zip(active, next_ids, strict=True):
+            new_ids[i].append(token_id)
+        active = [i for i in active if new_ids[i][-1] not in stop_token_ids and len(new_ids[i]) < max_new_tokens]
+        if not active:
+            return new_ids
+        # One token a document goes on: its position is the number of tokens before it.
+        positions = [lengths[i] + len(new_ids[i]) - 1 for i in active]
+        rows_T = ints([run_starts[i] + position for i, position in zip(active, positions, strict=True)]).long()
+        caches = [replace(cache, rows_T=rows_T) for cache in caches]
+        one_each = ints([1] * len(active))
+        plan = AttentionPlan.from_segments(
+            one_each.cumsum(0, dtype=torch.int32) - 1, one_each, ints([run_starts[i] for i in active]),
+            ints(positions) + 1, num_tokens=len(active), num_tokens_k=num_rows,
+        )  # fmt: skip
+        embeddings_TD = model.llm.embed_tokens(ints([new_ids[i][-1] for i in active]).long())
+        last_SD = model.llm(embeddings_TD, ints(positions), plan, caches)

@@ -1,0 +1,100 @@
+"""SigLIP2's vision encoder on packed patches: tiles in, one vector a patch out.
+
+Dims     I tiles, P patches a tile, K = 3 * patch_px**2 numbers a patch (channel, y, x), C width, H heads, D head width,
+         R = I * P rows.
+Weights  `vision_model.vision_model.*` of nvidia/Eagle2.5-8B. The released patch embedding is a convolution whose stride is
+         its size: on patches cut beforehand it is a linear layer with weight (C, K), the same numbers in the same order.
+Source   Tschannen et al. 2025, arXiv:2502.14786; transformers' SiglipVisionModel. No pooling head: Eagle does not use it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from eagle_kernels.attention import AttentionPlan, varlen_attention
+from eagle_kernels.gelu_bias import gelu_bias
+from eagle_kernels.layer_norm import layer_norm
+from eagle_model.model.config import EagleConfig, VisionConfig
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, cfg: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = cfg.num_attention_heads
+        self.q_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
+        self.k_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
+        self.v_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
+        self.out_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
+
+    def forward(self, x_RC: Tensor, plan: AttentionPlan) -> Tensor:
+        q_RHD, k_RHD, v_RHD = (p(x_RC).unflatten(1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(varlen_attention(q_RHD, k_RHD, v_RHD, plan, causal=False).flatten(1))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, cfg: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(cfg.hidden_size, cfg.intermediate_size)
+        self.fc2 = nn.Linear(cfg.intermediate_size, cfg.hidden_size)
+
+    def forward(self, x_RC: Tensor) -> Tensor:
+        return self.fc2(gelu_bias(F.linear(x_RC, self.fc1.weight), self.fc1.bias))  # fc1's bias is added with the GELU
+
+
+class VisionLayer(nn.Module):
+    def __init__(self, cfg: VisionConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
+        self.self_attn = VisionAttention(cfg)
+        self.layer_norm2 = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
+        self.mlp = VisionMLP(cfg)
+
+    def forward(self, x_RC: Tensor, plan: AttentionPlan) -> Tensor:
+        x_RC = x_RC + self.self_attn(_norm(x_RC, self.layer_norm1), plan)
+        return x_RC + self.mlp(_norm(x_RC, self.layer_norm2))
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, cfg: EagleConfig) -> None:
+        super().__init__()
+        self.cfg = cfg.vision
+        self.patch_embedding = nn.Linear(self.cfg.num_patch_values, self.cfg.hidden_size)
+        self.position_embedding = nn.Embedding(self.cfg.num_patches, self.cfg.hidden_size)
+        self.layers = nn.ModuleList(VisionLayer(self.cfg) for _ in range(self.cfg.num_hidden_layers))
+        self.post_layernorm = nn.LayerNorm(self.cfg.hidden_size, eps=self.cfg.layer_norm_eps)
+        # hidden_states[k] is what comes out of the first k layers; -1 means all of them and the norm after them
+        self.takes_norm = cfg.select_layer == -1
+        self.num_layers_run = cfg.select_layer % (self.cfg.num_hidden_layers + 1)
+
+    def forward(self, patches_IPK: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
+        """(I, P, K), normalised pixels -> (I, P, C). I may be 0. Pixels are cast to the parameters' dtype.
+
+        Raises ValueError unless P and K are the config's.
+        """
+        num_tiles = patches_IPK.shape[0]
+        need = (self.cfg.num_patches, self.cfg.num_patch_values)
+        if patches_IPK.shape[1:] != need:
+            raise ValueError(
+                f"VisionEncoder: patches_IPK is {tuple(patches_IPK.shape)}; needs (tiles, {need[0]}, {need[1]}): tiles of "
+                f"{self.cfg.tile_px} px in patches of {self.cfg.patch_px} px."
+            )
+        x_IPC = self.patch_embedding(patches_IPK.to(self.patch_embedding.weight.dtype)) + self.position_embedding.weight
+        x_RC = x_IPC.flatten(0, 1)
+        # every tile attends to itself alone; one plan serves all layers
+        starts = torch.arange(num_tiles + 1, dtype=torch.int32, device=x_RC.device) * self.cfg.num_patches
+        plan = AttentionPlan.from_cu_seqlens(starts, num_tokens=x_RC.shape[0])
+        for layer in self.layers[: self.num_layers_run]:
+            if checkpoint_activations:
+                x_RC = checkpoint(layer, x_RC, plan, use_reentrant=False)
+            else:
+                x_RC = layer(x_RC, plan)
+        if self.takes_norm:
+            x_RC = _norm(x_RC, self.post_layernorm)
+        return x_RC.unflatten(0, (num_tiles, self.cfg.num_patches))
+
+
+def _norm(x_RC: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return layer_norm(x_RC, norm.weight, norm.bias, norm.eps)

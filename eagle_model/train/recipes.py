@@ -1,0 +1,37 @@
+"""Recipes: functions that return a TrainConfig. `eagle train NAME --set data.recipe=FILE` runs one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from eagle_model.data.loader import DataConfig
+from eagle_model.train.config import ConfigError, OptimizerConfig, TrainConfig
+
+
+def tiny() -> TrainConfig:
+    """A model of under a million parameters, from scratch: learns a small video task on two CPU cores in minutes.
+
+    Learning rate 1e-3: measured on questions about moving handwritten digits, where 3e-3 never left chance.
+    """
+    return TrainConfig(
+        model="tiny",
+        data=DataConfig(recipe="", context_tokens=512, tile_px=56, max_tiles=1),
+        optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_ratio=0.05),
+        max_steps=1000,
+        save_every_steps=100,
+    )
+
+
+def debug() -> TrainConfig:
+    """`tiny` for a few steps: the whole way from file to checkpoint and report, in seconds."""
+    return replace(tiny(), max_steps=6, save_every_steps=3, log_every_steps=1)
+
+
+RECIPES = {"tiny": tiny, "debug": debug}
+
+
+def recipe(name: str) -> TrainConfig:
+    """The config of a recipe by its name. Raises: ConfigError that lists the recipes there are."""
+    if name not in RECIPES:
+        raise ConfigError(f"There is no recipe {name!r}; the recipes are {', '.join(RECIPES)}.")
+    return RECIPES[name]()

@@ -1,0 +1,206 @@
+"""report.html: one file that shows a run. Curves, configuration, checkpoints, skipped samples, and some of its samples
+as the model saw them: the pixels are taken back from the normalised patches of a batch, the text from its token ids.
+
+Dims     T tokens of a row, S documents, I tiles, P patches a tile, K = 3 * patch_px**2, N visual tokens, Y, X pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.train import checkpoint
+from eagle_model.train.metrics import read_metrics
+
+MAX_SAMPLES = 6  # shown
+MAX_TILES = 16  # shown of one sample
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222; }
+h1, h2 { font-weight: 600; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
+img.curve { width: 100%; } img.tile { width: 112px; margin: 2px; image-rendering: pixelated; }
+pre { white-space: pre-wrap; background: #f6f6f6; padding: .8rem; } mark { background: #c8ecc8; }
+"""
+
+
+def tiles_to_pixels(
+    patches_IPK: Tensor, *, patch_px: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Normalised patches back to uint8 RGB tiles, (I, Y, X, 3): the inverse of `frames_to_tiles`, to the nearest value."""
+    num_tiles, num_patches, _ = patches_IPK.shape
+    side = round(num_patches**0.5)
+    blocks = patches_IPK.float().reshape(num_tiles, side, side, 3, patch_px, patch_px)  # I, row, column, channel, y, x
+    pixels_IYX3 = blocks.permute(0, 1, 4, 2, 5, 3).reshape(num_tiles, side * patch_px, side * patch_px, 3)
+    pixels_IYX3 = pixels_IYX3 * torch.tensor(std) + torch.tensor(mean)
+    return (pixels_IYX3 * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def save_samples(
+    folder: Path,
+    batch: PackedBatch,
+    *,
+    decode: Callable[[list[int]], str],
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """Writes the first documents of a batch for the report: `samples.json` and one PNG a tile.
+
+    A text is a list of [kind, text] in the order the model reads it, of kind "given", "learned" (supervised) or "visual".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    labels, ids = batch.labels_T.tolist(), batch.token_ids_T.tolist()
+    visual_rows = set(batch.visual_rows_N.tolist())
+    num_tiles = batch.patches_IPK.shape[0]
+    tokens_per_tile = batch.visual_rows_N.numel() // num_tiles if num_tiles else 1
+    first_rows_I = batch.visual_rows_N[::tokens_per_tile]  # of each tile
+    cu_seqlens = batch.cu_seqlens.tolist()
+    samples = []
+    for s, sample_id in enumerate(batch.sample_ids[:MAX_SAMPLES]):
+        start, end = cu_seqlens[s], cu_seqlens[s + 1]
+        kinds = [
+            "visual" if t in visual_rows else "learned" if t > start and labels[t - 1] != IGNORE_INDEX else "given"
+            for t in range(start, end)
+        ]
+        spans: list[tuple[str, list[int]]] = []
+        for kind, token_id in zip(kinds, ids[start:end], strict=True):
+            if not spans or spans[-1][0] != kind:
+                spans.append((kind, []))
+            spans[-1][1].append(token_id)
+        text = [[k, f"[{len(i)} visual tokens]" if k == "visual" else decode(i)] for k, i in spans]
+        tiles = torch.nonzero((first_rows_I >= start) & (first_rows_I < end)).flatten()
+        names = []
+        shown = batch.patches_IPK[tiles[:MAX_TILES]]
+        for i, pixels_YX3 in enumerate(tiles_to_pixels(shown, patch_px=patch_px, mean=mean, std=std)):
+            names.append(f"sample-{s}-tile-{i:02d}.png")
+            Image.fromarray(pixels_YX3.numpy()).save(folder / names[-1])
+        samples.append({"id": sample_id, "text": text, "num_tiles": tiles.numel(), "tiles": names})
+    checkpoint.write_atomically(folder / "samples.json", json.dumps(samples))
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Writes `run_folder`/report.html from what the run has left there so far; returns its path.
+
+    Raises: ValueError when the folder holds no run.
+    """
+    run = Path(run_folder)
+    if not (run / "run.json").is_file():
+        raise ValueError(f"{run} holds no run: run.json is missing. Give the folder that `eagle train` wrote.")
+    about = json.loads((run / "run.json").read_text())
+    steps = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    body = [f"<h1>Run {_text(run.resolve().name)}</h1>", _summary(steps, about["config"]), *_curves(steps)]
+    body += ["<h2>Samples as the model saw them</h2>", *_samples(run / "samples")]
+    body += ["<h2>Skipped samples</h2>", _skipped(run / "skipped.json")]
+    body += ["<h2>Checkpoints</h2>", _checkpoints(run / "checkpoints")]
+    body += ["<h2>Configuration</h2>", _table(_flat(about["config"]))]
+    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(run.resolve().name)}</title>'
+    page += f"<style>{_STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n"
+    checkpoint.write_atomically(run / "report.html", page)
+    return run / "report.html"
+
+
+def _summary(steps: list[dict], config: dict) -> str:
+    if not steps:
+        return "<p>No step is done yet.</p>"
+    seconds = sum(m["step_seconds"] for m in steps)
+    rows = {
+        "steps": f"{steps[-1]['step']} of {config['max_steps']}",
+        "epoch": steps[-1]["epoch"],
+        "loss, first and last": f"{steps[0]['loss']:.4f} and {steps[-1]['loss']:.4f}",
+        "tokens": f"{sum(m['num_tokens'] for m in steps):,}",
+        "supervised tokens": f"{sum(m['num_supervised_tokens'] for m in steps):,}",
+        "time in steps": f"{seconds:,.1f} s, {sum(m['data_wait_seconds'] for m in steps) / max(seconds, 1e-9):.0%} of it waiting for data",
+        "largest process memory": f"{max(m['peak_rss_bytes'] for m in steps) / 2**20:,.0f} MiB",
+    }
+    return _table(rows)
+
+
+def _curves(steps: list[dict]) -> list[str]:
+    if not steps:
+        return []
+    curves = [
+        ("Loss", "loss", "weighted cross-entropy, nats a token"),
+        ("Learning rate", "learning_rate", "learning rate"),
+        ("Tokens a second", "tokens_per_second", "tokens/s, with the wait for data"),
+        ("Gradient norm", "grad_norm", "norm before clipping"),
+    ]
+    return [part for title, key, label in curves for part in (f"<h2>{title}</h2>", _curve(steps, key, label))]
+
+
+def _curve(steps: list[dict], key: str, label: str) -> str:
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([m["step"] for m in steps], [m[key] for m in steps], linewidth=1.2, color="#1f77b4")
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    return f'<img class="curve" alt="{_text(label)}" src="{_data_uri("image/svg+xml", svg.getvalue())}">'
+
+
+def _samples(folder: Path) -> list[str]:
+    if not (folder / "samples.json").is_file():
+        return ["<p>None were saved.</p>"]
+    parts = ["<p>What is marked is what the model learns to say.</p>"]
+    for sample in json.loads((folder / "samples.json").read_text()):
+        hidden = sample["num_tiles"] - len(sample["tiles"])
+        tiles = [
+            f'<img class="tile" alt="tile" src="{_data_uri("image/png", (folder / name).read_bytes())}">'
+            for name in sample["tiles"]
+        ]
+        text = "".join(f"<mark>{_text(t)}</mark>" if kind == "learned" else _text(t) for kind, t in sample["text"])
+        more = f"<p>and {hidden} more tiles</p>" if hidden else ""
+        parts.append(f"<h3>{_text(sample['id'])}</h3><div>{''.join(tiles)}</div>{more}<pre>{text}</pre>")
+    return parts
+
+
+def _skipped(path: Path) -> str:
+    skipped = json.loads(path.read_text()) if path.is_file() else []
+    if not skipped:
+        return "<p>None.</p>"
+    rows = "".join(f"<tr><td>{_text(sample_id)}</td><td>{_text(reason)}</td></tr>" for sample_id, reason in skipped)
+    return f"<p>{len(skipped)}</p><table><tr><th>sample</th><th>reason</th></tr>{rows}</table>"
+
+
+def _checkpoints(folder: Path) -> str:
+    rows = {}
+    for path in checkpoint.steps(folder).values():
+        try:
+            manifest = checkpoint.read_manifest(path)
+        except checkpoint.CheckpointError as error:
+            rows[path.name] = str(error)
+        else:
+            rows[path.name] = f"{sum(entry.num_bytes for entry in manifest.files.values()) / 2**20:,.1f} MiB"
+    return _table(rows) if rows else "<p>None yet.</p>"
+
+
+def _table(rows: dict[str, object]) -> str:
+    cells = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows.items())
+    return f"<table>{cells}</table>"
+
+
+def _flat(config: dict, path: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in config.items():
+        found |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+    return found
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

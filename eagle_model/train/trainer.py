@@ -1,0 +1,287 @@
+"""The trainer: one process, rows in, checkpoints out; killed at any moment, it goes on as if nothing had happened.
+
+    run_folder/
+        run.json         the run's id and its configuration
+        metrics.jsonl    every step once
+        samples/         a few samples of the first row, as the model saw them
+        skipped.json     samples that were skipped, and why
+        checkpoints/     see checkpoint.py
+        report.html      see report.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eagle_model.batch import PackedBatch
+from eagle_model.data.loader import Loader
+from eagle_model.data.processor import Processor
+from eagle_model.model import config as presets
+from eagle_model.model.eagle import Eagle
+from eagle_model.train import checkpoint
+from eagle_model.train.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig, diff, from_json, to_json
+from eagle_model.train.loss import row_loss, sqrt_mass, supervised_counts
+from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
+from eagle_model.train.optimizer import Optimizer, learning_rate
+from eagle_model.train.report import save_samples, write_report
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the step and its samples. The checkpoints are as they were."""
+
+
+class Trainer:
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_folder: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Takes up the newest complete checkpoint of `run_folder`, or starts a new run there.
+
+        Args:   device: by default the GPU where there is one, else the CPU.  say: takes the messages for the terminal.
+        Raises: ConfigError when the folder's run has another configuration, or the folder holds other files than a run's;
+                CheckpointError when it has checkpoints and none can be used.
+        """
+        self.config, self.run_folder, self._say = config, Path(run_folder), say
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = DTYPES[config.dtype]
+        self.step = 0  # how many are done
+        self._saved_step = 0
+        self.checkpoints = self.run_folder / "checkpoints"
+        _refuse_foreign_folder(self.run_folder)
+
+        resumed = checkpoint.latest(self.checkpoints, say)
+        if resumed is None:
+            self._start_new()
+        else:
+            self._resume(resumed)
+
+    def _start_new(self) -> None:
+        config = self.config
+        self.run_id = secrets.token_hex(8)
+        torch.manual_seed(config.seed)
+        self.model, self.processor = _new_model(config, self.device)
+        self._freeze_and_optimize()
+        self.loader = Loader(config.data, self.processor)
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        about = {"run": self.run_id, "config": to_json(config)}
+        checkpoint.write_atomically(self.run_folder / "run.json", json.dumps(about, indent=2))
+
+    def _resume(self, folder: Path) -> None:
+        state = json.loads((folder / "training" / "state.json").read_text())
+        self._check_same_config(from_json(TrainConfig, state["config"]), folder)
+        self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
+        tensors = load_file(folder / "training" / "optimizer.safetensors")
+        masters = {key.removeprefix("master."): tensors[key] for key in tensors if key.startswith("master.")}
+        self.model = Eagle.from_pretrained(folder, dtype=torch.float32, device=self.device)
+        self.processor = Processor.from_pretrained(folder)
+        self._freeze_and_optimize()
+        del masters
+        self.optimizer.load_state_dict(tensors)
+        torch.set_rng_state(load_file(folder / "training" / "rng.safetensors")["torch_cpu"])
+        self.loader = Loader(self.config.data, self.processor)
+        self.loader.load_state_dict(state["loader"])
+        for step, path in checkpoint.steps(self.checkpoints).items():
+            if step > self.step:  # `latest` has said what is wrong with it; this run will write that step anew
+                self._say(f"Set {path.name} aside as {checkpoint.set_aside(path).name}.")
+        self._say(f"Resuming {self.run_folder} after step {self.step}.")
+
+    def _check_same_config(self, old: TrainConfig, folder: Path) -> None:
+        changed = diff(old, self.config)
+        lines = [f"{path}: {before!r} -> {after!r}" for path, (before, after) in changed.items()]
+        refused = [line for path, line in zip(changed, lines, strict=True) if path not in CHANGEABLE_ON_RESUME]
+        if refused:
+            raise ConfigError(
+                f"{folder} was trained with another configuration: {'; '.join(refused)}. Set these back to resume, or use "
+                f"a new run folder. A run may change {', '.join(sorted(CHANGEABLE_ON_RESUME))} alone."
+            )
+        for line in lines:
+            self._say(f"Changed since {folder.name}: {line}")
+
+    def _freeze_and_optimize(self) -> None:
+        config = self.config
+        self.model.vision.requires_grad_(config.train_vision)
+        self.model.connector.requires_grad_(config.train_connector)
+        self.model.llm.requires_grad_(config.train_llm)
+        self.model.lm_head.requires_grad_(config.train_llm)
+        self.optimizer = Optimizer(self.model, config.optimizer, dtype=self.dtype)
+
+    def train(self) -> bool:
+        """Trains to max_steps, or until SIGINT or SIGTERM; either way ends with a checkpoint and a report.
+
+        Returns: whether max_steps are done; if not, making the Trainer again resumes.
+        Raises:  TrainingError when a loss or a gradient is not finite.
+        """
+        config = self.config
+        log = MetricsLog(self.run_folder / "metrics.jsonl", steps_done=self.step)
+        progress = StepProgress(
+            steps_done=self.step,
+            max_steps=config.max_steps,
+            log_every_steps=config.log_every_steps,
+            say=self._say,
+        )
+        with contextlib.closing(log), _Stop(self._say) as stop, progress:
+            rows = iter(self.loader)
+            while self.step < config.max_steps and not stop.requested:
+                metrics = self._train_step(rows)
+                log.write(metrics)
+                progress.show(metrics)
+                if self.step % config.save_every_steps == 0:
+                    self.save()
+        if self._saved_step != self.step:
+            self.save()
+        report = write_report(self.run_folder)
+        done = self.step >= config.max_steps
+        if not done:
+            self._say(f"Stopped after step {self.step} of {config.max_steps}; it is saved. The same command resumes.")
+        self._say(f"Report: {report}")
+        return done
+
+    def _train_step(self, rows: Iterator[PackedBatch]) -> StepMetrics:
+        config, begin = self.config, time.perf_counter()
+        batches = [next(rows) for _ in range(config.rows_per_step)]
+        wait_seconds = time.perf_counter() - begin
+        if self.step == 0:
+            self._save_samples(batches[0])
+
+        batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
+        loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
+        grad_norm = self.optimizer.clip()
+        loss_value, norm_value = loss.item(), grad_norm.item()
+        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+            self._stop_not_finite(batches, loss_value, norm_value)
+        lr = learning_rate(config.optimizer, self.step, config.max_steps)
+        self.optimizer.step(lr)
+        self.step += 1
+
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        seconds = time.perf_counter() - begin
+        return StepMetrics(
+            step=self.step,
+            epoch=self.loader.epoch,
+            loss=loss_value,
+            learning_rate=lr,
+            grad_norm=norm_value,
+            num_tokens=num_tokens,
+            num_supervised_tokens=sum(int(supervised_counts(b.labels_T, b.cu_seqlens).sum()) for b in batches),
+            tokens_per_second=num_tokens / seconds,
+            step_seconds=seconds,
+            data_wait_seconds=wait_seconds,
+            num_skipped_samples=len(self.loader.skipped),
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+    def _stop_not_finite(self, batches: list[PackedBatch], loss: float, grad_norm: float) -> None:
+        ids = [sample_id for batch in batches for sample_id in batch.sample_ids]
+        path = self.run_folder / f"not-finite-step-{self.step + 1:06d}.json"
+        about = {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm), "sample_ids": ids}
+        checkpoint.write_atomically(path, json.dumps(about, indent=2))
+        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        raise TrainingError(
+            f"Step {self.step + 1}: loss is {loss}, gradient norm {grad_norm}; both need to be finite. The step was not "
+            f"taken and the newest checkpoint is that of step {self._saved_step}. Its samples: {shown} (all in {path}). "
+            f"Look at these samples, or lower optimizer.learning_rate in a new run."
+        )
+
+    def save(self) -> Path:
+        """Writes the checkpoint of the step that was just done, then deletes what keep_last no longer keeps."""
+        path = checkpoint.save(self.checkpoints, self.step, self.run_id, self._write_checkpoint)
+        self._saved_step = self.step
+        checkpoint.prune(self.checkpoints, self.run_id, self.config.keep_last, self._say)
+        checkpoint.write_atomically(self.run_folder / "skipped.json", json.dumps(self.loader.skipped, indent=2))
+        return path
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        training = folder / "training"
+        training.mkdir()
+        save_file({k: v.contiguous() for k, v in self.optimizer.state_dict().items()}, training / "optimizer.safetensors")
+        save_file({"torch_cpu": torch.get_rng_state()}, training / "rng.safetensors")
+        state = {
+            "run": self.run_id,
+            "step": self.step,
+            "loader": self.loader.state_dict(),
+            "config": to_json(self.config),
+            "torch": torch.__version__,
+        }
+        (training / "state.json").write_text(json.dumps(state))
+
+    def _save_samples(self, batch: PackedBatch) -> None:
+        save_samples(
+            self.run_folder / "samples",
+            batch,
+            decode=lambda ids: self.processor.tokenizer.decode(ids, skip_special_tokens=False),
+            patch_px=self.config.data.patch_px,
+            mean=self.processor.config.mean,
+            std=self.processor.config.std,
+        )
+
+
+def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint_activations: bool = False) -> Tensor:
+    """Adds the gradients of one step's loss over all its rows, one row after the other; returns that loss, detached."""
+    mass = torch.stack([sqrt_mass(batch.labels_T, batch.cu_seqlens) for batch in batches]).sum()
+    total = torch.zeros_like(mass)
+    for batch in batches:
+        hidden_TC = model(batch, checkpoint_activations=checkpoint_activations)
+        loss = row_loss(hidden_TC, model.lm_head.weight, batch.labels_T, batch.cu_seqlens, mass)
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+class _Stop:
+    """Turns the first SIGINT or SIGTERM into a request to stop after the step; a second one acts as it always would."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.requested, self._say = False, say
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+        self._say(f"{signal.Signals(number).name}: stopping after this step, then saving. Once more stops at once.")
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; a run needs a folder.")
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if names and "run.json" not in names:
+        raise ConfigError(f"{folder} holds files but no run: {', '.join(names[:5])}. Give a new or an empty folder.")
+
+
+def _new_model(config: TrainConfig, device: torch.device) -> tuple[Eagle, Processor]:
+    raise NotImplementedError

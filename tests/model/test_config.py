@@ -1,0 +1,202 @@
+"""EagleConfig: sizes, their checks, and config.json in and out."""
+
+import copy
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig, eagle2_5_8b, tiny
+
+# The fields of a released config.json, as transformers 4 writes them.
+RELEASED = {
+    "model_type": "eagle_2_5_vl",
+    "architectures": ["Eagle2_5_VLForConditionalGeneration"],
+    "auto_map": {"AutoConfig": "configuration_eagle2_5_vl.Eagle2_5_VLConfig"},
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1152,
+        "image_size": 448,
+        "intermediate_size": 4304,
+        "layer_norm_eps": 1e-06,
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "attention_dropout": 0.0,
+        "torch_dtype": "bfloat16",
+    },
+    "text_config": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": 151674,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "rope_scaling": None,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 28,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+        "eos_token_id": 151645,
+    },
+    "select_layer": -1,
+    "force_image_size": 448,
+    "downsample_ratio": 0.5,
+    "template": "qwen2-chat",
+    "dynamic_image_size": True,
+    "use_thumbnail": True,
+    "loss_version": "efficient_v2_cp_head",
+    "min_dynamic_tiles": 1,
+    "max_dynamic_tiles": 12,
+    "pad2square": False,
+    "mlp_checkpoint": True,
+    "use_backbone_lora": 0,
+    "use_llm_lora": 0,
+    "image_token_index": 151667,
+    "use_pixel_shuffle": True,
+    "mlp_connector_layers": 2,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+}
+
+
+def changed(path, value):
+    fields = copy.deepcopy(RELEASED)
+    *parents, last = path.split(".")
+    at = fields
+    for key in parents:
+        at = at[key]
+    at[last] = value
+    return fields
+
+
+def test_reads_the_released_config():
+    config = EagleConfig.from_dict(RELEASED)
+    assert (config.vision.tile_px, config.vision.patch_px, config.vision.head_dim) == (448, 14, 72)
+    assert (config.text.head_dim, config.text.rope_theta, config.image_token_id) == (128, 1e6, 151667)
+    assert config.tokens_per_tile == 256
+    bare = replace(
+        config, other={}, vision=replace(config.vision, other={}), text=replace(config.text, other={})
+    )  # fmt: skip
+    assert bare == eagle2_5_8b()
+
+
+def test_round_trip_loses_nothing():
+    written = EagleConfig.from_dict(RELEASED).to_dict()
+    for key in RELEASED.keys() - {"vision_config", "text_config"}:
+        assert written[key] == RELEASED[key], key
+    for part in ("vision_config", "text_config"):
+        assert {key: written[part][key] for key in RELEASED[part]} == RELEASED[part]
+    assert (written["min_dynamic_patch"], written["max_dynamic_patch"]) == (1, 12)  # the names vLLM reads
+    assert written["vision_config"]["vision_use_head"] is False
+    again = EagleConfig.from_dict(json.loads(json.dumps(written)))
+    assert again.to_dict() == written
+
+
+@pytest.mark.parametrize("config", [tiny(vocab_size=300, image_token_id=7), eagle2_5_8b()])
+def test_own_configs_survive_json(config):
+    again = EagleConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again.to_dict() == config.to_dict()
+    assert (again.image_token_id, again.select_layer) == (config.image_token_id, config.select_layer)
+    assert replace(again.text, other={}) == config.text
+    assert replace(again.vision, other={}) == config.vision
+    assert hash(again) == hash(replace(again, other={"a": []}))  # unhashable extras do not get in the way
+
+
+def test_old_and_new_names():
+    fields = copy.deepcopy(RELEASED)
+    fields["llm_config"] = fields.pop("text_config")
+    fields["llm_config"]["rope_parameters"] = {"rope_theta": 123.0, "rope_type": "default"}
+    del fields["llm_config"]["rope_theta"]
+    fields["max_dynamic_patch"] = fields.pop("max_dynamic_tiles") - 5
+    config = EagleConfig.from_dict(fields)
+    assert config.text.rope_theta == 123.0
+    assert config.max_dynamic_tiles == 7
+    assert config.to_dict()["text_config"]["rope_theta"] == 123.0
+    assert "llm_config" not in config.to_dict()
+
+
+def test_absent_fields_have_transformers_defaults():
+    transformers = pytest.importorskip("transformers")
+    vision, text = VisionConfig.from_dict({}).to_dict(), TextConfig.from_dict({}).to_dict()
+    theirs = transformers.SiglipVisionConfig().to_dict() | {"vision_use_head": False}
+    assert {key: theirs[key] for key in vision} == vision
+    theirs = transformers.Qwen2Config().to_dict()
+    rope_theta = text.pop("rope_theta")
+    assert theirs["rope_parameters"]["rope_theta"] == rope_theta
+    for key in text.keys() - {"architectures", "rope_scaling"}:
+        assert theirs[key] == text[key], key
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("model_type", "llava", "model_type is 'llava'; this model computes 'eagle_2_5_vl' only"),
+        ("downsample_ratio", 1.0, "downsample_ratio is 1.0"),
+        ("mlp_connector_layers", 1, "mlp_connector_layers is 1; this model computes 2 only"),
+        ("use_pixel_shuffle", False, "use_pixel_shuffle is False"),
+        ("vision_config.hidden_act", "gelu", "vision_config.hidden_act is 'gelu'"),
+        ("vision_config.model_type", "radio", "vision_config.model_type is 'radio'"),
+        ("text_config.architectures", ["Qwen3ForCausalLM"], "text_config.architectures is ['Qwen3ForCausalLM']"),
+        ("text_config.rope_scaling", {"type": "yarn"}, "text_config.rope_scaling is {'type': 'yarn'}"),
+        ("text_config.rope_parameters", {"rope_type": "yarn"}, "needs rope_type 'default'"),
+        ("text_config.use_sliding_window", True, "text_config.use_sliding_window is True"),
+        ("text_config.head_dim", 64, "text_config.head_dim is 64; needs hidden_size / num_attention_heads = 128"),
+        ("text_config.num_key_value_heads", 5, "num_key_value_heads is 5; needs a divisor of num_attention_heads, 28"),
+        ("text_config.num_attention_heads", 27, "num_attention_heads is 27; needs a divisor of hidden_size, 3584"),
+        ("text_config.vocab_size", 151000, "image_token_id is 151667; needs 0 to 150999"),
+        ("vision_config.image_size", 384, "force_image_size is 448; needs vision_config.image_size, 384"),
+        ("vision_config.patch_size", 13, "needs to be a multiple of 2 * patch_px = 26"),
+        ("vision_config.num_hidden_layers", 0, "num_hidden_layers is 0; needs at least 1"),
+        ("select_layer", 28, "select_layer is 28; needs -28 to 27"),
+        ("max_dynamic_patch", 6, "max_dynamic_tiles is 12 but max_dynamic_patch is 6"),
+    ],
+)
+def test_refuses_what_it_does_not_compute(path, value, message):
+    with pytest.raises(ValueError, match="."[:0]) as raised:
+        EagleConfig.from_dict(changed(path, value))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("vision_config", "no vision_config"),
+        ("text_config", "neither text_config nor llm_config"),
+        ("image_token_index", "no image_token_index"),
+    ],
+)
+def test_names_the_part_that_is_missing(key, message):
+    with pytest.raises(ValueError, match=message):
+        EagleConfig.from_dict({k: v for k, v in RELEASED.items() if k != key})
+
+
+def test_read_names_the_file(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        EagleConfig.read(path)
+    for text, message in [
+        ('{"model_type": ', "is not JSON"),
+        ("[1]", "holds a list; needs a JSON object"),
+        (json.dumps(changed("select_layer", 99)), "select_layer is 99"),
+        (json.dumps(changed("text_config.hidden_size", "big")), r"config\.json: "),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message) as raised:
+            EagleConfig.read(path)
+        assert str(path) in str(raised.value)
+    path.write_text(json.dumps(RELEASED))
+    assert EagleConfig.read(path) == EagleConfig.from_dict(RELEASED)
+
+
+def test_tiny_is_parametric():
+    config = tiny(vocab_size=300, image_token_id=7, tile_px=56, patch_px=14)
+    assert (config.vision.num_patches, config.vision.num_patch_values, config.tokens_per_tile) == (16, 588, 4)
+    assert asdict(tiny(vocab_size=300, image_token_id=7))["vision"]["patch_px"] == 7

@@ -1,0 +1,104 @@
+"""The table of layers in docs/architecture.md, enforced: who may import whom."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OPS = sorted(p.stem for p in (ROOT / "eagle_kernels").glob("*.py") if p.stem not in {"__init__", "checks", "native"})
+THIRD_PARTY_IN_KERNELS = {"torch", "triton", "numpy"}
+COMPOSITIONS: dict[str, set[str]] = {}  # an op that may import others, by name
+ONE_FILE = {"av": "eagle_kernels/video/decode_cpu.py", "nvidia": "eagle_kernels/video/decode_dali.py"}
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the file names in an import, at any depth, as absolute dotted names."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module or ""]))
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def reaches(path: Path, *forbidden: str) -> list[str]:
+    return [m for m in imports(path) if any(m == f or m.startswith(f + ".") for f in forbidden)]
+
+
+def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
+    assert "eagle_kernels.checks.check" in imports(ROOT / "eagle_kernels/swiglu.py")
+    assert reaches(ROOT / "eagle_kernels/swiglu.py", "eagle_kernels.checks")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_imports_native_checks_torch_and_triton(op: str) -> None:
+    path = ROOT / "eagle_kernels" / f"{op}.py"
+    others = [f"eagle_kernels.{o}" for o in OPS if o != op and o not in COMPOSITIONS.get(op, set())]
+    assert not reaches(path, "eagle_model", "bench", "tests", "eagle_kernels.video", *others)
+    third_party = {m.split(".")[0] for m in imports(path)} - set(sys.stdlib_module_names) - {"eagle_kernels"}
+    assert third_party <= THIRD_PARTY_IN_KERNELS, third_party
+
+
+def test_native_imports_nothing_of_ours_but_the_extension() -> None:
+    assert set(reaches(ROOT / "eagle_kernels/native.py", "eagle_kernels", "eagle_model", "torch")) <= {
+        "eagle_kernels",
+        "eagle_kernels._native",
+    }
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [
+        ("eagle_kernels", ("eagle_model", "bench", "tests")),
+        ("eagle_kernels/video", (*(f"eagle_kernels.{op}" for op in OPS), "eagle_model")),
+        ("eagle_model/data", ("eagle_model.model", "eagle_model.train", "bench", "tests")),
+        ("eagle_model/model", ("eagle_model.data", "eagle_model.train", "eagle_kernels.video", "bench", "tests")),
+        ("eagle_model/train", ("bench", "tests", "eagle_model.cli")),
+        ("eagle_model", ("bench", "tests", "examples")),
+    ],
+)
+def test_a_layer_reaches_only_down(folder: str, forbidden: tuple[str, ...]) -> None:
+    files = modules(folder)
+    assert files
+    wrong = {str(p.relative_to(ROOT)): found for p in files if (found := reaches(p, *forbidden))}
+    assert not wrong
+
+
+def test_data_and_model_meet_only_in_packed_batch() -> None:
+    ours = {m for p in modules("eagle_model/data") + modules("eagle_model/model") for m in imports(p)}
+    crossing = {m for m in ours if re.fullmatch(r"eagle_model\.\w+", m)} - {"eagle_model.data", "eagle_model.model"}
+    assert crossing <= {"eagle_model.batch"}, crossing
+
+
+@pytest.mark.parametrize("library", ONE_FILE)
+def test_a_decoder_is_imported_in_one_file(library: str) -> None:
+    users = [str(p.relative_to(ROOT)) for p in modules("eagle_kernels") + modules("eagle_model") if reaches(p, library)]
+    assert users in ([], [ONE_FILE[library]])
+
+
+def test_nothing_unpickles() -> None:
+    """Checkpoints and caches are safetensors and JSON: no pickle, no torch.load, no torch.save, anywhere."""
+    for path in [p for f in ("eagle_kernels", "eagle_model", "bench", "examples") for p in modules(f)]:
+        assert not reaches(path, "pickle", "dill", "cloudpickle", "joblib", "shelve"), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch"
+            assert not (called and node.attr in {"load", "save"}), f"{path}:{node.lineno} calls torch.{node.attr}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "csrc").iterdir()), ids=lambda p: p.name)
+def test_native_code_knows_no_torch_and_python_only_in_bindings(path: Path) -> None:
+    included = re.findall(r'#\s*include\s*[<"]([^">]+)', path.read_text())
+    assert not [i for i in included if re.match(r"torch|ATen|c10", i)]
+    if path.name != "bindings.cpp":
+        assert not [i for i in included if re.match(r"pybind11|Python", i)]

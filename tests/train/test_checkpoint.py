@@ -1,0 +1,255 @@
+"""A checkpoint is there whole or not at all, is never overwritten, and every flipped byte is found."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eagle_model.train import checkpoint
+from eagle_model.train.checkpoint import CheckpointError, latest, prune, read_manifest, save, steps, verify
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_some(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (folder / "training").mkdir()
+    (folder / "training" / "state.json").write_text('{"step": 1}')
+
+
+def nobody(message: str) -> None:
+    raise AssertionError(f"said: {message}")
+
+
+def test_holds_what_was_written_and_a_manifest_of_it(tmp_path):
+    path = save(tmp_path / "checkpoints", 123, "run-a", write_some)
+    assert path == tmp_path / "checkpoints" / "step-000123"
+    manifest = verify(path)
+    assert (manifest.step, manifest.run) == (123, "run-a")
+    assert sorted(manifest.files) == ["model.safetensors", "training/state.json"]
+    assert latest(path.parent, nobody) == path
+    assert [p.name for p in path.parent.iterdir()] == ["step-000123"]  # nothing is left beside it
+
+
+def test_steps_are_in_the_order_of_numbers(tmp_path):
+    for step in (20, 3, 1_000_000):
+        save(tmp_path, step, "run", write_some)
+    assert list(steps(tmp_path)) == [3, 20, 1_000_000]
+    assert latest(tmp_path, nobody).name == "step-1000000"
+    assert steps(tmp_path / "absent") == {} and latest(tmp_path / "absent", nobody) is None
+
+
+def test_everything_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    calls, real_fsync, real_rename = [], os.fsync, os.rename
+    target_of = lambda fd: Path(os.readlink(f"/proc/self/fd/{fd}")).name  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(target_of(fd)), real_fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (calls.append("rename"), real_rename(a, b)))
+    save(tmp_path, 1, "run", write_some)
+    at = calls.index("rename")
+    needed = {"step-000001.partial-1", "model.safetensors", "training", "state.json", "manifest.json"}
+    assert set(calls[:at]) == needed
+    assert calls[at + 1 :] == [tmp_path.name]
+
+
+def test_is_never_overwritten(tmp_path):
+    save(tmp_path, 5, "run", write_some)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match=r"step-000005 exists, and a checkpoint is never overwritten\. Move it away"):
+        save(tmp_path, 5, "run", lambda folder: (folder / "other").write_text("other"))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_failed_write_leaves_no_checkpoint_and_loses_nothing(tmp_path):
+    save(tmp_path, 1, "run", write_some)
+
+    def disk_is_full(folder: Path) -> None:
+        write_some(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 2, "run", disk_is_full)
+    assert latest(tmp_path, nobody).name == "step-000001"
+    assert save(tmp_path, 2, "run", write_some).name == "step-000002"  # the rest of the first try is not in the way
+    assert (tmp_path / "step-000002.partial-1" / "model.safetensors").exists()  # and not deleted
+
+
+def test_writing_nothing_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no file; needs files"):
+        save(tmp_path, 1, "run", lambda folder: None)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training/state.json", "manifest.json"])
+def test_every_changed_byte_is_found(tmp_path, name):
+    path = save(tmp_path, 1, "run", write_some)
+    file = path / name
+    good = file.read_bytes()
+    for at in range(0, len(good), max(1, len(good) // 40)):
+        file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        try:
+            verify(path)
+        except CheckpointError as error:
+            assert name == "manifest.json" or f"{file} has SHA-256" in str(error)
+        else:  # in a manifest, a byte can change without harm: white space, or the name of the run
+            assert name == "manifest.json" and read_manifest(path).files.keys() == {
+                "model.safetensors",
+                "training/state.json",
+            }
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: os.truncate(p / "model.safetensors", 100), r"model\.safetensors has 100 bytes; the manifest says 10240"),
+        (lambda p: (p / "model.safetensors").unlink(), r"model\.safetensors is missing; the manifest lists it"),
+        (lambda p: (p / "manifest.json").unlink(), r"manifest\.json is missing; every complete checkpoint has one"),
+        (lambda p: os.truncate(p / "manifest.json", 50), r"manifest\.json cannot be read as a manifest: JSONDecodeError"),
+        (lambda p: (p / "manifest.json").write_text("[]"), r"manifest\.json cannot be read as a manifest: TypeError"),
+        (lambda p: (p / "manifest.json").write_text("{}"), r"manifest\.json cannot be read as a manifest: KeyError"),
+    ],
+)
+def test_damage_is_named_and_the_one_before_is_taken(tmp_path, damage, message):
+    older, newer = (save(tmp_path, step, "run", write_some) for step in (1, 2))
+    damage(newer)
+    with pytest.raises(CheckpointError, match=message):
+        verify(newer)
+    said: list[str] = []
+    assert latest(tmp_path, said.append) == older
+    assert len(said) == 1 and said[0].startswith("Passing over step-000002: ")
+    assert newer.is_dir()  # looking changes nothing
+
+
+def test_no_usable_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
+    os.truncate(save(tmp_path, 1, "run", write_some) / "model.safetensors", 3)
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* can be used\. .*model\.safetensors has 3 bytes"):
+        latest(tmp_path, lambda message: None)
+
+
+def test_a_manifest_cannot_name_files_outside(tmp_path):
+    path = save(tmp_path, 1, "run", write_some)
+    (tmp_path / "secret").write_text("x")
+    raw = json.loads((path / "manifest.json").read_text())
+    raw["files"]["../secret"] = {"num_bytes": 1, "sha256": "0"}
+    (path / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=r"lists '\.\./secret'; needs names inside the checkpoint"):
+        verify(path)
+
+
+def test_set_aside_frees_the_name_and_keeps_the_bytes(tmp_path):
+    path = save(tmp_path, 1, "run", write_some)
+    aside = checkpoint.set_aside(path)
+    assert aside.name == "step-000001.damaged-1" and (aside / "model.safetensors").exists()
+    assert steps(tmp_path) == {}
+    assert checkpoint.set_aside(save(tmp_path, 1, "run", write_some)).name == "step-000001.damaged-2"
+
+
+def test_prune_deletes_only_older_complete_ones_of_this_run(tmp_path):
+    save(tmp_path, 1, "another run", write_some)
+    for step in range(2, 8):
+        save(tmp_path, step, "run", write_some)
+    os.truncate(tmp_path / "step-000003" / "model.safetensors", 1)
+    (tmp_path / "step-000004" / "notes.txt").write_text("mine")
+    (tmp_path / "step-000008.partial-1").mkdir()
+    said: list[str] = []
+    prune(tmp_path, "run", 2, said.append)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    kept = ["step-000001", "step-000003", "step-000004", "step-000006", "step-000007", "step-000008.partial-1"]
+    assert names == kept
+    assert len(said) == 1 and "step-000003" in said[0] and "has 1 bytes" in said[0]
+
+
+KILLED_SAVES = """
+import os, random, signal, sys, time
+from pathlib import Path
+from eagle_model.train import checkpoint
+
+def write_step(step):
+    def write(folder):
+        for name in ("a", "b"):
+            with open(folder / name, "wb") as file:
+                for _ in range(64):
+                    file.write(bytes([step % 256]) * 4096)
+    return write
+
+def save_and_prune(folder, step):
+    checkpoint.save(folder, step, "run", write_step(step))
+    checkpoint.prune(folder, "run", 2, print)
+
+def die_at_call(number):  # before the number-th call that changes names or reaches the disk
+    left = [number]
+    def counting(real):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+        return call
+    for name in ("fsync", "rename", "mkdir", "rmdir", "unlink"):
+        setattr(os, name, counting(getattr(os, name)))
+
+def check(folder, at_least):
+    newest = checkpoint.latest(folder, lambda message: sys.exit("passed over: " + message))
+    step = checkpoint.verify(newest).step
+    assert newest.name == f"step-{step:06d}" and step >= at_least, (newest, at_least)
+    assert (newest / "b").read_bytes() == bytes([step % 256]) * (64 * 4096)
+    return step
+
+folder, kills = Path(sys.argv[1]), 0
+for step in (1, 2):
+    save_and_prune(folder, step)
+newest = 2
+for number in range(1, 100):
+    if (child := os.fork()) == 0:
+        die_at_call(number)
+        save_and_prune(folder, newest + 1)
+        os._exit(0)
+    killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    kills += killed
+    newest = check(folder, newest)
+    if not killed:
+        break
+assert 15 < kills < 99, kills  # every call of a save was a place to die, and then it came through
+chance = random.Random(0)
+for _ in range(40):
+    if (child := os.fork()) == 0:
+        step = newest
+        while True:
+            step += 1
+            save_and_prune(folder, step)
+    time.sleep(chance.uniform(0, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    newest = check(folder, newest)
+print("newest", newest)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path):
+    """SIGKILL before each file-system call of a save in turn, then at 40 random moments of a stream of saves."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_SAVES, tmp_path], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert int(done.stdout.split()[-1]) > 3  # saves went through between the kills
+
+
+def test_nothing_in_the_tree_can_unpickle():
+    """No import of pickle or of what loads pickles, no torch.load, no torch.save, no weights_only escape."""
+    found = []
+    for package in ("eagle_kernels", "eagle_model", "bench"):
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+                elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    names = [f"{node.value.id}.{node.attr}"]
+                else:
+                    continue
+                banned = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "torch.load", "torch.save"}
+                found += [f"{file.relative_to(ROOT)}:{node.lineno}: {name}" for name in names if name in banned]
+    assert found == []

@@ -1,0 +1,164 @@
+"""The learning rate's golden curve, AdamW against torch on fp32, masters under bf16, and exact resume."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from eagle_model.train.config import OptimizerConfig
+from eagle_model.train.optimizer import Optimizer, learning_rate
+
+
+def test_golden_learning_rates():
+    config = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.2)
+    got = [learning_rate(config, step, 10) for step in range(10)]
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
+    assert got == pytest.approx([0.5, 1.0, *cosine])
+    assert cosine[2] == pytest.approx(0.853553) and cosine[4] == pytest.approx(0.5)
+    assert learning_rate(config, 10, 10) == 0
+
+
+def test_learning_rate_edges():
+    floor = OptimizerConfig(learning_rate=2.0, warmup_ratio=0.0, min_lr_ratio=0.1)
+    assert learning_rate(floor, 0, 100) == 2.0
+    assert learning_rate(floor, 50, 100) == pytest.approx(0.2 + 1.8 / 2)
+    assert learning_rate(floor, 100, 100) == pytest.approx(0.2) == learning_rate(floor, 1000, 100)
+    paper = OptimizerConfig(learning_rate=2e-5, warmup_ratio=0.03)
+    assert learning_rate(paper, 29, 1000) == 2e-5 == learning_rate(paper, 30, 1000)
+    assert learning_rate(paper, 0, 1000) == pytest.approx(2e-5 / 30)
+    assert learning_rate(OptimizerConfig(learning_rate=1.0, warmup_ratio=1.0), 3, 4) == 1.0
+    assert learning_rate(OptimizerConfig(learning_rate=1.0), 0, 1) == 1.0  # a run of one step
+
+
+def test_agrees_with_transformers_schedule_behind_the_warmup():
+    transformers = pytest.importorskip("transformers")
+    parameter = nn.Parameter(torch.zeros(()))
+    schedule = transformers.get_cosine_schedule_with_warmup(torch.optim.SGD([parameter], lr=3.0), 5, 50)
+    (lr_of,) = schedule.lr_lambdas
+    config = OptimizerConfig(learning_rate=3.0, warmup_ratio=0.1)
+    for step in range(5, 50):
+        assert learning_rate(config, step, 50) == pytest.approx(3 * lr_of(step))
+    for step in range(5):  # ours is one step ahead, so that the first step moves
+        assert learning_rate(config, step, 50) == pytest.approx(3 * lr_of(step + 1))
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+
+
+CONFIG = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.5)
+
+
+def backward(net: nn.Module, seed: int) -> None:
+    values = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+    net(values.to(next(net.parameters()).dtype)).square().sum().backward()
+
+
+def test_fp32_is_torch_adamw_with_decay_on_matrices_alone():
+    ours, theirs = model(), model()
+    optimizer = Optimizer(ours, CONFIG, dtype=torch.float32)
+    decayed = [p for n, p in theirs.named_parameters() if n in ("0.weight", "2.weight")]
+    others = [p for n, p in theirs.named_parameters() if n not in ("0.weight", "2.weight")]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=1e-2)
+    for step in range(3):
+        backward(ours, step)
+        backward(theirs, step)
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        assert norm > 0.5
+        torch.testing.assert_close(optimizer.clip(), norm)
+        optimizer.step(1e-2)
+        adamw.step()
+        adamw.zero_grad()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+        assert a.grad is None
+
+
+def test_bf16_adds_gradients_in_fp32_and_keeps_small_updates():
+    net = model()
+    optimizer = Optimizer(net, CONFIG, dtype=torch.bfloat16)
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    backward(net, 0)
+    first = {name: master.grad.clone() for name, master in optimizer.masters.items()}
+    backward(net, 1)
+    second = {name: master.grad - first[name] for name, master in optimizer.masters.items()}
+    assert all(p.grad is None for p in net.parameters())
+    assert all(grad.dtype == torch.float32 for grad in first.values())
+    alone = model()
+    only_second = Optimizer(alone, CONFIG, dtype=torch.bfloat16)
+    backward(alone, 1)
+    for name, grad in second.items():
+        torch.testing.assert_close(grad, only_second.masters[name].grad)
+
+    start = {name: p.detach().clone() for name, p in net.named_parameters()}
+    masters = {name: m.clone() for name, m in optimizer.masters.items()}
+    for _ in range(40):  # each update is far below a bf16 step of the weights, 40 of them are not
+        for master in optimizer.masters.values():
+            master.grad = torch.ones_like(master)
+        optimizer.step(1e-4)
+    assert any((p != start[name]).any() for name, p in net.named_parameters())
+    for name, p in net.named_parameters():
+        moved = masters[name] - optimizer.masters[name]
+        assert moved.min() > 3e-3, name  # 40 steps of about 1e-4 each
+        assert torch.equal(p, optimizer.masters[name].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resume_is_exact(dtype):
+    straight = model()
+    optimizer = Optimizer(straight, CONFIG, dtype=dtype)
+    for step in range(3):
+        backward(straight, step)
+        optimizer.clip()
+        optimizer.step(1e-2)
+    weights = {name: p.detach().clone() for name, p in straight.named_parameters()}
+    state = {key: value.clone() for key, value in optimizer.state_dict().items()}
+
+    resumed = model()
+    resumed.load_state_dict(weights)
+    again = Optimizer(resumed, CONFIG, dtype=dtype)
+    again.load_state_dict(state)
+    for net, opt in ((straight, optimizer), (resumed, again)):
+        for step in range(3, 6):
+            backward(net, step)
+            opt.clip()
+            opt.step(1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+    ours, theirs = optimizer.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_frozen_parameter_stays_and_has_no_state():
+    net = model()
+    net[0].requires_grad_(False)
+    before = net[0].weight.clone()
+    optimizer = Optimizer(net, CONFIG, dtype=torch.bfloat16)
+    backward(net, 0)
+    optimizer.step(1e-2)
+    assert torch.equal(net[0].weight, before.bfloat16())
+    assert {key.partition(".")[2] for key in optimizer.state_dict()} == {"1.weight", "1.bias", "2.weight", "2.bias"}
+
+
+def test_state_of_another_model_is_refused():
+    net = model()
+    optimizer = Optimizer(net, CONFIG, dtype=torch.float32)
+    backward(net, 0)
+    optimizer.step(1e-2)
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match=r"exp_avg\.9\.weight belongs to no trainable parameter"):
+        optimizer.load_state_dict({"exp_avg.9.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"exp_avg\.0\.weight has shape \(2, 2\); the model needs \(8, 6\)"):
+        optimizer.load_state_dict(state | {"exp_avg.0.weight": torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match=r"0\.weight has no master; training in this dtype needs one"):
+        Optimizer(model(), CONFIG, dtype=torch.bfloat16).load_state_dict(state)
+
+
+def test_refuses_what_it_cannot_train():
+    net = model()
+    with pytest.raises(ValueError, match=r"0\.weight is torch\.bfloat16; needs torch\.float32 to take masters from"):
+        Optimizer(net.bfloat16(), CONFIG, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="no parameter is trainable"):
+        Optimizer(model().requires_grad_(False), CONFIG, dtype=torch.float32)
