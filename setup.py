@@ -22,7 +22,9 @@ def find_tool(name: str) -> str:
     """The program beside this Python first (a virtual environment that is not activated), then on PATH."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        raise RuntimeError(f"{name} was not found. Install it with `pip install {name}`, or build without --no-build-isolation.")
+        raise RuntimeError(
+            f"{name} was not found. Install it with `pip install {name}`, or build without --no-build-isolation."
+        )
     return found
 
 
@@ -34,6 +36,7 @@ class CMakeBuild(build_ext):
         cmake = find_tool("cmake")
         configure = [
             cmake,
+            "--fresh",  # no option of an earlier build, and no path of an isolated one, stays behind
             "-S",
             str(ROOT),
             "-B",

@@ -13,8 +13,11 @@ import json
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,10 @@ class Case:
     aligned: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 2
+    # What the test holds the compiled kernel to:
+    tensor_cores: bool = False  # its products run on them
+    vectorised: bool = False  # its global loads are 16 bytes wide or more, but for 10 % of the bytes
+    stack_budget_bytes: int = 0  # local memory a thread may take: what spills
 
 
 def compile_case(case: Case, capability: int) -> dict[str, Any]:
@@ -58,6 +65,8 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
         options={"num_warps": case.num_warps, "num_stages": case.num_stages},
     )
     ptx: str = compiled.asm["ptx"]
+    wgmma = Counter(re.findall(r"wgmma\.mma_async\.sync\.aligned\.m(\d+)n(\d+)k(\d+)", ptx))
+    load_bytes = _load_bytes(ptx)
     return {
         "name": case.name,
         "sm": capability,
@@ -65,18 +74,26 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
         "num_stages": case.num_stages,
         "shared_bytes": compiled.metadata.shared,
         **_resource_usage(compiled.asm["cubin"]),
-        "wgmma": dict(_count(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)", ptx))),
+        "wgmma": {"m{}n{}k{}".format(*shape): num for shape, num in sorted(wgmma.items())},
+        # Multiply-adds that the code holds, a warp group each: loops count once.
+        "wgmma_macs": sum(int(m) * int(n) * int(k) * num for (m, n, k), num in wgmma.items()),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "tcgen05_mma": len(re.findall(r"tcgen05\.mma", ptx)),
         "setmaxnreg": len(re.findall(r"setmaxnreg", ptx)),
-        "loads_16_bytes": len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64|cp\.async\S*, 0x10|\.v8\.b16", ptx)),
-        "loads": len(re.findall(r"\bld\.global", ptx)),
+        "loads": len(load_bytes),
+        "wide_load_share": sum(n for n in load_bytes if n >= 16) / max(sum(load_bytes), 1),
+        "tensor_cores": case.tensor_cores,
+        "vectorised": case.vectorised,
+        "stack_budget_bytes": case.stack_budget_bytes,
         "constants": {k: v for k, v in case.constants.items() if isinstance(v, int | float | str | bool)},
     }
 
 
-def _count(items: list[str]) -> list[tuple[str, int]]:
-    return [(item, items.count(item)) for item in sorted(set(items))]
+def _load_bytes(ptx: str) -> list[int]:
+    """Bytes a thread loads from global memory, instruction by instruction."""
+    loads = re.findall(r"\bld\.global\S*?(?:\.v(\d+))?\.[bfsu](\d+)\b", ptx)
+    copies = re.findall(r"\bcp\.async\.c[ag]\.shared\.global.*?\], (0x[0-9a-f]+|\d+)", ptx)
+    return [int(vector or 1) * int(bits) // 8 for vector, bits in loads] + [int(size, 0) for size in copies]
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
@@ -87,27 +104,38 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:
         raise RuntimeError(f"cuobjdump -res-usage printed no registers:\n{text}")
-    return {"registers": int(found[1]), "spill_bytes": int(found[2])}
+    return {"registers": int(found[1]), "stack_bytes": int(found[2])}
 
 
-def all_cases() -> list[Case]:
+@cache
+def all_cases() -> tuple[Case, ...]:
     """Every kernel that the library launches, at the shapes of Eagle 2.5."""
     from bench import static_cases
 
-    return static_cases.cases()
+    cases = tuple(static_cases.cases())
+    twice = [name for name, num in Counter(case.name for case in cases).items() if num > 1]
+    if twice:
+        raise ValueError(f"bench.static_cases names {twice} more than once; each case needs a name of its own.")
+    return cases
+
+
+def _compile_numbered(job: tuple[int, int]) -> dict[str, Any]:
+    index, capability = job  # numbers, since a kernel does not travel between processes
+    return compile_case(all_cases()[index], capability)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder that takes static_table.json")
     parser.add_argument("--only", default="", help="only cases whose name holds this")
+    parser.add_argument("--processes", type=int, default=2, help="compile so many at once")
     args = parser.parse_args()
-    rows = [
-        compile_case(case, capability) for case in all_cases() if args.only in case.name for capability in CAPABILITIES
-    ]
+    jobs = [(i, sm) for i, case in enumerate(all_cases()) if args.only in case.name for sm in CAPABILITIES]
+    with ProcessPoolExecutor(args.processes) as pool:
+        rows = list(pool.map(_compile_numbered, jobs))
     args.out.mkdir(parents=True, exist_ok=True)
     table = {"triton": triton.__version__, "rows": rows}
-    (args.out / "static_table.json").write_text(json.dumps(table, indent=1, default=asdict) + "\n")
+    (args.out / "static_table.json").write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,20 +38,9 @@ eagle::Tiling make_tiling(int cols, int rows, int tile_px, int patch_px, bool th
   return tiling;
 }
 
-const char* simd() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") ? "avx512f" : __builtin_cpu_supports("avx2") ? "avx2" : "sse2";
-#elif defined(__aarch64__)
-  return "neon";
-#else
-  return "none";
-#endif
-}
-
 py::dict build_info() {
   py::dict info;
-#ifdef EAGLE_HAS_CUDA
+#ifdef EAGLE_CUDA_VERSION
   info["has_cuda"] = true;
   info["cuda_architectures"] = EAGLE_CUDA_ARCHITECTURES;
   info["cuda_version"] = EAGLE_CUDA_VERSION;
@@ -61,7 +50,7 @@ py::dict build_info() {
   info["cuda_version"] = "";
 #endif
   info["compiler"] = EAGLE_COMPILER;
-  info["simd"] = simd();
+  info["simd"] = eagle::has_simd() ? "avx2" : "";
   info["num_threads"] = std::thread::hardware_concurrency();
   return info;
 }
@@ -78,13 +67,13 @@ PYBIND11_MODULE(_native, m) {
 
   m.def(
       "frames_to_tiles_cpu",
-      [](const View& frames, const View& out, const eagle::Tiling& tiling, int num_threads) {
+      [](const View& frames, const View& out, const eagle::Tiling& tiling, int num_threads, bool simd) {
         const py::gil_scoped_release unlocked;
-        eagle::frames_to_tiles_cpu(view("frames", frames), view("out", out), tiling, num_threads);
+        eagle::frames_to_tiles_cpu(view("frames", frames), view("out", out), tiling, num_threads, simd);
       },
-      py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"));
+      py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"), py::arg("simd") = true);
 
-#ifdef EAGLE_HAS_CUDA
+#ifdef EAGLE_CUDA_VERSION
   m.def("frames_to_tiles_workspace_bytes", &eagle::frames_to_tiles_workspace_bytes, py::arg("width_px"),
         py::arg("height_px"), py::arg("tiling"));
   m.def(
@@ -95,7 +84,6 @@ PYBIND11_MODULE(_native, m) {
         eagle::frames_to_tiles_cuda(view("frames", frames), view("out", out), view("workspace", workspace), tiling,
                                     device, stream);
       },
-      py::arg("frames"), py::arg("out"), py::arg("workspace"), py::arg("tiling"), py::arg("device"),
-      py::arg("stream"));
+      py::arg("frames"), py::arg("out"), py::arg("workspace"), py::arg("tiling"), py::arg("device"), py::arg("stream"));
 #endif
 }

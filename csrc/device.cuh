@@ -33,7 +33,8 @@ EAGLE_HOST_DEVICE Bfloat16 to_bfloat16(float value) {
 // Throws std::runtime_error (Python: RuntimeError) with CUDA's own words.
 inline void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status) + ".");
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status) +
+                           ".");
 }
 
 // A launch's own error (a bad configuration, no code for this GPU). What the kernel does later is seen at the next

@@ -13,6 +13,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "device.cuh"
 #include "tensor_view.h"
@@ -35,9 +36,14 @@ struct Tiling {
   int num_images() const { return num_tiles() + (thumbnail && num_tiles() > 1 ? 1 : 0); }
 };
 
-// `num_threads` = 0: one for each CPU of this process. The result does not depend on it.
+// `num_threads` = 0: one for each CPU of this process. `simd` = false: plain loops even where has_simd(). The bits of
+// the result depend on neither.
 // Throws std::invalid_argument (Python: ValueError) when a size, stride or dtype is not as above.
-void frames_to_tiles_cpu(const TensorView& frames, const TensorView& out, const Tiling& tiling, int num_threads);
+void frames_to_tiles_cpu(const TensorView& frames, const TensorView& out, const Tiling& tiling, int num_threads,
+                         bool simd);
+
+// Whether this CPU and this build have vector code (AVX2) for frames_to_tiles_cpu.
+bool has_simd();
 
 // Asynchronous on `stream` of `device`; keep all three buffers alive until it ran. `workspace` is u8, contiguous, of at
 // least frames_to_tiles_workspace_bytes; its contents do not matter.
@@ -50,14 +56,8 @@ void check_frames_to_tiles(const TensorView& frames, const TensorView& out, cons
 
 // ---- the arithmetic, shared by the CPU and the CUDA code ---------------------------------------------------------
 
-constexpr int kWeightBits = 22;                     // 32 less 8 of the pixel and 2 for sums outside [0, 1]
-constexpr int32_t kHalf = 1 << (kWeightBits - 1);   // rounds the sum to nearest
-
-// Whether the columns are resized before the rows.
-EAGLE_HOST_DEVICE bool vertical_first(PassOrder order, int64_t width, int64_t height, int64_t out_width,
-                                      int64_t out_height) {
-  return order == PassOrder::kPillow && out_height < height && 2 * (width - out_width) < height - out_height;
-}
+constexpr int kWeightBits = 22;                    // 32 less 8 of the pixel and 2 for sums outside [0, 1]
+constexpr int32_t kHalf = 1 << (kWeightBits - 1);  // rounds the sum to nearest
 
 // Keys' cubic with a = -0.5, in the form that rounds as Pillow's does.
 EAGLE_HOST_DEVICE double bicubic(double x) {
@@ -97,6 +97,20 @@ struct Axis {
     *count = static_cast<int32_t>(end - begin);
   }
 };
+
+// Whether the columns are resized before the rows.
+inline bool columns_first(PassOrder order, const Axis& across, const Axis& down) {
+  return order == PassOrder::kPillow && down.out < down.in && 2 * (across.in - across.out) < down.in - down.out;
+}
+
+// One resize of the whole frame: to the grid, or to the thumbnail.
+struct Target {
+  Axis across, down;
+  int first_image, cols;
+  bool columns_first;
+};
+
+std::vector<Target> make_targets(int64_t width_px, int64_t height_px, const Tiling& tiling);
 
 // The end of one pass for one value: `sum` holds kHalf and all products.
 EAGLE_HOST_DEVICE uint8_t round_to_pixel(int32_t sum) {

@@ -12,9 +12,7 @@ namespace eagle {
 
 enum class DType { kUint8, kBfloat16, kFloat32 };
 
-inline int64_t element_bytes(DType dtype) {
-  return dtype == DType::kUint8 ? 1 : dtype == DType::kBfloat16 ? 2 : 4;
-}
+inline int64_t element_bytes(DType dtype) { return dtype == DType::kUint8 ? 1 : dtype == DType::kBfloat16 ? 2 : 4; }
 
 inline DType parse_dtype(const std::string& name) {
   if (name == "uint8") return DType::kUint8;
@@ -73,7 +71,8 @@ inline TensorView make_view(const std::string& name, uintptr_t address, const st
   }
   if (empty) return view;
   const int64_t size = element_bytes(view.dtype);
-  check(address != 0 && address % size == 0, name, " lies at address ", address, "; needs one divisible by ", size, ".");
+  check(address != 0 && address % size == 0, name, " lies at address ", address, "; needs one divisible by ", size,
+        ".");
   check(last < num_bytes / size, name, " reaches element ", last, ", and its memory holds ", num_bytes / size, ".");
   return view;
 }

@@ -18,7 +18,7 @@ Source  Dao 2023, arXiv:2307.08691; Milakov and Gimelshein 2018, arXiv:1805.0286
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -40,9 +40,9 @@ DELTA_BLOCK = 64  # rows a program of the backward preprocess
 class AttentionPlan:
     """Which query rows see which key rows, and the order in which kernels take them: longest first.
 
-    Build it once a batch and use it in every layer, forward and backward. Nothing here waits for the device: table sizes
-    are bounds known from shapes, entries beyond the last tile are idle. Whether offsets are right is checked for CPU
-    tensors alone; wrong offsets on a GPU read or write outside the tensors.
+    Build it once a batch and use it in every layer, forward and backward. Nothing here waits for the device: table
+    sizes are bounds known from shapes, and entries beyond the last tile are idle. Whether offsets are right is checked
+    for CPU tensors alone; wrong offsets on a GPU read or write outside the tensors.
     """
 
     segments_S4: Tensor  # int32: q_start, q_len, k_start, k_len; k_start ascends
@@ -69,16 +69,8 @@ class AttentionPlan:
         Raises: ValueError for a wrong dtype, shape or device, and for wrong offsets in CPU tensors.
         """
         num_tokens_k = num_tokens if num_tokens_k is None else num_tokens_k
-        _check_cu_seqlens("cu_seqlens", cu_seqlens, num_tokens)
-        if cu_seqlens_k is None:
-            need = f"num_tokens {num_tokens}, or cu_seqlens_k"
-            check(num_tokens_k == num_tokens, OP, "num_tokens_k", num_tokens_k, need)
-            cu_seqlens_k = cu_seqlens
-        else:
-            _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, num_tokens_k)
-            check_same(OP, "cu_seqlens_k", cu_seqlens_k, "cu_seqlens", cu_seqlens)
-            need = f"cu_seqlens' {tuple(cu_seqlens.shape)}"
-            check(cu_seqlens_k.shape == cu_seqlens.shape, OP, "cu_seqlens_k's shape", tuple(cu_seqlens_k.shape), need)
+        _check_offsets(cu_seqlens, cu_seqlens_k, num_tokens, num_tokens_k)
+        cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
         segments_S4 = torch.stack((cu_seqlens[:-1], cu_seqlens.diff(), cu_seqlens_k[:-1], cu_seqlens_k.diff()), dim=1)
         return _plan(segments_S4, num_tokens, num_tokens_k, causal, covers_all=True)
 
@@ -93,7 +85,7 @@ class AttentionPlan:
         num_tokens_k: int | None = None,
         causal: bool = True,
     ) -> AttentionPlan:
-        """Segment s: query rows q_start[s] and the q_len[s] - 1 after it see key rows k_start[s] and the k_len[s] - 1 after.
+        """Segment s: the q_len[s] query rows from q_start[s] on see the k_len[s] key rows from k_start[s] on.
 
         Query ranges must not overlap; key ranges may, in any order. Rows of no segment give out = 0 and lse = -inf.
         causal aligns each segment at its end.
@@ -114,6 +106,18 @@ class AttentionPlan:
         return _plan(segments_S4, num_tokens, num_tokens_k, causal, covers_all=False)
 
 
+def _check_offsets(cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, num_tokens: int, num_tokens_k: int) -> None:
+    _check_cu_seqlens("cu_seqlens", cu_seqlens, num_tokens)
+    if cu_seqlens_k is None:
+        need = f"q's {num_tokens}, or cu_seqlens_k"
+        check(num_tokens_k == num_tokens, OP, "the number of key rows", num_tokens_k, need)
+        return
+    check_same(OP, "cu_seqlens_k", cu_seqlens_k, "cu_seqlens", cu_seqlens)
+    need = f"cu_seqlens' {tuple(cu_seqlens.shape)}"
+    check(cu_seqlens_k.shape == cu_seqlens.shape, OP, "cu_seqlens_k's shape", tuple(cu_seqlens_k.shape), need)
+    _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, num_tokens_k)
+
+
 def _check_cu_seqlens(name: str, cu_seqlens: Tensor, num_tokens: int) -> None:
     check(cu_seqlens.dtype == torch.int32, OP, f"{name}'s dtype", cu_seqlens.dtype, "int32")
     shape = tuple(cu_seqlens.shape)
@@ -122,7 +126,7 @@ def _check_cu_seqlens(name: str, cu_seqlens: Tensor, num_tokens: int) -> None:
         return
     ends = cu_seqlens.tolist()
     check(ends[0] == 0, OP, f"{name}[0]", ends[0], "0")
-    for s, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for s, (begin, end) in enumerate(pairwise(ends)):
         check(begin <= end, OP, f"{name}[{s + 1}]", end, f"at least {name}[{s}], which is {begin}")
     check(ends[-1] == num_tokens, OP, f"{name}[-1]", ends[-1], f"the number of rows, {num_tokens}")
 
@@ -173,7 +177,7 @@ def _tiles(
     sees all rows of the tile or none: its program adds up the segments that do, in their order, and no row mixes with
     another document's. With cu_seqlens these are simply the tiles of each document.
     """
-    q_start, q_len, k_start, k_len = segments_S4.long().t().contiguous().unbind()
+    _, q_len, k_start, k_len = segments_S4.long().t().contiguous().unbind()
     k_end = k_start + k_len
     num_segments = len(q_len)
 
@@ -203,7 +207,7 @@ def _tiles(
 
 
 def _cut(lengths: Tensor, num_tiles: int) -> tuple[Tensor, Tensor]:
-    """For each of num_tiles tiles: the range it lies in (len(lengths) where idle) and its first row within the range."""
+    """For each of num_tiles tiles: the range it lies in (len(lengths) where idle), its first row within the range."""
     ends = ((lengths + TILE - 1) // TILE).cumsum(0)  # the tile after each range's last
     tile_N = torch.arange(num_tiles, device=lengths.device)
     range_N = torch.searchsorted(ends, tile_N, right=True)
@@ -281,7 +285,7 @@ def _runs_of_equal_segments(segments: list[tuple[int, int, int, int]]) -> list[t
 
 
 def _row_ranges(x: Tensor, ranges: list[tuple[int, int]]) -> list[Tensor]:
-    """The rows (start, num) of x. One split where they partition x: its backward is one cat, not a full copy a range."""
+    """The rows (start, num) of x. Where they partition x by one split, whose backward is one cat."""
     row = 0
     for start, num in ranges:
         if start != row:
@@ -296,7 +300,7 @@ def _attend(
     q_NLHD: Tensor, k_NMKD: Tensor, v_NMKD: Tensor, causal: bool, scale: float, lse_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
     """out (N, L, H, D) and, where a dtype is given, lse (N, H, L) of N documents of L queries and M keys each."""
-    N, L, H, D = q_NLHD.shape
+    N, L, H, _ = q_NLHD.shape
     M, K = k_NMKD.shape[1:3]
     num_blind = max(L - M, 0) if causal else L * (M == 0)  # leading rows that see no key
     if num_blind == L:  # where there is no row, q itself is the result and keeps the graph
@@ -321,8 +325,8 @@ def _attend(
 
 
 @triton.jit
-def _load(ptr, rows, ok, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
-    """(rows, WIDTH) from column FIRST on; 0 beyond column D and in rows that are not ok. rows and stride are int64."""
+def _load(ptr, rows, ok, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(rows, WIDTH) from column FIRST on; 0 beyond column D and in rows that are not ok. rows are int64."""
     cols = FIRST + tl.arange(0, WIDTH)
     mask = ok[:, None]
     if FIRST + WIDTH > D:
@@ -331,21 +335,21 @@ def _load(ptr, rows, ok, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl
 
 
 @triton.jit
-def _store(ptr, rows, ok, stride, value, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
+def _store(ptr, rows, ok, stride, value, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
     cols = FIRST + tl.arange(0, WIDTH)
     mask = ok[:, None] & (cols < D)[None, :]
     tl.store(ptr + rows[:, None] * stride + cols[None, :], value.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _dot(a, b, acc):
+def _dot(a, b, acc):  # type: ignore[no-untyped-def]
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
-def _segment(segments_ptr, segment):
+def _segment(segments_ptr, segment):  # type: ignore[no-untyped-def]
     """q_start, q_len, k_start, k_len; the starts int64, for what is multiplied by a stride."""
-    ptr = segments_ptr + segment.to(tl.int64) * 4
+    ptr = segments_ptr + segment * 4
     return tl.load(ptr).to(tl.int64), tl.load(ptr + 1), tl.load(ptr + 2).to(tl.int64), tl.load(ptr + 3)
 
 
@@ -354,7 +358,7 @@ def _segment(segments_ptr, segment):
 
 
 @triton.jit
-def _fwd_kernel(
+def _fwd_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, num_tokens, scale_log2,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
@@ -374,7 +378,7 @@ def _fwd_kernel(
     q_ptr += head.to(tl.int64) * stride_qh * UNIT
     k_ptr += (head // G).to(tl.int64) * stride_kh * UNIT
     v_ptr += (head // G).to(tl.int64) * stride_vh * UNIT
-    step_q, step_k, step_v = stride_qt.to(tl.int64) * UNIT, stride_kt.to(tl.int64) * UNIT, stride_vt.to(tl.int64) * UNIT
+    step_q, step_k, step_v = stride_qt * UNIT, stride_kt * UNIT, stride_vt * UNIT
 
     i = first + tl.arange(0, BLOCK_M)
     rows, ok = q_start + i, i < q_len
@@ -416,7 +420,8 @@ def _fwd_kernel(
             acc_tail = _dot(p, v_tail, acc_tail * shrink[:, None])
 
     blind = total == 0.0
-    inverse = 1.0 / tl.where(blind, 1.0, total)
+    total = tl.where(blind, 1.0, total)
+    inverse = 1.0 / total
     lse = tl.where(blind, float("-inf"), (max_log2 + tl.log2(total)) * LN2)
     tl.store(lse_ptr + head.to(tl.int64) * num_tokens + rows, lse, mask=ok)
     out_ptr += head * D
@@ -426,7 +431,7 @@ def _fwd_kernel(
 
 
 @triton.jit
-def _delta_kernel(
+def _delta_kernel(  # type: ignore[no-untyped-def]
     dout_ptr, out_ptr, dlse_ptr, delta_ptr, stride_dt, stride_dh, num_tokens,
     H: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -435,7 +440,7 @@ def _delta_kernel(
     rows = (tl.program_id(0) // H).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = rows < num_tokens
     dout_ptr += head.to(tl.int64) * stride_dh * UNIT
-    dout = _load(dout_ptr, rows, ok, stride_dt.to(tl.int64) * UNIT, 0, WIDTH, D).to(tl.float32)
+    dout = _load(dout_ptr, rows, ok, stride_dt * UNIT, 0, WIDTH, D).to(tl.float32)
     out = _load(out_ptr + head * D, rows, ok, H * D, 0, WIDTH, D).to(tl.float32)
     at = head.to(tl.int64) * num_tokens + rows
     dlse = tl.load(dlse_ptr + at, mask=ok, other=0.0)
@@ -443,13 +448,13 @@ def _delta_kernel(
 
 
 @triton.jit
-def _probability(s, lse, scale_log2):
+def _probability(s, lse, scale_log2):  # type: ignore[no-untyped-def]
     """exp(scale * s - lse), and 0 in rows that see no key, whose lse is -inf."""
     return tl.exp2(s * scale_log2 - tl.where(lse == float("-inf"), float("inf"), lse / LN2))
 
 
 @triton.jit
-def _dq_kernel(
+def _dq_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
     num_tokens, scale, scale_log2,
@@ -471,8 +476,7 @@ def _dq_kernel(
     k_ptr += (head // G).to(tl.int64) * stride_kh * UNIT
     v_ptr += (head // G).to(tl.int64) * stride_vh * UNIT
     dout_ptr += head.to(tl.int64) * stride_dh * UNIT
-    step_q, step_d = stride_qt.to(tl.int64) * UNIT, stride_dt.to(tl.int64) * UNIT
-    step_k, step_v = stride_kt.to(tl.int64) * UNIT, stride_vt.to(tl.int64) * UNIT
+    step_q, step_k, step_v, step_d = stride_qt * UNIT, stride_kt * UNIT, stride_vt * UNIT, stride_dt * UNIT
 
     i = first + tl.arange(0, BLOCK_M)
     rows, ok = q_start + i, i < q_len
@@ -520,7 +524,7 @@ def _dq_kernel(
 
 
 @triton.jit
-def _dkdv_kernel(
+def _dkdv_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
     num_tokens, scale, scale_log2,
@@ -538,8 +542,7 @@ def _dkdv_kernel(
         return
     k_ptr += kv_head.to(tl.int64) * stride_kh * UNIT
     v_ptr += kv_head.to(tl.int64) * stride_vh * UNIT
-    step_q, step_d = stride_qt.to(tl.int64) * UNIT, stride_dt.to(tl.int64) * UNIT
-    step_k, step_v = stride_kt.to(tl.int64) * UNIT, stride_vt.to(tl.int64) * UNIT
+    step_q, step_k, step_v, step_d = stride_qt * UNIT, stride_kt * UNIT, stride_vt * UNIT, stride_dt * UNIT
 
     r = tl.arange(0, BLOCK_N)
     rows, ok = first.to(tl.int64) + r, r < num_rows
@@ -561,7 +564,8 @@ def _dkdv_kernel(
         begin, end = 0, tl.where((j_first >= 0) & (j_first < k_len), q_len, 0)
         if CAUSAL:
             begin = tl.maximum(j_first - shift, 0) // BLOCK_M * BLOCK_M
-        for head in range(kv_head * G, kv_head * G + G):
+        for group in range(G):
+            head = kv_head * G + group
             q_head = q_ptr + head.to(tl.int64) * stride_qh * UNIT
             dout_head = dout_ptr + head.to(tl.int64) * stride_dh * UNIT
             for m in range(begin, end, BLOCK_M):
@@ -579,9 +583,8 @@ def _dkdv_kernel(
                     dout_tail = _load(dout_head, q_rows, q_ok, step_d, MAIN, TAIL, D)
                     s = _dot(k_tail, tl.trans(q_tail), s)
                     dp = _dot(v_tail, tl.trans(dout_tail), dp)
-                if CAUSAL:
-                    if m + shift < j_first + BLOCK_N - 1:
-                        s = tl.where(j[:, None] <= i[None, :] + shift, s, float("-inf"))
+                if CAUSAL and m + shift < j_first + BLOCK_N - 1:
+                    s = tl.where(j[:, None] <= i[None, :] + shift, s, float("-inf"))
                 p = _probability(s, lse[None, :], scale_log2)
                 ds = (p * (dp - delta[None, :])).to(q.dtype)
                 p = p.to(q.dtype)
@@ -623,16 +626,16 @@ def pieces(head_width: int) -> tuple[int, int]:
 
 
 def launches(head_width: int, dtype: torch.dtype) -> Launches:
-    """Blocks that fit 163 KB of shared memory (sm_80) without spilling: bench/results/static."""
-    width = sum(pieces(head_width))
+    """By width and dtype: what the compiler keeps in registers on sm_80, sm_90 and sm_100 alike, or nearly
+    (bench/results/static), and in the 163 KB of shared memory of sm_80."""
     if dtype == torch.float32:  # full fp32 products do not use the tensor cores
-        small = Launch(32, 32, 4, 1)
-        return Launches(small, small, small)
+        return Launches(fwd=Launch(32, 32, 4, 1), dq=Launch(32, 32, 4, 1), dkdv=Launch(32, 32, 4, 1))
+    width = sum(pieces(head_width))
     if width <= 80:
-        return Launches(Launch(128, 64, 8, 2), Launch(128, 64, 8, 2), Launch(64, 128, 8, 2))
+        return Launches(fwd=Launch(128, 64, 8, 2), dq=Launch(128, 64, 8, 2), dkdv=Launch(64, 128, 8, 2))
     if width <= 128:
-        return Launches(Launch(128, 64, 8, 2), Launch(128, 64, 8, 2), Launch(64, 128, 8, 2))
-    return Launches(Launch(64, 64, 8, 1), Launch(64, 32, 8, 1), Launch(32, 64, 8, 1))
+        return Launches(fwd=Launch(128, 64, 8, 2), dq=Launch(64, 64, 4, 2), dkdv=Launch(32, 128, 8, 2))
+    return Launches(fwd=Launch(64, 64, 8, 2), dq=Launch(64, 32, 8, 1), dkdv=Launch(32, 64, 8, 1))
 
 
 def _strides(unit: int, *tensors: Tensor) -> list[int]:
@@ -675,17 +678,7 @@ def _fwd(
 
 
 @_fwd.register_fake
-def _(
-    q_THD: Tensor,
-    k_TKD: Tensor,
-    v_TKD: Tensor,
-    segments_S4: Tensor,
-    q_tiles_N2: Tensor,
-    k_tiles_M4: Tensor,
-    covers_all: bool,
-    causal: bool,
-    softmax_scale: float,
-) -> tuple[Tensor, Tensor]:
+def _(q_THD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     T, H, D = q_THD.shape
     return q_THD.new_empty(T, H, D), q_THD.new_empty(H, T, dtype=torch.float32)
 
@@ -719,7 +712,7 @@ def _bwd(
     unit = _unit(q_THD, k_TKD, v_TKD, dout_THD)
     strides = _strides(unit, q_THD, k_TKD, v_TKD, dout_THD)
     scales = (softmax_scale, softmax_scale * LOG2_E)
-    sizes = dict(G=H // K, D=D, MAIN=main, TAIL=tail, UNIT=unit, CAUSAL=causal, TILE=TILE)
+    sizes = {"G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": unit, "CAUSAL": causal, "TILE": TILE}
     _, dq, dkdv = launches(D, q_THD.dtype)
     if T and H:
         _delta_kernel[(triton.cdiv(T, DELTA_BLOCK) * H,)](
@@ -741,21 +734,7 @@ def _bwd(
 
 
 @_bwd.register_fake
-def _(
-    dout_THD: Tensor,
-    dlse_HT: Tensor,
-    q_THD: Tensor,
-    k_TKD: Tensor,
-    v_TKD: Tensor,
-    out_THD: Tensor,
-    lse_HT: Tensor,
-    segments_S4: Tensor,
-    q_tiles_N2: Tensor,
-    k_tiles_M4: Tensor,
-    covers_all: bool,
-    causal: bool,
-    softmax_scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(_dout: Tensor, _dlse: Tensor, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return q_THD.new_empty(q_THD.shape), k_TKD.new_empty(k_TKD.shape), v_TKD.new_empty(v_TKD.shape)
 
 
@@ -796,34 +775,36 @@ def varlen_attention(
 
     Differentiable in q, k and v, through the lse too. CPU tensors take `varlen_attention_ref`.
 
-    Args:   q_THD, k_TKD, v_TKD: bf16, fp16 or fp32 (on a CPU fp64 too); last dimension contiguous, other strides free,
-            so that views of one fused projection need no copy (multiples of 8 elements are fastest). H is a multiple of K;
-            D is a multiple of 8 from 16 to 256.
-            cu_seqlens: int32 (S + 1) as in AttentionPlan.from_cu_seqlens, or a plan, which is then built once a batch
+    Args:   q_THD, k_TKD, v_TKD: bf16, fp16 or fp32 (on a CPU fp64 too, whose lse is fp64). The last dimension is
+            contiguous, other strides are free, so that views of one fused projection need no copy (multiples of 8
+            elements load fastest). H is a multiple of K; D is a multiple of 8 from 16 to 256.
+            cu_seqlens: int32 (S + 1) as in AttentionPlan.from_cu_seqlens, or a plan, which is built once a batch
             instead of once a call.  cu_seqlens_k: the same for k and v, where their lengths differ.
-            causal: query i of a document sees keys j <= i + k_len - q_len; else all of its document.
+            causal: query i of a document sees keys j <= i + k_len - q_len; otherwise all of its document.
             softmax_scale: > 0; None means D ** -0.5.
-    Raises: ValueError for a wrong dtype, device, shape, stride or head ratio, and for offsets that are wrong in CPU tensors.
+    Raises: ValueError for a wrong dtype, device, shape, stride or head ratio, and for wrong offsets in CPU tensors.
             Offsets on a GPU are trusted: to check them would stop the host.
     """
     _check_inputs(q_THD, k_TKD, v_TKD, softmax_scale)
-    if isinstance(cu_seqlens, AttentionPlan):
-        plan = cu_seqlens
-        check(
-            cu_seqlens_k is None, OP, "cu_seqlens_k", "a tensor beside a plan", "None: the plan holds the key lengths"
-        )
-        got, need = (plan.num_tokens, plan.num_tokens_k), f"q's and k's rows, {(q_THD.shape[0], k_TKD.shape[0])}"
-        check(got == (q_THD.shape[0], k_TKD.shape[0]), OP, "the plan's (num_tokens, num_tokens_k)", got, need)
+    num_rows, num_rows_k = q_THD.shape[0], k_TKD.shape[0]
+    plan = cu_seqlens
+    if isinstance(plan, AttentionPlan):
+        check(cu_seqlens_k is None, OP, "cu_seqlens_k", "a tensor beside a plan", "None: the plan holds its lengths")
+        got, need = (plan.num_tokens, plan.num_tokens_k), f"the rows of q and of k, {(num_rows, num_rows_k)}"
+        check(got == (num_rows, num_rows_k), OP, "the plan's (num_tokens, num_tokens_k)", got, need)
         device = plan.segments_S4.device
+        check(device == q_THD.device, OP, "the plan's device", device, f"q's {q_THD.device}")
     else:
-        device = cu_seqlens.device
-    check(device == q_THD.device, OP, "the device of cu_seqlens or plan", device, f"q's {q_THD.device}")
-    if not isinstance(cu_seqlens, AttentionPlan):
-        rows = dict(num_tokens=q_THD.shape[0], num_tokens_k=k_TKD.shape[0])
-        plan = AttentionPlan.from_cu_seqlens(cu_seqlens, cu_seqlens_k, **rows, causal=causal)
+        check(plan.device == q_THD.device, OP, "cu_seqlens' device", plan.device, f"q's {q_THD.device}")
+        _check_offsets(plan, cu_seqlens_k, num_rows, num_rows_k)
     if not q_THD.is_cuda:
         return varlen_attention_ref(
-            q_THD, k_TKD, v_TKD, plan, causal=causal, softmax_scale=softmax_scale, return_lse=return_lse
+            q_THD, k_TKD, v_TKD, plan,
+            cu_seqlens_k=cu_seqlens_k, causal=causal, softmax_scale=softmax_scale, return_lse=return_lse,
+        )  # fmt: skip
+    if not isinstance(plan, AttentionPlan):
+        plan = AttentionPlan.from_cu_seqlens(
+            plan, cu_seqlens_k, num_tokens=num_rows, num_tokens_k=num_rows_k, causal=causal
         )
     scale = q_THD.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
     out_THD, lse_HT = _varlen_attention(q_THD, k_TKD, v_TKD, plan, causal, scale)

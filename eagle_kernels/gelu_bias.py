@@ -54,12 +54,16 @@ def _bwd_kernel(  # type: ignore[no-untyped-def]
     bias = tl.load(bias_ptr + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)
     dbias = tl.zeros((ROWS, COLS), tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
-        rows = (tile.to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+        rows = (tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
         mask = (rows < T) & (cols < WIDTH)
         dout = tl.load(dout_ptr + rows * dout_stride + cols, mask=mask, other=0.0).to(tl.float32)
         z = tl.load(x_ptr + rows * x_stride + cols, mask=mask, other=0.0).to(tl.float32) + bias
-        s = tl.sigmoid(_double_u(z))
-        dz = dout * (s + z * s * (1.0 - s) * (1.5957691216057308 * (1.0 + 0.134145 * z * z)))
+        double_u = _double_u(z)
+        small = tl.exp(-tl.abs(double_u))  # s and 1 - s each without cancellation or overflow
+        larger = 1.0 / (1.0 + small)
+        smaller = small * larger
+        s = tl.where(double_u > 0, larger, smaller)
+        dz = dout * (s + z * (larger * smaller) * (1.5957691216057308 * (1.0 + 0.134145 * z * z)))
         if NEED_DX:
             tl.store(dx_ptr + rows * WIDTH + cols, dz.to(dx_ptr.dtype.element_ty), mask=mask)
         dbias += dz
@@ -141,7 +145,9 @@ def gelu_bias(x: Tensor, bias: Tensor) -> Tensor:
     Raises ValueError when bias's shape, dtype or device does not match.
     """
     op = "gelu_bias"
-    check(x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., F)")
+    check(
+        x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., F)"
+    )
     check(bias.shape == x.shape[-1:], op, "bias's shape", tuple(bias.shape), f"({x.shape[-1]},), the width of x")
     check_same(op, "bias", bias, "x", x)
     if not x.is_cuda:

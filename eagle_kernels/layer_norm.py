@@ -100,7 +100,7 @@ def _dweight_kernel(  # type: ignore[no-untyped-def]
     dweight = tl.zeros((ROWS, COLS), tl.float32)
     dbias = tl.zeros((ROWS, COLS), tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
-        rows = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         mask = (rows < T)[:, None] & (cols < C)
         mean = tl.load(mean_ptr + rows, mask=rows < T, other=0.0)[:, None]
         rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
@@ -202,7 +202,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Raises ValueError when a shape, dtype or device does not match.
     """
     op = "layer_norm"
-    check(x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)")
+    check(
+        x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)"
+    )
     for name, tensor in (("weight", weight), ("bias", bias)):
         check(tensor.shape == x.shape[-1:], op, f"{name}'s shape", tuple(tensor.shape), f"({x.shape[-1]},), x's width")
         check_same(op, name, tensor, "x", x)

@@ -1,4 +1,4 @@
-"""The built extension, `eagle_kernels._native`, and how a tensor is handed to it: as numbers, since it knows no torch."""
+"""The built extension, `eagle_kernels._native`, and how it gets a tensor: as numbers, since it knows no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"eagle_kernels._native, the compiled part of the package, does not load: {error}. Build it with "
-            "`pip install .`, or in a checkout with `pip install -e . --no-build-isolation`; both need a C++20 compiler."
+            "`pip install .`, or for development `pip install -e . --no-build-isolation`; both need a C++20 compiler."
         ) from error
 
 
@@ -35,6 +35,6 @@ def build_info() -> dict[str, Any]:
 
 def view(tensor: Tensor) -> View:
     """(address, shape, strides in elements, dtype name, bytes of memory from the address on)."""
-    bytes_left = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.element_size()
+    bytes_left = int(tensor.untyped_storage().nbytes()) - int(tensor.storage_offset()) * tensor.element_size()
     dtype = str(tensor.dtype).removeprefix("torch.")
     return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), dtype, bytes_left

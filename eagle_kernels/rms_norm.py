@@ -2,7 +2,7 @@
 
 Dims    T rows (tokens; any leading dims), C channels of a row.
 Maths   r = 1 / sqrt(mean(h**2) + eps);  n = h * r;  y = n * weight;  h is x, or x + residual rounded to x's dtype.
-Grads   g = dy * weight;  dh = r * (g - n * mean(g * n)) (+ the gradient that reaches h itself);  dweight = sum_T dy * n.
+Grads   g = dy * weight;  dh = r * (g - n * mean(g * n)), plus what reaches h itself;  dweight = sum_T dy * n.
 Numbers Statistics and gradients in fp32. As Qwen2 in transformers: n is rounded to x's dtype before the weight.
         dweight: fp32 partial sums of NUM_PARTIALS programs, added in a fixed order; no atomics.
         Backward reads x and dy once for dx and once for dweight.
@@ -108,7 +108,7 @@ def _dweight_kernel(  # type: ignore[no-untyped-def]
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
     acc = tl.zeros((ROWS, COLS), tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
-        rows = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         mask = (rows < T)[:, None] & (cols < C)
         rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
         dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0)
@@ -142,7 +142,9 @@ def _add_fwd(x_TC: Tensor, residual_TC: Tensor, weight_C: Tensor, eps: float) ->
     return _launch_fwd(x_TC, residual_TC, weight_C, eps)
 
 
-def _launch_fwd(x_TC: Tensor, residual_TC: Tensor | None, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _launch_fwd(
+    x_TC: Tensor, residual_TC: Tensor | None, weight_C: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     T, C = x_TC.shape
     add = residual_TC is not None
     y_TC, rstd_T = x_TC.new_empty(T, C), x_TC.new_empty(T, dtype=torch.float32)
@@ -160,7 +162,13 @@ def _launch_fwd(x_TC: Tensor, residual_TC: Tensor | None, weight_C: Tensor, eps:
 
 @torch.library.custom_op("eagle::rms_norm_bwd", mutates_args=())
 def _bwd(
-    dy_TC: Tensor, dsum_TC: Tensor | None, h_TC: Tensor, weight_C: Tensor, rstd_T: Tensor, need_dh: bool, need_dweight: bool
+    dy_TC: Tensor,
+    dsum_TC: Tensor | None,
+    h_TC: Tensor,
+    weight_C: Tensor,
+    rstd_T: Tensor,
+    need_dh: bool,
+    need_dweight: bool,
 ) -> tuple[Tensor, Tensor]:
     """(dh, dweight); an empty tensor stands for one that is not needed. dsum: what reaches x + residual itself."""
     T, C = h_TC.shape
@@ -237,7 +245,9 @@ _add_fwd.register_autograd(_add_grad, setup_context=_add_setup)
 
 
 def _check(op: str, x: Tensor, weight: Tensor) -> None:
-    check(x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)")
+    check(
+        x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)"
+    )
     check(weight.shape == x.shape[-1:], op, "weight's shape", tuple(weight.shape), f"({x.shape[-1]},), the width of x")
     check_same(op, "weight", weight, "x", x)
 

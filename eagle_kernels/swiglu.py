@@ -2,7 +2,8 @@
 
 Dims    T rows (tokens; any leading dims), F feed-forward width.
 Grads   s = sigmoid(gate);  dup = dout * gate * s;  dgate = dout * up * s * (1 + gate * (1 - s)).
-Numbers fp32 inside, one rounding on store. Backward recomputes s. Memory bound: 3*T*F elements move forward, 5*T*F back.
+Numbers fp32 inside, one rounding on store. Backward recomputes s. Memory bound: forward moves 3*T*F elements,
+        backward 5*T*F.
 Source  Shazeer 2020, arXiv:2002.05202, without biases, as in Qwen2.
 """
 
@@ -79,12 +80,13 @@ def _fwd(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("eagle::swiglu_bwd", mutates_args=())
-def _bwd(
-    dout_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, need_dgate: bool, need_dup: bool
-) -> tuple[Tensor, Tensor]:
+def _bwd(dout_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, need_dgate: bool, need_dup: bool) -> tuple[Tensor, Tensor]:
     """(dgate, dup); an empty tensor stands for one that is not needed."""
     T, width = gate_TF.shape
-    dgate_TF, dup_TF = gate_TF.new_empty((T, width) if need_dgate else 0), up_TF.new_empty((T, width) if need_dup else 0)
+    dgate_TF, dup_TF = (
+        gate_TF.new_empty((T, width) if need_dgate else 0),
+        up_TF.new_empty((T, width) if need_dup else 0),
+    )
     if T and width:
         rows, cols = _tile(width)
         dout_TF, gate_TF, up_TF = _inner(dout_TF), _inner(gate_TF), _inner(up_TF)

@@ -31,14 +31,16 @@ def decode(
 
     Every frame is (height_px, width_px, 3) of `probe(path)`: uint8 RGB, full range, by the stream's own colour matrix
     and range (BT.601 where it names none), turned and mirrored as the container asks, with square pixels (the width is
-    stretched by the pixel aspect ratio, bicubic). High dynamic range is not tone mapped.
+    stretched by the pixel aspect ratio, bilinear). High dynamic range is not tone mapped.
 
-    Args:    timestamps_seconds: each in [0, duration_seconds]; a time within 1 us before a frame's own means that frame,
-             so that times out of `frame_times_seconds` are exact and rounding to microseconds is harmless.
+    Args:    timestamps_seconds: each in [0, duration_seconds]. A time out of `frame_times_seconds` means exactly that
+             frame; so does any other within 1 us before it, so that rounding to microseconds is harmless.
              device: "cpu"; a CUDA device is for a later version.
     Raises:  VideoError at once if the file cannot be read or a time lies outside it (the message has both numbers), and
              on reaching a frame that is damaged or missing in the file: the message has its time and how many of the
-             frames asked for were given before it; ask for the others in a new call. Nothing takes its place.
+             frames asked for were given before it; ask for the others in a new call. Nothing takes its place. (Video
+             carries no checksums: damage that neither container nor codec notices is shown as it decodes, and where a
+             container lost a frame without a trace, the one before it is shown longer.)
              ImportError, NotImplementedError: `device` is not the CPU.
     """
     device = torch.device(device)
@@ -59,7 +61,9 @@ def frame_indices(info: VideoInfo, timestamps_seconds: Sequence[float]) -> NDArr
     inside_M = (asked_M >= -TOLERANCE_SECONDS) & (asked_M <= info.duration_seconds + TOLERANCE_SECONDS)
     if not inside_M.all():  # NaN too
         asked = float(asked_M[~inside_M][0])
-        raise VideoError(f"{info.path}: asked for the frame at {asked:.6f} s; it lasts from 0 to {info.duration_seconds:.6f} s.")
+        raise VideoError(
+            f"{info.path}: asked for the frame at {asked:.6f} s; it lasts from 0 to {info.duration_seconds:.6f} s."
+        )
     at_M = np.searchsorted(times_N, asked_M, side="right") - 1
     next_M = np.minimum(at_M + 1, len(times_N) - 1)
     # Not where the time is a frame's own: even frames less than a microsecond apart are told apart then.
@@ -73,7 +77,7 @@ def _decode_cpu(index: PacketIndex, info: VideoInfo, wanted_M: NDArray[np.int64]
         time_seconds = float(info.frame_times_seconds[i])
         if rgb_YX3 is None:
             raise VideoError(
-                f"{info.path}: frame {i} at {time_seconds:.6f} s is damaged or missing in the file and cannot be decoded "
-                f"({num_given} of the {len(wanted_M)} frames asked for were given before it)."
+                f"{info.path}: frame {i} at {time_seconds:.6f} s is damaged or missing in the file and cannot be "
+                f"decoded ({num_given} of the {len(wanted_M)} frames asked for were given before it)."
             )
         yield Frame(time_seconds, rgb_YX3)

@@ -17,6 +17,7 @@ One codec thread: for sparse frames libav's frame threads restart at every seek 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -40,9 +41,14 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 # Containers only. Left to itself libav also opens playlists (HLS, DASH, concat), which name other files and hosts.
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg,mxf,ivf,h264,hevc,obu,gif"
+STORAGE_ORDER_DEMUXERS = ("avi", "asf")  # these keep one time a packet, in the order of storage, and libav passes it on
+DTS_DEMUXERS = ("mpegts", "mpeg")  # these search the file for a dts; asked for a pts they land one key frame too late
+SHORTFALL_SECONDS = 0.5  # sound may well go on this much longer than the picture
 LARGEST_PIXEL_ASPECT = 16  # a wider pixel is a damaged header, and would ask for any amount of memory
-# Without the last two flags swscale rounds down, repeats chroma samples, and loses 7 dB: tests/video/test_decode.py.
-SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+SEEK_PICTURES = 4  # pictures that an ordinary H.264 decoder has read ahead to reorder, and loses in a seek
+# Without the last two flags swscale rounds down, repeats chroma samples, and loses 10 dB: tests/video/test_decode.py.
+# Bicubic gains nothing there and takes twice the time.
+SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
 UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's own tools, torchcodec and OpenCV take
 
@@ -65,7 +71,7 @@ class PacketIndex:
     pts_N: NDArray[np.int64]  # of each shown frame, ascending
     last_duration: int  # ticks that the last frame is shown; 0 if unknown
     key_pts_K: NDArray[np.int64]  # of each packet marked as a key frame, ascending
-    key_seek_K: NDArray[np.int64]  # what to ask the demuxer for to get there: its dts where it has one
+    key_seek_K: NDArray[np.int64]  # the time that makes the demuxer go there
     scaled_width_px: int  # stored size with square pixels, before turning
     scaled_height_px: int
     orientation: Orientation
@@ -79,61 +85,30 @@ def read_index(path: str | Path) -> PacketIndex:
     Raises VideoError if there is no such file, it is no video, or not one frame of it decodes.
     """
     path = Path(path)
-    pts: list[int] = []
-    keys: list[tuple[int, int]] = []
-    first = None
-    durations: dict[int, int] = {}
-    num_corrupt_at_end = 0
-    damage = None
     with closing(_open(path)) as container:
         stream = _video_stream(container, path)
-        is_vp8 = stream.codec_context.name == "vp8"
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.error.FFmpegError as error:
-                damage = f"reading stops after {len(pts)} frames: {error.strerror}"
-                packet = None
-            if first is None:
-                first = _first_frame(stream, packet)
-            if packet is None:
-                break
-            if packet.size == 0 or packet.is_discard or (is_vp8 and not _vp8_is_shown(packet)):
-                continue
-            if packet.pts is None:
-                raise VideoError(
-                    f"{path}: packet {len(pts)} has no presentation time, so no frame can be found by its time. Rewrite the "
-                    f"file with times: `ffmpeg -fflags +genpts -i IN -c copy OUT.mkv`."
-                )
-            num_corrupt_at_end = num_corrupt_at_end + 1 if packet.is_corrupt else 0
-            pts.append(packet.pts)
-            durations[packet.pts] = packet.duration or 0
-            if packet.is_keyframe:
-                keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-        if first is None:
-            raise VideoError(f"{path}: not one frame can be decoded; it holds {len(pts)} packets of {stream.codec_context.name}.")
-        if num_corrupt_at_end:
-            pts = pts[:-num_corrupt_at_end]
-            damage = damage or f"the file ends inside frame {len(pts)} (in the order of storage)"
-        pts_N = np.unique(np.asarray(pts, np.int64))
-        pts_N = pts_N[pts_N >= first.pts]  # leading pictures of a stream that was cut are never shown
-        keys_K2 = np.asarray(sorted(keys), np.int64).reshape(-1, 2)
+        first, packets, damage = _read_packets(container, stream, path)
+        pts_N, place_N = np.unique(np.array([p.pts for p in packets], np.int64), return_index=True)
+        is_shown_N = pts_N >= first.pts  # leading pictures of a stream that was cut are never shown
+        pts_N, last = pts_N[is_shown_N], packets[place_N[-1]]
+        last_duration = last.duration or _usual_duration(pts_N, stream)
+        ends_seconds = float((last.pts + last_duration) * stream.time_base)
+        keys_K2 = np.array(sorted((p.pts, p.seek) for p in packets if p.is_key), np.int64).reshape(-1, 2)
         orientation = _orientation(first)
         width_px, height_px = _square_pixels(first.width, first.height, stream.sample_aspect_ratio, path)
         return PacketIndex(
             path=path,
-            codec=stream.codec_context.name,
+            codec=stream.codec_context.codec.canonical_name,
             time_base=stream.time_base,
             pts_N=pts_N,
-            last_duration=durations[int(pts_N[-1])] or _usual_duration(pts_N, stream),
+            last_duration=last_duration,
             key_pts_K=keys_K2[:, 0],
             key_seek_K=keys_K2[:, 1],
             scaled_width_px=width_px,
             scaled_height_px=height_px,
             orientation=orientation,
             rotation_degrees=_rotation_degrees(orientation),
-            damage=damage,
+            damage="; ".join(damage + _shortfall(container, stream, ends_seconds)) or None,
         )
 
 
@@ -154,7 +129,7 @@ class _Reader:
 
     def __init__(self, index: PacketIndex) -> None:
         self._index = index
-        self._container = None
+        self._container: av.container.InputContainer | None = None
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._newest_key_pts = -math.inf  # of the packets fed since the last seek
@@ -168,8 +143,7 @@ class _Reader:
         if self._shown is not None and self._shown.pts == pts:
             return self._shown
         key = int(np.searchsorted(self._index.key_pts_K, pts, side="right")) - 1
-        no_key_between = key < 0 or self._index.key_pts_K[key] <= self._newest_key_pts
-        if self._shown is not None and self._shown.pts < pts and no_key_between and self._forward_to(pts):
+        if self._shown is not None and self._shown.pts < pts and not self._seek_helps(key) and self._forward_to(pts):
             return self._shown
         step = 1
         while key > 0:
@@ -178,6 +152,15 @@ class _Reader:
             key, step = key - step, step * 2
         self._rewind()
         return self._shown if self._forward_to(pts) else None
+
+    def _seek_helps(self, key: int) -> bool:
+        """Whether starting at that key frame skips more than the few pictures that a seek throws away."""
+        if self._shown is None:
+            return True
+        if key < 0 or self._index.key_pts_K[key] <= self._newest_key_pts:
+            return False
+        here, there = np.searchsorted(self._index.pts_N, (self._shown.pts, self._index.key_pts_K[key]))
+        return bool(there - here > SEEK_PICTURES)
 
     def _forward_to(self, pts: int) -> bool:
         """Decodes until a frame at or after `pts` is shown; True if it is that one."""
@@ -211,40 +194,107 @@ class _Reader:
 
         trusted_from: frames shown before this pts are not taken; None: the pts of the first key frame met.
         """
+        if self._container is None:
+            return
         stream = _video_stream(self._container, self._index.path)
         self._newest_key_pts = -math.inf
         clean: set[int] = set()  # pts fed in good order and not yet out
         broken = False
-        packets = self._container.demux(stream)
-        while True:
+        demuxed = self._container.demux(stream)
+        at_end = False
+        while not at_end:
             try:
-                packet = next(packets, None)
+                packet = next(demuxed)  # one of size 0 comes last
             except av.error.FFmpegError:
-                packet = None  # damage: nothing more can be read, but what was fed can still come out
-            if packet is None or packet.size == 0:
-                frames = _drain(stream)
-            else:
-                if packet.is_keyframe and packet.pts is not None:
-                    if trusted_from is None or broken:
-                        trusted_from, broken = packet.pts, False
-                    self._newest_key_pts = max(self._newest_key_pts, packet.pts)
-                if trusted_from is None:
-                    continue
-                leading = packet.pts is None or packet.pts < trusted_from
-                frames = _decode(packet)
-                if frames is None:
-                    broken = broken or not leading
-                elif not broken and not leading:
-                    clean.add(packet.pts)
+                packet = av.Packet()  # nothing more can be read, but what was fed can still come out
+            at_end = packet.size == 0
+            if not at_end and packet.is_keyframe and packet.pts is not None:
+                if trusted_from is None or broken:
+                    trusted_from, broken = packet.pts, False
+                self._newest_key_pts = max(self._newest_key_pts, packet.pts)
+            if trusted_from is None:
+                continue
+            frames = _drain(stream) if at_end else _decode(packet)
+            is_leading = packet.pts is None or packet.pts < trusted_from
+            if frames is None:
+                broken = broken or not is_leading
+            elif not broken and not is_leading:
+                clean.add(packet.pts)
             for frame in frames or ():
-                if frame.is_corrupt and trusted_from is not None and frame.pts >= trusted_from:
+                if frame.is_corrupt and frame.pts >= trusted_from:
                     broken = True
                     clean.clear()
                 elif frame.pts in clean:
                     clean.remove(frame.pts)
                     yield frame
-            if packet is None or packet.size == 0:
-                return
+
+
+class _Packet(NamedTuple):
+    """The facts of one packet that holds a shown frame; times in ticks."""
+
+    pts: int
+    seek: int
+    duration: int  # 0 if unknown
+    is_key: bool
+    is_corrupt: bool
+
+
+def _read_packets(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path
+) -> tuple[av.VideoFrame, list[_Packet], list[str]]:
+    """The first frame that decodes, the packets of shown frames in the order of storage, and what is damaged."""
+    first: av.VideoFrame | None = None
+    packets: list[_Packet] = []
+    damage: list[str] = []
+    seeks_by_dts = container.format.name in DTS_DEMUXERS
+    codec = stream.codec_context.codec.canonical_name
+    demuxed = container.demux(stream)
+    at_end = False
+    while not at_end:
+        try:
+            packet = next(demuxed)  # one of size 0 comes last
+        except av.error.FFmpegError as error:
+            damage.append(f"reading stops after {len(packets)} frames ({error.strerror})")
+            packet = av.Packet()
+        at_end = packet.size == 0
+        if first is None:
+            frames = _drain(stream) if at_end else _decode(packet)
+            first = next((frame for frame in frames or () if not frame.is_corrupt), None)
+        if at_end or packet.is_discard or (codec == "vp8" and not _vp8_is_shown(packet)):
+            continue
+        if packet.pts is None:
+            raise VideoError(_no_times(path, container.format.name))
+        seek = packet.pts if packet.dts is None or not seeks_by_dts else packet.dts
+        packets.append(_Packet(packet.pts, seek, packet.duration or 0, packet.is_keyframe, packet.is_corrupt))
+    if first is None:
+        raise VideoError(f"{path}: not one frame can be decoded; it holds {len(packets)} packets of {codec}.")
+    in_order = all(a.pts <= b.pts for a, b in itertools.pairwise(packets))
+    if container.format.name in STORAGE_ORDER_DEMUXERS and stream.codec_context.reorder_depth and in_order:
+        raise VideoError(_no_times(path, container.format.name))
+    while packets[-1].is_corrupt:
+        packets.pop()
+        damage = [f"the file ends inside frame {len(packets)} (in the order of storage)"]
+    if num_corrupt := sum(p.is_corrupt for p in packets):
+        damage.append(f"{num_corrupt} of {len(packets)} frames are damaged")
+    return first, packets, damage
+
+
+def _shortfall(container: av.container.InputContainer, stream: av.VideoStream, ends_seconds: float) -> list[str]:
+    """How files are noticed whose end is cut off between two packets, where one number states the whole length
+    (Matroska, FLV). Other demuxers know each stream's own length from the packets themselves."""
+    if stream.duration is not None or container.duration is None:
+        return []
+    stated_seconds = container.duration / av.time_base
+    if stated_seconds <= ends_seconds + SHORTFALL_SECONDS:
+        return []
+    return [f"the container states an end at {stated_seconds:.3f} s, its video ends at {ends_seconds:.3f} s"]
+
+
+def _no_times(path: Path, container_name: str) -> str:
+    return (
+        f"{path}: its container ({container_name}) does not say when each frame is shown, so none can be found "
+        f"by its time. Encode it anew: `ffmpeg -i IN OUT.mp4`."
+    )
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -298,11 +348,6 @@ def _drain(stream: av.VideoStream) -> list[av.VideoFrame]:
         return []
 
 
-def _first_frame(stream: av.VideoStream, packet: av.Packet | None) -> av.VideoFrame | None:
-    frames = _drain(stream) if packet is None or packet.size == 0 else _decode(packet)
-    return next((frame for frame in frames or () if not frame.is_corrupt), None)
-
-
 def _vp8_is_shown(packet: av.Packet) -> bool:
     """VP8 stores pictures that are only referred to in packets of their own; RFC 6386, 9.1: bit 4 is show_frame."""
     return bool(memoryview(packet)[0] & 0x10)
@@ -336,11 +381,9 @@ def _orientation(frame: av.VideoFrame) -> Orientation:
 
 def _rotation_degrees(orientation: Orientation) -> int:
     """Clockwise. Of a mirrored picture: the turn after it was mirrored left to right."""
-    transpose, flip_y, flip_x = orientation
-    mirrored = transpose != (flip_y != flip_x)
-    if transpose:
-        return 90 if flip_x != mirrored else 270
-    return 180 if flip_y else 0
+    if orientation.transpose:
+        return 90 if orientation.flip_x else 270
+    return 180 if orientation.flip_y else 0
 
 
 def _to_rgb(frame: av.VideoFrame, index: PacketIndex, reformatter: VideoReformatter) -> Tensor:

@@ -30,7 +30,9 @@ class VideoInfo:
     num_frames: int  # frames shown; what an edit list cuts away is not counted
     duration_seconds: float  # the end of the last frame
     frames_per_second: float  # average: num_frames / duration_seconds
-    is_variable_frame_rate: bool  # some frame lies more than 1 ms and 1 tick of the container's clock off an even spacing
+    is_variable_frame_rate: (
+        bool  # some frame lies more than 1 ms and 1 tick of the container's clock off an even spacing
+    )
     frame_times_seconds: NDArray[np.float64]  # (N,) ascending, read-only
     damage: str | None  # what was wrong with the file, when it had to be read only in part; else None
 

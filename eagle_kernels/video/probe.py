@@ -29,7 +29,7 @@ def probe(path: str | Path) -> VideoInfo:
 def describe(index: PacketIndex) -> VideoInfo:
     """The packets' numbers as a player would tell them."""
     tick_seconds = float(index.time_base)
-    times_N = (index.pts_N - index.pts_N[0]) * (index.time_base.numerator / index.time_base.denominator)
+    times_N = (index.pts_N - index.pts_N[0]) * tick_seconds
     times_N.flags.writeable = False
     num_frames = len(times_N)
     duration_seconds = float(times_N[-1] + index.last_duration * tick_seconds)

@@ -173,13 +173,9 @@ def _source(name: str, fields: object, recipe: Path) -> Source:
 
     weight = fields.get("weight", 1)
     if isinstance(weight, bool) or weight != 1:
-        raise DataError(
-            f"{where}: weight is {_shown(weight)}; only 1 is supported. Use repeat_time to show it more or less."
-        )
+        raise DataError(f"{where}: weight is {_shown(weight)}; needs 1. To show it more or less use repeat_time.")
     if fields.get("data_augment", False) is not False:
-        raise DataError(
-            f"{where}: data_augment is {_shown(fields['data_augment'])}; augmentation is not supported. Set false."
-        )
+        raise DataError(f"{where}: data_augment is {_shown(fields['data_augment'])}; needs false, it is not supported.")
     repeat_time = fields.get("repeat_time", 1)
     if not _is_number(repeat_time) or repeat_time <= 0:
         raise DataError(f"{where}: repeat_time is {_shown(repeat_time)}; needs a number above 0.")
@@ -244,7 +240,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                     if text.strip():
-                        yield where, json.loads(text)
+                        yield where, json.loads(text.rstrip("\r\n"))
                 except UnicodeDecodeError as error:
                     yield where, DataError(f"{where}: not UTF-8: byte {error.start + 1} of the line is wrong.")
                 except json.JSONDecodeError as error:
@@ -354,9 +350,7 @@ class _RowReader:
         for group in groups:
             kind = group.get("type") if isinstance(group, dict) else None
             if kind not in ("image", "video"):
-                raise self.fail(
-                    f"an entry of data is {_shown(group)}; needs an object whose type is 'image' or 'video'."
-                )
+                raise self.fail(f"an entry of data is {_shown(group)}; needs an object of type 'image' or 'video'.")
             self.known_fields(group, {"type", f"{kind}_list"}, "an entry of data")
             entries = group.get(f"{kind}_list")
             if not isinstance(entries, list):
@@ -402,7 +396,7 @@ class _RowReader:
         return float(value)
 
     def path(self, kind: str, text: object) -> Path:
-        if not isinstance(text, str) or not text or "\0" in text:
+        if not isinstance(text, str) or not text or "\0" in text or not _is_unicode(text):
             raise self.fail(f"{kind} is {_shown(text)}; needs the path of one file.")
         if text.startswith("file://"):
             text = text.removeprefix("file://")
@@ -459,12 +453,14 @@ class _RowReader:
     def text(self, text: object) -> str:
         if not isinstance(text, str):
             raise self.fail(f"a turn's text is {_shown(text)}; needs a string.")
+        if not _is_unicode(text):
+            raise self.fail(f"a turn's text {_shown(text)} has half of a surrogate pair (\\ud800 to \\udfff alone).")
         return text
 
     def content(self, content: object) -> str:
         """A message's text. Media parts stand where they are listed, unless the text itself places that kind."""
         if isinstance(content, str):
-            return content
+            return self.text(content)
         if not isinstance(content, list):
             raise self.fail(f"content is {_shown(content)}; needs a string or a list of parts.")
         texts = [p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str)]
@@ -483,9 +479,7 @@ class _RowReader:
                 placeholder = self.add(kind, {name: value for name, value in part.items() if name != "type"})
                 pieces.append("" if kind in placed else placeholder)
             else:
-                raise self.fail(
-                    f"a part is {_shown(part)}; its type must be text, image, image_url, video or video_url."
-                )
+                raise self.fail(f"a part is {_shown(part)}; needs type text, image, image_url, video or video_url.")
         return "".join(pieces)
 
     # -- placeholders
@@ -549,6 +543,11 @@ def _read_text(path: Path) -> str:
 def _need_file(path: Path, what: str) -> None:
     if not path.is_file():
         raise DataError(f"{what} {path} does not exist or is not a file.")
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can write half of a surrogate pair, which no encoding of text can hold."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _is_number(value: object) -> bool:

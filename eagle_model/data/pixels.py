@@ -8,6 +8,7 @@ Videos  `eagle_kernels.video` decodes frame by frame, and each frame becomes one
 
 from __future__ import annotations
 
+import struct
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -27,6 +28,7 @@ MAX_IMAGE_PX = 89_478_485  # width x height; 256 MiB as RGB, and where Pillow to
 PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
 _ORIENTATION_TAG = 0x0112
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # Pillow's, for damaged files
 _TRANSPOSE = {  # EXIF orientation -> what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,8 +56,7 @@ def load_image(path: Path) -> Tensor:
             rgb = _to_rgb(image, path)
         except DataError:
             raise
-        # Pillow's decoders raise these for damaged files, SyntaxError and struct.error's ValueError kin included.
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError) as error:
+        except _DAMAGED as error:
             raise DataError(f"image {path} cannot be decoded: {error}.") from error
         if orientation in _TRANSPOSE:
             rgb = rgb.transpose(_TRANSPOSE[orientation])
@@ -69,7 +70,7 @@ def _open(path: Path) -> Image.Image:
         raise DataError(f"image {path} does not exist.") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image {path} is larger than {MAX_IMAGE_PX} pixels; scale it down. {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+    except _DAMAGED as error:
         raise DataError(f"image {path} cannot be read: {error}.") from error
     width, height = image.size
     if width * height > MAX_IMAGE_PX:

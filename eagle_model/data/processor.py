@@ -17,8 +17,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from eagle_kernels.video import VideoError, VideoInfo, probe
-from eagle_model.batch import PackedBatch
+from eagle_kernels.video import VideoError, probe
+from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data import sampling
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, SampledVideo
 from eagle_model.data.media import DataError, Sample, VideoRef, parse_sample
@@ -28,6 +28,7 @@ from eagle_model.data.tokens import TokenizedSample, pack_row, text_token_counte
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
+CLIP_END_SLACK_SECONDS = 1.0  # annotations round a video's end up; a clip that ends later still has wrong times
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,7 +229,8 @@ class _Clip(NamedTuple):
 def _clip(video: VideoRef) -> _Clip:
     """The frames shown in [start, end), or the one on show at `start` where none begins in it.
 
-    The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r.
+    The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
+    lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
     """
     if not video.path.is_file():
         raise DataError(f"video {video.path} does not exist.")
@@ -236,19 +238,22 @@ def _clip(video: VideoRef) -> _Clip:
         info = probe(video.path)
     except (VideoError, OSError) as error:
         raise DataError(f"video {video.path} cannot be read: {error}") from error
-    times = info.frame_times_seconds
-    start = video.start_seconds or 0.0
-    if start >= max(info.duration_seconds, times[-1]) and start > 0:
+    if info.damage is not None:
+        raise DataError(f"video {video.path} is damaged: {info.damage} Repair or remux it, or leave the sample out.")
+    start, end = video.start_seconds or 0.0, video.end_seconds
+    latest = max(start, 0.0 if end is None else end - CLIP_END_SLACK_SECONDS)
+    if latest > 0 and latest >= info.duration_seconds:
         raise DataError(
-            f"the clip starts at {start:g} s, but video {video.path} lasts {info.duration_seconds:.3f} s. "
-            f"Correct the clip's times."
+            f"the clip is {start:g} s to {'the end' if end is None else f'{end:g} s'}, but video {video.path} lasts "
+            f"{info.duration_seconds:.3f} s. Correct the clip's times."
         )
+    times = info.frame_times_seconds
     first = int(np.searchsorted(times, start, side="left"))
-    last = len(times) if video.end_seconds is None else int(np.searchsorted(times, video.end_seconds, side="left"))
+    last = len(times) if end is None else int(np.searchsorted(times, end, side="left"))
     if first >= last:
         first = int(np.searchsorted(times, start, side="right")) - 1
         last = first + 1
     times = times[first:last]
     if len(times) == 1:
-        return _Clip(times, 1 / _rate(info))
+        return _Clip(times, 1 / info.frames_per_second if info.frames_per_second > 0 else 1.0)
     return _Clip(times, float(times[-1] - times[0]) * len(times) / (len(times) - 1))

@@ -10,6 +10,7 @@ which the paper gives no number, is `min_frames`, or all of a video that has few
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -41,8 +42,8 @@ class SamplingConfig:
         for name in ("context_tokens", "tokens_per_tile", "tile_px", "max_tiles", "min_frames", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"SamplingConfig: {name} is {getattr(self, name)}; needs at least 1.")
-        if not self.frames_per_second > 0:
-            raise ValueError(f"SamplingConfig: frames_per_second is {self.frames_per_second}; needs more than 0.")
+        if not 0 < self.frames_per_second < math.inf:
+            raise ValueError(f"SamplingConfig: frames_per_second is {self.frames_per_second}; needs a number above 0.")
         if self.min_frames > self.max_frames:
             raise ValueError(
                 f"SamplingConfig: min_frames is {self.min_frames} and max_frames {self.max_frames}. "
@@ -74,7 +75,7 @@ def plan(
 
     1. Temporal, images at one tile: the largest number of frames n, all videos together, with which the sample fits.
     2. Tiling, n as found: the largest t of 12, 8, 6, 4, 2, 1 (and config.max_tiles; none above it) with which it
-       still fits. Each t is tried, as an image's tiles need not grow with t.
+       still fits.
 
     Args:    images: (width_px, height_px) of each.
              videos: frame times of each clip, seconds, ascending. (Page numbers do for a document: one tile a page,
@@ -122,8 +123,8 @@ def _most_that_fit(
 
     A label's length varies with its time, so the total is no straight line, nor even sure to rise with every frame.
     The search goes down from the largest number that would fit without any text. While the excess is many frames'
-    worth, it leaves out half of them at once, else one. So what it returns was counted and fits, it never misses
-    `least`, and no larger number fits unless some run of frames costs twice what frames cost on average.
+    worth, it leaves out half of them at once, else one. So what it returns was counted and fits, `least` is never
+    missed, and no larger number fits unless some run of frames costs twice what frames cost on average.
     """
 
     def total(num_frames: int) -> int:
@@ -211,7 +212,7 @@ def sample_times(frame_times: np.ndarray, num_frames: int) -> tuple[float, ...]:
     """num_frames <= len(frame_times) of a clip's frame times, evenly spaced from its first to its last frame.
 
     Each even time takes the nearest frame, of two equally near (to a microsecond) the earlier. No frame is taken
-    twice: where frames are sparse, the next one free is. Ascending.
+    twice: where several even times meet one frame, its neighbours follow. Ascending.
     """
     if num_frames == 1:
         return (float(frame_times[0]),)
@@ -224,4 +225,4 @@ def sample_times(frame_times: np.ndarray, num_frames: int) -> tuple[float, ...]:
     order = np.arange(num_frames)
     chosen = np.maximum.accumulate(nearest - order) + order
     chosen = np.minimum(chosen, len(frame_times) - num_frames + order)
-    return tuple(frame_times[chosen].tolist())
+    return tuple(map(float, frame_times[chosen]))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
@@ -128,5 +128,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    add_special_tokens(tokenizer)
+    return tokenizer
+
+
+def counting_tokenizer() -> Tokenizer:
+    """Counts text where no checkpoint's tokenizer is at hand: one token a piece of Qwen2.5's own word splitting.
+
+    Exact for frame labels (their words are single tokens there, their digits one token each), a lower bound for rare words.
+    All pieces have one id, so its ids say nothing.
+    """
+    words = Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(words, "isolated")
     add_special_tokens(tokenizer)
     return tokenizer

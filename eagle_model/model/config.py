@@ -4,8 +4,8 @@ Source  nvidia/Eagle2.5-8B's config.json (class Eagle2_5_VLConfig of NVlabs/Eagl
         Qwen2Config. Fields keep the names they have there, except pixels, which carry their unit.
 
 Reading: `text_config` or its old name `llm_config`; `rope_theta` or transformers 5's `rope_parameters`;
-`max_dynamic_tiles` or vLLM's `max_dynamic_patch`. A field that is absent has the default of transformers' class, because
-transformers leaves defaults out when it writes. A field that would ask for another computation than this model's is an
+`max_dynamic_tiles` or vLLM's `max_dynamic_patch`. An absent field has the default of transformers' class, because
+transformers leaves defaults out when it writes. A field that asks for another computation than this model's is an
 error. Fields that the model does not need are kept in `other` and written back, so that a round trip loses nothing.
 """
 
@@ -93,8 +93,8 @@ class VisionConfig:
         _need_heads(self)
         if self.tile_px % (2 * self.patch_px):
             raise ValueError(
-                f"VisionConfig: tile_px is {self.tile_px} and patch_px {self.patch_px}; four patches become one token, so "
-                f"tile_px needs to be a multiple of 2 * patch_px = {2 * self.patch_px}."
+                f"VisionConfig: tile_px is {self.tile_px} and patch_px {self.patch_px}; four patches become one token, "
+                f"so tile_px needs to be a multiple of 2 * patch_px = {2 * self.patch_px}."
             )
 
     @property
@@ -142,7 +142,9 @@ class TextConfig:
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
-        _need_positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads")
+        _need_positive(
+            self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads"
+        )
         _need_heads(self)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -182,8 +184,9 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EagleConfig:
-    """The whole model. `image_token_id` (config.json: `image_token_index`) is the placeholder that visual tokens replace.
+    """The whole model.
 
+    image_token_id (config.json: `image_token_index`): the placeholder that visual tokens replace.
     select_layer: -1 takes the last vision layer after post_layernorm; any other value takes hidden_states[select_layer]
     without it, where hidden_states[0] is the embedding, as in transformers.
     min_dynamic_tiles, max_dynamic_tiles: for those who prepare images; the model does not use them.
@@ -207,8 +210,8 @@ class EagleConfig:
             )
         if not 0 <= self.image_token_id < self.text.vocab_size:
             raise ValueError(
-                f"EagleConfig: image_token_id is {self.image_token_id}; needs 0 to {self.text.vocab_size - 1}, an id of "
-                f"the vocabulary. Raise text.vocab_size to the tokenizer's length."
+                f"EagleConfig: image_token_id is {self.image_token_id}; needs 0 to {self.text.vocab_size - 1}, an id "
+                f"of the vocabulary. Raise text.vocab_size to the tokenizer's length."
             )
 
     @property
@@ -247,7 +250,7 @@ class EagleConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json holds. vLLM reads min/max_dynamic_patch, everyone else min/max_dynamic_tiles: both are there."""
+        """What config.json holds. vLLM reads min/max_dynamic_patch, others min/max_dynamic_tiles: both are there."""
         return {
             **_DEFAULT_EAGLE_OTHER,
             **self.other,
@@ -356,5 +359,6 @@ def _need_heads(config: VisionConfig | TextConfig) -> None:
     heads = config.num_attention_heads
     if heads < 1 or config.hidden_size % heads:
         raise ValueError(
-            f"{type(config).__name__}: num_attention_heads is {heads}; needs a divisor of hidden_size, {config.hidden_size}."
+            f"{type(config).__name__}: num_attention_heads is {heads}; needs a divisor of hidden_size, "
+            f"{config.hidden_size}."
         )

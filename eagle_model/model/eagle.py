@@ -57,16 +57,16 @@ class Eagle(nn.Module):
 
         Raises ValueError, before anything is computed, unless there is one row for each visual token.
 
-        A batch without tiles still runs the vision tower, on one zero tile of which no token is taken. So every parameter
-        has a gradient (zero, exactly) on every rank, which collective operations on gradients rely on.
+        A batch without tiles still runs the vision tower, on one zero tile of which no token is taken. So every
+        parameter has a gradient (exactly zero) on every rank, which collective operations on gradients rely on.
         """
         num_tiles, num_rows = batch.patches_IPK.shape[0], batch.visual_rows_N.numel()
         num_visual = num_tiles * self.cfg.tokens_per_tile
         if num_rows != num_visual:
             raise ValueError(
                 f"Eagle: the batch has {num_rows} rows for visual tokens, but its {num_tiles} tiles give {num_visual} "
-                f"({self.cfg.tokens_per_tile} a tile). Samples: {', '.join(batch.sample_ids)}. Their placeholder tokens "
-                f"and their pixels must come from the same plan."
+                f"({self.cfg.tokens_per_tile} a tile). Samples: {', '.join(batch.sample_ids)}. Their placeholder "
+                f"tokens and their pixels must come from the same plan."
             )
         embeddings_TD = self.llm.embed_tokens(batch.token_ids_T)
         patches_IPK = batch.patches_IPK

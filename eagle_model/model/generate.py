@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def greedy(model: Eagle, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int]) -> list[list[int]]:
+def greedy(
+    model: Eagle, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int]
+) -> list[list[int]]:
     """The new token ids of each document of `batch`, at most `max_new_tokens`. A document ends with the first token of
     `stop_token_ids`, which is the last of its list.
 

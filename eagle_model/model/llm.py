@@ -1,8 +1,8 @@
 """Qwen2.5's decoder on one packed row of documents, with an optional cache of keys and values for generation.
 
 Dims     T tokens, D width, H query heads, K key/value heads, W head width, L rows of the cache.
-Weights  `language_model.model.*` of nvidia/Eagle2.5-8B; the output head (`language_model.lm_head`) belongs to Eagle, because
-         the loss takes its weight and never the logits.
+Weights  `language_model.model.*` of nvidia/Eagle2.5-8B; the output head (`language_model.lm_head`) belongs to Eagle,
+         because the loss takes its weight and never the logits.
 Source   Qwen team 2024, arXiv:2412.15115; transformers' Qwen2Model.
 """
 
@@ -99,8 +99,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """(T, D) embeddings -> (T, D) hidden states after the final norm.
 
-        positions_T: int32, from 0 in each document. plan: who attends to whom, the same for all layers; with caches, its
-        keys are rows of the cache.
+        positions_T: int32, from 0 in each document. plan: who attends to whom, the same for all layers; with caches,
+        its keys are rows of the cache.
         """
         x_TD = embeddings_TD
         for i, layer in enumerate(self.layers):

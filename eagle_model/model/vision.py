@@ -1,10 +1,10 @@
 """SigLIP2's vision encoder on packed patches: tiles in, one vector a patch out.
 
-Dims     I tiles, P patches a tile, K = 3 * patch_px**2 numbers a patch (channel, y, x), C width, H heads, D head width,
-         R = I * P rows.
-Weights  `vision_model.vision_model.*` of nvidia/Eagle2.5-8B. The released patch embedding is a convolution whose stride is
-         its size: on patches cut beforehand it is a linear layer with weight (C, K), the same numbers in the same order.
-Source   Tschannen et al. 2025, arXiv:2502.14786; transformers' SiglipVisionModel. No pooling head: Eagle does not use it.
+Dims     I tiles, P patches a tile, K = 3 * patch_px**2 numbers a patch (channel, y, x), C width, H heads,
+         D head width, R = I * P rows.
+Weights  `vision_model.vision_model.*` of nvidia/Eagle2.5-8B. The released patch embedding is a convolution whose stride
+         is its size: on patches cut beforehand it is a linear layer, weight (C, K), the same numbers in the same order.
+Source   Tschannen et al. 2025, arXiv:2502.14786; transformers' SiglipVisionModel. Eagle does not use its pooling head.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class VisionAttention(nn.Module):
         self.out_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
 
     def forward(self, x_RC: Tensor, plan: AttentionPlan) -> Tensor:
-        q_RHD, k_RHD, v_RHD = (p(x_RC).unflatten(1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q_RHD, k_RHD, v_RHD = (
+            p(x_RC).unflatten(1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         return self.out_proj(varlen_attention(q_RHD, k_RHD, v_RHD, plan, causal=False).flatten(1))
 
 
@@ -78,14 +80,14 @@ class VisionEncoder(nn.Module):
         need = (self.cfg.num_patches, self.cfg.num_patch_values)
         if patches_IPK.shape[1:] != need:
             raise ValueError(
-                f"VisionEncoder: patches_IPK is {tuple(patches_IPK.shape)}; needs (tiles, {need[0]}, {need[1]}): tiles of "
-                f"{self.cfg.tile_px} px in patches of {self.cfg.patch_px} px."
+                f"VisionEncoder: patches_IPK is {tuple(patches_IPK.shape)}; needs (tiles, {need[0]}, {need[1]}): "
+                f"tiles of {self.cfg.tile_px} px in patches of {self.cfg.patch_px} px."
             )
         x_IPC = self.patch_embedding(patches_IPK.to(self.patch_embedding.weight.dtype)) + self.position_embedding.weight
         x_RC = x_IPC.flatten(0, 1)
         # every tile attends to itself alone; one plan serves all layers
         starts = torch.arange(num_tiles + 1, dtype=torch.int32, device=x_RC.device) * self.cfg.num_patches
-        plan = AttentionPlan.from_cu_seqlens(starts, num_tokens=x_RC.shape[0])
+        plan = AttentionPlan.from_cu_seqlens(starts, num_tokens=x_RC.shape[0], causal=False)
         for layer in self.layers[: self.num_layers_run]:
             if checkpoint_activations:
                 x_RC = checkpoint(layer, x_RC, plan, use_reentrant=False)

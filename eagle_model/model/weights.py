@@ -2,11 +2,11 @@
 
 Dims     C vision width, K = 3 * patch_px**2 numbers a patch.
 Names    The released model has transformers 4's names. `RELEASED` maps the beginnings of ours to theirs, one to one.
-Shapes   As here, but for the patch embedding: a convolution (C, 3, patch_px, patch_px) there, its flat form (C, K) here.
-Unused   `vision_model.vision_model.head.*`, SigLIP's pooling head, gets no gradient in Eagle and is not part of this model:
-         it is skipped when read, and not written (config.json then says `vision_use_head: false`).
-Safety   A file is written beside its place, flushed to the disk and renamed, so that a name never stands for half a file.
-         Nothing here unpickles.
+Shapes   The same, but for the patch embedding: a convolution (C, 3, patch_px, patch_px) there, flat (C, K) here.
+Unused   `vision_model.vision_model.head.*`, SigLIP's pooling head, gets no gradient in Eagle and is not part of this
+         model: it is skipped when read, and not written (config.json then says `vision_use_head: false`).
+Safety   A file is written beside its place, flushed to the disk and renamed, so that a name never stands for half a
+         file. Nothing here unpickles.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def released_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def save(folder: Path, parameters: Mapping[str, Tensor], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Writes Eagle's parameters (our names) to `folder`: one file, or shards of at most `max_shard_bytes` and their index.
+    """Writes Eagle's parameters (our names) to `folder`: one file, or shards of up to `max_shard_bytes` and an index.
 
     Raises FileExistsError if the folder already holds safetensors: a crash must not leave a mixture of two models.
     """
@@ -94,12 +94,12 @@ def load(
 ) -> dict[str, Tensor]:
     """The tensors of `folder` for `parameters` (our names; only the shapes matter, they may be on the meta device).
 
-    Every name and shape is checked before the first tensor is read; a file's dtype is cast to `dtype` unless that is None.
+    Every name and shape is checked before the first tensor is read. `dtype` None keeps the file's.
     Names under `backbone.eagle_model.` or `backbone.model.` (Isaac GR00T) count without that prefix; what such a
     checkpoint holds beside the prefix is not Eagle's and is skipped.
 
-    Raises FileNotFoundError if there are no weights or a shard is missing. Raises ValueError, naming the file or all tensors
-    concerned, if a file is damaged, or a tensor is missing, unknown or of another shape.
+    Raises FileNotFoundError if there are no weights or a shard is missing. Raises ValueError, naming the file or all
+    tensors concerned, if a file is damaged, or a tensor is missing, unknown or of another shape.
     """
     stored: dict[str, tuple[Path, str]] = {}  # released name -> file, name in the file
     shapes: dict[str, tuple[int, ...]] = {}

@@ -8,8 +8,8 @@
     checkpoints/step-000123.damaged-1/    was complete, then failed its check; set aside, never deleted
     checkpoints/step-000100.removing/     complete and no longer kept; its deletion was interrupted
 
-A save writes beside, fsyncs every file and folder, renames, and fsyncs the parent: the name `step-000123` appears at once
-or not at all. There is no pickle: safetensors and JSON only, so that reading a checkpoint cannot run code.
+A save writes beside, fsyncs every file and folder, renames, and fsyncs the parent: the name `step-000123` appears at
+once or not at all. There is no pickle: safetensors and JSON only, so that reading a checkpoint cannot run code.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def save(folder: Path, step: int, run: str, write: Callable[[Path], None]) -> Pa
     """
     final = folder / f"step-{step:06d}"
     if final.exists():
-        raise CheckpointError(f"{final} exists, and a checkpoint is never overwritten. Move it away or use another folder.")
+        raise CheckpointError(
+            f"{final} exists, and a checkpoint is never overwritten. Move it away or use another folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     partial = _unused_name(final, "partial")
     partial.mkdir()
@@ -64,6 +66,8 @@ def save(folder: Path, step: int, run: str, write: Callable[[Path], None]) -> Pa
     entries = {name: FileEntry(path.stat().st_size, _sha256(path)) for name, path in files.items()}
     manifest = Manifest(step=step, run=run, files=entries)
     (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2))
+    for path in files.values():  # safetensors makes files that their owner alone can read, whatever the umask
+        path.chmod((partial / MANIFEST).stat().st_mode)
     for path in (partial, *partial.rglob("*")):
         _fsync(path)
     os.rename(partial, final)
@@ -147,8 +151,11 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def prune(folder: Path, run: str, keep_last: int, say: Callable[[str], None]) -> None:
-    """Deletes the complete checkpoints of this run but the newest `keep_last` (>= 1). What is incomplete, belongs to another
-    run, or holds a file that is not in its manifest is neither counted nor touched."""
+    """Deletes the complete checkpoints of this run but the newest `keep_last` (>= 1).
+
+    What is incomplete, belongs to another run, or holds a file that is not in its manifest is neither counted nor
+    touched; `say` is told of what is incomplete.
+    """
     for path in folder.glob("step-*.removing"):  # an earlier deletion that was interrupted
         shutil.rmtree(path)
     complete = []

@@ -44,7 +44,9 @@ class TrainConfig:
     """One run. A step takes rows_per_step rows of data.context_tokens, one after the other, and updates once."""
 
     model: str = "tiny"  # a preset, trained from scratch, or a folder that Eagle.from_pretrained loads
-    tokenizer: str = ""  # a tokenizer.json; empty: the model folder's, or for a preset one trained on the recipe's own text
+    tokenizer: str = (
+        ""  # a tokenizer.json; empty: the model folder's, or for a preset one trained on the recipe's own text
+    )
     data: DataConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     max_steps: int
@@ -71,9 +73,7 @@ class TrainConfig:
 
 
 # A resumed run may differ from the interrupted one in these alone.
-CHANGEABLE_ON_RESUME = frozenset(
-    {"max_steps", "log_every_steps", "save_every_steps", "keep_last", "data.num_workers", "data.on_bad_sample"}
-)
+CHANGEABLE_ON_RESUME = frozenset({"max_steps", "log_every_steps", "save_every_steps", "keep_last", "data.num_workers"})
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
@@ -94,7 +94,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
 def to_json(config: object) -> dict[str, Any]:
     """The config as JSON values; `from_json` gives it back."""
-    return _plain(asdict(config))  # type: ignore[call-overload, no-any-return]
+    return _plain(asdict(config))  # type: ignore[call-overload]
 
 
 def from_json(kind: type[Config], raw: object, path: str = "") -> Config:

@@ -47,6 +47,6 @@ def token_weights(labels_T: Tensor, cu_seqlens: Tensor, mass: Tensor | None = No
 def row_loss(hidden_TC: Tensor, head_VC: Tensor, labels_T: Tensor, cu_seqlens: Tensor, mass: Tensor) -> Tensor:
     """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
 
-    Args: mass: sum of `sqrt_mass` over all rows of the step. Where nothing is supervised the loss and its gradients are 0.
+    Args: mass: sum of `sqrt_mass` over all rows of the step. Where nothing is supervised, loss and gradients are 0.
     """
     return linear_cross_entropy(hidden_TC, head_VC, labels_T, token_weights(labels_T, cu_seqlens, mass))

@@ -63,7 +63,9 @@ def read_metrics(path: Path) -> list[dict]:
             metrics = json.loads(line)
             int(metrics["step"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: is no line of metrics ({error!r}). Move the file away to go on.") from None
+            raise ValueError(
+                f"{path}:{number}: is no line of metrics ({error!r}). Move the file away to go on."
+            ) from None
         found.append(metrics)
     return found
 
@@ -85,7 +87,9 @@ class StepProgress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 

@@ -2,8 +2,8 @@
 
 A model in bf16 cannot be trained in place: with 8 bits of mantissa an update below 1/256 of a weight rounds to nothing.
 So every trainable parameter has an fp32 master here. In an fp32 model the parameter is its own master. In a bf16 model
-each gradient moves to its master, in fp32, the moment autograd has finished it: rows of a step are then added up in fp32
-and no bf16 gradient outlives its own backward. After the update the masters are rounded into the model.
+each gradient moves to its master, in fp32, the moment autograd has finished it: rows of a step are then added up in
+fp32 and no bf16 gradient outlives its own backward. After the update the masters are rounded into the model.
 
 Numbers  masters, gradients, moments: fp32; 16 bytes a parameter, 18 for a bf16 model.
 Source   Loshchilov and Hutter 2019, arXiv:1711.05101; fp32 masters: Micikevicius et al. 2018, arXiv:1710.03740.
@@ -24,8 +24,8 @@ def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
     """The learning rate of step 0, 1, ..., max_steps - 1.
 
     Rises linearly for W = ceil(warmup_ratio * max_steps) steps, to the peak in step W - 1, then falls by a half cosine
-    towards min_lr_ratio of the peak, which it would reach in step max_steps. The rise starts at peak / W, not at 0: a step
-    with learning rate 0 does nothing.
+    towards min_lr_ratio of the peak, which it would reach in step max_steps. The rise starts at peak / W, not at 0: a
+    step with learning rate 0 does nothing.
     """
     warmup_steps = math.ceil(config.warmup_ratio * max_steps)
     if step < warmup_steps:
@@ -46,12 +46,14 @@ class Optimizer:
         self.config = config
         self.params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         if not self.params:
-            raise ValueError("optimizer: no parameter is trainable. Set one of train_vision, train_connector, train_llm.")
+            raise ValueError(
+                "optimizer: no parameter is trainable. Set one of train_vision, train_connector, train_llm."
+            )
         for name, param in model.named_parameters():
             if param.dtype != torch.float32:
                 raise ValueError(f"optimizer: {name} is {param.dtype}; needs torch.float32 to take masters from.")
 
-        self.masters = dict(self.params)
+        self.masters: dict[str, Tensor] = dict(self.params)
         if dtype != torch.float32:
             self.masters = {name: param.detach().clone() for name, param in self.params.items()}
             for param in model.parameters():
@@ -117,7 +119,9 @@ class Optimizer:
                 raise ValueError(f"optimizer state: {name} has {has}; training in this dtype needs {needs}.")
             if self._has_own_masters:
                 master.copy_(state[f"master.{name}"])
-            moments = {key: state[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in state}
+            moments = {
+                key: state[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in state
+            }
             if moments:  # a parameter that never had a gradient, as vision in a run on text alone, has none
                 self.adamw.state[master] = {key: value.to(master.device).clone() for key, value in moments.items()}
         self._round_masters_into_model()

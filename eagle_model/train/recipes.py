@@ -15,7 +15,7 @@ def tiny() -> TrainConfig:
     """
     return TrainConfig(
         model="tiny",
-        data=DataConfig(recipe="", context_tokens=512, tile_px=56, max_tiles=1),
+        data=DataConfig(recipe="", context_tokens=512, tile_px=28, patch_px=7, max_tiles=1, min_frames=2),
         optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_ratio=0.05),
         max_steps=1000,
         save_every_steps=100,

@@ -10,7 +10,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,10 +34,8 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .8rem; } mark { backg
 """
 
 
-def tiles_to_pixels(
-    patches_IPK: Tensor, *, patch_px: int, mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
-    """Normalised patches back to uint8 RGB tiles, (I, Y, X, 3): the inverse of `frames_to_tiles`, to the nearest value."""
+def tiles_to_pixels(patches_IPK: Tensor, *, patch_px: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised patches back to uint8 RGB tiles, (I, Y, X, 3): undoes `frames_to_tiles`, to the nearest value."""
     num_tiles, num_patches, _ = patches_IPK.shape
     side = round(num_patches**0.5)
     blocks = patches_IPK.float().reshape(num_tiles, side, side, 3, patch_px, patch_px)  # I, row, column, channel, y, x
@@ -48,45 +46,49 @@ def tiles_to_pixels(
 
 def save_samples(
     folder: Path,
-    batch: PackedBatch,
+    batches: Sequence[PackedBatch],
     *,
     decode: Callable[[list[int]], str],
     patch_px: int,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:
-    """Writes the first documents of a batch for the report: `samples.json` and one PNG a tile.
+    """Writes the first MAX_SAMPLES documents of some rows for the report: `samples.json` and one PNG a tile.
 
-    A text is a list of [kind, text] in the order the model reads it, of kind "given", "learned" (supervised) or "visual".
+    A text is a list of [kind, text] in reading order, with kind one of "given", "learned" (supervised) and "visual".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    labels, ids = batch.labels_T.tolist(), batch.token_ids_T.tolist()
-    visual_rows = set(batch.visual_rows_N.tolist())
-    num_tiles = batch.patches_IPK.shape[0]
-    tokens_per_tile = batch.visual_rows_N.numel() // num_tiles if num_tiles else 1
-    first_rows_I = batch.visual_rows_N[::tokens_per_tile]  # of each tile
-    cu_seqlens = batch.cu_seqlens.tolist()
+    documents = [(batch, s) for batch in batches for s in range(len(batch.sample_ids))]
     samples = []
-    for s, sample_id in enumerate(batch.sample_ids[:MAX_SAMPLES]):
-        start, end = cu_seqlens[s], cu_seqlens[s + 1]
-        kinds = [
-            "visual" if t in visual_rows else "learned" if t > start and labels[t - 1] != IGNORE_INDEX else "given"
-            for t in range(start, end)
-        ]
-        spans: list[tuple[str, list[int]]] = []
-        for kind, token_id in zip(kinds, ids[start:end], strict=True):
-            if not spans or spans[-1][0] != kind:
-                spans.append((kind, []))
-            spans[-1][1].append(token_id)
-        text = [[k, f"[{len(i)} visual tokens]" if k == "visual" else decode(i)] for k, i in spans]
+    for number, (batch, s) in enumerate(documents[:MAX_SAMPLES]):
+        start, end = batch.cu_seqlens[s : s + 2].tolist()
+        num_tiles = batch.patches_IPK.shape[0]
+        first_rows_I = batch.visual_rows_N.unflatten(0, (num_tiles, -1))[:, 0] if num_tiles else batch.visual_rows_N
         tiles = torch.nonzero((first_rows_I >= start) & (first_rows_I < end)).flatten()
-        names = []
-        shown = batch.patches_IPK[tiles[:MAX_TILES]]
-        for i, pixels_YX3 in enumerate(tiles_to_pixels(shown, patch_px=patch_px, mean=mean, std=std)):
-            names.append(f"sample-{s}-tile-{i:02d}.png")
-            Image.fromarray(pixels_YX3.numpy()).save(folder / names[-1])
-        samples.append({"id": sample_id, "text": text, "num_tiles": tiles.numel(), "tiles": names})
+        shown = tiles_to_pixels(batch.patches_IPK[tiles[:MAX_TILES]], patch_px=patch_px, mean=mean, std=std)
+        names = [f"sample-{number}-tile-{i:02d}.png" for i in range(len(shown))]
+        for name, pixels_YX3 in zip(names, shown, strict=True):
+            Image.fromarray(pixels_YX3.numpy()).save(folder / name)
+        text = [
+            [kind, f"[{len(ids)} visual tokens]" if kind == "visual" else decode(ids)]
+            for kind, ids in _spans(batch, start, end)
+        ]
+        samples.append({"id": batch.sample_ids[s], "text": text, "num_tiles": tiles.numel(), "tiles": names})
     checkpoint.write_atomically(folder / "samples.json", json.dumps(samples))
+
+
+def _spans(batch: PackedBatch, start: int, end: int) -> list[tuple[str, list[int]]]:
+    """Runs of tokens of one kind. A label stands one row before the token that it supervises."""
+    visual_rows = set(batch.visual_rows_N.tolist())
+    labels, ids = batch.labels_T.tolist(), batch.token_ids_T.tolist()
+    spans: list[tuple[str, list[int]]] = []
+    for t in range(start, end):
+        learned = t > start and labels[t - 1] != IGNORE_INDEX
+        kind = "visual" if t in visual_rows else "learned" if learned else "given"
+        if not spans or spans[-1][0] != kind:
+            spans.append((kind, []))
+        spans[-1][1].append(ids[t])
+    return spans
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -114,13 +116,14 @@ def _summary(steps: list[dict], config: dict) -> str:
     if not steps:
         return "<p>No step is done yet.</p>"
     seconds = sum(m["step_seconds"] for m in steps)
+    waited = sum(m["data_wait_seconds"] for m in steps) / seconds
     rows = {
         "steps": f"{steps[-1]['step']} of {config['max_steps']}",
         "epoch": steps[-1]["epoch"],
         "loss, first and last": f"{steps[0]['loss']:.4f} and {steps[-1]['loss']:.4f}",
         "tokens": f"{sum(m['num_tokens'] for m in steps):,}",
         "supervised tokens": f"{sum(m['num_supervised_tokens'] for m in steps):,}",
-        "time in steps": f"{seconds:,.1f} s, {sum(m['data_wait_seconds'] for m in steps) / max(seconds, 1e-9):.0%} of it waiting for data",
+        "time in steps": f"{seconds:,.1f} s, {waited:.0%} of it waiting for data",
         "largest process memory": f"{max(m['peak_rss_bytes'] for m in steps) / 2**20:,.0f} MiB",
     }
     return _table(rows)
@@ -186,7 +189,7 @@ def _checkpoints(folder: Path) -> str:
     return _table(rows) if rows else "<p>None yet.</p>"
 
 
-def _table(rows: dict[str, object]) -> str:
+def _table(rows: Mapping[str, object]) -> str:
     cells = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows.items())
     return f"<table>{cells}</table>"
 

@@ -1,12 +1,12 @@
 """The trainer: one process, rows in, checkpoints out; killed at any moment, it goes on as if nothing had happened.
 
-    run_folder/
-        run.json         the run's id and its configuration
-        metrics.jsonl    every step once
-        samples/         a few samples of the first row, as the model saw them
-        skipped.json     samples that were skipped, and why
-        checkpoints/     see checkpoint.py
-        report.html      see report.py
+run_folder/
+    run.json         the run's id and its configuration
+    metrics.jsonl    every step once
+    samples/         a few samples of the first row, as the model saw them
+    skipped.json     samples that were skipped, and why
+    checkpoints/     see checkpoint.py
+    report.html      see report.py
 """
 
 from __future__ import annotations
@@ -14,22 +14,28 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from eagle_model.batch import PackedBatch
+from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
-from eagle_model.data.processor import Processor
-from eagle_model.model import config as presets
+from eagle_model.data.media import ROLES, read_recipe, read_samples
+from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor, ProcessorConfig
+from eagle_model.data.tokens import train_tokenizer
+from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle
 from eagle_model.train import checkpoint
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig, diff, from_json, to_json
@@ -39,6 +45,8 @@ from eagle_model.train.optimizer import Optimizer, learning_rate
 from eagle_model.train.report import save_samples, write_report
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRESETS = {"tiny": tiny}  # models that are trained from scratch
+OWN_VOCAB_SIZE = 512  # of a tokenizer that is trained on the recipe's text
 
 
 class TrainingError(RuntimeError):
@@ -56,9 +64,9 @@ class Trainer:
     ) -> None:
         """Takes up the newest complete checkpoint of `run_folder`, or starts a new run there.
 
-        Args:   device: by default the GPU where there is one, else the CPU.  say: takes the messages for the terminal.
-        Raises: ConfigError when the folder's run has another configuration, or the folder holds other files than a run's;
-                CheckpointError when it has checkpoints and none can be used.
+        Args:   device: by default the GPU where there is one, else the CPU.  say: takes messages for the terminal.
+        Raises: ConfigError when the folder's run has another configuration, or the folder holds files but no run;
+                CheckpointError when it has checkpoints and none can be used; DataError as `Loader` does.
         """
         self.config, self.run_folder, self._say = config, Path(run_folder), say
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -77,28 +85,22 @@ class Trainer:
     def _start_new(self) -> None:
         config = self.config
         self.run_id = secrets.token_hex(8)
+        if not config.data.recipe:
+            raise ConfigError("data.recipe is empty; set it to a recipe or an annotation file: data.recipe=FILE.")
         torch.manual_seed(config.seed)
-        self.model, self.processor = _new_model(config, self.device)
-        self._freeze_and_optimize()
-        self.loader = Loader(config.data, self.processor)
-        self.run_folder.mkdir(parents=True, exist_ok=True)
-        about = {"run": self.run_id, "config": to_json(config)}
-        checkpoint.write_atomically(self.run_folder / "run.json", json.dumps(about, indent=2))
+        self.model, processor = new_model(config)
+        self._prepare(processor)
 
     def _resume(self, folder: Path) -> None:
         state = json.loads((folder / "training" / "state.json").read_text())
         self._check_same_config(from_json(TrainConfig, state["config"]), folder)
         self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
         tensors = load_file(folder / "training" / "optimizer.safetensors")
-        masters = {key.removeprefix("master."): tensors[key] for key in tensors if key.startswith("master.")}
-        self.model = Eagle.from_pretrained(folder, dtype=torch.float32, device=self.device)
-        self.processor = Processor.from_pretrained(folder)
-        self._freeze_and_optimize()
-        del masters
+        self.model = Eagle.from_pretrained(folder, dtype=torch.float32)
+        self._prepare(Processor.from_pretrained(folder))
         self.optimizer.load_state_dict(tensors)
-        torch.set_rng_state(load_file(folder / "training" / "rng.safetensors")["torch_cpu"])
-        self.loader = Loader(self.config.data, self.processor)
         self.loader.load_state_dict(state["loader"])
+        torch.set_rng_state(load_file(folder / "training" / "rng.safetensors")["torch_cpu"])
         for step, path in checkpoint.steps(self.checkpoints).items():
             if step > self.step:  # `latest` has said what is wrong with it; this run will write that step anew
                 self._say(f"Set {path.name} aside as {checkpoint.set_aside(path).name}.")
@@ -110,19 +112,26 @@ class Trainer:
         refused = [line for path, line in zip(changed, lines, strict=True) if path not in CHANGEABLE_ON_RESUME]
         if refused:
             raise ConfigError(
-                f"{folder} was trained with another configuration: {'; '.join(refused)}. Set these back to resume, or use "
-                f"a new run folder. A run may change {', '.join(sorted(CHANGEABLE_ON_RESUME))} alone."
+                f"{folder} was trained with another configuration: {'; '.join(refused)}. Set these back to resume, or "
+                f"use a new run folder. A run may change {', '.join(sorted(CHANGEABLE_ON_RESUME))} alone."
             )
         for line in lines:
             self._say(f"Changed since {folder.name}: {line}")
 
-    def _freeze_and_optimize(self) -> None:
+    def _prepare(self, processor: Processor) -> None:
+        """What a new run and a resumed one have in common, once there is a model."""
         config = self.config
+        self.model.to(self.device)
         self.model.vision.requires_grad_(config.train_vision)
         self.model.connector.requires_grad_(config.train_connector)
         self.model.llm.requires_grad_(config.train_llm)
         self.model.lm_head.requires_grad_(config.train_llm)
         self.optimizer = Optimizer(self.model, config.optimizer, dtype=self.dtype)
+        self.loader = Loader(config.data, processor)
+        self.processor = self.loader.processor
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        about = {"run": self.run_id, "config": to_json(config)}
+        checkpoint.write_atomically(self.run_folder / "run.json", json.dumps(about, indent=2))
 
     def train(self) -> bool:
         """Trains to max_steps, or until SIGINT or SIGTERM; either way ends with a checkpoint and a report.
@@ -138,10 +147,9 @@ class Trainer:
             log_every_steps=config.log_every_steps,
             say=self._say,
         )
-        with contextlib.closing(log), _Stop(self._say) as stop, progress:
-            rows = iter(self.loader)
+        with self.loader, contextlib.closing(log), _Stop() as stop, progress:
             while self.step < config.max_steps and not stop.requested:
-                metrics = self._train_step(rows)
+                metrics = self._train_step()
                 log.write(metrics)
                 progress.show(metrics)
                 if self.step % config.save_every_steps == 0:
@@ -155,12 +163,12 @@ class Trainer:
         self._say(f"Report: {report}")
         return done
 
-    def _train_step(self, rows: Iterator[PackedBatch]) -> StepMetrics:
+    def _train_step(self) -> StepMetrics:
         config, begin = self.config, time.perf_counter()
-        batches = [next(rows) for _ in range(config.rows_per_step)]
+        batches = [next(self.loader) for _ in range(config.rows_per_step)]
         wait_seconds = time.perf_counter() - begin
         if self.step == 0:
-            self._save_samples(batches[0])
+            self._save_samples(batches)
 
         batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
         loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
@@ -195,9 +203,10 @@ class Trainer:
         about = {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm), "sample_ids": ids}
         checkpoint.write_atomically(path, json.dumps(about, indent=2))
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        newest = f"the newest checkpoint is step {self._saved_step}'s" if self._saved_step else "there is no checkpoint"
         raise TrainingError(
-            f"Step {self.step + 1}: loss is {loss}, gradient norm {grad_norm}; both need to be finite. The step was not "
-            f"taken and the newest checkpoint is that of step {self._saved_step}. Its samples: {shown} (all in {path}). "
+            f"Step {self.step + 1}: loss is {loss}, gradient norm {grad_norm}; both need to be finite. The step was "
+            f"not taken; {newest}. Its samples: {shown} (all in {path}). "
             f"Look at these samples, or lower optimizer.learning_rate in a new run."
         )
 
@@ -214,7 +223,9 @@ class Trainer:
         self.processor.save_pretrained(folder)
         training = folder / "training"
         training.mkdir()
-        save_file({k: v.contiguous() for k, v in self.optimizer.state_dict().items()}, training / "optimizer.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in self.optimizer.state_dict().items()}, training / "optimizer.safetensors"
+        )
         save_file({"torch_cpu": torch.get_rng_state()}, training / "rng.safetensors")
         state = {
             "run": self.run_id,
@@ -225,10 +236,10 @@ class Trainer:
         }
         (training / "state.json").write_text(json.dumps(state))
 
-    def _save_samples(self, batch: PackedBatch) -> None:
+    def _save_samples(self, batches: list[PackedBatch]) -> None:
         save_samples(
             self.run_folder / "samples",
-            batch,
+            batches,
             decode=lambda ids: self.processor.tokenizer.decode(ids, skip_special_tokens=False),
             patch_px=self.config.data.patch_px,
             mean=self.processor.config.mean,
@@ -251,9 +262,9 @@ def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint
 class _Stop:
     """Turns the first SIGINT or SIGTERM into a request to stop after the step; a second one acts as it always would."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.requested, self._say = False, say
-        self._previous: dict[signal.Signals, object] = {}
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _Stop:
         if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
@@ -267,12 +278,14 @@ class _Stop:
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
-        self._say(f"{signal.Signals(number).name}: stopping after this step, then saving. Once more stops at once.")
+        name = signal.Signals(number).name
+        # Not print: the signal may have come in the middle of one, and Python's streams cannot be entered twice.
+        os.write(2, f"\n{name}: stopping after this step, then saving. Once more stops at once.\n".encode())
 
     def _restore(self) -> None:
         while self._previous:
             number, handler = self._previous.popitem()
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
@@ -283,5 +296,56 @@ def _refuse_foreign_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} holds files but no run: {', '.join(names[:5])}. Give a new or an empty folder.")
 
 
-def _new_model(config: TrainConfig, device: torch.device) -> tuple[Eagle, Processor]:
-    raise NotImplementedError
+def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
+    """The model that a new run starts from, fp32 on the CPU, and its processor. Draws from torch's global generator.
+
+    Raises: ConfigError when the model, its tokenizer and the data config do not fit each other.
+    """
+    folder, data = Path(config.model), config.data
+    if config.model in PRESETS:
+        tokenizer = Tokenizer.from_file(config.tokenizer) if config.tokenizer else _tokenizer_of_the_recipe(config)
+        cfg = PRESETS[config.model](
+            vocab_size=tokenizer.get_vocab_size(),
+            image_token_id=ChatEncoder(tokenizer).context_id,
+            tile_px=data.tile_px,
+            patch_px=data.patch_px,
+        )
+        return Eagle(cfg), Processor(tokenizer, data.processor_config(ProcessorConfig()))
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
+        )
+    tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
+    if not tokenizer_file.is_file():
+        raise ConfigError(f"{tokenizer_file} does not exist; set tokenizer to the tokenizer.json of {config.model}.")
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    base = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ProcessorConfig()
+    model = Eagle.from_pretrained(folder, dtype=torch.float32)
+    for name, ours, theirs in (
+        ("data.tile_px", data.tile_px, model.cfg.vision.tile_px),
+        ("data.patch_px", data.patch_px, model.cfg.vision.patch_px),
+        ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, model.cfg.image_token_id),
+    ):
+        if ours != theirs:
+            raise ConfigError(f"{name} is {ours}; the model in {folder} needs {theirs}.")
+    if tokenizer.get_vocab_size() > model.cfg.text.vocab_size:
+        raise ConfigError(
+            f"{tokenizer_file} has {tokenizer.get_vocab_size()} tokens; the model in {folder} has room for "
+            f"{model.cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
+        )
+    return model, Processor(tokenizer, data.processor_config(base))
+
+
+def _tokenizer_of_the_recipe(config: TrainConfig) -> Tokenizer:
+    """A byte-level BPE of at most OWN_VOCAB_SIZE tokens, trained on what chats about the recipe's samples hold."""
+    texts = [DEFAULT_SYSTEM, *set(ROLES.values())]
+    texts += [f"The first video sampled with 2.00 fps: Frame {i} sample at {i / 4:.2f}s: " for i in range(1, 17)]
+    for source in read_recipe(config.data.recipe):
+        # A row that cannot be read is the loader's to report: it has the policy for bad samples.
+        for sample in read_samples(
+            source,
+            allow_outside_root=config.data.allow_outside_root,
+            on_bad_row=lambda where, error: None,
+        ):
+            texts += [turn.text for turn in sample.turns]
+    return train_tokenizer(sorted(texts), OWN_VOCAB_SIZE)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -152,7 +153,7 @@ def test_absent_fields_have_transformers_defaults():
         ("text_config.num_key_value_heads", 5, "num_key_value_heads is 5; needs a divisor of num_attention_heads, 28"),
         ("text_config.num_attention_heads", 27, "num_attention_heads is 27; needs a divisor of hidden_size, 3584"),
         ("text_config.vocab_size", 151000, "image_token_id is 151667; needs 0 to 150999"),
-        ("vision_config.image_size", 384, "force_image_size is 448; needs vision_config.image_size, 384"),
+        ("vision_config.image_size", 392, "force_image_size is 448; needs vision_config.image_size, 392"),
         ("vision_config.patch_size", 13, "needs to be a multiple of 2 * patch_px = 26"),
         ("vision_config.num_hidden_layers", 0, "num_hidden_layers is 0; needs at least 1"),
         ("select_layer", 28, "select_layer is 28; needs -28 to 27"),
@@ -160,9 +161,8 @@ def test_absent_fields_have_transformers_defaults():
     ],
 )
 def test_refuses_what_it_does_not_compute(path, value, message):
-    with pytest.raises(ValueError, match="."[:0]) as raised:
+    with pytest.raises(ValueError, match=re.escape(message)):
         EagleConfig.from_dict(changed(path, value))
-    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(

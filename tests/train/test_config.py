@@ -16,7 +16,7 @@ from eagle_model.train.config import (
     override,
     to_json,
 )
-from eagle_model.train.recipes import debug, recipe, tiny
+from eagle_model.train.recipes import tiny
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +45,7 @@ def test_override_sets_every_kind_of_field():
         Outer(name="x"),
         ["name = y=z ", "inner.low=-3", "inner.path=/a b", "rate=1e-4", "betas=0.5, 1", "on=true", "kind=b"],
     )
-    assert config == Outer(
-        name="y=z", inner=Inner(low=-3, path="/a b"), rate=1e-4, betas=(0.5, 1.0), on=True, kind="b"
-    )
+    assert config == Outer(name="y=z", inner=Inner(low=-3, path="/a b"), rate=1e-4, betas=(0.5, 1.0), on=True, kind="b")
     assert override(config, ["inner.path=none", "on=False", "rate=2"]).inner.path is None
     assert type(override(config, ["rate=2"]).rate) is float
     assert override(config, ["inner.high=3", "inner.high=4"]).inner.high == 4  # the last one wins
@@ -63,7 +61,10 @@ def test_override_checks_the_whole_once():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("rat=2", r"rat: there is no field rat\. Did you mean rate\? The fields are name, inner, rate, betas, on, kind\."),
+        (
+            "rat=2",
+            r"rat: there is no field rat\. Did you mean rate\? The fields are name, inner, rate, betas, on, kind\.",
+        ),
         ("inner.lo=2", r"inner\.lo: there is no field lo\. Did you mean low\? The fields are low, high, path\."),
         ("zzz=2", r"zzz: there is no field zzz\. The fields are name, inner"),
         ("rate.x=2", r"rate\.x: rate is a number and has no fields\."),
@@ -149,17 +150,12 @@ def test_senseless_values_are_refused(assignment):
 
 
 def test_something_must_be_trained():
-    with pytest.raises(ConfigError, match="train_vision, train_connector and train_llm is all false; needs one of them true"):
+    with pytest.raises(
+        ConfigError, match="train_vision, train_connector and train_llm is all false; needs one of them true"
+    ):
         override(tiny(), ["train_vision=false", "train_connector=false", "train_llm=false"])
 
 
 def test_configs_are_frozen():
     with pytest.raises(FrozenInstanceError):
         OptimizerConfig().learning_rate = 1.0
-
-
-def test_recipes_by_name():
-    assert recipe("tiny") == tiny() and recipe("debug") == debug()
-    assert debug().max_steps < 10 and replace(debug(), max_steps=1) != tiny()
-    with pytest.raises(ConfigError, match=r"There is no recipe 'tinny'; the recipes are tiny, debug"):
-        recipe("tinny")

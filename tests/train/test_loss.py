@@ -30,7 +30,9 @@ def test_golden_weights():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), min_size=1, max_size=6), min_size=1, max_size=4))
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), min_size=1, max_size=6), min_size=1, max_size=4)
+)
 def test_rows_weigh_as_one_long_row(rows):
     """Weights add up to 1 over a step, and do not depend on how its documents fall into rows."""
     step = [row(*documents) for documents in rows]

@@ -36,7 +36,14 @@ def test_a_resumed_run_logs_each_step_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, 0, 1, 2, 3, 4, 5)
     write(path, 3, 4, 5, 6, loss=2.0)  # the checkpoint was that of step 3
-    assert [(m["step"], m["loss"]) for m in read_metrics(path)] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+    assert [(m["step"], m["loss"]) for m in read_metrics(path)] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 1.0),
+        (4, 2.0),
+        (5, 2.0),
+        (6, 2.0),
+    ]
 
 
 def test_each_line_is_on_its_way_when_the_step_is_over(tmp_path):
@@ -85,7 +92,8 @@ def test_plain_progress_says_what_is_left():
             progress.show(metrics(step))
     assert len(said) == 2
     assert said[0] == "step 12/14  loss 1.0000  50 tokens/s  lr 1.00e-03  grad norm 0.50  0:04 left"
-    assert said[1].startswith("step 14/14") and said[1].endswith("0:00 left")
+    assert said[1].startswith("step 14/14")
+    assert said[1].endswith("0:00 left")
 
 
 def test_peak_rss_is_bytes():

@@ -15,7 +15,8 @@ def test_golden_learning_rates():
     got = [learning_rate(config, step, 10) for step in range(10)]
     cosine = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
     assert got == pytest.approx([0.5, 1.0, *cosine])
-    assert cosine[2] == pytest.approx(0.853553) and cosine[4] == pytest.approx(0.5)
+    assert cosine[2] == pytest.approx(0.853553)
+    assert cosine[4] == pytest.approx(0.5)
     assert learning_rate(config, 10, 10) == 0
 
 
@@ -128,7 +129,8 @@ def test_resume_is_exact(dtype):
             opt.step(1e-2)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
     ours, theirs = optimizer.state_dict(), again.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_a_frozen_parameter_stays_and_has_no_state():

@@ -1,4 +1,4 @@
-"""Makes the golden set: small videos of every kind that trips decoders, each frame with its number drawn into its pixels.
+"""Makes the golden set: small videos of every kind that trips decoders, each frame's number drawn into its pixels.
 
     python -m tests.video.make FOLDER        # to look at them; the tests build them in a temporary folder
 
@@ -123,7 +123,25 @@ class Golden:
     codec: str = "h264"
     rotation_degrees: int = 0
     is_variable: bool = False
-    last_seconds: float = 0.04  # how long the last frame is shown
+
+
+GOOD_NAMES = (
+    *("b_frames.mp4", "b_frames.mkv", "b_frames.ts", "b_frames.flv", "fragmented.mp4", "live.mkv", "long_gop.mp4"),
+    *("one_frame.mp4", "open_gop.mp4", "open_gop.ts", "intra_refresh.mp4", "intra_refresh.mkv", "intra_refresh.ts"),
+    *(
+        "interlaced.mp4",
+        "444.mp4",
+        "10_bit.mp4",
+        "full_range.mp4",
+        "hevc.mp4",
+        "hevc_open_gop.mp4",
+        "hevc_open_gop.mkv",
+    ),
+    *("hevc_10_bit.mp4", "vp9.webm", "vp9_odd.webm", "vp8.webm", "av1.mp4", "odd.mp4", "mjpeg.avi", "mpeg4.avi"),
+    *("mpeg2_b.mpg", "wide_pixels.mp4", "wide_pixels.mkv", "cover_first.mp4", "with_audio.mkv", "variable.mp4"),
+    *("variable.mkv", "late_start.mp4", "late_start.mkv", "turned_90.mp4", "turned_180.mp4", "turned_270.mp4"),
+    *("mirrored.mp4", "vp8_hidden.webm", "edit_list.mp4", "cut_start.ts"),
+)
 
 
 @dataclass
@@ -135,8 +153,7 @@ class GoldenSet:
 X264 = {"crf": "18", "preset": "veryfast"}
 B_FRAMES = {**X264, "g": "24", "x264-params": "bframes=3:b-pyramid=normal:scenecut=0"}
 X265 = {"crf": "20", "preset": "ultrafast"}
-VP9 = {"crf": "20", "b": "0", "cpu-used": "8", "deadline": "realtime"}
-TWO_PASS_LIKE = {"cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "16", "b": "400k", "g": "30"}
+VPX = {"crf": "20", "b": "400k", "cpu-used": "8", "deadline": "realtime", "g": "24"}
 
 
 def make(folder: Path) -> GoldenSet:
@@ -163,7 +180,9 @@ def make(folder: Path) -> GoldenSet:
     good("live.mkv", options=B_FRAMES, muxer_options={"live": "1"})
     good("long_gop.mp4", 300, options={**X264, "g": "9999", "sc_threshold": "0"})
     good("one_frame.mp4", 1, options=X264)
-    good("open_gop.mp4", 120, options={**X264, "x264-params": "open-gop=1:keyint=24:min-keyint=24:bframes=3:scenecut=0"})
+    good(
+        "open_gop.mp4", 120, options={**X264, "x264-params": "open-gop=1:keyint=24:min-keyint=24:bframes=3:scenecut=0"}
+    )
     good("open_gop.ts", 120, options={**X264, "x264-params": "open-gop=1:keyint=24:min-keyint=24:bframes=3:scenecut=0"})
     refresh = {**X264, "x264-params": "intra-refresh=1:keyint=30:bframes=2:scenecut=0"}
     good("intra_refresh.mp4", 120, options=refresh)
@@ -173,20 +192,42 @@ def make(folder: Path) -> GoldenSet:
     good("444.mp4", pix_fmt="yuv444p", options=X264)
     good("10_bit.mp4", pix_fmt="yuv420p10le", options=X264)
     good("full_range.mp4", pix_fmt="yuvj420p", options=X264)
-    good("hevc.mp4", 96, codec="libx265", options={**X265, "x265-params": "log-level=error:keyint=24:open-gop=0"}, about={"codec": "hevc"})
+    good(
+        "hevc.mp4",
+        96,
+        codec="libx265",
+        options={**X265, "x265-params": "log-level=error:keyint=24:open-gop=0"},
+        about={"codec": "hevc"},
+    )
     hevc_open = {**X265, "x265-params": "log-level=error:keyint=24:min-keyint=24:open-gop=1:bframes=4:scenecut=0"}
     good("hevc_open_gop.mp4", 96, codec="libx265", options=hevc_open, about={"codec": "hevc"})
     good("hevc_open_gop.mkv", 96, codec="libx265", options=hevc_open, about={"codec": "hevc"})
-    good("hevc_10_bit.mp4", codec="libx265", pix_fmt="yuv420p10le", options={**X265, "x265-params": "log-level=error"}, about={"codec": "hevc"})
-    good("vp9.webm", codec="libvpx-vp9", options=VP9, about={"codec": "vp9"})
-    good("vp9_alt_ref.webm", 90, codec="libvpx-vp9", options=TWO_PASS_LIKE, about={"codec": "vp9"})
-    good("vp9_odd.webm", codec="libvpx-vp9", options=VP9, about={"codec": "vp9", "size": (63, 47)})
-    good("vp8_alt_ref.webm", 90, codec="libvpx", options=TWO_PASS_LIKE, about={"codec": "vp8"})
-    good("av1.mp4", codec="libsvtav1", options={"preset": "12", "crf": "25", "g": "30", "svtav1-params": "lp=1"}, about={"codec": "av1"})
+    good(
+        "hevc_10_bit.mp4",
+        codec="libx265",
+        pix_fmt="yuv420p10le",
+        options={**X265, "x265-params": "log-level=error"},
+        about={"codec": "hevc"},
+    )
+    good("vp9.webm", codec="libvpx-vp9", options=VPX, about={"codec": "vp9"})
+    good("vp9_odd.webm", codec="libvpx-vp9", options=VPX, about={"codec": "vp9", "size": (63, 47)})
+    good("vp8.webm", codec="libvpx", options=VPX, about={"codec": "vp8"})
+    good(
+        "av1.mp4",
+        codec="libsvtav1",
+        options={"preset": "12", "crf": "25", "g": "30", "svtav1-params": "lp=1"},
+        about={"codec": "av1"},
+    )
     good("odd.mp4", pix_fmt="yuv444p", options=X264, about={"size": (63, 47)})
     good("mjpeg.avi", codec="mjpeg", pix_fmt="yuvj420p", options={"q": "3"}, about={"codec": "mjpeg"})
     good("mpeg4.avi", codec="mpeg4", options={"q": "3", "g": "12"}, about={"codec": "mpeg4"})
-    good("mpeg2_b.mpg", codec="mpeg2video", options={"q": "3", "g": "12", "bf": "2"}, muxer="vob", about={"codec": "mpeg2video"})
+    good(
+        "mpeg2_b.mpg",
+        codec="mpeg2video",
+        options={"q": "3", "g": "12", "bf": "2"},
+        muxer="vob",
+        about={"codec": "mpeg2video"},
+    )
     # Stored 64 columns, each 3:2 as wide as high.
     good("wide_pixels.mp4", options=X264, pixel_aspect=Fraction(3, 2), about={"width_px": 96})
     good("wide_pixels.mkv", options=X264, pixel_aspect=Fraction(3, 2), about={"width_px": 96})
@@ -195,7 +236,7 @@ def make(folder: Path) -> GoldenSet:
 
     steps = [10, 35, 70, 20, 90, 33, 200, 41]
     uneven = np.cumsum([0, *(steps * 10)][:60]).tolist()
-    variable = {"is_variable": True, "last_seconds": steps[(60 - 2) % 8] / 1000}
+    variable = {"is_variable": True}
     good("variable.mp4", options=B_FRAMES, times_ms=uneven, about=variable)
     good("variable.mkv", options=B_FRAMES, times_ms=uneven, about=variable)
     late = [5_000 + 40 * i for i in range(60)]
@@ -209,21 +250,27 @@ def make(folder: Path) -> GoldenSet:
         turned = [np.rot90(draw(i), degrees // 90) for i in range(30)]  # anticlockwise: the player turns it back
         write_video(folder / name, turned, options=B_FRAMES)
         _set_display_matrix(folder / name, matrix)
-        golden.good[name] = Golden(folder / name, tuple(range(30)), tuple(i / 25 for i in range(30)), rotation_degrees=degrees)
+        golden.good[name] = Golden(
+            folder / name, tuple(range(30)), tuple(i / 25 for i in range(30)), rotation_degrees=degrees
+        )
     write_video(folder / "mirrored.mp4", [draw(i)[:, ::-1] for i in range(30)], options=B_FRAMES)
     _set_display_matrix(folder / "mirrored.mp4", (-1, 0, 0, 1))
     golden.good["mirrored.mp4"] = Golden(folder / "mirrored.mp4", tuple(range(30)), tuple(i / 25 for i in range(30)))
 
-    # An edit list that starts inside a group of pictures: 10 frames are decoded and not shown.
+    # VP8 pictures that are referred to and never shown: every tenth one, by its show_frame bit (RFC 6386, 9.1).
+    golden.good["vp8_hidden.webm"] = _hide_frames(folder / "vp8.webm", folder / "vp8_hidden.webm")
+
+    # Times before 0 make the muxer write an edit list that starts inside a group of pictures: the first 10 frames are
+    # decoded and not shown, as after a lossless cut.
     cut = folder / "edit_list.mp4"
-    write_video(cut, (draw(i) for i in range(60)), options=B_FRAMES)
-    _cut_start(cut, num_frames=10, num_shown=50, fps=25)
+    write_video(cut, (draw(i) for i in range(60)), options=B_FRAMES, times_ms=[40 * (i - 10) for i in range(60)])
     golden.good["edit_list.mp4"] = Golden(cut, tuple(range(10, 60)), tuple(i / 25 for i in range(50)))
 
     # A recording that starts in the middle of a group of pictures: the first 24 frames have no key frame.
     whole = (folder / "b_frames.ts").read_bytes()
     golden.good["cut_start.ts"] = _cut_ts(whole, folder / "cut_start.ts")
 
+    assert tuple(golden.good) == GOOD_NAMES  # known before they are made, so that each is a test of its own
     _make_bad(folder, golden)
     return golden
 
@@ -251,10 +298,24 @@ def _make_bad(folder: Path, golden: GoldenSet) -> None:
     ts = (folder / "b_frames.ts").read_bytes()
     middle = len(ts) // 2
     bad("garbage_inside.ts", ts[:middle] + noise[:2000] + ts[middle + 2000 :])
+    one = bytearray((folder / "one_frame.mp4").read_bytes())
+    (mdat,) = struct.unpack_from(">I", one, one.index(b"mdat") - 4)
+    at = one.index(b"mdat") + 4
+    one[at : at + mdat - 8] = noise[: mdat - 8]
+    bad("only_noise_inside.mp4", bytes(one))
     bad("empty.mp4", b"")
     bad("noise.mp4", noise)
     bad("text.mp4", b"not a video\n" * 100)
-    bad("playlist.mp4", f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:5,\n{folder / 'b_frames.ts'}\n#EXT-X-ENDLIST\n".encode())
+    bad(
+        "playlist.mp4",
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:5,\n{folder / 'b_frames.ts'}\n#EXT-X-ENDLIST\n".encode(),
+    )
+    for name in ("storage_order.avi", "raw.h264"):
+        write_video(folder / name, (draw(i) for i in range(30)), options=B_FRAMES)
+        golden.bad[name] = folder / name
+    thin = folder / "thin_pixels.mp4"
+    write_video(thin, [draw(0)], options=X264, pixel_aspect=Fraction(1, 50))
+    golden.bad["thin_pixels.mp4"] = thin
     sound = folder / "audio_only.mp4"
     with av.open(str(sound), "w") as container:
         stream = container.add_stream("aac", rate=16_000, layout="mono")
@@ -266,6 +327,28 @@ def _make_bad(folder: Path, golden: GoldenSet) -> None:
     golden.bad["audio_only.mp4"] = sound
 
 
+def _hide_frames(source: Path, path: Path) -> Golden:
+    shown = []
+    with av.open(str(source)) as whole, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for i, old in enumerate(p for p in whole.demux(video=0) if p.size):
+            content = bytearray(old)
+            if i % 10 == 5:
+                content[0] &= ~0x10
+            else:
+                shown.append(i)
+            packet = av.Packet(bytes(content))
+            packet.pts, packet.dts, packet.time_base, packet.is_keyframe = (
+                old.pts,
+                old.dts,
+                old.time_base,
+                old.is_keyframe,
+            )
+            packet.stream = stream
+            container.mux(packet)
+    return Golden(path, tuple(shown), tuple(i / 25 for i in shown), codec="vp8", is_variable=True)
+
+
 def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     """Writes (a, b, c, d) into the track header (ISO/IEC 14496-12, 8.3.2), whose muxer wrote the identity."""
     content = bytearray(path.read_bytes())
@@ -273,21 +356,6 @@ def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     at = content.index(identity, content.index(b"tkhd"))
     a, b, c, d = matrix
     content[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
-    path.write_bytes(content)
-
-
-def _cut_start(path: Path, *, num_frames: int, num_shown: int, fps: int) -> None:
-    """Moves the one entry of the edit list (ISO/IEC 14496-12, 8.6.6) `num_frames` later."""
-    content = bytearray(path.read_bytes())
-    at = content.index(b"elst")
-    num_entries, _, media_time = struct.unpack_from(">IIi", content, at + 8)
-    assert num_entries == 1
-    mdhd = content.index(b"mdhd")
-    (ticks_per_second,) = struct.unpack_from(">I", content, mdhd + 16)
-    mvhd = content.index(b"mvhd")
-    (movie_ticks_per_second,) = struct.unpack_from(">I", content, mvhd + 16)
-    shown = num_shown * movie_ticks_per_second // fps
-    struct.pack_into(">Ii", content, at + 12, shown, media_time + num_frames * ticks_per_second // fps)
     path.write_bytes(content)
 
 

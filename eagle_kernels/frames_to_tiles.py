@@ -1,0 +1,227 @@
+"""RGB frames -> the normalised patches of their tiles, in one pass: resize, cut, thumbnail, normalise, patchify, cast.
+
+Dims    L frames, Y x X their pixels; I = L * (cols * rows, + 1 with a thumbnail) tiles; P patches a tile, row by row;
+        K = 3 * patch_px**2 numbers a patch, ordered (channel, y, x) as a flattened convolution weight.
+Resize  The whole frame to (cols * tile_px, rows * tile_px), its shape not kept, then cut row by row; the thumbnail is
+        the whole frame at tile_px x tile_px and comes last.
+Numbers Pillow's BICUBIC on uint8, bit for bit. Along one axis of scale s = in / out, output pixel i takes
+            out[i] = clip((2**21 + sum_j in[j] * W[i, j]) >> 22, 0, 255)
+            W[i, j] = round(2**22 * w[i, j] / sum_j w[i, j]),  half away from zero
+            w[i, j] = cubic((j + 0.5 - (i + 0.5) * s) / max(s, 1)),  Keys' cubic with a = -0.5
+        so the first axis is rounded to uint8 before the second, and their order shows in the last bits:
+        "horizontal" is rows first, as Pillow up to 12; "pillow" is Pillow 13's: columns first when the height shrinks
+        and 2 * (X - width) < Y - height. Then (x / 255 - mean) / std in fp32, rounded once to `dtype`.
+Source  python-pillow/Pillow, Resample.c, and its pull request 9549 (the order in Pillow 13); arXiv:2504.15271 (tiles).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eagle_kernels import native
+from eagle_kernels.checks import check
+
+WEIGHT_BITS = 22
+PASS_ORDERS = ("horizontal", "pillow")
+DTYPES = (torch.bfloat16, torch.float32, torch.uint8)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    a, x = -0.5, np.abs(x)
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
+
+
+def _weights(num_in: int, num_out: int) -> Tensor:
+    """(num_out, num_in) fp64 of the integers W: one axis of a resize as a matrix."""
+    scale = num_in / num_out
+    stretch = max(scale, 1.0)
+    center = (np.arange(num_out)[:, None] + 0.5) * scale
+    j = np.arange(num_in)[None, :]
+    begin = np.maximum((center - 2 * stretch + 0.5).astype(np.int64), 0)
+    end = np.minimum((center + 2 * stretch + 0.5).astype(np.int64), num_in)
+    w = np.where((j >= begin) & (j < end), _cubic((j - center + 0.5) * (1 / stretch)), 0.0)
+    w /= np.cumsum(w, axis=1)[:, -1:]  # cumsum adds from left to right, as Pillow does; sum() would not
+    return torch.from_numpy(np.trunc(np.where(w < 0, -0.5, 0.5) + w * 2**WEIGHT_BITS))
+
+
+def _resize_ref(frame_YX3: Tensor, width_px: int, height_px: int, pass_order: str) -> Tensor:
+    """(height_px, width_px, 3) uint8. The products are integers below 2**53, so matmul in fp64 is exact."""
+
+    def one_pass(weights: Tensor, pixels: Tensor) -> Tensor:
+        sums = weights.to(pixels.device) @ pixels.double().flatten(1) + 2 ** (WEIGHT_BITS - 1)
+        return (sums / 2**WEIGHT_BITS).floor().clamp(0, 255).to(torch.uint8).unflatten(1, pixels.shape[1:])
+
+    def down(pixels: Tensor) -> Tensor:
+        return one_pass(_weights(height, height_px), pixels)
+
+    def across(pixels: Tensor) -> Tensor:
+        return one_pass(_weights(width, width_px), pixels.transpose(0, 1)).transpose(0, 1)
+
+    height, width = frame_YX3.shape[:2]
+    columns_first = pass_order == "pillow" and height_px < height and 2 * (width - width_px) < height - height_px
+    return across(down(frame_YX3)) if columns_first else down(across(frame_YX3))
+
+
+def frames_to_tiles_ref(
+    frames_LYX3: Tensor,
+    grid: tuple[int, int],
+    *,
+    tile_px: int = 448,
+    patch_px: int = 14,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    layout: str = "patches",
+    pass_order: str = "horizontal",
+) -> Tensor:
+    """What the kernel means, in plain torch: `frames_to_tiles` with the same arguments, on any device, slowly."""
+    cols, rows = grid
+    images = []
+    for frame_YX3 in frames_LYX3:
+        whole = _resize_ref(frame_YX3, cols * tile_px, rows * tile_px, pass_order)
+        tiles = whole.unflatten(0, (rows, tile_px)).unflatten(2, (cols, tile_px)).transpose(1, 2).flatten(0, 1)
+        images += list(tiles)
+        if thumbnail and cols * rows > 1:
+            images.append(_resize_ref(frame_YX3, tile_px, tile_px, pass_order))
+    tiles_IYX3 = torch.stack(images) if images else frames_LYX3.new_empty((0, tile_px, tile_px, 3))
+    tiles_I3YX = tiles_IYX3.permute(0, 3, 1, 2)
+    if dtype != torch.uint8:
+        mean_311, std_311 = (torch.tensor(v, device=frames_LYX3.device).view(3, 1, 1) for v in (mean, std))
+        tiles_I3YX = ((tiles_I3YX.float() / 255 - mean_311) / std_311).to(dtype)
+    if layout == "tiles":
+        return tiles_I3YX.contiguous()
+    side = tile_px // patch_px
+    blocks = tiles_I3YX.unflatten(3, (side, patch_px)).unflatten(2, (side, patch_px))  # I, 3, y, dy, x, dx
+    return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+@torch.library.custom_op("eagle::frames_to_tiles", mutates_args=())
+def _fwd(
+    frames_LYX3: Tensor,
+    cols: int,
+    rows: int,
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype,
+    pass_order: str,
+    num_threads: int,
+) -> Tensor:
+    extension = native.load()
+    tiling = extension.Tiling(
+        cols=cols,
+        rows=rows,
+        tile_px=tile_px,
+        patch_px=patch_px,
+        thumbnail=thumbnail,
+        pass_order=pass_order,
+        mean=mean,
+        std=std,
+    )
+    out_IPK = _fwd_fake(
+        frames_LYX3, cols, rows, tile_px, patch_px, mean, std, thumbnail, dtype, pass_order, num_threads
+    )
+    if out_IPK.numel() == 0:
+        return out_IPK
+    views = native.view(frames_LYX3), native.view(out_IPK)
+    if not frames_LYX3.is_cuda:
+        extension.frames_to_tiles_cpu(*views, tiling, num_threads)
+        return out_IPK
+    if not native.build_info()["has_cuda"]:
+        raise RuntimeError(
+            "frames_to_tiles: frames are on a CUDA device, and eagle_kernels was built without CUDA. Put nvcc on PATH "
+            "and install it again, or pass CPU tensors."
+        )
+    height_px, width_px = frames_LYX3.shape[1:3]
+    workspace = frames_LYX3.new_empty(extension.frames_to_tiles_workspace_bytes(width_px, height_px, tiling))
+    device = frames_LYX3.device
+    stream = torch.cuda.current_stream(device).cuda_stream
+    # Freed before the kernels ran, and safely: the allocator hands the memory on in the order of this same stream.
+    extension.frames_to_tiles_cuda(*views, native.view(workspace), tiling, device.index, stream)
+    return out_IPK
+
+
+@_fwd.register_fake
+def _fwd_fake(
+    frames_LYX3: Tensor,
+    cols: int,
+    rows: int,
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype,
+    pass_order: str,
+    num_threads: int,
+) -> Tensor:
+    num_images = frames_LYX3.shape[0] * (cols * rows + (1 if thumbnail and cols * rows > 1 else 0))
+    shape = (num_images, (tile_px // patch_px) ** 2, 3 * patch_px**2)
+    return torch.empty(shape, dtype=dtype, device=frames_LYX3.device)
+
+
+def frames_to_tiles(
+    frames_LYX3: Tensor,
+    grid: tuple[int, int],
+    *,
+    tile_px: int = 448,
+    patch_px: int = 14,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    layout: str = "patches",
+    pass_order: str = "horizontal",
+    num_threads: int = 0,
+) -> Tensor:
+    """Tiles of every frame, frame by frame, row by row, thumbnail last. CPU tensors take the C++ code, CUDA the kernel.
+
+    Args:    frames_LYX3: (L, Y, X, 3) uint8, the pixels of a row contiguous; L may be 0.
+             grid: (cols, rows), each >= 1.  tile_px, patch_px: pixels, patch_px divides tile_px.
+             mean, std: of red, green and blue, on the scale where 255 is 1.
+             thumbnail: adds the whole frame as one more tile, unless the grid is one tile already.
+             dtype: bfloat16, float32, or uint8 for the tiles before normalisation.
+             layout: "patches", or "tiles" for whole tiles.  pass_order: "horizontal" or "pillow", see above.
+             num_threads: of the CPU code; 0 is one for each CPU. The bits do not depend on it.
+    Returns: (I, P, K), or (I, 3, tile_px, tile_px) with layout="tiles".
+    Raises:  ValueError when an argument is not as above; RuntimeError for CUDA tensors in a build without CUDA.
+    """
+    op = "frames_to_tiles"
+    shape = tuple(frames_LYX3.shape)
+    check(frames_LYX3.dtype == torch.uint8, op, "frames' dtype", frames_LYX3.dtype, "torch.uint8")
+    check(len(shape) == 4 and shape[3] == 3, op, "frames' shape", shape, "(L, Y, X, 3)")
+    check(shape[1] >= 1 and shape[2] >= 1, op, "frames' size (Y, X)", shape[1:3], "at least one pixel")
+    strides = frames_LYX3.stride()
+    check(
+        strides[3] == 1 and (strides[2] == 3 or shape[2] == 1),
+        op,
+        "frames' strides",
+        strides,
+        "(..., ..., 3, 1), the pixels of a row side by side; call .contiguous()",
+    )
+    check(len(grid) == 2 and min(grid) >= 1, op, "grid", tuple(grid), "(cols, rows), both >= 1")
+    check(tile_px >= 1, op, "tile_px", tile_px, "at least 1")
+    check(patch_px >= 1 and tile_px % patch_px == 0, op, "patch_px", patch_px, f"a divisor of tile_px = {tile_px}")
+    for name, values in (("mean", mean), ("std", std)):
+        ok = len(values) == 3 and all(math.isfinite(v) for v in values)
+        check(ok, op, name, tuple(values), "three finite numbers, for red, green and blue")
+    check(all(v != 0 for v in std), op, "std", tuple(std), "no zero")
+    check(dtype in DTYPES, op, "dtype", dtype, "one of " + ", ".join(map(str, DTYPES)))
+    check(layout in ("patches", "tiles"), op, "layout", repr(layout), "'patches' or 'tiles'")
+    check(pass_order in PASS_ORDERS, op, "pass_order", repr(pass_order), "'horizontal' or 'pillow'")
+    check(num_threads >= 0, op, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
+    cols, rows = grid
+    if layout == "tiles":  # a tile is its own only patch
+        out_IPK = _fwd(frames_LYX3, cols, rows, tile_px, tile_px, mean, std, thumbnail, dtype, pass_order, num_threads)
+        return out_IPK.view(-1, 3, tile_px, tile_px)
+    return _fwd(frames_LYX3, cols, rows, tile_px, patch_px, mean, std, thumbnail, dtype, pass_order, num_threads)

@@ -1,0 +1,83 @@
+"""Merge each 2x2 block of patches into one token of four times the width: a gather, one read and one write.
+
+Dims    I tiles, P = side**2 patches of a tile in row-major order, C channels; Q = P / 4 tokens a tile, 4C wide.
+Maths   out[i, (a, b)] = concat(x[2a, 2b], x[2a, 2b + 1], x[2a + 1, 2b], x[2a + 1, 2b + 1]).
+Grads   A permutation of elements: its gradient is the inverse permutation.
+Source  `pixel_shuffle` (factor 0.5) of Eagle 2.5, arXiv:2504.15271, and InternVL.
+"""
+
+from math import isqrt
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eagle_kernels.checks import check
+
+COLS = 1024  # elements a program copies: 8 a thread, one 16-byte load of bf16
+
+
+def merge_2x2_ref(patches_IPC: Tensor) -> Tensor:
+    """What the kernel means, in plain torch. Any device, any dtype; tests differentiate through it."""
+    half = isqrt(patches_IPC.shape[1]) // 2
+    blocks = patches_IPC.unflatten(1, (half, 2, half, 2))  # I, a, dy, b, dx, C
+    return blocks.transpose(2, 3).flatten(3).flatten(1, 2)  # I, Q, 4C
+
+
+@triton.jit
+def _kernel(src_ptr, dst_ptr, HALF, PAIR: tl.constexpr, INVERSE: tl.constexpr, COLS: tl.constexpr):  # type: ignore[no-untyped-def]
+    # The two patches of a block's upper (dy = 0) or lower (dy = 1) row are neighbours on both sides: one run of
+    # PAIR = 2C elements. Runs of the patches are ordered (i, a, dy, b), runs of the tokens (i, a, b, dy).
+    run = tl.program_id(0).to(tl.int64)  # int64: I * P * C passes 2**31
+    dy, b, ia = run % 2, run // 2 % HALF, run // 2 // HALF
+    patches = ((ia * 2 + dy) * HALF + b) * PAIR
+    tokens = run * PAIR
+    i = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    if INVERSE:
+        tl.store(dst_ptr + patches + i, tl.load(src_ptr + tokens + i, mask=i < PAIR), mask=i < PAIR)
+    else:
+        tl.store(dst_ptr + tokens + i, tl.load(src_ptr + patches + i, mask=i < PAIR), mask=i < PAIR)
+
+
+@torch.library.custom_op("eagle::merge_2x2", mutates_args=())
+def _merge(x: Tensor, inverse: bool) -> Tensor:
+    """(I, P, C) -> (I, P / 4, 4C), or back."""
+    I, P, C = (x.shape[0], x.shape[1] * 4, x.shape[2] // 4) if inverse else x.shape
+    out = x.new_empty((I, P, C) if inverse else (I, P // 4, 4 * C))
+    if x.numel():
+        _kernel[(I * P // 2, triton.cdiv(2 * C, COLS))](
+            x.contiguous(), out, isqrt(P) // 2, PAIR=2 * C, INVERSE=inverse, COLS=COLS
+        )
+    return out
+
+
+@_merge.register_fake
+def _(x, inverse):  # type: ignore[no-untyped-def]
+    I, N, C = x.shape
+    return x.new_empty((I, N * 4, C // 4) if inverse else (I, N // 4, C * 4))
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    _, ctx.inverse = inputs
+
+
+def _grad(ctx, dout):  # type: ignore[no-untyped-def]
+    return _merge(dout, not ctx.inverse), None
+
+
+_merge.register_autograd(_grad, setup_context=_setup)
+
+
+def merge_2x2(patches_IPC: Tensor) -> Tensor:
+    """(I, P, C) -> (I, P / 4, 4C); new and contiguous; any dtype. CPU tensors take `merge_2x2_ref`.
+
+    A tensor that is not contiguous is copied first.
+    Raises ValueError when P is not the square of an even number.
+    """
+    check(patches_IPC.ndim == 3, "merge_2x2", "patches' shape", tuple(patches_IPC.shape), "(I, P, C)")
+    P = patches_IPC.shape[1]
+    check(
+        isqrt(P) ** 2 == P and P % 2 == 0, "merge_2x2", "the number of patches a tile", P, "the square of an even side"
+    )
+    return _merge(patches_IPC, False) if patches_IPC.is_cuda else merge_2x2_ref(patches_IPC)

@@ -1,0 +1,142 @@
+"""Rotary position embedding of queries and keys together: one launch, positions of packed documents, half-split.
+
+Dims    T tokens, H query heads, K key heads (any H and K), D head width, even.
+Maths   angle[t, i] = positions[t] * theta**(-2 i / D), i < D / 2;  (a, b) = the halves of a head;
+        out = (a cos - b sin, b cos + a sin).
+Grads   The map is orthogonal: its gradient is the rotation by the opposite angle.
+Numbers The frequencies and angle are rounded to fp32 exactly as transformers' Qwen2 does, so that both agree at every
+        position; cos, sin and the products are fp32, rounded once on store (Qwen2 in bf16 rounds cos and sin first).
+        At position 131071 an angle in fp32 is right to 0.004 rad: the model's own definition, not the kernel's error.
+Source  Su et al. 2021, arXiv:2104.09864, in the layout of GPT-NeoX and Qwen2.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eagle_kernels.checks import check, check_same
+
+TILE = 1024  # (token, pair) entries a program rotates at a time, the same cos and sin for every head
+
+
+def rope_frequencies(head_dim: int, theta: float) -> Tensor:
+    """theta**(-2 i / D) for i < D / 2, fp32 on the CPU, by the very operations of transformers: the last bit counts."""
+    return 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim))
+
+
+@cache
+def _frequencies_on(device: torch.device, head_dim: int, theta: float) -> Tensor:
+    # Uploaded once per device: a copy from the host at every call would wait for the stream.
+    return rope_frequencies(head_dim, theta).to(device)
+
+
+def rope_ref(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tuple[Tensor, Tensor]:
+    """What the kernel means, in plain torch. Any device, any dtype; tests differentiate through it."""
+    frequencies = rope_frequencies(q_THD.shape[-1], theta).to(q_THD.device)
+    angles = positions_T[:, None, None].float() * frequencies  # T, 1, D / 2
+    wide = torch.promote_types(q_THD.dtype, torch.float32)
+    cos, sin = angles.to(wide).cos(), angles.to(wide).sin()
+
+    def rotate(x: Tensor) -> Tensor:
+        a, b = x.to(wide).chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+    return rotate(q_THD), rotate(k_TKD)
+
+
+@triton.jit
+def _rotate(x_ptr, x_stride_t, x_stride_h, out_ptr, NUM_HEADS, rows, i, cos, sin, mask, HALF):  # type: ignore[no-untyped-def]
+    for head in range(NUM_HEADS):
+        x = x_ptr + rows * x_stride_t + tl.cast(head, tl.int64) * x_stride_h + i
+        a = tl.load(x, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(x + HALF, mask=mask, other=0.0).to(tl.float32)
+        out = out_ptr + (rows * NUM_HEADS + head) * (2 * HALF) + i
+        tl.store(out, (a * cos - b * sin).to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out + HALF, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, positions_ptr, frequencies_ptr, q_out_ptr, k_out_ptr,
+    q_stride_t, q_stride_h, k_stride_t, k_stride_h, position_stride, T, Q_HEADS, K_HEADS,
+    HALF: tl.constexpr, INVERSE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]  # int64: T * H * D passes 2**31
+    i = tl.arange(0, COLS)[None, :]
+    mask = (rows < T) & (i < HALF)
+    position = tl.load(positions_ptr + rows * position_stride, mask=rows < T, other=0).to(tl.float32)
+    angle = position * tl.load(frequencies_ptr + i, mask=i < HALF, other=0.0)
+    cos, sin = tl.cos(angle), tl.sin(angle)
+    if INVERSE:
+        sin = -sin
+    _rotate(q_ptr, q_stride_t, q_stride_h, q_out_ptr, Q_HEADS, rows, i, cos, sin, mask, HALF)
+    _rotate(k_ptr, k_stride_t, k_stride_h, k_out_ptr, K_HEADS, rows, i, cos, sin, mask, HALF)
+
+
+def _inner(x: Tensor) -> Tensor:
+    """x itself where a head is contiguous (tokens and heads may lie apart), else a contiguous copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("eagle::rope", mutates_args=())
+def _rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float, inverse: bool) -> tuple[Tensor, Tensor]:
+    T, H, D = q_THD.shape
+    K = k_TKD.shape[1]
+    q_out_THD, k_out_TKD = q_THD.new_empty(T, H, D), k_TKD.new_empty(T, K, D)
+    if T and D:
+        cols = triton.next_power_of_2(D // 2)
+        rows = max(1, TILE // cols)
+        q_THD, k_TKD = _inner(q_THD), _inner(k_TKD)
+        _kernel[(triton.cdiv(T, rows),)](
+            q_THD, k_TKD, positions_T, _frequencies_on(q_THD.device, D, theta), q_out_THD, k_out_TKD,
+            q_THD.stride(0), q_THD.stride(1), k_TKD.stride(0), k_TKD.stride(1), positions_T.stride(0), T, H, K,
+            HALF=D // 2, INVERSE=inverse, ROWS=rows, COLS=cols,
+        )  # fmt: skip
+    return q_out_THD, k_out_TKD
+
+
+@_rope.register_fake
+def _(q_THD, k_TKD, positions_T, theta, inverse):  # type: ignore[no-untyped-def]
+    return q_THD.new_empty(q_THD.shape), k_TKD.new_empty(k_TKD.shape)
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    _, _, positions_T, ctx.theta, ctx.inverse = inputs
+    ctx.save_for_backward(positions_T)
+
+
+def _grad(ctx, dq_THD, dk_TKD):  # type: ignore[no-untyped-def]
+    need_dq, need_dk = ctx.needs_input_grad[:2]
+    dq_THD = dq_THD if need_dq else dq_THD[:, :0]  # no heads: nothing is read or written for it
+    dk_TKD = dk_TKD if need_dk else dk_TKD[:, :0]
+    dq_THD, dk_TKD = _rope(dq_THD, dk_TKD, *ctx.saved_tensors, ctx.theta, not ctx.inverse)
+    return dq_THD if need_dq else None, dk_TKD if need_dk else None, None, None, None
+
+
+_rope.register_autograd(_grad, setup_context=_setup)
+
+
+def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tuple[Tensor, Tensor]:
+    """q and k rotated by their tokens' positions; new contiguous tensors. CPU tensors take `rope_ref`.
+
+    positions_T: int32 or int64, counted from 0 in each document. q and k may be views into one fused projection;
+    only a tensor whose last dim is strided is copied.
+    Raises ValueError when shapes do not fit each other, D is odd, or dtypes or devices differ.
+    """
+    q_shape, k_shape = tuple(q_THD.shape), tuple(k_TKD.shape)
+    check(q_THD.ndim == 3 and q_shape[2] % 2 == 0, "rope", "q's shape", q_shape, "(T, H, D) with D even")
+    check(q_THD.is_floating_point(), "rope", "q's dtype", q_THD.dtype, "a floating dtype")
+    fits = k_TKD.ndim == 3 and k_shape[::2] == q_shape[::2]
+    check(fits, "rope", "k's shape", k_shape, f"(T, K, D) with q's T = {q_shape[0]} and D = {q_shape[2]}")
+    check_same("rope", "k", k_TKD, "q", q_THD)
+    check(positions_T.shape == q_shape[:1], "rope", "positions' shape", tuple(positions_T.shape), f"({q_shape[0]},)")
+    integer = positions_T.dtype in (torch.int32, torch.int64)
+    check(integer, "rope", "positions' dtype", positions_T.dtype, "int32 or int64")
+    check(positions_T.device == q_THD.device, "rope", "positions' device", positions_T.device, f"q's {q_THD.device}")
+    check(theta > 0, "rope", "theta", theta, "a positive number")
+    if not q_THD.is_cuda:
+        return rope_ref(q_THD, k_TKD, positions_T, theta)
+    return _rope(q_THD, k_TKD, positions_T, theta, False)

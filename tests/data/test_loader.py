@@ -1,0 +1,341 @@
+"""Nothing lost, nothing reordered by threads, exact resume, and one policy for bad samples."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.data.loader import DataConfig, Loader
+from eagle_model.data.media import DataError
+from eagle_model.data.processor import LoadedSample, Processor, SamplePlan
+from tests.data.conftest import chat_row
+
+Recipe = Callable[..., Path]
+MEDIA = [{}, {"image": "wide.png"}, {"video": "clip.mp4"}, {"image": "square.png", "video": "long.mp4"}]
+ROWS = [chat_row(f"Question {i}?", f"Answer {i}.", id=f"s{i}", **MEDIA[i % 4]) for i in range(22)]
+
+
+def config_of(recipe: Path, **changes: object) -> DataConfig:
+    values = {"context_tokens": 512, "tile_px": 56, "patch_px": 14, "min_frames": 2, "max_frames": 8} | changes
+    return DataConfig(recipe=str(recipe), **values)  # type: ignore[arg-type]
+
+
+@contextmanager
+def loader_of(recipe: Path, processor: Processor, **changes: object) -> Iterator[Loader]:
+    with Loader(config_of(recipe, **changes), processor) as loader:
+        yield loader
+
+
+def assert_same(a: PackedBatch, b: PackedBatch) -> None:
+    assert a.sample_ids == b.sample_ids
+    for name in ("token_ids_T", "labels_T", "positions_T", "cu_seqlens", "patches_IPK", "visual_rows_N"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def epoch_of(loader: Loader) -> list[PackedBatch]:
+    return list(islice(loader, loader.num_rows))
+
+
+# ---- the stream
+
+
+def test_batches_are_whole(recipe: Recipe, processor: Processor) -> None:
+    with loader_of(recipe(ROWS), processor) as loader:
+        assert loader.num_samples == 22
+        for batch in epoch_of(loader):
+            assert batch.num_tokens <= 512
+            assert batch.cu_seqlens[-1] == batch.num_tokens == batch.labels_T.numel() == batch.positions_T.numel()
+            assert batch.visual_rows_N.numel() == batch.patches_IPK.shape[0] * 4
+            context_id = loader.processor.encoder.context_id
+            assert (batch.token_ids_T == context_id).nonzero().flatten().tolist() == batch.visual_rows_N.tolist()
+            for s, (start, end) in enumerate(zip(batch.cu_seqlens, batch.cu_seqlens[1:])):
+                labels = batch.labels_T[start:end]
+                answer = processor.tokenizer.decode(labels[labels != IGNORE_INDEX].tolist(), skip_special_tokens=False)
+                assert answer == f"Answer {batch.sample_ids[s][1:]}.<|im_end|>"
+                assert labels[-1] == IGNORE_INDEX
+
+
+def test_every_sample_comes_exactly_as_often_as_it_should(recipe: Recipe, processor: Processor) -> None:
+    with loader_of(recipe(ROWS, repeat_time=2.5), processor) as loader:
+        for _ in range(3):
+            seen = Counter(name for batch in epoch_of(loader) for name in batch.sample_ids)
+            assert seen == {f"s{i}": 2 + i % 2 for i in range(22)}
+
+
+def test_sources_are_mixed_and_keep_their_own_tile_limit(recipe: Recipe, processor: Processor, media: Path) -> None:
+    path = recipe([chat_row(image="wide.png", id="few")], max_dynamic_tiles=1)
+    fields = json.loads(path.read_text())
+    (path.parent / "more.json").write_text(json.dumps([chat_row(image="wide.png", id="many")]))
+    fields["second"] = {"root": str(media), "annotation": "more.json"}
+    path.write_text(json.dumps(fields))
+    with loader_of(path, processor) as loader:
+        (batch,) = epoch_of(loader)
+        lengths = dict(zip(batch.sample_ids, batch.cu_seqlens.diff().tolist()))
+        assert lengths["many"] - lengths["few"] == 3 * 4
+        assert batch.patches_IPK.shape[0] == 1 + 4
+
+
+def test_epochs_differ_and_seeds_differ_and_both_repeat(recipe: Recipe, processor: Processor) -> None:
+    path = recipe(ROWS)
+
+    def order(seed: int) -> list[list[tuple[str, ...]]]:
+        with loader_of(path, processor, seed=seed) as loader:
+            return [[batch.sample_ids for batch in epoch_of(loader)] for _ in range(2)]
+
+    first, second = order(0)
+    assert first != second
+    assert order(0) == [first, second]
+    assert order(1)[0] != first
+
+
+def test_threads_change_nothing(recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipe(ROWS)
+    with loader_of(path, processor, num_workers=1) as loader:
+        one = list(islice(loader, 12))
+    load = Processor.load_sample
+
+    def uneven(self: Processor, plan: SamplePlan, **kwargs: object) -> LoadedSample:
+        time.sleep(0.02 * (hash(plan.sample.id) % 3))  # later rows are often ready before earlier ones
+        return load(self, plan, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Processor, "load_sample", uneven)
+    with loader_of(path, processor, num_workers=4) as loader:
+        for a, b in zip(one, loader):
+            assert_same(a, b)
+
+
+# ---- resume
+
+
+def test_resume_is_exact_after_every_batch_and_across_epochs(recipe: Recipe, processor: Processor) -> None:
+    path = recipe(ROWS)
+    with loader_of(path, processor) as loader:
+        num_batches = 2 * loader.num_rows + 3
+        states, batches = [loader.state_dict()], []
+        for batch in islice(loader, num_batches):
+            batches.append(batch)
+            states.append(loader.state_dict())
+        assert loader.epoch == 2
+    states = json.loads(json.dumps(states))
+    with loader_of(path, processor, num_workers=3) as other:
+        for k, state in enumerate(states[:-1]):
+            other.load_state_dict(state)
+            for a, b in zip(batches[k : k + 3], other):
+                assert_same(a, b)
+                assert other.state_dict() == states[k + 1]
+                k += 1
+    with loader_of(path, processor) as fresh:
+        next(fresh)  # what was prefetched here is forgotten
+        fresh.load_state_dict(states[4])
+        assert_same(next(fresh), batches[4])
+
+
+def test_a_state_of_other_data_is_refused(recipe: Recipe, processor: Processor) -> None:
+    path = recipe(ROWS)
+    with loader_of(path, processor) as loader:
+        state = loader.state_dict()
+    for rows, changes in [
+        (ROWS[:-1], {}),
+        ([chat_row("Another 0?", id="s0"), *ROWS[1:]], {}),
+        (ROWS, {"seed": 1}),
+        (ROWS, {"context_tokens": 600}),
+        (ROWS, {"max_frames": 3}),
+    ]:
+        with (
+            loader_of(recipe(rows), processor, **changes) as other,
+            pytest.raises(ValueError, match=rf"other data: 22 samples an epoch then, {len(rows)} now"),
+        ):
+            other.load_state_dict(state)
+    with loader_of(recipe(ROWS), processor) as same, pytest.raises(ValueError, match="format is 0; needs 1"):
+        same.load_state_dict(state | {"format": 0})
+
+
+# ---- bad samples
+
+BAD_ROWS = [
+    chat_row("<image>", id="no image"),
+    chat_row(video="cut.mp4", id="cut video"),
+    chat_row(image="none.png", id="missing"),
+    chat_row("much " * 400, id="too long"),
+]
+
+
+@pytest.mark.parametrize("bad", BAD_ROWS, ids=lambda row: row["id"])
+def test_raise_while_planning(recipe: Recipe, processor: Processor, bad: dict) -> None:
+    path = recipe([*ROWS[:3], bad])
+    num_threads = threading.active_count()
+    with pytest.raises(DataError) as error:
+        Loader(config_of(path), processor)
+    where = f"{path.parent}/rows.jsonl:4: " if bad["id"] == "no image" else f"sample {bad['id']}: "
+    assert str(error.value).startswith(where)
+    assert threading.active_count() == num_threads
+
+
+def test_skip_while_planning_and_loading(recipe: Recipe, processor: Processor) -> None:
+    rows = [*ROWS, *BAD_ROWS, chat_row(image="cut.png", id="cut image")]
+    path = recipe(rows)
+    with path.with_name("rows.jsonl").open("a") as lines:
+        lines.write("{not json\n")
+    line = f"{path.parent}/rows.jsonl"
+    with loader_of(path, processor, on_bad_sample="skip") as loader:
+        names = {f"{line}:23", "cut video", "missing", "too long", f"{line}:28"}
+        assert len(loader.skipped) == 5
+        assert {name for name, _ in loader.skipped} == names
+        seen = Counter(name for batch in epoch_of(loader) for name in batch.sample_ids)
+        assert seen == {f"s{i}": 1 for i in range(22)}  # the cut image's header is whole: found when it was loaded
+        assert loader.skipped[-1][0] == "cut image"
+        assert "cut.png cannot be decoded" in loader.skipped[-1][1]
+        num_skipped = len(loader.skipped)
+        epoch_of(loader)
+        assert len(loader.skipped) == num_skipped  # once, however often it is met
+        state = json.loads(json.dumps(loader.state_dict()))
+        batch = next(loader)
+    with loader_of(path, processor, on_bad_sample="skip") as again:
+        assert len(again.skipped) == num_skipped - 1
+        again.load_state_dict(state)
+        assert len(again.skipped) == num_skipped
+        assert_same(next(again), batch)
+
+
+def test_raise_while_loading_names_the_sample_and_can_be_tried_again(recipe: Recipe, processor: Processor) -> None:
+    path = recipe([chat_row(image="cut.png", id="cut image")])
+    with loader_of(path, processor) as loader:
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"sample cut image: image .*cut\.png cannot be decoded: "):
+                next(loader)
+
+
+def test_rows_of_bad_samples_alone_are_passed_over(recipe: Recipe, processor: Processor) -> None:
+    cut = [chat_row("word " * 25, image="cut.png", id=f"cut {i}") for i in range(4)]
+    with loader_of(recipe([*cut, chat_row(id="fine")]), processor, context_tokens=220, on_bad_sample="skip") as loader:
+        assert loader.num_rows >= 3
+        for _ in range(3):
+            assert next(loader).sample_ids == ("fine",)
+        assert len(loader.skipped) == 4
+
+
+def test_no_sample_left_is_an_error_not_an_endless_search(recipe: Recipe, processor: Processor) -> None:
+    path = recipe([chat_row(image="cut.png", id="cut")])
+    with (
+        loader_of(path, processor, on_bad_sample="skip") as loader,
+        pytest.raises(DataError, match=r"no sample of an epoch could be loaded; the last: sample cut: image"),
+    ):
+        next(loader)
+    with pytest.raises(DataError, match=r"recipe\.json: no sample to train on; 1 were skipped, the first: .*none\.png"):
+        Loader(config_of(recipe([chat_row(image="none.png")]), on_bad_sample="skip"), processor)
+    with pytest.raises(DataError, match=r"recipe\.json: no sample to train on\."):
+        Loader(config_of(recipe([])), processor)
+
+
+def test_a_bug_is_no_bad_sample(recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only DataError is a bad sample: whatever else a worker raises reaches the caller under either policy."""
+
+    def broken(*args: object, **kwargs: object) -> LoadedSample:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Processor, "load_sample", broken)
+    with loader_of(recipe(ROWS), processor, on_bad_sample="skip") as loader:
+        with pytest.raises(ZeroDivisionError, match="a bug"):
+            next(loader)
+        assert loader.skipped == []
+
+
+# ---- threads
+
+
+def test_close_ends_threads_promptly_in_the_middle_of_a_video(
+    recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eagle_model.data import pixels
+
+    decode, started = pixels.decode, threading.Event()
+
+    def slow(path: Path, times: tuple[float, ...]):  # type: ignore[no-untyped-def]
+        for frame in decode(path, times):
+            started.set()
+            time.sleep(0.1)
+            yield frame
+
+    monkeypatch.setattr(pixels, "decode", slow)
+    before = set(threading.enumerate())
+    rows = [chat_row(video=["long.mp4"] * 4, id=f"s{i}") for i in range(8)]
+    loader = Loader(config_of(recipe(rows), context_tokens=1024, num_workers=2), processor)
+
+    def ask() -> None:
+        with pytest.raises(CancelledError):
+            next(loader)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert started.wait(10)
+    begin = time.monotonic()
+    loader.close()
+    asking.join()
+    assert time.monotonic() - begin < 1.0  # all rows would take over 20 s
+    assert set(threading.enumerate()) <= before
+    loader.close()
+    with pytest.raises(ValueError, match="it was closed; make a new one"):
+        next(loader)
+
+
+def test_rows_are_loaded_ahead_and_no_more_than_asked(
+    recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = Processor.load_sample
+
+    def counted(self: Processor, plan: SamplePlan, **kwargs: object) -> LoadedSample:
+        loaded.append(plan.sample.id)
+        return load(self, plan, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Processor, "load_sample", counted)
+    rows = [chat_row("word " * 25, id=f"s{i}") for i in range(30)]  # one a row
+    with loader_of(recipe(rows), processor, context_tokens=220, num_workers=3) as loader:
+        assert loader.num_rows == 30
+        assert loaded == []
+        next(loader)
+        deadline = time.monotonic() + 5
+        while len(loaded) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert len(loaded) == 3
+
+
+# ---- config
+
+
+def test_wrong_configs(recipe: Recipe, processor: Processor) -> None:
+    path = recipe(ROWS)
+    for changes, message in [
+        ({"on_bad_sample": "ignore"}, "on_bad_sample is 'ignore'; needs 'raise' or 'skip'"),
+        ({"num_workers": 0}, "num_workers is 0; needs at least 1"),
+        ({"tile_px": 60}, "tile_px is 60; needs a multiple of 2 \\* patch_px = 28"),
+        (
+            {"context_tokens": 3},
+            "context_tokens is 3; one tile of 56 px takes 4. Raise context_tokens or lower tile_px",
+        ),
+        ({"max_frames": 1}, "min_frames is 2 and max_frames 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            config_of(path, **changes)
+    with pytest.raises(ValueError, match="tile_px is 84 in the data config and 56 in the processor; needs one"):
+        Loader(config_of(path, tile_px=84), processor)
+
+
+def test_outside_root_only_if_allowed(recipe: Recipe, processor: Processor, media: Path) -> None:
+    path = recipe([chat_row(image=str(media / "wide.png"), id="s")])
+    with pytest.raises(DataError, match="leaves the root"):
+        Loader(config_of(path), processor)
+    with loader_of(path, processor, allow_outside_root=True) as loader:
+        assert next(loader).sample_ids == ("s",)

@@ -1,0 +1,407 @@
+"""Every form of a row, placeholders, confinement of paths, and where errors say they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eagle_model.data.media import (
+    DataError,
+    ImageRef,
+    Sample,
+    Turn,
+    VideoRef,
+    parse_sample,
+    read_recipe,
+    read_samples,
+    visual_order,
+)
+from tests.data.conftest import chat_row
+
+ROOT = Path("/data")
+
+
+def parse(row: object, **kwargs: object) -> Sample:
+    return parse_sample(row, root=ROOT, where="rows.jsonl:7", **kwargs)  # type: ignore[arg-type]
+
+
+def images(*names: str) -> tuple[ImageRef, ...]:
+    return tuple(ImageRef(ROOT / name) for name in names)
+
+
+def user(content: object) -> list[dict]:
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": "Yes."}]
+
+
+# ---- rows
+
+ROWS = {
+    "text alone": (chat_row("Hi"), "Hi", (), ()),
+    "image: str": (chat_row("<image>\nWhat?", image="a.png"), "<image-1>\nWhat?", images("a.png"), ()),
+    "image: list": (
+        chat_row("<image> or <image>?", image=["a.png", "d/b.png"]),
+        "<image-1> or <image-2>?",
+        images("a.png", "d/b.png"),
+        (),
+    ),
+    "image: none named": (
+        chat_row("Compare.", image=["a.png", "b.png"]),
+        "<image-1><image-2>Compare.",
+        images("a.png", "b.png"),
+        (),
+    ),
+    "image-k in any order": (
+        chat_row("<image-2> then <image-1>", image=["a.png", "b.png"]),
+        "<image-2> then <image-1>",
+        images("a.png", "b.png"),
+        (),
+    ),
+    "image-k, one missing": (
+        chat_row("after <image-2>", image=["a.png", "b.png", "c.png"]),
+        "<image-1><image-3>after <image-2>",
+        images("a.png", "b.png", "c.png"),
+        (),
+    ),
+    "video: str": (chat_row("<video>What?", video="v.mp4"), "<video-1>What?", (), (VideoRef(ROOT / "v.mp4"),)),
+    "video: clip": (
+        chat_row("What?", video={"path": "v.mp4", "start": 1, "end": 2.5}),
+        "<video-1>What?",
+        (),
+        (VideoRef(ROOT / "v.mp4", 1.0, 2.5),),
+    ),
+    "data: in the order listed": (
+        chat_row(
+            "Both?",
+            data=[
+                {"type": "video", "video_list": [{"video": "v.mp4", "start_time": 3.0, "end_time": None}]},
+                {"type": "image", "image_list": ["a.png"]},
+            ],
+        ),
+        "<video-1><image-1>Both?",
+        images("a.png"),
+        (VideoRef(ROOT / "v.mp4", 3.0, None),),
+    ),
+    "messages: strings": ({"messages": user("Hi")}, "Hi", (), ()),
+    "messages: OpenAI parts": (
+        {
+            "messages": user(
+                [
+                    {"type": "text", "text": "See "},
+                    {"type": "image_url", "image_url": {"url": "a.png"}},
+                    {"type": "text", "text": " and "},
+                    {"type": "video_url", "video_url": {"url": "file://v.mp4"}},
+                ]
+            )
+        },
+        "See <image-1> and <video-1>",
+        images("a.png"),
+        (VideoRef(ROOT / "v.mp4"),),
+    ),
+    "messages: image and video parts": (
+        {
+            "messages": user(
+                [
+                    {"type": "video", "video": "v.mp4", "video_start": 0, "video_end": 4},
+                    {"type": "image", "image": "a.png"},
+                    {"type": "text", "text": "?"},
+                ]
+            )
+        },
+        "<video-1><image-1>?",
+        images("a.png"),
+        (VideoRef(ROOT / "v.mp4", 0.0, 4.0),),
+    ),
+    "messages: text that places the parts": (
+        {"messages": user([{"type": "image", "image": "a.png"}, {"type": "text", "text": "Here <image> it is"}])},
+        "Here <image-1> it is",
+        images("a.png"),
+        (),
+    ),
+    "messages: ms-swift lists": (
+        {"messages": user("<image><video>What?"), "images": ["a.png"], "videos": ["v.mp4"]},
+        "<image-1><video-1>What?",
+        images("a.png"),
+        (VideoRef(ROOT / "v.mp4"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_form_of_a_row(name: str) -> None:
+    row, text, want_images, want_videos = ROWS[name]
+    sample = parse(row)
+    assert sample.turns[0] == Turn("user", text)
+    assert (sample.images, sample.videos) == (want_images, want_videos)
+    assert len(visual_order(sample)) == len(want_images) + len(want_videos)
+
+
+def test_roles_ids_and_fields_that_are_not_ours() -> None:
+    froms = ["system", "human", "gpt", "observation", "gpt"]
+    sample = parse({"id": 12, "score": 0.5, "conversations": [{"from": f, "value": f} for f in froms]})
+    assert [turn.role for turn in sample.turns] == ["system", "user", "assistant", "observation", "assistant"]
+    assert sample.id == "12"
+    assert parse(chat_row()).id == "rows.jsonl:7"
+
+
+def test_order_of_tiles_is_the_order_of_the_text_and_assistants_text_is_text() -> None:
+    sample = parse(
+        {
+            "image": ["a.png", "b.png"],
+            "video": "v.mp4",
+            "conversations": [
+                {"from": "human", "value": "<image-2> <video>"},
+                {"from": "gpt", "value": "In <image> I see <video-3>."},
+                {"from": "observation", "value": "<image-1>"},
+                {"from": "gpt", "value": "Done."},
+            ],
+        }
+    )
+    assert visual_order(sample) == [("image", 1), ("video", 0), ("image", 0)]
+    assert sample.turns[1].text == "In <image> I see <video-3>."
+
+
+BAD_ROWS = {
+    "a list": ([], "the row is []; needs an object."),
+    "no turns": ({}, "neither of 'conversations' and 'messages'"),
+    "both": (chat_row(messages=[]), "both of 'conversations' and 'messages'"),
+    "empty": ({"conversations": []}, "the conversation is []; needs a list of at least one turn."),
+    "no value": ({"conversations": [{"from": "human"}]}, "needs an object with 'from' and 'value'"),
+    "role": ({"conversations": [{"from": "bot", "value": ""}]}, "from is 'bot'; needs one of system, human, user, gpt"),
+    "late system": (
+        {"conversations": [{"from": "human", "value": ""}, {"from": "system", "value": ""}]},
+        "turn 2 is a system turn; only the first may be",
+    ),
+    "text": (chat_row(question=3), "a turn's text is 3; needs a string."),  # type: ignore[arg-type]
+    "surrogate": (chat_row("\ud800"), "half of a surrogate pair"),
+    "id": (chat_row(id=[1]), "id is [1]; needs a string or an integer."),
+    "too many": (chat_row("<image><image>", image="a.png"), "the text has 2 <image> but the row lists 1 images"),
+    "too few": (chat_row("<image>", image=["a.png", "b.png"]), "the text has 1 <image> but the row lists 2 images"),
+    "no media": (chat_row("<video>"), "the text has 1 <video> but the row lists 0 videos"),
+    "k too large": (chat_row("<image-2>", image="a.png"), "the text names <image-2> but the row lists 1 images."),
+    "k zero": (chat_row("<image-0>", image="a.png"), "the text names <image-0> but the row lists 1 images."),
+    "k twice": (chat_row("<image-1> <image-1>", image="a.png"), "the text names <image-1> twice"),
+    "two forms": (chat_row("<image-1> <image>", image=["a", "b"]), "both <image> and <image-k>; use one form"),
+    "nobody to show": (
+        {"image": "a.png", "conversations": [{"from": "gpt", "value": "A dog."}]},
+        "there is no user (human) turn to show <image-1> in.",
+    ),
+    "image and images": (chat_row(image="a", images=["b"]), "both 'image' and 'images'"),
+    "data and image": (chat_row(image="a", data=[]), "both 'data' and 'image'"),
+    "data type": (chat_row(data=[{"type": "audio"}]), "needs an object of type 'image' or 'video'"),
+    "data field": (chat_row(data=[{"type": "image", "image_list": [], "crop": 1}]), "unknown field 'crop'"),
+    "lmdb": (chat_row(image={"lmdb_file": "x", "lmdb_key": "y"}), "in LMDB, which is not supported yet"),
+    "image field": (chat_row(image={"path": "a.png", "scale": 2}), "an image has the unknown field 'scale'"),
+    "video field": (chat_row(video={"video": "v.mp4", "fps": 2}), "a video has the unknown field 'fps'; known are"),
+    "no path": (chat_row(video={"start": 1}), "needs exactly one of the fields 'path', 'video' and 'url'"),
+    "number": (chat_row(image=3), "image is 3; needs a path."),
+    "frames": ({"messages": user([{"type": "video", "video": ["a", "b"]}])}, "needs the path of one file"),
+    "time": (chat_row(video={"video": "v", "start": "0:10"}), "start is '0:10'; needs seconds"),
+    "NaN": (chat_row(video={"video": "v", "end": float("nan")}), "end is nan; needs seconds"),
+    "two times": (chat_row(video={"video": "v", "start": 1, "start_time": 2}), "both 'start_time' and 'start'"),
+    "backwards": (chat_row(video={"video": "v", "start": 5, "end": 5}), "ends at 5 s, not after its start at 5 s"),
+    "part": ({"messages": user([{"type": "audio"}])}, "needs type text, image, image_url, video or video_url"),
+    "part field": ({"messages": user([{"type": "text", "text": "", "x": 1}])}, "a text part has the unknown field 'x'"),
+    "content": ({"messages": user(None)}, "content is None; needs a string or a list of parts."),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_say_where_and_why(name: str) -> None:
+    row, message = BAD_ROWS[name]
+    with pytest.raises(DataError) as error:
+        parse(row)
+    assert str(error.value).startswith("rows.jsonl:7: ")
+    assert message in str(error.value)
+
+
+# ---- paths
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x.png", "a/../../x.png", "file:///etc/passwd"])
+def test_paths_out_of_the_root_are_refused_unless_allowed(path: str) -> None:
+    with pytest.raises(DataError, match=r"rows.jsonl:7: image .* leaves the root /data\. Give a path inside it"):
+        parse(chat_row(image=path))
+    allowed = parse(chat_row(image=path), allow_outside_root=True)
+    assert allowed.images[0].path == ROOT / path.removeprefix("file://")
+
+
+@pytest.mark.parametrize("url", ["http://host/a.png", "https://host/a.png", "s3://b/a.png", "data:image/png;base64,AA"])
+def test_urls_are_always_refused(url: str) -> None:
+    for allow in (False, True):
+        with pytest.raises(DataError, match=r"is the URL .*; nothing is fetched"):
+            parse(chat_row(image=url), allow_outside_root=allow)
+
+
+def test_links_may_not_lead_out_of_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "inside").mkdir(parents=True)
+    (root / "real.png").write_bytes(b"")
+    (tmp_path / "secret.png").write_bytes(b"")
+    (root / "fine.png").symlink_to(root / "real.png")
+    (root / "file.png").symlink_to(tmp_path / "secret.png")
+    (root / "folder").symlink_to(tmp_path)
+    (root / "loop.png").symlink_to(root / "loop.png")
+
+    def image(name: str, **kwargs: bool) -> Path:
+        return parse_sample(chat_row(image=name), root=root, where="f:1", **kwargs).images[0].path
+
+    assert image("fine.png") == root / "fine.png"
+    for name in ("file.png", "folder/secret.png"):
+        with pytest.raises(DataError, match=r"f:1: image .* is a link to .*secret\.png, outside the root"):
+            image(name)
+        assert image(name, allow_outside_root=True) == root / name
+    (tmp_path / "link-to-root").symlink_to(root)  # the root itself may be a link
+    linked = parse_sample(chat_row(image="real.png"), root=tmp_path / "link-to-root", where="f:1")
+    assert linked.images[0].path.name == "real.png"
+
+
+# ---- files
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder / name
+
+
+def samples_of(path: Path) -> list[Sample]:
+    return [sample for source in read_recipe(path) for sample in read_samples(source)]
+
+
+def test_jsonl_and_json_list_are_recipes_of_one_source(tmp_path: Path) -> None:
+    rows = [chat_row(f"q{i}", id=f"s{i}", image="a.png") for i in range(3)]
+    lines = write(tmp_path, "rows.jsonl", "\ufeff" + "\n\n".join(map(json.dumps, rows)))
+    listed = write(tmp_path, "rows.json", json.dumps(rows, indent=1))
+    assert samples_of(lines) == samples_of(listed)
+    assert [s.id for s in samples_of(listed)] == ["s0", "s1", "s2"]
+    assert samples_of(listed)[0].images[0].path == tmp_path / "a.png"
+    assert samples_of(write(tmp_path, "empty.json", "[ ]")) == []
+
+
+def test_recipe_with_all_fields(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path, name, json.dumps(chat_row(id=name)) + "\n")
+    recipe = {
+        "one": {
+            "root": "media",
+            "annotation": ["a.jsonl", "b.jsonl"],
+            "weight": 1,
+            "repeat_time": 2.5,
+            "length": 2,
+            "modility": "text",
+            "max_dynamic_tiles": 4,
+            "data_augment": False,
+        },
+        "two": {"root": str(tmp_path), "annotation": "a.jsonl"},
+    }
+    one, two = read_recipe(write(tmp_path, "recipe.json", json.dumps(recipe)))
+    assert (one.name, one.root, one.max_tiles, two.name, two.root, two.max_tiles) == (
+        "one", tmp_path / "media", 4, "two", tmp_path, None,
+    )  # fmt: skip
+    assert [s.id for s in read_samples(one)] == ["a.jsonl", "b.jsonl"]
+    assert [one.num_repeats(i) for i in range(4)] == [2, 3, 2, 3]
+    assert [two.num_repeats(i) for i in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 1.7])
+def test_a_fraction_takes_exactly_its_share(tmp_path: Path, share: float) -> None:
+    write(tmp_path, "a.jsonl", "")
+    fields = {"root": ".", "annotation": "a.jsonl", "repeat_time": share}
+    (source,) = read_recipe(write(tmp_path, "recipe.json", json.dumps({"s": fields})))
+    assert sum(source.num_repeats(i) for i in range(1000)) == round(1000 * share)  # floats alone would give 299
+
+
+BAD_FIELDS = {
+    "unknown": ({"wieght": 1}, "source 's' has the unknown field 'wieght'; known are annotation, "),
+    "weight": ({"weight": 2}, "weight is 2; needs 1. To show it more or less use repeat_time."),
+    "augment": ({"data_augment": True}, "data_augment is True; needs false, it is not supported."),
+    "repeat": ({"repeat_time": 0}, "repeat_time is 0; needs a number above 0."),
+    "tiles": ({"max_dynamic_tiles": 0}, "max_dynamic_tiles is 0; needs an integer of at least 1."),
+    "length": ({"length": "many"}, "length is 'many'; needs an integer of at least 0."),
+    "root": ({"root": "nowhere"}, "nowhere is not a folder."),
+    "annotation": ({"annotation": "b.jsonl"}, "b.jsonl does not exist or is not a file."),
+    "annotation list": ({"annotation": []}, "annotation is []; needs a path or a list of paths."),
+    "annotation kind": ({"annotation": "a.txt"}, "must end in .jsonl or .json."),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_bad_recipe_fields(tmp_path: Path, name: str) -> None:
+    changes, message = BAD_FIELDS[name]
+    write(tmp_path, "a.jsonl", "")
+    write(tmp_path, "a.txt", "")
+    recipe = write(tmp_path, "recipe.json", json.dumps({"s": {"root": ".", "annotation": "a.jsonl", **changes}}))
+    with pytest.raises(DataError) as error:
+        read_recipe(recipe)
+    assert str(error.value).startswith(f"{recipe}: source 's'")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": {\n "root": .}}', ":2: not JSON: Expecting value at column 10."),
+        ('{"a": 3}', ": source 'a' is 3; needs an object with root and annotation."),
+        ('{"a": {"root": "."}}', ": source 'a' lacks the field 'annotation'."),
+        ("{}", ": a recipe is an object"),
+        ('{"a": {}, "a": {}}', ": the name 'a' is given twice"),
+        (b'{\n"a\xff": {}}', ":2: not UTF-8."),
+    ],
+)
+def test_malformed_recipes(tmp_path: Path, text: str | bytes, message: str) -> None:
+    recipe = write(tmp_path, "recipe.json", text)
+    with pytest.raises(DataError) as error:
+        read_recipe(recipe)
+    assert str(error.value).startswith(f"{recipe}{message}")
+
+
+def test_missing_recipe(tmp_path: Path) -> None:
+    for name in ("no.json", "no.jsonl"):
+        with pytest.raises(DataError, match=r"no\.jsonl? (does not exist|.*No such file)|no\.json: cannot be read"):
+            read_recipe(tmp_path / name)
+
+
+GOOD = json.dumps(chat_row())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("r.jsonl", f'{GOOD}\n\n{{"a": \n{GOOD}', ":3: not JSON: Expecting value at column 7."),
+        ("r.jsonl", f"{GOOD}\n[1]\n", ":2: the row is [1]; needs an object."),
+        ("r.jsonl", f"{GOOD}\n{GOOD[:-1]}, }}\n", ":2: not JSON: "),
+        ("r.jsonl", GOOD.encode() + b'\n{"id": "\xe9"}\n', ":2: not UTF-8: byte 9 of the line is wrong."),
+        ("r.jsonl", "[" * 100_000, ":1: nested too deep."),
+        ("r.jsonl", '{"conversations": [{"from": "human", "value": "?"}]}', ":1: no turn of the assistant (gpt)"),
+        ("r.json", f"[\n{GOOD},\n{GOOD}\n{GOOD}]", ":4: not JSON: Expecting ',' or ']' at column 1."),
+        ("r.json", f"[{GOOD},\n\n{{}}]", ":3: the row has neither of"),
+        ("r.json", f"[{GOOD},\n {{'a'}}]", ":2: not JSON: "),
+        ("r.json", f"[{GOOD}]\nmore", ":2: not JSON: Extra data at column 1."),
+        ("r.json", f"[{GOOD}", ":1: not JSON: Expecting ',' or ']'"),
+    ],
+)
+def test_malformed_annotations_name_the_line(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    annotation = write(tmp_path, name, text)
+    recipe = write(tmp_path, "recipe.json", json.dumps({"s": {"root": ".", "annotation": name}}))
+    with pytest.raises(DataError) as error:
+        samples_of(recipe)
+    assert str(error.value).startswith(f"{annotation}{message}")
+
+
+def test_bad_rows_can_be_left_out_and_are_told(tmp_path: Path) -> None:
+    lines = [GOOD, "{", json.dumps(chat_row("<image>")), GOOD]
+    (source,) = read_recipe(write(tmp_path, "r.jsonl", "\n".join(lines)))
+    bad: list[tuple[str, str]] = []
+    good = list(read_samples(source, on_bad_row=lambda where, error: bad.append((where, str(error)))))
+    assert [s.id for s in good] == [f"{tmp_path}/r.jsonl:1", f"{tmp_path}/r.jsonl:4"]
+    assert [where for where, _ in bad] == [f"{tmp_path}/r.jsonl:2", f"{tmp_path}/r.jsonl:3"]
+    assert all(reason.startswith(f"{where}: ") for where, reason in bad)
+
+
+def test_length_is_checked(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", GOOD + "\n" + GOOD)
+    fields = {"root": ".", "annotation": "a.jsonl", "length": 3}
+    with pytest.raises(DataError, match=r"a\.jsonl: 2 rows, but the recipe's length for source 's' is 3"):
+        samples_of(write(tmp_path, "recipe.json", json.dumps({"s": fields})))

@@ -1,0 +1,268 @@
+"""Images of every mode and orientation, damaged files, and tiles in the order of the text."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eagle_model.data import pixels
+from eagle_model.data.media import DataError, ImageRef, Sample, Turn, VideoRef, parse_sample
+from eagle_model.data.pixels import PIXELS_DTYPE, image_size, load_image, load_patches
+from eagle_model.data.sampling import VisualPlan
+from eagle_model.data.tiling import Grid
+from tests.data.conftest import chat_row
+
+SIZES = {"tile_px": 56, "patch_px": 14, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def gradient(width: int = 12, height: int = 8) -> np.ndarray:
+    """(height, width, 3), no two pixels alike, so that any turn or mirror shows."""
+    rgb = np.zeros((height, width, 3), np.uint8)
+    rgb[..., 0] = np.arange(width) * 20
+    rgb[..., 1] = np.arange(height)[:, None] * 30
+    rgb[..., 2] = 77
+    return rgb
+
+
+# ---- modes
+
+
+def test_rgb_is_read_as_it_is(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    loaded = load_image(tmp_path / "a.png")
+    assert loaded.dtype == torch.uint8
+    assert loaded.is_contiguous()
+    np.testing.assert_array_equal(loaded.numpy(), gradient())
+    assert image_size(tmp_path / "a.png") == (12, 8)
+
+
+def saved(folder: Path, image: Image.Image, suffix: str, **options: object) -> Tensor:
+    path = folder / f"image.{suffix}"
+    image.save(path, **options)  # type: ignore[arg-type]
+    loaded = load_image(path)
+    assert image_size(path) == (loaded.shape[1], loaded.shape[0])
+    return loaded
+
+
+def test_transparency_goes_onto_white(tmp_path: Path) -> None:
+    rgba = np.dstack([gradient(), np.array([0, 64, 128, 255] * 24, np.uint8).reshape(8, 12)])
+    alpha = rgba[..., 3:].astype(float) / 255
+    white = np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha))
+    assert np.abs(saved(tmp_path, Image.fromarray(rgba, "RGBA"), "png").numpy() - white).max() <= 1
+
+    gray_alpha = Image.fromarray(rgba[..., [0, 3]].copy(), "LA")
+    white = np.rint(rgba[..., :1] * alpha + 255 * (1 - alpha)).repeat(3, axis=2)
+    assert np.abs(saved(tmp_path, gray_alpha, "png").numpy() - white).max() <= 1
+
+
+def test_palettes_and_transparent_colours(tmp_path: Path) -> None:
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    palette.putdata([0, 1, 2])
+    assert saved(tmp_path, palette, "png").tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+    for suffix in ("png", "gif"):
+        assert saved(tmp_path, palette, suffix, transparency=1).tolist() == [[[255, 0, 0], [255] * 3, [0, 0, 255]]]
+    rgb = Image.fromarray(gradient())
+    see_through = saved(tmp_path, rgb, "png", transparency=(20, 30, 77))
+    assert see_through[1, 1].tolist() == [255, 255, 255]
+    assert see_through[1, 2].tolist() == [40, 30, 77]
+
+
+def test_16_bit_gray_is_scaled(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 128 * 257, 65_535, 256, 385]], np.uint16)
+    expected = [[0, 1, 128, 255, 1, 1]]
+    loaded = saved(tmp_path, Image.fromarray(values), "png")
+    assert loaded.tolist() == [[[v, v, v] for v in row] for row in expected]
+    (tmp_path / "big.pgm").write_bytes(b"P5 6 1 65535\n" + values.astype(">u2").tobytes())
+    assert load_image(tmp_path / "big.pgm").tolist() == loaded.tolist()
+    assert saved(tmp_path, Image.fromarray(values), "tif").tolist() == loaded.tolist()
+
+
+def test_modes_without_a_known_white_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0.5, 1.5]], np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(DataError, match=r"f\.tif has floating point pixels, whose white is unknown"):
+        load_image(tmp_path / "f.tif")
+    Image.fromarray(np.array([[0, 70_000]], np.int32)).save(tmp_path / "i.tif")
+    with pytest.raises(DataError, match=r"i\.tif has gray values 0 to 70000; needs 8 or 16 bits"):
+        load_image(tmp_path / "i.tif")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "LAB", "HSV"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    source = Image.new("RGB", (4, 3), (255, 255, 255)) if mode == "1" else Image.new("RGB", (4, 3), (200, 200, 200))
+    if mode == "LAB":
+        lab = Image.new("LAB", (4, 3), (200, 128, 128))
+        assert saved(tmp_path, lab, "tif").shape == (3, 4, 3)
+        return
+    suffix = {"CMYK": "jpg", "YCbCr": "jpg", "HSV": "png"}.get(mode, "png")
+    image = source.convert(mode) if mode != "HSV" else source.convert("HSV").convert("RGB")
+    loaded = saved(tmp_path, image, suffix)
+    assert loaded.shape == (3, 4, 3)
+    assert (loaded.float() - float(source.getpixel((0, 0))[0])).abs().max() <= 2  # type: ignore[index]
+
+
+# ---- orientation
+
+UPRIGHT = {  # EXIF orientation: what a viewer does to the stored pixels
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    loaded = saved(tmp_path, Image.fromarray(gradient()), suffix, exif=exif, **options)
+    np.testing.assert_array_equal(loaded.numpy(), UPRIGHT[orientation](gradient()))
+
+
+def test_nonsense_orientation_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    assert saved(tmp_path, Image.fromarray(gradient()), "png", exif=exif).shape == (8, 12, 3)
+
+
+# ---- damage
+
+
+def test_damaged_and_missing_images(tmp_path: Path, media: Path) -> None:
+    assert image_size(media / "cut.png") == (64, 64)  # the header is whole: planning cannot know
+    with pytest.raises(DataError, match=r"image .*cut\.png cannot be decoded: "):
+        load_image(media / "cut.png")
+    with pytest.raises(DataError, match=r"image .*none\.png does not exist"):
+        image_size(tmp_path / "none.png")
+    for name, content in (("empty.png", b""), ("text.jpg", b"no image at all")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"image .*{name} cannot be read: cannot identify image file"):
+            image_size(tmp_path / name)
+    with pytest.raises(DataError, match=r"cannot be read: .*directory"):
+        image_size(tmp_path)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    pixels = chunk(b"IDAT", zlib.compress(b""))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + pixels
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [9_500, 50_000])  # above our limit; above Pillow's own too
+def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path, side: int) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_header(side, side))
+    for read in (image_size, load_image):
+        with pytest.raises(DataError, match=r"bomb\.png .*than 89478485.*scale it down"):
+            read(tmp_path / "bomb.png")
+
+
+# ---- tiles
+
+
+def plan_of(grids: list[Grid], *times: tuple[float, ...]) -> VisualPlan:
+    return VisualPlan(
+        grids=tuple(grids), timestamps_seconds=times, max_tiles=12, num_visual_tokens=0, num_text_tokens=0
+    )
+
+
+def levels(patches_IPK: Tensor) -> list[int]:
+    """The mean gray level of each tile, 0 to 255."""
+    return (patches_IPK.float().mean((1, 2)) * 127.5 + 127.5).round().int().tolist()
+
+
+def test_tiles_come_in_the_order_of_the_text(media: Path) -> None:
+    row = chat_row("<image-2> <video-1> <image-1>", image=["wide.png", "square.png"], video="clip.mp4")
+    sample = parse_sample(row, root=media, where="rows:1")
+    plan = plan_of([Grid(3, 1), Grid(1, 1)], (0.0, 0.5, 1.9))
+    patches_IPK = load_patches(sample, plan, **SIZES)  # type: ignore[arg-type]
+    assert patches_IPK.shape == (1 + 3 + 4, 16, 588)
+    assert patches_IPK.dtype == PIXELS_DTYPE
+    expected = [50, 0, 20, 76, 200, 200, 200, 200]  # square.png; frames 0, 5, 19; wide.png's three and its thumbnail
+    assert np.abs(np.subtract(levels(patches_IPK), expected)).max() <= 3  # H.264 is lossy
+
+
+def test_thumbnail_is_last_and_the_whole(tmp_path: Path) -> None:
+    left_black = np.full((56, 112, 3), 255, np.uint8)
+    left_black[:, :56] = 0
+    Image.fromarray(left_black).save(tmp_path / "a.png")
+    sample = parse_sample(chat_row(image="a.png"), root=tmp_path, where="rows:1")
+    patches_IPK = load_patches(sample, plan_of([Grid(2, 1)]), **SIZES)  # type: ignore[arg-type]
+    black, white, both = levels(patches_IPK)
+    assert (black, white) == (0, 255)
+    assert 120 < both < 135
+
+
+def test_text_alone_has_no_tiles() -> None:
+    patches_IPK = load_patches(Sample("s", (Turn("user", "Hi"),)), plan_of([]), **SIZES)  # type: ignore[arg-type]
+    assert patches_IPK.shape == (0, 16, 588)
+
+
+def test_another_number_of_frames_or_tiles_names_both(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = parse_sample(chat_row(video="clip.mp4"), root=media, where="rows:1")
+    decode = pixels.decode
+    monkeypatch.setattr(pixels, "decode", lambda path, times: list(decode(path, times))[:-1])
+    with pytest.raises(DataError, match=r"clip\.mp4 gave 1 frames, but the plan asked for 2"):
+        load_patches(sample, plan_of([], (0.0, 1.0)), **SIZES)  # type: ignore[arg-type]
+    unnamed = Sample("s4", (Turn("user", "no placeholder"),), (ImageRef(media / "wide.png"),))
+    with pytest.raises(DataError, match="s4: the files gave 0 tiles, but the plan has 4"):
+        load_patches(unnamed, plan_of([Grid(3, 1)]), **SIZES)  # type: ignore[arg-type]
+
+
+def test_frames_are_decoded_one_at_a_time(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before frame i + 1 is asked for, frame i is already a tile."""
+    events: list[str] = []
+    decode, to_tiles = pixels.decode, pixels.frames_to_tiles
+
+    def spy_decode(path: Path, times: tuple[float, ...]):  # type: ignore[no-untyped-def]
+        for frame in decode(path, times):
+            events.append("frame")
+            yield frame
+
+    def spy_tiles(*args, **kwargs):  # type: ignore[no-untyped-def]
+        events.append("tile")
+        return to_tiles(*args, **kwargs)
+
+    monkeypatch.setattr(pixels, "decode", spy_decode)
+    monkeypatch.setattr(pixels, "frames_to_tiles", spy_tiles)
+    sample = parse_sample(chat_row(video="clip.mp4"), root=media, where="rows:1")
+    load_patches(sample, plan_of([], (0.0, 0.5, 1.0)), **SIZES)  # type: ignore[arg-type]
+    assert events == ["frame", "tile"] * 3
+
+
+def test_bad_video_files_are_data_errors(tmp_path: Path, media: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video at all")
+    for path in (tmp_path / "text.mp4", tmp_path / "none.mp4"):
+        sample = Sample("s", (Turn("user", "<video-1>"),), (), (VideoRef(path),))
+        with pytest.raises(DataError, match=rf"video .*{path.name} cannot be decoded: "):
+            load_patches(sample, plan_of([], (0.0,)), **SIZES)  # type: ignore[arg-type]
+
+
+def test_another_thread_can_stop_the_work(media: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    sample = parse_sample(chat_row(video="clip.mp4"), root=media, where="rows:1")
+    with pytest.raises(CancelledError):
+        load_patches(sample, plan_of([], (0.0,)), stop=stop, **SIZES)  # type: ignore[arg-type]
+
+
+def test_bf16_keeps_all_levels_apart() -> None:
+    normalised = ((torch.arange(256) / 255 - 0.5) / 0.5).to(PIXELS_DTYPE)
+    assert normalised.unique().numel() == 256

@@ -1,0 +1,427 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eagle_kernels.attention import (
+    TILE,
+    AttentionPlan,
+    _bwd,
+    _fwd,
+    _tiles,
+    _varlen_attention,
+    launches,
+    pieces,
+    varlen_attention,
+    varlen_attention_ref,
+)
+from tests.kernels.op_checks import check_as_good, check_compiles, far_rows, poisoned_memory
+from tests.numerics import outputs_and_grads, randn
+
+# Triton's interpreter multiplies bfloat16 by its bit patterns, so that a product of two needs a GPU.
+DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+
+
+def offsets(lengths, device="cpu"):
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+
+
+def plan_of(q_lens, k_lens=None, *, causal=True, device="cpu"):
+    k_offsets = None if k_lens is None else offsets(k_lens, device)
+    num_tokens_k = sum(q_lens if k_lens is None else k_lens)
+    q_offsets = offsets(q_lens, device)
+    return AttentionPlan.from_cu_seqlens(
+        q_offsets, k_offsets, num_tokens=sum(q_lens), num_tokens_k=num_tokens_k, causal=causal
+    )
+
+
+def plan_of_segments(segments, num_tokens, num_tokens_k, *, causal, device="cpu"):
+    columns = torch.tensor(segments, dtype=torch.int32, device=device).view(-1, 4).unbind(1)
+    return AttentionPlan.from_segments(*columns, num_tokens=num_tokens, num_tokens_k=num_tokens_k, causal=causal)
+
+
+def qkv(T, U, H, K, D, dtype=torch.float32, device="cpu"):
+    return [
+        randn(rows, heads, D, dtype=dtype, device=device, seed=seed)
+        for seed, (rows, heads) in enumerate([(T, H), (U, K), (U, K)])
+    ]
+
+
+def finite(out, lse):
+    """lse of a row that sees no key is -inf by contract; 0 here, so that all that is compared is a number."""
+    return out, lse.masked_fill(lse == -torch.inf, 0)
+
+
+def ours(plan, causal):
+    return lambda q, k, v: finite(*_varlen_attention(q, k, v, plan, causal, q.shape[2] ** -0.5))
+
+
+def reference(plan, causal):
+    return lambda q, k, v: finite(*varlen_attention_ref(q, k, v, plan, causal=causal, return_lse=True))
+
+
+def dense(q, k, v, segments, causal):
+    """Masked softmax over all rows at once: the meaning without a trick. Returns out and lse."""
+    (T, H, D), (U, K, _) = q.shape, k.shape
+    seen = torch.zeros(T, U, dtype=torch.bool)
+    for q_start, q_len, k_start, k_len in segments:
+        for i in range(q_len):
+            num_seen = max(0, min(k_len, i + 1 + k_len - q_len)) if causal else k_len
+            seen[q_start + i, k_start : k_start + num_seen] = True
+    blind = ~seen.any(1)
+    scores = torch.einsum("thd,uhd->htu", q, k.repeat_interleave(H // K, 1)) * D**-0.5
+    scores = scores.masked_fill(~seen, -1e300)
+    p = scores.softmax(2) * seen
+    out = torch.einsum("htu,uhd->thd", p, v.repeat_interleave(H // K, 1))
+    return out, scores.logsumexp(2).masked_fill(blind, -torch.inf)
+
+
+OVERLAPPING = [(8, 5, 3, 9), (0, 6, 0, 12), (13, 1, 20, 4), (16, 4, 3, 2), (20, 3, 10, 0)]  # with gaps and blind rows
+LAYOUTS = {
+    "one token": ([1], [1]),
+    "ragged": ([3, 0, 5, 5, 1], None),
+    "equal": ([4, 4, 4], None),
+    "longer keys": ([1, 2, 3], [5, 2, 9]),
+    "shorter keys": ([3, 5, 2, 4], [2, 0, 2, 9]),
+    "queries missing": ([0, 2], [3, 3]),
+}
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 1)])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "overlapping"])
+def test_reference_is_a_masked_softmax(layout, heads, causal):
+    if layout == "overlapping":
+        plan = plan_of_segments(OVERLAPPING, 24, 26, causal=causal)
+    else:
+        plan = plan_of(*LAYOUTS[layout], causal=causal)
+    inputs = [t.detach().double().requires_grad_() for t in qkv(plan.num_tokens, plan.num_tokens_k, *heads, 16)]
+    segments = plan.segments_S4.tolist()
+    douts = [randn(plan.num_tokens, heads[0], 16).detach(), randn(heads[0], plan.num_tokens).detach()]
+    blind = reference_lse = varlen_attention_ref(*inputs, plan, causal=causal, return_lse=True)[1]
+    assert torch.equal(blind == -torch.inf, dense(*inputs, segments, causal)[1] == -torch.inf), reference_lse
+    got = outputs_and_grads(reference(plan, causal), inputs, douts)
+    want = outputs_and_grads(lambda q, k, v: finite(*dense(q, k, v, segments, causal)), inputs, douts)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert torch.equal(got[0], varlen_attention_ref(*inputs, plan, causal=causal))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_reference_gradcheck(causal):
+    plan = plan_of([3, 2, 2], [2, 2, 4], causal=causal)
+    inputs = [t.detach().double().requires_grad_() for t in qkv(7, 8, 2, 1, 16)]
+    assert torch.autograd.gradcheck(reference(plan, causal), inputs)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_reference_packed_is_one_by_one(causal):
+    lengths = [5, 1, 9, 9]
+    inputs = [t.detach().double().requires_grad_() for t in qkv(24, 24, 4, 2, 16)]
+    dout = randn(24, 4, 16).detach().double()
+
+    def one_by_one(q, k, v):
+        documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        return torch.cat([varlen_attention(*d, offsets([len(d[0])]), causal=causal) for d in documents])
+
+    packed = outputs_and_grads(lambda q, k, v: varlen_attention(q, k, v, offsets(lengths), causal=causal), inputs, dout)
+    for a, b in zip(packed, outputs_and_grads(one_by_one, inputs, dout), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+def test_reference_never_sees_a_square_of_the_row():
+    """64 documents of 512 tokens: a mask or scores of the whole row would take gigabytes and minutes."""
+    q, k, v = (t.detach() for t in qkv(64 * 512, 64 * 512, 1, 1, 16))
+    out = varlen_attention(q, k, v, offsets([512] * 64))
+    last = torch.nn.functional.scaled_dot_product_attention(
+        *(t[-512:].transpose(0, 1) for t in (q, k, v)), is_causal=True
+    )
+    torch.testing.assert_close(out[-512:], last.transpose(0, 1))
+
+
+def test_options_of_the_public_function():
+    q, k, v = qkv(7, 7, 2, 1, 16)
+    out, lse = varlen_attention(q, k, v, offsets([3, 4]), causal=False, softmax_scale=0.5, return_lse=True)
+    want, want_lse = dense(
+        *(2 * t.detach().double() for t in (q,)), k.double(), v.double(), [(0, 3, 0, 3), (3, 4, 3, 4)], False
+    )
+    torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-5, atol=1e-6)
+    assert out.dtype == lse.dtype == torch.float32 and lse.shape == (2, 7)
+    assert torch.equal(out, varlen_attention(q, k, v, plan_of([3, 4]), causal=False, softmax_scale=0.5))
+    bf16 = varlen_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), offsets([3, 4]), return_lse=True)
+    assert [t.dtype for t in bf16] == [torch.bfloat16, torch.float32]
+
+
+# q lengths, k lengths, H, K, D, causal. Several tiles, several blocks a tile, several documents a block.
+KERNEL_CASES = {
+    "width 16, groups of 2": ([5, 0, 40, 1], None, 4, 2, 16, True),
+    "width 40, masked columns": ([9, 34], None, 1, 1, 40, True),
+    "width 64, several tiles": ([130, 3, 64], None, 1, 1, 64, True),
+    "width 72, full": ([37, 0, 1, 70], None, 2, 2, 72, False),
+    "width 72, causal": ([33, 32], None, 2, 1, 72, True),
+    "width 80, other key lengths": ([3, 0, 40, 1], [60, 7, 0, 3], 2, 1, 80, True),
+    "width 80, other key lengths, full": ([3, 70, 4], [60, 7, 0], 1, 1, 80, False),
+    "width 128, groups of 7": ([20, 50], None, 7, 1, 128, True),
+    "width 256": ([30, 70], [100, 35], 1, 1, 256, True),
+    "keys of no query": ([0, 3], [5, 3], 1, 1, 16, True),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", KERNEL_CASES)
+def test_kernels_as_good_as_torch(case, dtype, device):
+    q_lens, k_lens, H, K, D, causal = KERNEL_CASES[case]
+    plan = plan_of(q_lens, k_lens, causal=causal, device=device)
+    inputs = qkv(plan.num_tokens, plan.num_tokens_k, H, K, D, dtype, device)
+    with torch.no_grad():
+        lse = _varlen_attention(*inputs, plan, causal, D**-0.5)[1]
+        same = varlen_attention_ref(*inputs, plan, causal=causal, return_lse=True)[1]
+    assert torch.equal(lse == -torch.inf, same == -torch.inf)
+    check_as_good(ours(plan, causal), reference(plan, causal), inputs)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_overlapping_segments(causal, device):
+    """Each key row's gradient is the sum over all segments that see it; rows of no segment give 0."""
+    far_apart = [(30, 20, 5, 150), (60, 40, 0, 140), (0, 30, 100, 50)]  # several key tiles; the second starts first
+    for segments, T, U in ((OVERLAPPING, 24, 26), (far_apart, 100, 160), ([], 3, 4)):
+        plan = plan_of_segments(segments, T, U, causal=causal, device=device)
+        check_as_good(ours(plan, causal), reference(plan, causal), qkv(T, U, 2, 1, 16, device=device))
+
+
+def test_one_token_is_its_value(device):
+    q, k, v = qkv(1, 1, 2, 1, 16, device=device)
+    dout = randn(1, 2, 16, device=device, seed=9).detach()
+    out, dq, dk, dv = outputs_and_grads(
+        lambda q, k, v: _varlen_attention(q, k, v, plan_of([1], device=device), True, 0.25)[0], (q, k, v), dout
+    )
+    assert torch.equal(out, v.detach().expand(1, 2, 16)) and torch.equal(dv, dout.sum(1, keepdim=True))
+    assert max(dq.abs().max(), dk.abs().max()) < 1e-6  # the softmax of one score is 1, whatever the score
+
+
+@pytest.mark.parametrize("width", [32, 33])  # 33: strides that are no multiple of 8
+def test_views_of_one_projection(width, device):
+    """q, k and v as column ranges of one (T, 3 * H * D) matrix, or of wider heads: no copy, same bits."""
+    fused = randn(45, 3, 2, width, device=device).detach()
+    views = [x.requires_grad_() for x in fused[..., :32].unbind(1)]
+    plan = plan_of([40, 5], device=device)
+    dout = randn(2, 45, 32, device=device, seed=7).detach().transpose(0, 1)
+    copies = [x.detach().contiguous().requires_grad_() for x in views]
+
+    def attend(q, k, v):
+        assert q.is_contiguous() == (k is copies[1])
+        return _varlen_attention(q, k, v, plan, True, 0.2)[0]
+
+    for a, b in zip(outputs_and_grads(attend, views, dout), outputs_and_grads(attend, copies, dout), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rows_gigabytes_apart(device):
+    """Addresses are 64 bits wide."""
+    inputs = qkv(3, 3, 1, 1, 16, torch.float16, device)
+    plan = plan_of([3], device=device)
+    far = [far_rows(t.detach().flatten(1)).unflatten(1, (1, 16)).requires_grad_() for t in inputs]
+    dout = randn(3, 1, 16, dtype=torch.float16, device=device, seed=5).detach()
+    far_dout = far_rows(dout.flatten(1)).unflatten(1, (1, 16))
+    attend = lambda q, k, v: _varlen_attention(q, k, v, plan, True, 0.25)[0]  # noqa: E731
+    near = outputs_and_grads(attend, inputs, dout)
+    for a, b in zip(outputs_and_grads(attend, far, far_dout), near, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("poison", [1.0, torch.nan, torch.inf])
+def test_no_document_touches_another(poison, device):
+    """Three documents in one tile; whatever the middle one holds, the others keep every bit, gradients too."""
+    plan, middle = plan_of([20, 9, 30], device=device), slice(20, 29)
+    inputs, dout = qkv(59, 59, 2, 1, 16, device=device), randn(59, 2, 16, device=device, seed=9).detach()
+    attend = lambda q, k, v: _varlen_attention(q, k, v, plan, True, 0.25)  # noqa: E731
+    dlse = randn(2, 59, device=device, seed=8).detach()
+    before = outputs_and_grads(attend, inputs, (dout, dlse))
+    for t in (*inputs, dout, dlse.T):
+        t.data[middle] += poison
+    after = outputs_and_grads(attend, inputs, (dout, dlse))
+    for i, (a, b) in enumerate(zip(before, after, strict=True)):
+        a, b = (a.T, b.T) if i == 1 else (a, b)
+        assert torch.equal(a[:20], b[:20]) and torch.equal(a[29:], b[29:]), i
+        assert not torch.equal(a[middle], b[middle])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_packed_is_one_by_one(causal, device):
+    """The bits of a document do not depend on what else lies in the row, nor on its place there."""
+    lengths = [33, 1, 0, 20]
+    inputs, dout = qkv(54, 54, 2, 1, 16, device=device), randn(54, 2, 16, device=device, seed=9).detach()
+
+    def one_by_one(q, k, v):
+        documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        plans = [plan_of([n], causal=causal, device=device) for n in lengths]
+        return torch.cat(
+            [_varlen_attention(*d, plan, causal, 0.25)[0] for d, plan in zip(documents, plans, strict=True)]
+        )
+
+    plan = plan_of(lengths, causal=causal, device=device)
+    packed = outputs_and_grads(lambda q, k, v: _varlen_attention(q, k, v, plan, causal, 0.25)[0], inputs, dout)
+    for a, b in zip(packed, outputs_and_grads(one_by_one, inputs, dout), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradient_of_lse_alone(device):
+    plan = plan_of([6, 3], device=device)
+    inputs = qkv(9, 9, 2, 1, 16, device=device)
+    check_as_good(lambda *x: ours(plan, True)(*x)[1], lambda *x: reference(plan, True)(*x)[1], inputs[:2] + inputs[2:])
+
+
+def test_empty_row(device):
+    for q_lens, k_lens in (([], []), ([0, 0], [0, 0]), ([0], [4])):
+        plan = plan_of(q_lens, k_lens, device=device)
+        inputs = qkv(plan.num_tokens, plan.num_tokens_k, 2, 1, 16, device=device)
+        with poisoned_memory():
+            out, lse, dq, dk, dv = outputs_and_grads(
+                lambda q, k, v, plan=plan: _varlen_attention(q, k, v, plan, True, 0.25),
+                inputs,
+                (inputs[0], torch.zeros(2, 0)),
+            )
+        assert out.shape == dq.shape == (0, 2, 16) and lse.shape == (2, 0)
+        assert not dk.any() and not dv.any()
+
+
+def test_opcheck(device):
+    plan = plan_of([5, 2], [3, 6], device=device)
+    q, k, v = qkv(7, 9, 2, 1, 16, device=device)
+    tables = (plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, True, True, 0.25)
+    torch.library.opcheck(_tiles, (plan.segments_S4, 7, 9, True, True))
+    torch.library.opcheck(_tiles, (plan.segments_S4, 7, 9, False, False))
+    torch.library.opcheck(_fwd, (q, k, v, *tables))
+    q, k, v = (t.detach() for t in (q, k, v))
+    out, lse = _fwd(q, k, v, *tables)
+    torch.library.opcheck(_bwd, (out, lse, q, k, v, out, lse, *tables))
+
+
+def test_compiles_whole(device):
+    """Plan and attention in one graph; and a plan built outside."""
+    inputs, cu_seqlens = qkv(7, 7, 2, 1, 16, device=device), offsets([3, 4], device)
+
+    def attend(q, k, v):
+        plan = (
+            AttentionPlan.from_cu_seqlens(cu_seqlens, num_tokens=q.shape[0]) if torch.compiler.is_compiling() else None
+        )
+        return _varlen_attention(q, k, v, plan or outside, True, 0.25)
+
+    outside = plan_of([3, 4], device=device)
+    if device == "cuda":  # on CPU tensors the offsets are read and checked, which is no part of a graph
+        check_compiles(attend, inputs)
+    check_compiles(lambda q, k, v: _varlen_attention(q, k, v, outside, True, 0.25), inputs)
+
+
+lengths_strategy = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400)), max_size=6)
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths_strategy, st.booleans())
+def test_tiles_of_documents(lengths, causal):
+    """Each row lies in exactly one tile, of its own document; tiles come longest first, idle entries last."""
+    q_lens, k_lens = [list(x) for x in zip(*lengths, strict=True)] if lengths else ([], [])
+    check_tiles(plan_of(q_lens, k_lens, causal=causal), causal)
+
+
+segment_strategy = st.tuples(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(segment_strategy, max_size=6), st.randoms(use_true_random=False), st.booleans())
+def test_tiles_of_segments(pieces, random, causal):
+    segments, q_start = [], 0
+    for q_len, k_start, k_len in pieces:
+        segments.append((q_start, q_len, k_start, k_len))
+        q_start += q_len + 3
+    random.shuffle(segments)
+    check_tiles(plan_of_segments(segments, q_start, 600, causal=causal), causal)
+
+
+def check_tiles(plan, causal):
+    segments = plan.segments_S4.tolist()
+    assert [s[2] for s in segments] == sorted(s[2] for s in segments)
+    rows, work = [], []
+    for segment, first in plan.q_tiles_N2.tolist():
+        work.append(-(10**9))
+        if segment >= 0:
+            q_start, q_len, _, k_len = segments[segment]
+            rows += range(q_start + first, q_start + min(first + TILE, q_len))
+            work[-1] = min(k_len, first + TILE + k_len - q_len) if causal else k_len
+    assert sorted(rows) == sorted(r for q_start, q_len, _, _ in segments for r in range(q_start, q_start + q_len))
+    assert work == sorted(work, reverse=True)
+
+    rows, work = [], []
+    for first, num, begin, end in plan.k_tiles_M4.tolist():
+        rows += range(first, first + num)
+        sees = [s for s in segments if s[3] and s[2] < first + num and s[2] + s[3] > first] if num else []
+        assert all(s[2] <= first and first + num <= s[2] + s[3] for s in sees), "a tile crosses the end of a segment"
+        assert all(s in segments[begin:end] for s in sees), "a segment that sees the tile is not looked at"
+        if plan.covers_all:
+            assert [s for s in segments[begin:end] if s[3]] == sees, "a document looks at another"
+        work.append(sum(min(s[1], s[2] + s[3] - first) if causal else s[1] for s in sees) if num else -1)
+    assert sorted(rows) == list(range(plan.num_tokens_k))
+    assert work == sorted(work, reverse=True)
+
+
+@pytest.mark.parametrize("head_width", range(16, 257, 8))
+def test_pieces_hold_the_head_width(head_width):
+    main, tail = pieces(head_width)
+    assert head_width <= main + tail < 2 * head_width and main & (main - 1) == 0 and tail & (tail - 1) == 0
+    assert tail == 0 or 16 <= tail < main
+    assert {72: (64, 16), 80: (64, 16), 96: (64, 32), 128: (128, 0)}.get(head_width, (main, tail)) == (main, tail)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert all(TILE % x.block_m == TILE % x.block_n == 0 for x in launches(head_width, dtype))
+
+
+def test_errors():
+    q, k, v = qkv(6, 6, 4, 2, 16)
+    cu = offsets([2, 4])
+
+    def refused(match, *args, **options):
+        with pytest.raises(ValueError, match=match):
+            varlen_attention(*args, **options)
+
+    refused(r"q's shape is \(6, 64\); needs three dimensions", q.flatten(1), k, v, cu)
+    refused(r"q's strides is .*; needs a contiguous last", q.transpose(1, 2), k, v, cu)
+    refused("k's dtype is torch.float16; needs q's torch.float32", q, k.half(), v, cu)
+    refused("v's device is meta; needs q's cpu", q, k, v.to("meta"), cu)
+    refused("q's dtype is torch.int32; needs one of torch.bfloat16", q.int(), k.int(), v.int(), cu)
+    refused("head width is 12; needs a multiple of 8 from 16 to 256", q[..., :12], k[..., :12], v[..., :12], cu)
+    refused("k's head width is 8; needs q's 16", q, k[..., :8], v, cu)
+    refused(r"v's shape is \(5, 2, 16\); needs k's \(6, 2, 16\)", q, k, v[:5], cu)
+    refused("query heads is 3; needs a multiple of the 2", q[:, :3], k, v, cu)
+    refused("softmax_scale is -1.0; needs None or a number > 0", q, k, v, cu, softmax_scale=-1.0)
+    refused("cu_seqlens's dtype is torch.int64; needs int32", q, k, v, cu.long())
+    refused(r"cu_seqlens's shape is \(1, 3\); needs \(S \+ 1,\)", q, k, v, cu[None])
+    refused("cu_seqlens' device is meta; needs q's cpu", q, k, v, cu.to("meta"))
+    refused(r"cu_seqlens\[0\] is 1; needs 0", q, k, v, cu + 1)
+    refused(r"cu_seqlens\[2\] is 6; needs at least cu_seqlens\[1\], which is 7", q, k, v, torch.tensor([0, 7, 6]).int())
+    refused(r"cu_seqlens\[-1\] is 5; needs the number of rows, 6", q, k, v, offsets([5]))
+    refused("number of key rows is 5; needs q's 6, or cu_seqlens_k", q, k[:5], v[:5], cu)
+    refused(r"cu_seqlens_k's shape is \(2,\); needs cu_seqlens' \(3,\)", q, k, v, cu, cu_seqlens_k=offsets([6]))
+    refused(r"cu_seqlens_k\[-1\] is 7; needs the number of rows, 6", q, k, v, cu, cu_seqlens_k=offsets([3, 4]))
+    plan = plan_of([2, 4])
+    refused("cu_seqlens_k is a tensor beside a plan; needs None", q, k, v, plan, cu_seqlens_k=cu)
+    refused(r"num_tokens, num_tokens_k\) is \(6, 6\); needs the rows of q and of k, \(5, 6\)", q[:5], k, v, plan)
+    refused("plan's device is meta; needs q's cpu", q, k, v, replace(plan, segments_S4=plan.segments_S4.to("meta")))
+
+
+def test_errors_of_segments():
+    def refused(match, segments):
+        with pytest.raises(ValueError, match=match):
+            plan_of_segments(segments, 10, 20, causal=True)
+
+    refused("segment 0 is q_start 8 and q_len 3; needs both >= 0 and an end within the 10 rows of q", [(8, 3, 0, 3)])
+    refused("segment 1 is k_start -1 and k_len 3; .* 20 rows of k", [(0, 3, 0, 3), (3, 3, -1, 3)])
+    refused(
+        "q_start is 2; needs query ranges that do not overlap; the one before ends at 3", [(2, 3, 0, 3), (0, 3, 0, 3)]
+    )
+    ints = torch.zeros(2, dtype=torch.int32)
+    with pytest.raises(ValueError, match="q_len's dtype is torch.int64; needs int32"):
+        AttentionPlan.from_segments(ints, ints.long(), ints, ints, num_tokens=1)
+    with pytest.raises(ValueError, match=r"k_len's shape is \(1,\); needs q_start's \(2,\)"):
+        AttentionPlan.from_segments(ints, ints, ints, ints[:1], num_tokens=1)

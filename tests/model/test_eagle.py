@@ -1,0 +1,195 @@
+"""The whole model: embedding merge, packing, checkpointing, sizes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from eagle_kernels.linear_cross_entropy import linear_cross_entropy
+from eagle_model.batch import PackedBatch
+from eagle_model.model.config import eagle2_5_8b, tiny
+from eagle_model.model.eagle import Eagle
+from tests.model.samples import (
+    IMAGE_TOKEN_ID,
+    VOCAB_SIZE,
+    document,
+    mixed_documents,
+    pack,
+    small_model,
+    with_text,
+)
+
+CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
+
+
+def loss_sum(model: Eagle, batch: PackedBatch, **kwargs: bool) -> torch.Tensor:
+    """Sum of the labelled tokens' cross-entropies."""
+    weights_T = (batch.labels_T >= 0).float()
+    return linear_cross_entropy(model(batch, **kwargs), model.lm_head.weight, batch.labels_T, weights_T)
+
+
+def gradients(model: Eagle) -> dict[str, torch.Tensor]:
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return grads
+
+
+def test_visual_tokens_take_their_rows():
+    model = small_model(CFG)
+    documents = mixed_documents(CFG)
+    row = pack(documents)
+    with torch.no_grad():
+        embeddings = model.embed(row)
+        visual = model.encode_tiles(row.patches_IPK)
+    assert torch.equal(embeddings[row.visual_rows_N], visual)
+    is_text = row.token_ids_T != IMAGE_TOKEN_ID
+    assert torch.equal(embeddings[is_text], model.llm.embed_tokens.weight[row.token_ids_T[is_text]])
+    assert is_text.sum() + visual.shape[0] == row.num_tokens
+
+
+def test_packed_equals_one_by_one_with_gradients_of_all_towers():
+    model = small_model(CFG)
+    documents = mixed_documents(CFG)
+    packed_loss = loss_sum(model, pack(documents))
+    packed_loss.backward()
+    packed = gradients(model)
+    losses = [loss_sum(model, d) for d in documents]
+    sum(losses).backward()
+    single = gradients(model)
+    assert abs(packed_loss.item() - sum(losses).item()) < 1e-5 * abs(packed_loss.item())
+    assert packed.keys() == single.keys() == dict(model.named_parameters()).keys()
+    for name, want in single.items():
+        error = (packed[name] - want).abs().max()
+        assert error <= 1e-5 * (1 + want.abs().max()), (name, error)
+
+
+def test_loss_equals_plain_cross_entropy():
+    model = small_model(CFG)
+    row = pack(mixed_documents(CFG))
+    with torch.no_grad():
+        ours = loss_sum(model, row)
+        want = F.cross_entropy(model.lm_head(model(row)), row.labels_T, reduction="sum")
+    assert abs(ours.item() - want.item()) < 1e-5 * want.item()
+
+
+@pytest.mark.parametrize("num_rows", [0, 3, 5])
+def test_count_mismatch_names_both_numbers_and_the_samples(num_rows):
+    model = small_model(CFG)
+    row = pack([document(CFG, 3, 1, 4, seed=1), document(CFG, 2, 0, 0, seed=2)])
+    row = replace(row, visual_rows_N=torch.arange(num_rows))
+    with pytest.raises(ValueError, match="tiles") as raised:
+        model(row)
+    message = str(raised.value)
+    assert f"has {num_rows} rows for visual tokens, but its 1 tiles give 4 (4 a tile)" in message
+    assert "sample-1, sample-2" in message
+
+
+def test_text_only_batch_gives_every_parameter_a_gradient():
+    model = small_model(CFG)
+    batch = document(CFG, 12, 0, 0, seed=3)
+    for checkpoint_activations in (False, True):
+        loss_sum(model, batch, checkpoint_activations=checkpoint_activations).backward()
+        grads = gradients(model)
+        assert grads.keys() == dict(model.named_parameters()).keys()
+        for name, grad in grads.items():
+            is_tower = name.startswith(("vision.", "connector."))
+            assert (grad.abs().max() == 0) == is_tower, name
+
+
+def test_zero_tile_changes_nothing():
+    model = small_model(CFG)
+    batch = document(CFG, 12, 0, 0, seed=3)
+    with torch.no_grad():
+        before = model(batch)
+        for parameter in [*model.vision.parameters(), *model.connector.parameters()]:
+            parameter.fill_(torch.nan)  # even an infinity or a NaN of the tower stays out of a text
+        assert torch.equal(model(batch), before)
+
+
+@pytest.mark.parametrize("frozen", ["", "vision.", "llm."])
+def test_checkpointing_keeps_every_bit(frozen):
+    model = small_model(CFG)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not frozen or not name.startswith(frozen))
+    row = pack(mixed_documents(CFG))
+    results = []
+    for checkpoint_activations in (False, True):
+        loss = loss_sum(model, row, checkpoint_activations=checkpoint_activations)
+        loss.backward()
+        results.append((loss.detach(), gradients(model)))
+    (plain_loss, plain), (saved_loss, saved) = results
+    assert torch.equal(plain_loss, saved_loss)
+    assert plain.keys() == saved.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+    for name, grad in plain.items():
+        assert torch.equal(grad, saved[name]), name
+
+
+def test_checkpointing_keeps_less():
+    model = small_model(CFG)
+    row = pack(mixed_documents(CFG))
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept_bytes = []
+    for checkpoint_activations in (False, True):
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = model(row, checkpoint_activations=checkpoint_activations)
+        kept_bytes.append(sum(kept.values()))
+        del hidden
+    assert kept_bytes[1] < 0.5 * kept_bytes[0], kept_bytes
+
+
+def test_bf16_is_near_fp32():
+    model = small_model(CFG)
+    row = pack(mixed_documents(CFG))
+    with torch.no_grad():
+        want = model(row)
+        half = model.bfloat16()(row)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - want).abs().mean() < 0.03 * want.abs().mean()
+
+
+@pytest.mark.parametrize(("vocab_size", "llm"), [(151674, 7_612_820_992), (152064, 7_615_616_512)])
+def test_eagle2_5_8b_has_the_released_number_of_parameters(vocab_size, llm):
+    with torch.device("meta"):
+        model = Eagle(with_text(eagle2_5_8b(), vocab_size=vocab_size))
+    count = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
+    assert count["vision"] == 413_327_088
+    assert count["connector"] == 29_376_512
+    assert count["llm"] + count["lm_head"] == llm
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_tiny_is_about_three_quarters_of_a_million():
+    num_parameters = sum(p.numel() for p in Eagle(tiny(vocab_size=320, image_token_id=1)).parameters())
+    assert 0.7e6 < num_parameters < 0.8e6
+
+
+def test_new_weights_follow_the_global_seed_and_the_config():
+    def new(seed: int) -> Eagle:
+        torch.manual_seed(seed)
+        return Eagle(replace(CFG, initializer_range=0.5))
+
+    first, same, other = new(0), new(0), new(1)
+    for (name, a), b, c in zip(first.named_parameters(), same.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        if name.endswith("bias"):
+            assert a.abs().max() == 0, name
+        elif "norm" in name:
+            assert (a == 1).all(), name
+        else:
+            assert not torch.equal(a, c), name
+            assert 0.45 < a.std() < 0.55, name
+
+
+def test_tied_embeddings_are_one_parameter():
+    model = Eagle(with_text(CFG, tie_word_embeddings=True))
+    assert model.lm_head.weight is model.llm.embed_tokens.weight
+    assert "lm_head.weight" not in dict(model.named_parameters())

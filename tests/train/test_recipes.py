@@ -1,0 +1,26 @@
+"""Recipes are found by name, and each is a config that a model can be made for."""
+
+import pytest
+
+from eagle_model.model import config as model_config
+from eagle_model.train.config import ConfigError, diff
+from eagle_model.train.recipes import RECIPES, debug, recipe, tiny
+
+
+def test_recipes_by_name():
+    assert recipe("tiny") == tiny()
+    assert recipe("debug") == debug()
+    with pytest.raises(ConfigError, match=r"There is no recipe 'tinny'; the recipes are tiny, debug\."):
+        recipe("tinny")
+
+
+def test_debug_is_tiny_for_a_few_steps():
+    assert set(diff(tiny(), debug())) == {"max_steps", "save_every_steps", "log_every_steps"}
+    assert debug().save_every_steps < debug().max_steps < 10
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_tiles_are_the_model_own(name):
+    data = recipe(name).data
+    cfg = model_config.tiny(vocab_size=300, image_token_id=0, tile_px=data.tile_px, patch_px=data.patch_px)
+    assert cfg == model_config.tiny(vocab_size=300, image_token_id=0)  # the sizes that the model was tuned with

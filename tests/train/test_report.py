@@ -1,0 +1,139 @@
+"""The report shows the pixels and tokens of the batch itself, escapes all text, and needs no other file."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.train import checkpoint, report
+from eagle_model.train.config import to_json
+from eagle_model.train.metrics import MetricsLog
+from eagle_model.train.recipes import tiny
+from eagle_model.train.report import save_samples, tiles_to_pixels, write_report
+from tests.train.test_metrics import metrics
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.3)
+
+
+@pytest.mark.parametrize(("tile_px", "patch_px"), [(28, 7), (56, 14)])
+def test_pixels_come_back_from_patches(tile_px, patch_px):
+    frames = torch.randint(0, 256, (2, 40, 70, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    sizes = {"tile_px": tile_px, "patch_px": patch_px, "mean": MEAN, "std": STD, "thumbnail": True}
+    patches = frames_to_tiles(frames, (2, 1), dtype=torch.float32, **sizes)
+    tiles = frames_to_tiles(frames, (2, 1), dtype=torch.uint8, layout="tiles", **sizes)  # I, 3, Y, X
+    pixels = tiles_to_pixels(patches, patch_px=patch_px, mean=MEAN, std=STD)
+    assert torch.equal(pixels, tiles.permute(0, 2, 3, 1))
+
+
+def batch_of(labels: list[list[bool]], tiles: list[int]) -> PackedBatch:
+    """Documents of 2 tokens a tile, then text; tile i has the brightness i / 5."""
+    token_ids, shifted, visual_rows, positions, ends = [], [], [], [], [0]
+    for learned, num_tiles in zip(labels, tiles, strict=True):
+        visual_rows += range(ends[-1], ends[-1] + 2 * num_tiles)
+        token_ids += [0] * (2 * num_tiles) + list(range(65, 65 + len(learned)))
+        flags = [False] * (2 * num_tiles) + learned
+        shifted += [65 if follows else IGNORE_INDEX for follows in [*flags[1:], False]]
+        positions += range(len(flags))
+        ends.append(len(token_ids))
+    patches = torch.stack([torch.full((16, 147), i / 5 * 2 - 1) for i in range(sum(tiles))])
+    return PackedBatch(
+        token_ids_T=torch.tensor(token_ids),
+        labels_T=torch.tensor(shifted),
+        positions_T=torch.tensor(positions, dtype=torch.int32),
+        cu_seqlens=torch.tensor(ends, dtype=torch.int32),
+        patches_IPK=patches,
+        visual_rows_N=torch.tensor(visual_rows),
+        sample_ids=tuple(f"sample {i}" for i in range(len(tiles))),
+    )
+
+
+def save(folder, *batches):
+    def decode(ids):
+        return "".join(map(chr, ids))
+
+    save_samples(folder, batches, decode=decode, patch_px=7, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return json.loads((folder / "samples.json").read_text())
+
+
+def test_samples_are_cut_at_their_own_documents(tmp_path):
+    samples = save(tmp_path, batch_of([[False, False, True, True], [True], [False, True, False]], [1, 0, 3]))
+    assert [s["id"] for s in samples] == ["sample 0", "sample 1", "sample 2"]
+    assert samples[0]["text"] == [["visual", "[2 visual tokens]"], ["given", "AB"], ["learned", "CD"]]
+    assert samples[1]["text"] == [["given", "A"]]  # nothing stands before it that could predict it
+    assert samples[2]["text"] == [["visual", "[6 visual tokens]"], ["given", "A"], ["learned", "B"], ["given", "C"]]
+    assert [s["num_tiles"] for s in samples] == [1, 0, 3]
+    levels = [[np.asarray(Image.open(tmp_path / name)) for name in s["tiles"]] for s in samples]
+    assert [[int(tile[0, 0, 0]) for tile in tiles] for tiles in levels] == [[0], [], [51, 102, 153]]
+    assert levels[2][0].shape == (28, 28, 3)
+
+
+def test_a_row_of_text_alone(tmp_path):
+    batch = batch_of([[False, True]], [1])
+    rows = torch.empty(0, dtype=torch.int64)
+    (sample,) = save(tmp_path, PackedBatch(**{
+        **{name: getattr(batch, name) for name in PackedBatch.__slots__},
+        "patches_IPK": batch.patches_IPK[:0],
+        "visual_rows_N": rows,
+    }))  # fmt: skip
+    assert sample["tiles"] == []
+
+
+def test_only_the_first_are_shown(tmp_path):
+    many = batch_of([[True]] * 5, [1] * 5)
+    assert len(save(tmp_path / "a", many, many)) == report.MAX_SAMPLES
+    (sample,) = save(tmp_path / "b", batch_of([[True]], [report.MAX_TILES + 4]))
+    assert len(sample["tiles"]) == report.MAX_TILES
+    assert sample["num_tiles"] == report.MAX_TILES + 4
+
+
+def make_run(folder, *, steps=3):
+    folder.mkdir()
+    config = to_json(tiny()) | {"model": "<b>bold</b>"}
+    (folder / "run.json").write_text(json.dumps({"run": "abc", "config": config}))
+    log = MetricsLog(folder / "metrics.jsonl", steps_done=0)
+    for step in range(1, steps + 1):
+        log.write(metrics(step, loss=4.0 / step))
+    log.close()
+    return folder
+
+
+def test_report_holds_everything_escaped(tmp_path):
+    run = make_run(tmp_path / "run <1>")
+    batch = batch_of([[False, True]], [1])
+    evil = PackedBatch(**{
+        **{name: getattr(batch, name) for name in PackedBatch.__slots__},
+        "sample_ids": ("<script>alert(1)</script>",),
+    })  # fmt: skip
+    save_samples(run / "samples", [evil], decode=lambda ids: "<img src=x>", patch_px=7, mean=(0.5,) * 3, std=(0.5,) * 3)
+    (run / "skipped.json").write_text(json.dumps([["bad & worse", "why <not>"]]))
+    checkpoint.save(run / "checkpoints", 2, "abc", lambda folder: (folder / "a").write_bytes(bytes(1 << 20)))
+    path = write_report(run)
+    page = path.read_text()
+    assert path == run / "report.html"
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<img src=x>" not in page
+    assert "<td>bad &amp; worse</td><td>why &lt;not&gt;</td>" in page
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page
+    assert "<th>step-000002</th><td>1.0 MiB</td>" in page
+    assert "4.0000 and 1.3333" in page
+    assert page.count('class="curve"') == 4
+    assert page.count('class="tile"') == 1
+    assert "<th>optimizer.learning_rate</th><td>0.001</td>" in page
+
+
+def test_report_of_a_run_that_has_just_begun(tmp_path):
+    page = write_report(make_run(tmp_path / "run", steps=0)).read_text()
+    for text in ("No step is done yet.", "None were saved.", "None yet.", "None."):
+        assert text in page
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"holds no run: run\.json is missing\. Give the folder that `eagle train` wrote"
+    ):
+        write_report(tmp_path)

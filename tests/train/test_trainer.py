@@ -1,0 +1,344 @@
+"""The trainer beside the end-to-end runs: accumulation, freezing, what stops it, and what a resumed run may change.
+
+The data are small: chats about one-colour images and chats about nothing, no video.
+"""
+
+import json
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.data.loader import Loader
+from eagle_model.data.media import read_recipe, read_samples
+from eagle_model.data.tokens import pack_row
+from eagle_model.train import checkpoint
+from eagle_model.train.checkpoint import CheckpointError
+from eagle_model.train.config import ConfigError, TrainConfig, override
+from eagle_model.train.metrics import read_metrics
+from eagle_model.train.recipes import debug
+from eagle_model.train.trainer import Trainer, TrainingError, _Stop, accumulate_gradients, new_model
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("chats")
+    rows = []
+    for colour, rgb in COLOURS.items():
+        Image.new("RGB", (28, 28), rgb).save(folder / f"{colour}.png")
+        turns = [{"from": "human", "value": "<image>Which colour?"}, {"from": "gpt", "value": f"It is {colour}."}]
+        rows.append({"id": colour, "image": f"{colour}.png", "conversations": turns})
+        turns = [{"from": "human", "value": f"Spell {colour}."}, {"from": "gpt", "value": " ".join(colour) * 4}]
+        rows.append({"id": f"spell-{colour}", "conversations": turns})
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def config_of(chats: Path, *assignments: str) -> TrainConfig:
+    base = [f"data.recipe={chats / 'chats.jsonl'}", "data.context_tokens=160", "max_steps=4", "save_every_steps=2"]
+    return override(debug(), [*base, *assignments])
+
+
+def quiet(message: str) -> None:
+    pass
+
+
+def run(config: TrainConfig, folder: Path) -> Trainer:
+    trainer = Trainer(config, folder, say=quiet)
+    assert trainer.train()
+    return trainer
+
+
+def weights_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{step:06d}" / "model.safetensors")
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+# ---- gradients of a step
+
+
+@pytest.fixture
+def rows_and_one(chats) -> tuple[torch.nn.Module, list[PackedBatch], PackedBatch]:
+    """A model, its samples in two rows of unlike lengths, and the same samples in one row."""
+    config = config_of(chats, "data.context_tokens=4000")
+    torch.manual_seed(0)
+    model, processor = new_model(config)
+    samples = list(read_samples(read_recipe(config.data.recipe)[0]))
+    loaded = [processor.load_sample(processor.plan_sample(sample)) for sample in samples]
+
+    def row(part):
+        return pack_row([tokens for tokens, _ in part], torch.cat([patches for _, patches in part]))
+
+    return model, [row(loaded[:3]), row(loaded[3:])], row(loaded)
+
+
+def gradients(model, batches, **options):
+    model.zero_grad()
+    loss = accumulate_gradients(model, batches, **options)
+    return loss, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_rows_added_up_are_one_long_row(rows_and_one):
+    model, rows, one = rows_and_one
+    counts = [int((row.labels_T != IGNORE_INDEX).sum()) for row in rows]
+    assert counts[1] > 1.5 * counts[0]  # a mean of rows would weigh them wrongly
+    loss, grads = gradients(model, rows)
+    loss_of_one, grads_of_one = gradients(model, [one])
+    torch.testing.assert_close(loss, loss_of_one)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, grads_of_one[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_checkpointed_activations_give_the_same_gradients(rows_and_one):
+    model, rows, _ = rows_and_one
+    loss, grads = gradients(model, rows)
+    again, grads_again = gradients(model, rows, checkpoint_activations=True)
+    assert torch.equal(loss, again)
+    assert_equal(grads, grads_again)
+
+
+def test_rows_without_a_label_have_loss_zero(rows_and_one):
+    model, rows, _ = rows_and_one
+    silent = [replace(row, labels_T=torch.full_like(row.labels_T, IGNORE_INDEX)) for row in rows]
+    loss, grads = gradients(model, silent)
+    assert loss == 0
+    assert all((grad == 0).all() for grad in grads.values())
+
+
+@pytest.mark.parametrize("part", ["vision", "connector", "llm"])
+def test_freezing_trains_the_rest_alone(chats, tmp_path, part):
+    off = [f"train_{name}=false" for name in ("vision", "connector", "llm") if name != part]
+    config = config_of(chats, *off, "max_steps=1", "dtype=bfloat16")
+    trainer = Trainer(config, tmp_path / "run", say=quiet)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    assert trainer.train()
+    moved = {name.split(".")[0] for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {part, "lm_head"} if part == "llm" else moved == {part}
+
+
+# ---- what stops it
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(chats, tmp_path):
+    config = config_of(chats, "max_steps=3", "save_every_steps=2")
+    run(replace(config, max_steps=2), tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run", say=quiet)
+    with torch.no_grad():
+        trainer.model.connector.out.bias.fill_(float("nan"))
+    with pytest.raises(
+        TrainingError, match=r"Step 3: loss is nan, gradient norm nan; .*the newest checkpoint is step 2's"
+    ):
+        trainer.train()
+    (path,) = (tmp_path / "run").glob("not-finite-step-000003.json")
+    about = json.loads(path.read_text())
+    assert about["loss"] == "nan"
+    assert set(about["sample_ids"]) <= {*COLOURS, *(f"spell-{colour}" for colour in COLOURS)}
+    assert list(checkpoint.steps(tmp_path / "run" / "checkpoints")) == [2]
+    assert [m["step"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    run(config, tmp_path / "run")  # and from there it can go on
+    run(config, tmp_path / "straight")
+    assert_equal(weights_of(tmp_path / "run", 3), weights_of(tmp_path / "straight", 3))
+
+
+def test_the_first_signal_asks_the_second_acts(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with _Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == "\nSIGINT: stopping after this step, then saving. Once more stops at once.\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_trains_in_a_thread_too(chats, tmp_path):
+    """Python allows signal handlers in the main thread alone; elsewhere there are none, and training works."""
+    done: list[bool] = []
+    trainer = Trainer(config_of(chats, "max_steps=1"), tmp_path / "run", say=quiet)
+    thread = threading.Thread(target=lambda: done.append(trainer.train()))
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+
+# ---- resume
+
+
+def test_a_run_may_get_longer(chats, tmp_path):
+    run(config_of(chats), tmp_path / "run")
+    said: list[str] = []
+    longer = Trainer(config_of(chats, "max_steps=6"), tmp_path / "run", say=said.append)
+    assert longer.train()
+    assert "Changed since step-000004: max_steps: 4 -> 6" in said
+    assert list(checkpoint.steps(tmp_path / "run" / "checkpoints")) == [2, 4, 6]
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["config"]["max_steps"] == 6
+
+
+def test_a_finished_run_stays_as_it_is(chats, tmp_path):
+    run(config_of(chats), tmp_path / "run")
+    before = weights_of(tmp_path / "run", 4)
+    trainer = run(config_of(chats), tmp_path / "run")
+    assert trainer.step == 4
+    assert list(checkpoint.steps(tmp_path / "run" / "checkpoints")) == [2, 4]
+    assert_equal(weights_of(tmp_path / "run", 4), before)
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 4
+
+
+def test_another_configuration_is_refused_by_name(chats, tmp_path):
+    run(config_of(chats), tmp_path / "run")
+    changed = config_of(chats, "optimizer.learning_rate=0.5", "data.seed=3", "max_steps=9")
+    with pytest.raises(ConfigError) as caught:
+        Trainer(changed, tmp_path / "run", say=quiet)
+    message = str(caught.value)
+    assert "data.seed: 0 -> 3; optimizer.learning_rate: 0.001 -> 0.5" in message
+    assert "max_steps: 4" not in message
+    assert (
+        "A run may change data.num_workers, keep_last, log_every_steps, max_steps, save_every_steps alone." in message
+    )
+
+
+def test_other_data_under_the_same_name_is_refused(chats, tmp_path):
+    file = chats / "growing.jsonl"
+    lines = (chats / "chats.jsonl").read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:4]))
+    config = config_of(chats, f"data.recipe={file}", f"tokenizer={tokenizer_file(chats, tmp_path)}")
+    run(config, tmp_path / "run")
+    file.write_text("".join(lines))
+    with pytest.raises(ValueError, match="the state is of other data: 4 samples an epoch then, 8 now"):
+        Trainer(replace(config, max_steps=6), tmp_path / "run", say=quiet)
+
+
+def tokenizer_file(chats: Path, folder: Path) -> Path:
+    _, processor = new_model(config_of(chats))
+    processor.tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_its_step_trained_again(chats, tmp_path):
+    run(config_of(chats), tmp_path / "run")
+    straight = weights_of(tmp_path / "run", 4)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    with (checkpoints / "step-000004" / "model.safetensors").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\xff\x00\xff")
+    said: list[str] = []
+    trainer = Trainer(config_of(chats), tmp_path / "run", say=said.append)
+    assert trainer.step == 2
+    assert said[0].startswith("Passing over step-000004: ")
+    assert "model.safetensors has SHA-256" in said[0]
+    assert said[1] == "Set step-000004 aside as step-000004.damaged-1."
+    assert trainer.train()
+    assert_equal(weights_of(tmp_path / "run", 4), straight)
+    assert (checkpoints / "step-000004.damaged-1" / "model.safetensors").exists()
+
+    for path in checkpoint.steps(checkpoints).values():
+        (path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* can be used\. .*config\.json is missing"):
+        Trainer(config_of(chats), tmp_path / "run", say=quiet)
+
+
+def test_a_run_that_never_saved_starts_anew(chats, tmp_path):
+    Trainer(config_of(chats), tmp_path / "run", say=quiet).loader.close()
+    trainer = run(config_of(chats, "seed=5", "max_steps=1"), tmp_path / "run")
+    assert trainer.step == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["seed"] == 5
+
+
+# ---- where it starts
+
+
+def test_a_folder_of_something_else_is_refused(chats, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds files but no run: thesis\.tex\. Give a new or an empty folder"):
+        Trainer(config_of(chats), tmp_path, say=quiet)
+    with pytest.raises(ConfigError, match=r"thesis\.tex is a file; a run needs a folder"):
+        Trainer(config_of(chats), tmp_path / "thesis.tex", say=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_recipe_is_needed(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.recipe is empty; set it to a recipe or an annotation file"):
+        Trainer(debug(), tmp_path / "run", say=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_seed_gives_the_same_model(chats):
+    def parameters(seed):
+        torch.manual_seed(seed)
+        return dict(new_model(config_of(chats))[0].named_parameters())
+
+    assert_equal(parameters(1), parameters(1))
+    assert not torch.equal(parameters(1)["lm_head.weight"], parameters(2)["lm_head.weight"])
+
+
+def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
+    run(config_of(chats), tmp_path / "first")
+    folder = tmp_path / "first" / "checkpoints" / "step-000004"
+    second = Trainer(config_of(chats, f"model={folder}", "data.context_tokens=200"), tmp_path / "second", say=quiet)
+    assert second.step == 0
+    assert_equal(
+        dict(second.model.state_dict()),
+        dict(Trainer(config_of(chats), tmp_path / "first", say=quiet).model.state_dict()),
+    )
+    assert second.processor.config.context_tokens == 200
+    assert second.train()
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["model=/nowhere"], r"model is '/nowhere'; needs a preset \(tiny\) or a folder with config\.json"),
+        (["data.tile_px=56"], r"data\.tile_px is 56; the model in .* needs 28"),
+        (["data.patch_px=14"], r"data\.patch_px is 14; the model in .* needs 7"),
+        (["tokenizer=/nowhere.json"], r"/nowhere\.json does not exist; set tokenizer to the tokenizer\.json of"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_named(chats, tmp_path_factory, assignments, message):
+    folder = tmp_path_factory.mktemp("model")
+    model, processor = new_model(config_of(chats))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=message):
+        new_model(config_of(chats, f"model={folder}", *assignments))
+
+
+def test_a_tokenizer_of_another_model_is_refused(chats, tmp_path):
+    model, processor = new_model(config_of(chats))
+    model.save_pretrained(tmp_path / "model")
+    processor.tokenizer.add_tokens([f"word{i}" for i in range(50)])
+    processor.save_pretrained(tmp_path / "model")
+    size = processor.tokenizer.get_vocab_size()
+    with pytest.raises(ConfigError, match=rf"has {size} tokens; the model in .* has room for {size - 50}"):
+        new_model(config_of(chats, f"model={tmp_path / 'model'}"))
+
+
+def test_the_own_tokenizer_knows_the_frame_labels(chats):
+    _, processor = new_model(config_of(chats))
+    label = processor.tokenizer.encode("Frame 3 sample at 0.50s: ").ids
+    assert len(label) <= 12  # of 25 bytes: what every frame of a video costs beside its pixels
+    assert processor.tokenizer.decode(label) == "Frame 3 sample at 0.50s: "
+
+
+def test_epochs_are_counted(chats, tmp_path):
+    trainer = run(config_of(chats, "max_steps=7"), tmp_path / "run")
+    rows = Loader(trainer.config.data, trainer.processor)
+    epochs = []
+    for _ in range(7):
+        next(rows)
+        epochs.append(rows.epoch)
+    rows.close()
+    assert [m["epoch"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")] == epochs
+    assert max(epochs) >= 1

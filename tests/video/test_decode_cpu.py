@@ -1,0 +1,60 @@
+"""The reader itself: where it starts, how pictures are turned, and what it leaves open."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+
+from eagle_kernels.video import decode, decode_cpu, probe
+from tests.video.make import GoldenSet, read
+
+
+@pytest.mark.parametrize(("transpose", "flip_y", "flip_x"), list(itertools.product([False, True], repeat=3)))
+def test_rotation_in_degrees_is_what_turns_the_picture(transpose: bool, flip_y: bool, flip_x: bool) -> None:
+    stored_YX = np.arange(6).reshape(2, 3)
+    shown_YX = stored_YX.T if transpose else stored_YX
+    shown_YX = shown_YX[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    degrees = decode_cpu._rotation_degrees(decode_cpu.Orientation(transpose, flip_y, flip_x))
+    clockwise = -degrees // 90
+    upright, mirrored = np.rot90(stored_YX, clockwise), np.rot90(stored_YX[:, ::-1], clockwise)
+    assert np.array_equal(shown_YX, upright) or np.array_equal(shown_YX, mirrored)
+
+
+def test_reads_one_group_of_pictures_too_early_rather_than_a_wrong_frame(
+    golden: GoldenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demuxer that always lands behind the frame wanted: the frame comes from the start of the file."""
+    path = golden.good["b_frames.mp4"].path
+    times = probe(path).frame_times_seconds
+    real = decode_cpu._Reader._seek
+    landed = []
+
+    def too_late(reader: decode_cpu._Reader, timestamp: int) -> bool:
+        landed.append(timestamp)
+        return real(reader, int(reader._index.key_seek_K[-1]))
+
+    monkeypatch.setattr(decode_cpu._Reader, "_seek", too_late)
+    assert [read(f.rgb_YX3.numpy()) for f in decode(path, times[[60, 80, 30]])] == [60, 80, 30]
+    assert landed
+
+
+def test_an_unseekable_container_is_read_from_its_start(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = golden.good["b_frames.mp4"].path
+    monkeypatch.setattr(decode_cpu._Reader, "_seek", lambda reader, timestamp: False)
+    assert [read(f.rgb_YX3.numpy()) for f in decode(path, [3.0, 1.0])] == [75, 25]
+
+
+def test_files_are_closed(golden: GoldenSet) -> None:
+    path = golden.good["b_frames.mp4"].path
+
+    def num_open() -> int:
+        return sum(os.path.realpath(f"/proc/self/fd/{fd}") == str(path.resolve()) for fd in os.listdir("/proc/self/fd"))
+
+    list(decode(path, [3.0, 1.0]))
+    assert num_open() == 0
+    frames = decode(path, [3.0, 1.0])
+    next(frames)
+    assert num_open() == 1
+    frames.close()  # type: ignore[attr-defined]
+    assert num_open() == 0

@@ -1,0 +1,109 @@
+"""probe() against what the makers of the files know."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from eagle_kernels.video import VideoError, decode_cpu, probe
+from tests.video.make import GOOD_NAMES, GoldenSet, draw, write_video
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_golden(golden: GoldenSet, name: str) -> None:
+    want = golden.good[name]
+    info = probe(want.path)
+    assert info.path == want.path
+    assert (info.codec, info.width_px, info.height_px) == (want.codec, want.width_px, want.height_px)
+    assert (info.rotation_degrees, info.is_variable_frame_rate) == (want.rotation_degrees, want.is_variable)
+    assert info.num_frames == len(want.numbers) == len(info.frame_times_seconds)
+    # Matroska and FLV round to milliseconds.
+    np.testing.assert_allclose(info.frame_times_seconds, want.times_seconds, atol=1.01e-3)
+    assert info.frame_times_seconds[0] == 0.0
+    assert info.duration_seconds == pytest.approx(want.times_seconds[-1] + 0.04, abs=2e-3)
+    assert info.frames_per_second == pytest.approx(info.num_frames / info.duration_seconds)
+    assert info.damage is None
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_times_are_those_of_a_sequential_decode(golden: GoldenSet, name: str) -> None:
+    path = golden.good[name].path
+    with av.open(str(path)) as container:
+        stream = next(s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
+        times = [float(frame.pts * stream.time_base) for frame in container.decode(stream)]
+    np.testing.assert_allclose(probe(path).frame_times_seconds, np.array(times) - times[0], atol=1e-9)
+
+
+def test_reads_a_string_path(golden: GoldenSet) -> None:
+    assert probe(str(golden.good["one_frame.mp4"].path)).num_frames == 1
+
+
+def test_decodes_only_the_first_frame(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = []
+    whole = decode_cpu._decode
+    monkeypatch.setattr(decode_cpu, "_decode", lambda packet: fed.append(packet.pts) or whole(packet))
+    assert probe(golden.good["long_gop.mp4"].path).num_frames == 300
+    assert len(fed) < 20, "the packets that a decoder reads ahead to reorder, and no more"
+
+
+@pytest.mark.parametrize(
+    ("fps", "want"), [(30, 30.0), (24000 / 1001, 23.976), (29.97, 29.97), (59.94, 59.94), (10, 10.0)]
+)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_an_even_rate_is_no_variable_rate(tmp_path: Path, fps: float, want: float, suffix: str) -> None:
+    path = tmp_path / f"even.{suffix}"
+    write_video(path, (draw(i) for i in range(40)), fps=fps, options={"preset": "ultrafast"})
+    info = probe(path)
+    assert not info.is_variable_frame_rate
+    assert info.frames_per_second == pytest.approx(want, rel=2e-3)
+
+
+def test_a_cover_is_no_video(golden: GoldenSet) -> None:
+    path = golden.good["cover_first.mp4"].path
+    with av.open(str(path)) as container:
+        kinds = [bool(s.disposition & av.stream.Disposition.attached_pic) for s in container.streams.video]
+    assert sorted(kinds) == [False, True], "the file should hold both"
+    assert probe(path).width_px == 64
+
+
+def test_cut_off_files_give_what_is_there(golden: GoldenSet) -> None:
+    info = probe(golden.bad["truncated.mp4"])
+    assert 30 < info.num_frames < 120
+    assert info.damage == f"the file ends inside frame {info.num_frames} (in the order of storage)"
+    info = probe(golden.bad["truncated.mkv"])
+    assert 10 < info.num_frames < 60
+    assert info.damage is not None
+    assert "container states an end at 2.400 s" in info.damage
+    info = probe(golden.bad["garbage_inside.ts"])
+    assert info.damage is not None
+    assert f"of {info.num_frames} frames are damaged" in info.damage
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty.mp4", r"empty\.mp4: the file is empty \(0 bytes\)"),
+        ("noise.mp4", r"noise\.mp4: cannot be opened as a video \(Invalid data"),
+        ("text.mp4", r"text\.mp4: cannot be opened as a video"),
+        ("no_moov.mp4", r"no_moov\.mp4: cannot be opened as a video .* damaged or cut short"),
+        ("playlist.mp4", r"playlist\.mp4: cannot be opened as a video"),
+        ("audio_only.mp4", r"audio_only\.mp4: holds no video \(streams: audio\)"),
+        ("only_noise_inside.mp4", r"only_noise_inside\.mp4: not one frame can be decoded; it holds 1 packets of h264"),
+        ("storage_order.avi", r"its container \(avi\) does not say when each frame is shown.*ffmpeg -i"),
+        ("raw.h264", r"its container \(h264\) does not say when each frame is shown"),
+        ("thin_pixels.mp4", r"its pixels are 1/50 as wide as high; needs at most 16 to 1"),
+    ],
+)
+def test_refuses(golden: GoldenSet, name: str, message: str) -> None:
+    with pytest.raises(VideoError, match=message):
+        probe(golden.bad[name])
+
+
+def test_refuses_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"absent\.mp4: there is no such file"):
+        probe(tmp_path / "absent.mp4")
+    with pytest.raises(VideoError, match="is not a file"):
+        probe(tmp_path)
+    with pytest.raises(VideoError, match="there is no such file"):
+        probe("http://localhost:1/video.mp4")
