@@ -1,1 +1,27 @@
 """Kernels of Eagle 2.5 as single ops: import one, call it in your own training code."""
+
+from eagle_kernels.attention import AttentionPlan, varlen_attention
+from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_kernels.gelu_bias import gelu_bias
+from eagle_kernels.layer_norm import layer_norm
+from eagle_kernels.linear_cross_entropy import linear_cross_entropy
+from eagle_kernels.merge_2x2 import merge_2x2
+from eagle_kernels.rms_norm import add_rms_norm, rms_norm
+from eagle_kernels.rope import rope
+from eagle_kernels.scatter_visual import scatter_visual
+from eagle_kernels.swiglu import swiglu
+
+__all__ = [
+    "AttentionPlan",
+    "add_rms_norm",
+    "frames_to_tiles",
+    "gelu_bias",
+    "layer_norm",
+    "linear_cross_entropy",
+    "merge_2x2",
+    "rms_norm",
+    "rope",
+    "scatter_visual",
+    "swiglu",
+    "varlen_attention",
+]

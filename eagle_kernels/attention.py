@@ -190,7 +190,7 @@ def _tiles(
     order_N = seen_N.masked_fill(idle_N, torch.iinfo(torch.int64).min).argsort(descending=True, stable=True)
     q_tiles_N2 = torch.stack((segment_N.masked_fill(idle_N, -1), row_N), dim=1)[order_N]
 
-    edges = torch.cat((k_start, k_end, k_start.new_tensor([0, num_tokens_k]))).sort().values
+    edges = torch.cat((k_start, k_end, k_start.new_zeros(1), k_start.new_full((1,), num_tokens_k))).sort().values
     num_ranges = _num_key_ranges(num_segments, covers_all)
     range_M, row_M = _cut(edges.diff(), _num_tiles(num_tokens_k, num_ranges))
     idle_M = range_M == len(edges) - 1
@@ -432,10 +432,10 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _delta_kernel(  # type: ignore[no-untyped-def]
-    dout_ptr, out_ptr, dlse_ptr, delta_ptr, stride_dt, stride_dh, num_tokens,
+    dout_ptr, out_ptr, lse_ptr, dlse_ptr, delta_ptr, stride_dt, stride_dh, num_tokens,
     H: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(dout * out) - dlse, of BLOCK rows of one head."""
+    """delta = rowsum(dout * out) - dlse of BLOCK rows of a head; 0 where no key is seen, even if dlse is NaN there."""
     head = tl.program_id(0) % H
     rows = (tl.program_id(0) // H).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = rows < num_tokens
@@ -443,8 +443,9 @@ def _delta_kernel(  # type: ignore[no-untyped-def]
     dout = _load(dout_ptr, rows, ok, stride_dt * UNIT, 0, WIDTH, D).to(tl.float32)
     out = _load(out_ptr + head * D, rows, ok, H * D, 0, WIDTH, D).to(tl.float32)
     at = head.to(tl.int64) * num_tokens + rows
-    dlse = tl.load(dlse_ptr + at, mask=ok, other=0.0)
-    tl.store(delta_ptr + at, tl.sum(dout * out, 1) - dlse, mask=ok)
+    delta = tl.sum(dout * out, 1) - tl.load(dlse_ptr + at, mask=ok, other=0.0)
+    blind = tl.load(lse_ptr + at, mask=ok, other=0.0) == float("-inf")
+    tl.store(delta_ptr + at, tl.where(blind, 0.0, delta), mask=ok)
 
 
 @triton.jit
@@ -628,9 +629,10 @@ def pieces(head_width: int) -> tuple[int, int]:
 def launches(head_width: int, dtype: torch.dtype) -> Launches:
     """By width and dtype: what the compiler keeps in registers on sm_80, sm_90 and sm_100 alike, or nearly
     (bench/results/static), and in the 163 KB of shared memory of sm_80."""
-    if dtype == torch.float32:  # full fp32 products do not use the tensor cores
-        return Launches(fwd=Launch(32, 32, 4, 1), dq=Launch(32, 32, 4, 1), dkdv=Launch(32, 32, 4, 1))
     width = sum(pieces(head_width))
+    if dtype == torch.float32:  # full fp32 products do not use the tensor cores
+        launch = Launch(32, 32, 8 if width > 128 else 4, 1)
+        return Launches(fwd=launch, dq=launch, dkdv=launch)
     if width <= 80:
         return Launches(fwd=Launch(128, 64, 8, 2), dq=Launch(128, 64, 8, 2), dkdv=Launch(64, 128, 8, 2))
     if width <= 128:
@@ -716,7 +718,7 @@ def _bwd(
     _, dq, dkdv = launches(D, q_THD.dtype)
     if T and H:
         _delta_kernel[(triton.cdiv(T, DELTA_BLOCK) * H,)](
-            dout_THD, out_THD, dlse_HT, delta_HT, *_strides(unit, dout_THD), T,
+            dout_THD, out_THD, lse_HT, dlse_HT, delta_HT, *_strides(unit, dout_THD), T,
             H=H, D=D, WIDTH=triton.next_power_of_2(D), UNIT=unit, BLOCK=DELTA_BLOCK, num_warps=4,
         )  # fmt: skip
     if num_programs := q_tiles_N2.shape[0] * (TILE // dq.block_m) * H:

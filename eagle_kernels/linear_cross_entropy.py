@@ -146,9 +146,12 @@ def _fwd(
     ignore_index: int,
     need_dhidden: bool,
     need_dweight: bool,
-    use_kernel: bool,
+    as_on_gpu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, dhidden, dweight), all fp32; an empty tensor stands for a gradient that is not needed."""
+    """(loss, dhidden, dweight), all fp32; an empty tensor stands for a gradient that is not needed.
+
+    as_on_gpu: the kernel, and no look at a value; the tests ask for it on CPU tensors too.
+    """
     (T, C), V = hidden_TC.shape, weight_VC.shape[0]
     wide = torch.promote_types(hidden_TC.dtype, torch.float32)
     labelled_T = labels_T != ignore_index
@@ -162,7 +165,7 @@ def _fwd(
     if T == 0:
         return loss, dhidden_TC, dweight_VC
 
-    if hidden_TC.is_cuda:
+    if as_on_gpu:
         order_N = torch.argsort(labels_T == ignore_index, stable=True)  # labelled first; their number stays on the GPU
         chunk_tokens = CHUNK_TOKENS
     else:
@@ -170,12 +173,12 @@ def _fwd(
         chunk_tokens = max(1, CHUNK_BYTES // (4 * V))
     largest = weights_T.abs().amax()
     largest = torch.where(largest > 0, largest, 1)  # a tensor: reading it would make the host wait
-    softmax_grad = _softmax_grad if use_kernel else _softmax_grad_ref
+    softmax_grad = _softmax_grad if as_on_gpu else _softmax_grad_ref
     for chunk in _chunks(order_N.numel(), chunk_tokens):
         rows_M = order_N[chunk]
         labels_M, weights_M = labels_T[rows_M], weights_T[rows_M]
         hidden_MC = hidden_TC[rows_M]
-        if hidden_TC.is_cuda:  # what an ignored row holds, NaN perhaps, must not reach the matmul
+        if as_on_gpu:  # what an ignored row holds, NaN perhaps, must not reach the matmul
             hidden_MC.masked_fill_((labels_M == ignore_index)[:, None], 0)
         g_MV = hidden_MC @ weight_VC.T
         losses_M = softmax_grad(g_MV, labels_M, weights_M / largest, ignore_index, need_dhidden or need_dweight)
@@ -188,7 +191,7 @@ def _fwd(
 
 
 @_fwd.register_fake
-def _(hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index, need_dhidden, need_dweight, use_kernel):  # type: ignore[no-untyped-def]
+def _(hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index, need_dhidden, need_dweight, as_on_gpu):  # type: ignore[no-untyped-def]
     wide = torch.promote_types(hidden_TC.dtype, torch.float32)
     return (
         hidden_TC.new_empty((), dtype=wide),

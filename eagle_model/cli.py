@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console()
+console = Console(markup=False, highlight=False)
 
 
 def main() -> None:
@@ -112,22 +112,22 @@ def plan(
     planned = processor.plan_sample(sample, generation_prompt=True)
 
     about = "" if model else " (text counted by Qwen2.5's word rule; --model counts it exactly)"
-    console.print(
+    print(
         f"{planned.num_tokens} of {context} tokens: {planned.visual.num_visual_tokens} visual = {planned.num_tiles} tiles "
         f"x {processor.config.tokens_per_tile}, {planned.visual.num_text_tokens} text{about}"
     )
     for image, grid in zip(sample.images, planned.visual.grids):
         thumbnail = " and a thumbnail" if grid.num_tiles > 1 else ""
-        console.print(f"{image.path.name}: {grid.cols} x {grid.rows} tiles{thumbnail}, at most {planned.visual.max_tiles}")
+        print(f"{image.path.name}: {grid.cols} x {grid.rows} tiles{thumbnail}, at most {planned.visual.max_tiles}")
     for video, sampled in zip(sample.videos, planned.videos):
-        console.print(_describe_video(video.path, sampled.timestamps_seconds))
+        print(_describe_video(video.path, sampled.timestamps_seconds))
     _, patches_IPK = processor.load_sample(planned)
     if patches_IPK.shape[0]:
         out = out or Path(f"{files[0].stem}.plan.png")
         config = processor.config
         tiles_IYX3 = patches_to_pixels(patches_IPK, patch_px=config.patch_px, mean=config.mean, std=config.std)
         write_contact_sheet(out, tiles_IYX3, captions(planned))
-        console.print(f"Contact sheet: {out}")
+        print(f"Contact sheet: {out}")
 
 
 def _parts(files: list[Path]) -> list[dict[str, str]]:
@@ -163,7 +163,7 @@ def train(
     from eagle_model.train.trainer import Trainer, TrainingError
 
     try:
-        Trainer(override(recipe_of(recipe), set_), run, say=console.print).train()
+        Trainer(override(recipe_of(recipe), set_), run, say=print).train()
     except TrainingError as error:
         print(f"eagle: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
@@ -185,7 +185,9 @@ def chat(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    processor = Processor.from_pretrained(model)
+    saved = Processor.from_pretrained(model)
+    room = saved.config.context_tokens - max_new_tokens  # for the question and its media
+    processor = Processor(saved.tokenizer, replace(saved.config, context_tokens=room))
     eagle = Eagle.from_pretrained(model, dtype=dtype, device=device)
     messages: list[dict[str, object]] = []
     questions = [ask] if ask is not None else iter(_read_question, "")
@@ -197,7 +199,7 @@ def chat(
         (answer_ids,) = eagle.generate(batch, max_new_tokens=max_new_tokens, stop_token_ids=stop)
         answer = processor.tokenizer.decode(answer_ids)
         messages.append({"role": "assistant", "content": answer})
-        console.print(answer, markup=False)
+        print(answer)
 
 
 def _read_question() -> str:
@@ -215,7 +217,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     """
     from eagle_model.train.report import write_report
 
-    console.print(f"Report: {write_report(run)}")
+    print(f"Report: {write_report(run)}")
 
 
 if __name__ == "__main__":

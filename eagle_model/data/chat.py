@@ -40,7 +40,7 @@ _CACHED_CHARS = 128  # frame labels and role names come again and again; long te
 class SampledVideo(NamedTuple):
     """What the text says of one video."""
 
-    timestamps_seconds: Sequence[float]  # one a frame, from the file's first shown frame
+    timestamps_seconds: tuple[float, ...]  # one a frame, from the file's first shown frame
     frames_per_second: float  # sampled frames a second of the clip
 
 

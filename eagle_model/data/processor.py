@@ -175,7 +175,8 @@ class Processor:
         root: media must lie inside this folder: give one when the messages come from someone else. None trusts
         them: paths are relative to the working folder and may lead anywhere.
 
-        Raises DataError when the messages or a file are unusable, or do not fit config.context_tokens.
+        The answer is not counted: ADS may fill config.context_tokens to the last. For room lower it by the answer's
+        length. Raises DataError when the messages or a file are unusable, or do not fit.
         """
         trusted = root is None
         sample = parse_sample(

@@ -68,7 +68,9 @@ def text_token_counter(
     """
 
     def num_text_tokens(timestamps_seconds: Sequence[Sequence[float]]) -> int:
-        videos = [SampledVideo(times, frames_per_second(v, len(times))) for v, times in enumerate(timestamps_seconds)]
+        videos = [
+            SampledVideo(tuple(times), frames_per_second(v, len(times))) for v, times in enumerate(timestamps_seconds)
+        ]
         return encoder.num_text_tokens(sample, videos, generation_prompt=generation_prompt)
 
     return num_text_tokens
@@ -135,11 +137,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def counting_tokenizer() -> Tokenizer:
     """Counts text where no checkpoint's tokenizer is at hand: one token a piece of Qwen2.5's own word splitting.
 
-    Exact for frame labels (their words are single tokens there, their digits one token each), a lower bound for rare words.
-    All pieces have one id, so its ids say nothing.
+    Exact for frame labels (their words are single tokens there, their digits one token each), a lower bound for rare
+    words. All pieces have one id, so its ids say nothing.
     """
     words = Regex(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     tokenizer = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(words, "isolated")

@@ -3,7 +3,7 @@
 run_folder/
     run.json         the run's id and its configuration
     metrics.jsonl    every step once
-    samples/         a few samples of the first row, as the model saw them
+    samples/         samples of the first step, as the model saw them
     skipped.json     samples that were skipped, and why
     checkpoints/     see checkpoint.py
     report.html      see report.py
@@ -90,6 +90,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model, processor = new_model(config)
         self._prepare(processor)
+        if self.run_folder.is_dir() and any(self.run_folder.iterdir()):
+            self._say(f"{self.run_folder} holds a run without a complete checkpoint: starting it anew.")
+        self._write_about()
 
     def _resume(self, folder: Path) -> None:
         state = json.loads((folder / "training" / "state.json").read_text())
@@ -104,6 +107,7 @@ class Trainer:
         for step, path in checkpoint.steps(self.checkpoints).items():
             if step > self.step:  # `latest` has said what is wrong with it; this run will write that step anew
                 self._say(f"Set {path.name} aside as {checkpoint.set_aside(path).name}.")
+        self._write_about()
         self._say(f"Resuming {self.run_folder} after step {self.step}.")
 
     def _check_same_config(self, old: TrainConfig, folder: Path) -> None:
@@ -129,8 +133,10 @@ class Trainer:
         self.optimizer = Optimizer(self.model, config.optimizer, dtype=self.dtype)
         self.loader = Loader(config.data, processor)
         self.processor = self.loader.processor
+
+    def _write_about(self) -> None:
         self.run_folder.mkdir(parents=True, exist_ok=True)
-        about = {"run": self.run_id, "config": to_json(config)}
+        about = {"run": self.run_id, "config": to_json(self.config)}
         checkpoint.write_atomically(self.run_folder / "run.json", json.dumps(about, indent=2))
 
     def train(self) -> bool:
@@ -154,8 +160,8 @@ class Trainer:
                 progress.show(metrics)
                 if self.step % config.save_every_steps == 0:
                     self.save()
-        if self._saved_step != self.step:
-            self.save()
+            if self._saved_step != self.step:
+                self.save()
         report = write_report(self.run_folder)
         done = self.step >= config.max_steps
         if not done:
@@ -303,7 +309,8 @@ def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
     """
     folder, data = Path(config.model), config.data
     if config.model in PRESETS:
-        tokenizer = Tokenizer.from_file(config.tokenizer) if config.tokenizer else _tokenizer_of_the_recipe(config)
+        own = not config.tokenizer
+        tokenizer = _tokenizer_of_the_recipe(config) if own else _read_tokenizer(Path(config.tokenizer))
         cfg = PRESETS[config.model](
             vocab_size=tokenizer.get_vocab_size(),
             image_token_id=ChatEncoder(tokenizer).context_id,
@@ -316,9 +323,7 @@ def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
             f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
         )
     tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
-    if not tokenizer_file.is_file():
-        raise ConfigError(f"{tokenizer_file} does not exist; set tokenizer to the tokenizer.json of {config.model}.")
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = _read_tokenizer(tokenizer_file)
     base = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ProcessorConfig()
     model = Eagle.from_pretrained(folder, dtype=torch.float32)
     for name, ours, theirs in (
@@ -334,6 +339,15 @@ def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
             f"{model.cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
     return model, Processor(tokenizer, data.processor_config(base))
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; set tokenizer to the tokenizer.json that belongs to the model.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(f"{path} is no tokenizer.json: {error}.") from None
 
 
 def _tokenizer_of_the_recipe(config: TrainConfig) -> Tokenizer:

@@ -189,14 +189,14 @@ def test_wrong_number_of_planned_media(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="s9: 0 videos were planned, but the sample has 1"):
         encoder.encode(sample, videos=[], tiles_per_image=[], tokens_per_tile=4)
     with pytest.raises(ValueError, match="s9: 2 images were planned, but the sample has 0"):
-        encoder.encode(sample, videos=[SampledVideo([0.0], 1.0)], tiles_per_image=[1, 1], tokens_per_tile=4)
+        encoder.encode(sample, videos=[SampledVideo((0.0,), 1.0)], tiles_per_image=[1, 1], tokens_per_tile=4)
 
 
 def test_ordinals(tokenizer: Tokenizer) -> None:
     videos = tuple(VideoRef(Path(f"{i}.mp4")) for i in range(12))
     sample = Sample("s", (Turn("user", "".join(f"<video-{k}>" for k in range(1, 13))),), (), videos)
     token_ids, _ = ChatEncoder(tokenizer).encode(
-        sample, videos=[SampledVideo([0.0], 2.0)] * 12, tiles_per_image=[], tokens_per_tile=1
+        sample, videos=[SampledVideo((0.0,), 2.0)] * 12, tiles_per_image=[], tokens_per_tile=1
     )
     text = tokenizer.decode(token_ids, skip_special_tokens=False)
     words = re.findall(r"The (\S+) video sampled with 2.00 fps: Frame 1 sample at 0.00s: ", text)

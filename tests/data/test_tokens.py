@@ -12,6 +12,7 @@ from eagle_model.data.media import DataError, ImageRef, Sample, Turn
 from eagle_model.data.tokens import (
     TokenizedSample,
     add_special_tokens,
+    counting_tokenizer,
     pack_row,
     text_token_counter,
     tokenize,
@@ -72,7 +73,7 @@ def test_counter_names_the_rate_of_what_is_sampled(tokenizer: Tokenizer) -> None
     sample = Sample("s", (Turn("user", "<video-1>"),), (), (None,))  # type: ignore[arg-type]
     count = text_token_counter(encoder, sample, lambda video, num_frames: num_frames * 100.0)
     for times in ([0.0], [0.0, 100.25]):
-        video = SampledVideo(times, len(times) * 100.0)
+        video = SampledVideo(tuple(times), len(times) * 100.0)
         token_ids, _ = encoder.encode(sample, videos=[video], tiles_per_image=[], tokens_per_tile=1)
         assert count([times]) == len(token_ids) - len(times)
 
@@ -105,3 +106,12 @@ def test_adding_special_tokens_twice_adds_none(tokenizer: Tokenizer) -> None:
     own = Tokenizer.from_str(tokenizer.to_str())
     assert add_special_tokens(own) == 0
     assert own.to_str() == tokenizer.to_str()
+
+
+def test_counting_tokenizer_cuts_as_qwen_does() -> None:
+    counting = counting_tokenizer()
+    label = ["Frame", " ", "1", "2", " sample", " at", " ", "0", ".", "5", "0", "s", ":", " "]
+    assert len(counting.encode("".join(label)).ids) == len(label)
+    encoder = ChatEncoder(counting, system="")
+    sample = Sample("s", (Turn("user", "don't"),))
+    assert encoder.num_text_tokens(sample, []) == 7  # <|im_start|> user newline don 't <|im_end|> newline

@@ -29,9 +29,7 @@ def test_as_good_as_torch(T, C, eps, dtype, device):
 def test_add_as_good_as_torch(T, C, eps, dtype, device):
     x, residual = (randn(T, C, dtype=dtype, device=device, seed=s) for s in (0, 1))
     weight = randn(C, dtype=dtype, device=device, seed=2)
-    check_as_good(
-        lambda *args: add_op(*args, eps), lambda *args: add_rms_norm_ref(*args, eps), (x, residual, weight)
-    )
+    check_as_good(lambda *args: add_op(*args, eps), lambda *args: add_rms_norm_ref(*args, eps), (x, residual, weight))
 
 
 def test_programs_share_the_rows(monkeypatch, device):
@@ -82,7 +80,9 @@ def test_gradients_only_for_what_needs_them(frozen, device):
 def test_strided_inputs(device):
     wide, weight = randn(6, 40, device=device), randn(20, device=device, seed=1)
     for view in (lambda t: t[:, 20:], lambda t: t[:, ::2], lambda t: t.view(12, 20)[::2]):
-        check_as_good(lambda t, w, v=view: op(v(t), w, 1e-6), lambda t, w, v=view: rms_norm_ref(v(t), w, 1e-6), (wide, weight))
+        check_as_good(
+            lambda t, w, v=view: op(v(t), w, 1e-6), lambda t, w, v=view: rms_norm_ref(v(t), w, 1e-6), (wide, weight)
+        )
     every_other = weight.repeat_interleave(2)
     torch.testing.assert_close(op(wide[:, :20], every_other[::2], 1e-6), op(wide[:, :20], weight, 1e-6))
 
@@ -105,7 +105,11 @@ def test_empty(T, C, device):
 
 
 def test_public_functions_take_any_leading_dims(device):
-    x, residual, weight = randn(2, 3, 24, device=device), randn(2, 3, 24, device=device, seed=1), randn(24, device=device)
+    x, residual, weight = (
+        randn(2, 3, 24, device=device),
+        randn(2, 3, 24, device=device, seed=1),
+        randn(24, device=device),
+    )
     torch.testing.assert_close(rms_norm(x, weight, 1e-6), rms_norm_ref(x, weight, 1e-6))
     torch.testing.assert_close(add_rms_norm(x, residual, weight, 1e-6), add_rms_norm_ref(x, residual, weight, 1e-6))
 

@@ -41,7 +41,9 @@ def test_transformers_qwen2_at_every_length(device):
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding, apply_rotary_pos_emb
 
     at = torch.tensor([0, 1, 2, 0, 1, 4095, 32_767, 65_535, 100_003, 131_071], device=device)
-    config = Qwen2Config(hidden_size=3584, num_attention_heads=28, rope_parameters={"rope_type": "default", "rope_theta": THETA})
+    config = Qwen2Config(
+        hidden_size=3584, num_attention_heads=28, rope_parameters={"rope_type": "default", "rope_theta": THETA}
+    )
     q, k = inputs(len(at), 4, 2, 128, torch.float32, device)
     cos, sin = Qwen2RotaryEmbedding(config).to(device)(q, at[None])
     theirs = apply_rotary_pos_emb(q.transpose(0, 1)[None], k.transpose(0, 1)[None], cos, sin)

@@ -79,7 +79,9 @@ def test_strided_inputs(device):
     rows = torch.tensor([0, 9, 4, 9, 8, 9], device=device)[::2]
     for v in (lambda t: t[:, 20:], lambda t: t[:, ::2]):
         check_as_good(
-            lambda e, t, v=v: _fwd(e.T, v(t), rows), lambda e, t, v=v: scatter_visual_ref(e.T, v(t), rows), (embeddings, visual)
+            lambda e, t, v=v: _fwd(e.T, v(t), rows),
+            lambda e, t, v=v: scatter_visual_ref(e.T, v(t), rows),
+            (embeddings, visual),
         )
 
 

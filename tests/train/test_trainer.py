@@ -252,8 +252,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_step_trained_again(chats, tmp
 
 def test_a_run_that_never_saved_starts_anew(chats, tmp_path):
     Trainer(config_of(chats), tmp_path / "run", say=quiet).loader.close()
-    trainer = run(config_of(chats, "seed=5", "max_steps=1"), tmp_path / "run")
-    assert trainer.step == 1
+    said: list[str] = []
+    trainer = Trainer(config_of(chats, "seed=5", "max_steps=1"), tmp_path / "run", say=said.append)
+    assert said == [f"{tmp_path / 'run'} holds a run without a complete checkpoint: starting it anew."]
+    assert trainer.train()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["seed"] == 5
 
 
@@ -303,7 +305,10 @@ def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
         (["model=/nowhere"], r"model is '/nowhere'; needs a preset \(tiny\) or a folder with config\.json"),
         (["data.tile_px=56"], r"data\.tile_px is 56; the model in .* needs 28"),
         (["data.patch_px=14"], r"data\.patch_px is 14; the model in .* needs 7"),
-        (["tokenizer=/nowhere.json"], r"/nowhere\.json does not exist; set tokenizer to the tokenizer\.json of"),
+        (
+            ["tokenizer=/nowhere.json"],
+            r"/nowhere\.json does not exist; set tokenizer to the tokenizer\.json that belongs",
+        ),
     ],
 )
 def test_what_does_not_fit_the_model_is_named(chats, tmp_path_factory, assignments, message):
@@ -313,6 +318,16 @@ def test_what_does_not_fit_the_model_is_named(chats, tmp_path_factory, assignmen
     processor.save_pretrained(folder)
     with pytest.raises(ConfigError, match=message):
         new_model(config_of(chats, f"model={folder}", *assignments))
+
+
+def test_a_tokenizer_that_is_none_is_named(chats, tmp_path):
+    (tmp_path / "t.json").write_text('{"model": 3}')
+    for preset_or_not in ([], [f"model={tmp_path}"]):
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(ConfigError, match=r"t\.json is no tokenizer\.json: "):
+            new_model(config_of(chats, f"tokenizer={tmp_path / 't.json'}", *preset_or_not))
+    with pytest.raises(ConfigError, match=r"/nowhere\.json does not exist; set tokenizer"):
+        new_model(config_of(chats, "tokenizer=/nowhere.json"))
 
 
 def test_a_tokenizer_of_another_model_is_refused(chats, tmp_path):

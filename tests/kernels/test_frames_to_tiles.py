@@ -1,0 +1,454 @@
+"""frames_to_tiles: byte for byte Pillow before normalisation, the reference bit for bit after, on every path."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from eagle_kernels import native
+from eagle_kernels.frames_to_tiles import _fwd, frames_to_tiles, frames_to_tiles_ref
+from tests.kernels.op_checks import far_tensor
+
+CSRC = Path(__file__).parents[2] / "csrc"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+ORDERS = ["horizontal", "pillow"]
+DTYPES = [torch.uint8, torch.float32, torch.bfloat16]
+SIZES = [  # width, height, cols, rows, tile_px: what breaks things
+    (1, 1, 1, 1, 14),
+    (1, 300, 2, 1, 28),
+    (300, 1, 1, 3, 28),
+    (56, 56, 2, 2, 28),  # equal sizes
+    (57, 28, 2, 1, 28),  # one axis equal
+    (3, 2, 4, 3, 56),  # far up
+    (4000, 500, 8, 1, 56),  # the released processor's widest grid
+    (500, 4000, 1, 8, 56),
+    (61, 999, 4, 1, 14),  # columns first in Pillow 13
+    (130, 97, 3, 2, 448),
+    (1920, 1080, 2, 1, 70),
+    (640, 480, 3, 3, 98),  # a tile of more than one band of rows
+]
+needs_pillow_13 = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason=f"Pillow {PIL.__version__} resizes rows first, always"
+)
+
+
+def noise(height: int, width: int, *, frames: int = 1, seed: int = 0, extreme: bool = False) -> Tensor:
+    """(L, Y, X, 3) uint8 noise; `extreme` has only 0 and 255, which drives the sums out of range on both sides."""
+    values = np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+    return torch.from_numpy(np.where(values > 127, 255, 0).astype(np.uint8) if extreme else values)
+
+
+def pillow(frame_YX3: Tensor, width: int, height: int) -> Tensor:
+    """What this machine's Pillow makes of the frame, in one call."""
+    return torch.from_numpy(
+        np.array(Image.fromarray(frame_YX3.numpy()).resize((width, height), Image.Resampling.BICUBIC))
+    )
+
+
+def pillow_by_axis(frame_YX3: Tensor, width: int, height: int, *, columns_first: bool = False) -> Tensor:
+    """Pillow, one axis at a time: a call that keeps one size runs the other pass alone, in every version."""
+    first = (frame_YX3.shape[1], height) if columns_first else (width, frame_YX3.shape[0])
+    return pillow(pillow(frame_YX3, *first), width, height)
+
+
+def expected_tiles(frame_YX3: Tensor, cols: int, rows: int, tile_px: int, order: str) -> Tensor:
+    """(cols * rows + 1, 3, tile_px, tile_px) uint8 by Pillow: tiles cut out one by one, then the thumbnail."""
+    resize = pillow if order == "pillow" else pillow_by_axis
+    whole = resize(frame_YX3, cols * tile_px, rows * tile_px)
+    tiles = [
+        whole[row * tile_px : (row + 1) * tile_px, col * tile_px : (col + 1) * tile_px]
+        for row in range(rows)
+        for col in range(cols)
+    ]
+    return torch.stack([*tiles, resize(frame_YX3, tile_px, tile_px)]).permute(0, 3, 1, 2)
+
+
+def assert_is_pillow(frame_YX3: Tensor, cols: int, rows: int, tile_px: int, order: str) -> None:
+    expected = expected_tiles(frame_YX3, cols, rows, tile_px, order)[: None if cols * rows > 1 else 1]
+    ours = frames_to_tiles(
+        frame_YX3[None],
+        (cols, rows),
+        tile_px=tile_px,
+        thumbnail=True,
+        dtype=torch.uint8,
+        layout="tiles",
+        pass_order=order,
+        num_threads=1,
+        **HALF,
+    )
+    assert ours.shape == expected.shape
+    assert torch.equal(ours, expected), f"{int((ours != expected).sum())} bytes differ"
+
+
+@pytest.mark.parametrize("order", ["horizontal", pytest.param("pillow", marks=needs_pillow_13)])
+@pytest.mark.parametrize(("width", "height", "cols", "rows", "tile_px"), SIZES)
+@pytest.mark.parametrize("extreme", [False, True])
+def test_is_pillow_byte_for_byte(width, height, cols, rows, tile_px, extreme, order):
+    assert_is_pillow(noise(height, width, extreme=extreme)[0], cols, rows, tile_px, order)
+
+
+@pytest.mark.parametrize("order", ["horizontal", pytest.param("pillow", marks=needs_pillow_13)])
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    width=st.one_of(st.integers(1, 8), st.integers(1, 300)),
+    height=st.one_of(st.integers(1, 8), st.integers(1, 300)),
+    cols=st.integers(1, 4),
+    rows=st.integers(1, 4),
+    tile_px=st.sampled_from([14, 28, 42, 84]),
+    extreme=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_is_pillow_on_random_sizes(order, width, height, cols, rows, tile_px, extreme, seed):
+    assert_is_pillow(noise(height, width, seed=seed, extreme=extreme)[0], cols, rows, tile_px, order)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "columns_first"),
+    [
+        (66, 76, False),  # 2 * (66 - 56) == 76 - 56: rows first on equality
+        (66, 77, True),
+        (67, 77, False),
+        (40, 57, True),  # the width grows, the height shrinks by one
+        (40, 55, False),  # the height grows
+        (200, 56, False),  # the height stays: one pass, no order
+    ],
+)
+def test_order_of_pillow_13_at_its_edges(width, height, columns_first):
+    """The rule, without asking which Pillow is installed. The two orders must differ here, or the case says nothing."""
+    frame = noise(height, width, extreme=True)[0]
+    by_columns = pillow_by_axis(frame, 56, 56, columns_first=True)
+    by_rows = pillow_by_axis(frame, 56, 56)
+    assert height == 56 or not torch.equal(by_columns, by_rows)
+    ours = frames_to_tiles(
+        frame[None], (1, 1), tile_px=56, thumbnail=False, dtype=torch.uint8, layout="tiles", pass_order="pillow", **HALF
+    )
+    assert torch.equal(ours[0].permute(1, 2, 0), by_columns if columns_first else by_rows)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("thumbnail", [False, True])
+@pytest.mark.parametrize(("width", "height", "cols", "rows", "tile_px"), [s for s in SIZES if max(s[:2]) <= 500])
+def test_is_the_reference_bit_for_bit(width, height, cols, rows, tile_px, thumbnail, dtype, order):
+    frames = noise(height, width, frames=2)
+    arguments = {"tile_px": tile_px, "mean": MEAN, "std": STD, "thumbnail": thumbnail, "dtype": dtype}
+    for layout in ("patches", "tiles"):
+        ours = frames_to_tiles(frames, (cols, rows), layout=layout, pass_order=order, **arguments)
+        ref = frames_to_tiles_ref(frames, (cols, rows), layout=layout, pass_order=order, **arguments)
+        assert ours.shape == ref.shape
+        assert ours.dtype == ref.dtype == dtype
+        assert torch.equal(ours, ref)
+
+
+def test_golden_layout():
+    """Frames of the grid's own size pass unchanged, so every number's place can be written down by hand."""
+    cols, rows, tile_px, patch_px = 3, 2, 4, 2
+    pixel = torch.arange(2 * rows * tile_px * cols * tile_px * 3) % 251
+    frames = pixel.to(torch.uint8).view(2, rows * tile_px, cols * tile_px, 3)
+    out = frames_to_tiles(
+        frames, (cols, rows), tile_px=tile_px, patch_px=patch_px, thumbnail=True, dtype=torch.uint8, **HALF
+    )
+    assert out.shape == (2 * 7, 4, 12)
+    for frame in range(2):
+        for row in range(rows):
+            for col in range(cols):
+                for patch in range(4):
+                    y = row * 4 + patch // 2 * 2
+                    x = col * 4 + patch % 2 * 2
+                    block = frames[frame, y : y + 2, x : x + 2]
+                    expected = [int(block[dy, dx, c]) for c in range(3) for dy in range(2) for dx in range(2)]
+                    assert out[frame * 7 + row * 3 + col, patch].tolist() == expected
+        thumbnail = pillow_by_axis(frames[frame], 4, 4)
+        assert out[frame * 7 + 6, 3].tolist() == thumbnail[2:, 2:].permute(2, 0, 1).flatten().tolist()
+
+
+def test_patches_are_tiles_cut_up():
+    frames = noise(90, 120, frames=2)
+    tiles = frames_to_tiles(frames, (2, 1), tile_px=56, thumbnail=True, layout="tiles", **HALF)
+    patches = frames_to_tiles(frames, (2, 1), tile_px=56, thumbnail=True, **HALF)
+    unfolded = torch.nn.functional.unfold(tiles.float(), kernel_size=14, stride=14).transpose(1, 2)
+    assert torch.equal(patches.float(), unfolded)
+
+
+def test_a_patch_embedding_is_a_matmul():
+    """(channel, y, x) is the order of a convolution's weight, flattened."""
+    frames = noise(60, 60)
+    weight = torch.randn(5, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    arguments = {"tile_px": 28, "thumbnail": False, "dtype": torch.float32, **HALF}
+    conv = torch.nn.functional.conv2d(
+        frames_to_tiles(frames, (1, 1), layout="tiles", **arguments).double(), weight.double(), stride=14
+    )
+    linear = frames_to_tiles(frames, (1, 1), **arguments).double() @ weight.double().flatten(1).T
+    torch.testing.assert_close(linear, conv.flatten(2).transpose(1, 2))
+
+
+def test_normalises_and_rounds_as_torch_does():
+    """All 256 values, with many means and deviations: some results lie half way between two bf16 numbers."""
+    frames = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        mean, std = generator.uniform(-2, 2, 3).tolist(), generator.uniform(1e-3, 4, 3).tolist()
+        arguments = {"tile_px": 16, "patch_px": 16, "mean": mean, "std": std, "thumbnail": False, "num_threads": 1}
+        true = (torch.arange(256) / 255 - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
+        fp32 = frames_to_tiles(frames, (1, 1), dtype=torch.float32, **arguments)
+        bf16 = frames_to_tiles(frames, (1, 1), dtype=torch.bfloat16, **arguments)
+        assert torch.equal(fp32.view(3, 256), true)
+        assert torch.equal(bf16.view(3, 256), true.to(torch.bfloat16))
+
+
+def test_ties_go_to_the_even_bf16():
+    """x = 255 gives exactly (1 - mean): 1 + 2**-8 lies between 1 and 1 + 2**-7, 1 + 3 * 2**-8 one step further."""
+    frames = torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)
+    arguments = {"tile_px": 1, "patch_px": 1, "thumbnail": False, "std": (1.0,) * 3}
+    out = frames_to_tiles(frames, (1, 1), mean=(-(2**-8), -3 * 2**-8, 1 + 2**-8), **arguments)
+    assert out.flatten().tolist() == [1.0, 1 + 2**-6, -(2**-8)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_and_vector_code_change_no_bit(dtype, order):
+    """And every number is written: the memory starts as NaN."""
+    for width, height, cols, rows, tile_px in [(211, 77, 3, 2, 98), (77, 411, 2, 1, 56), (5, 6, 1, 1, 70)]:
+        frames = noise(height, width, frames=3)
+        arguments = {"tile_px": tile_px, "patch_px": 14, "thumbnail": True, "mean": MEAN, "std": STD}
+        tiling = native.load().Tiling(cols=cols, rows=rows, pass_order=order, **arguments)
+        ref = frames_to_tiles_ref(frames, (cols, rows), dtype=dtype, pass_order=order, **arguments)
+        for num_threads, simd in [(0, True), (1, True), (2, True), (3, False), (16, True), (1, False)]:
+            out = torch.full_like(ref, 77 if dtype == torch.uint8 else float("nan"))
+            native.load().frames_to_tiles_cpu(native.view(frames), native.view(out), tiling, num_threads, simd)
+            assert torch.equal(out, ref), (num_threads, simd)
+
+
+def test_takes_views():
+    """Crops of larger frames, and one frame seen many times, without a copy."""
+    frames = noise(100, 120, frames=2)
+    arguments = {"tile_px": 28, "thumbnail": True, "num_threads": 2, **HALF}
+    crop = frames[:, 10:71, 20:97]
+    assert not crop.is_contiguous()
+    ours = frames_to_tiles(crop, (2, 2), **arguments)
+    assert torch.equal(ours, frames_to_tiles(crop.contiguous(), (2, 2), **arguments))
+    again = frames_to_tiles(frames[:1].expand(3, -1, -1, -1), (1, 2), **arguments)
+    assert torch.equal(again, frames_to_tiles(frames[:1], (1, 2), **arguments).repeat(3, 1, 1))
+
+
+def test_offsets_pass_32_bits(device):
+    far = far_tensor((2, 3, 5, 3), (2**31 + 256, 2**28, 3, 1), torch.uint8, device)
+    near = noise(3, 5, frames=2)
+    far.copy_(near)
+    for order in ORDERS:
+        arguments = {"tile_px": 14, "thumbnail": True, "pass_order": order, **HALF}
+        assert torch.equal(frames_to_tiles(far, (2, 1), **arguments).cpu(), frames_to_tiles(near, (2, 1), **arguments))
+
+
+def test_no_frames_no_tiles():
+    for layout, shape in [("patches", (0, 1024, 588)), ("tiles", (0, 3, 448, 448))]:
+        for frames in (noise(1, 1)[:0], noise(30, 40)[:0]):
+            out = frames_to_tiles(frames, (2, 2), thumbnail=True, layout=layout, **HALF)
+            assert out.shape == shape
+            assert out.dtype == torch.bfloat16
+            assert frames_to_tiles_ref(frames, (2, 2), thumbnail=True, layout=layout, **HALF).shape == shape
+
+
+def test_opcheck(device):
+    for frames in (noise(20, 30, frames=2).to(device), noise(20, 30)[:0].to(device)):
+        torch.library.opcheck(_fwd, (frames, 2, 1, 28, 14, MEAN, STD, True, torch.bfloat16, "pillow", 1))
+
+
+def test_torch_compile_takes_it_whole(device):
+    def model_input(frames: Tensor) -> Tensor:
+        return frames_to_tiles(frames, (2, 1), tile_px=28, thumbnail=True, num_threads=1, **HALF).float() * 2
+
+    frames = noise(20, 30, frames=2).to(device)
+    compiled = torch.compile(model_input, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(frames), model_input(frames))
+
+
+GOOD = {"tile_px": 28, "patch_px": 14, "mean": MEAN, "std": STD, "thumbnail": True}
+
+
+@pytest.mark.parametrize(
+    ("frames", "grid", "change", "message"),
+    [
+        (noise(4, 4).float(), (1, 1), {}, "frames' dtype is torch.float32; needs torch.uint8"),
+        (noise(4, 4)[0], (1, 1), {}, r"frames' shape is \(4, 4, 3\); needs \(L, Y, X, 3\)"),
+        (noise(4, 4)[..., :2], (1, 1), {}, r"frames' shape is \(1, 4, 4, 2\)"),
+        (noise(4, 4)[:, :0], (1, 1), {}, r"frames' size \(Y, X\) is \(0, 4\); needs at least one pixel"),
+        (noise(4, 4).transpose(1, 2), (1, 1), {}, r"frames' strides is .* side by side; call .contiguous\(\)"),
+        (noise(4, 4), (0, 1), {}, r"grid is \(0, 1\); needs \(cols, rows\), both >= 1"),
+        (noise(4, 4), (1, 1, 1), {}, r"grid is \(1, 1, 1\)"),
+        (noise(4, 4), (1, 1), {"tile_px": 0}, "tile_px is 0; needs at least 1"),
+        (noise(4, 4), (1, 1), {"tile_px": 30}, "patch_px is 14; needs a divisor of tile_px = 30"),
+        (noise(4, 4), (1, 1), {"patch_px": 0}, "patch_px is 0; needs a divisor"),
+        (noise(4, 4), (1, 1), {"mean": (0.5,)}, r"mean is \(0.5,\); needs three finite numbers"),
+        (noise(4, 4), (1, 1), {"mean": (0.5, float("nan"), 0)}, "mean is .* three finite numbers"),
+        (noise(4, 4), (1, 1), {"std": (0.5, 0.5)}, "std is .* three finite numbers"),
+        (noise(4, 4), (1, 1), {"std": (0.5, 0.0, 0.5)}, r"std is \(0.5, 0.0, 0.5\); needs no zero"),
+        (noise(4, 4), (1, 1), {"dtype": torch.float16}, "dtype is torch.float16; needs one of torch.bfloat16"),
+        (noise(4, 4), (1, 1), {"layout": "rows"}, "layout is 'rows'; needs 'patches' or 'tiles'"),
+        (noise(4, 4), (1, 1), {"pass_order": "vertical"}, "pass_order is 'vertical'; needs 'horizontal' or 'pillow'"),
+        (noise(4, 4), (1, 1), {"num_threads": -1}, "num_threads is -1; needs at least 0"),
+        (noise(4, 4), (1 << 11, 1 << 11), {}, r"grid is \(2048, 2048\); needs both >= 1 and at most 1048576 tiles"),
+        (
+            noise(4, 4),
+            (1, 1),
+            {"tile_px": 14 << 11},
+            "tile_px is 28672 and patch_px 14; needs a tile_px from 1 to 16384",
+        ),
+    ],
+)
+def test_refuses(frames, grid, change, message):
+    with pytest.raises(ValueError, match=f"^frames_to_tiles: {message}"):
+        frames_to_tiles(frames, grid, **{**GOOD, **change})
+
+
+# ---- the CUDA code -----------------------------------------------------------------------------------------------
+
+# Stands in for the CUDA runtime: a C++ compiler builds the kernels, and their threads run one after the other. They share
+# no memory inside a block and never wait for one another, so that is a legal order.
+FAKE_CUDA = """
+#include <cstdint>
+#define __global__
+#define __device__
+using cudaStream_t = void*;
+struct Index { unsigned x; };
+static Index blockIdx, threadIdx, gridDim;
+namespace eagle {
+inline void check_launch(const char*) {}
+struct DeviceGuard { explicit DeviceGuard(int) {} };
+template <class Kernel, class... Args>
+void launch(Kernel kernel, unsigned blocks, unsigned threads, Args... args) {
+  gridDim.x = blocks;
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
+    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) kernel(args...);
+}
+}
+"""
+ENTRY_POINT = """
+extern "C" int64_t run_kernels(const void* frames, void* out, void* workspace, int64_t num_frames, int64_t height,
+                               int64_t width, int cols, int rows, int tile_px, int patch_px, int columns_first) {
+  eagle::Tiling t;
+  t.cols = cols; t.rows = rows; t.tile_px = tile_px; t.patch_px = patch_px; t.thumbnail = true;
+  t.order = columns_first ? eagle::PassOrder::kPillow : eagle::PassOrder::kHorizontal;
+  const float mean[] = {0.485f, 0.456f, 0.406f}, stddev[] = {0.229f, 0.224f, 0.225f};
+  for (int c = 0; c < 3; ++c) { t.mean[c] = mean[c]; t.stddev[c] = stddev[c]; }
+  const int64_t needed = eagle::frames_to_tiles_workspace_bytes(width, height, t);
+  if (workspace == nullptr) return needed;
+  const int64_t side = tile_px / patch_px;
+  const std::vector<int64_t> in{num_frames, height, width, 3}, strides{height * width * 3, width * 3, 3, 1};
+  const std::vector<int64_t> shape{num_frames * t.num_images(), side * side, 3 * patch_px * patch_px};
+  const std::vector<int64_t> out_strides{shape[1] * shape[2], shape[2], 1};
+  const auto view = [](const void* p, std::vector<int64_t> shape, std::vector<int64_t> strides, const char* dtype) {
+    return eagle::make_view("view", reinterpret_cast<uintptr_t>(p), shape, strides, dtype, INT64_MAX);
+  };
+  eagle::frames_to_tiles_cuda(view(frames, in, strides, "uint8"), view(out, shape, out_strides, "bfloat16"),
+                              view(workspace, {needed}, {1}, "uint8"), t, 0, 0);
+  return needed;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def cuda_code_for_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    folder = tmp_path_factory.mktemp("cuda_on_cpu")
+    source = (CSRC / "frames_to_tiles.cu").read_text()
+    source, num_launches = re.subn(
+        r"(\w+_kernel(?:<[^<>]+>)?)<<<(.+?), (\w+), 0, stream>>>\(",
+        r"launch([](auto... args) { \1(args...); }, \2, \3, ",
+        source,
+    )
+    assert num_launches == 3
+    (folder / "kernels.cpp").write_text(FAKE_CUDA + source + ENTRY_POINT)
+    library = folder / "kernels.so"
+    files = [folder / "kernels.cpp", CSRC / "frames_to_tiles.cpp"]
+    flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", f"-I{CSRC}"]
+    subprocess.run([compiler, *flags, *files, "-o", library], check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.run_kernels.restype = ctypes.c_int64
+    loaded.run_kernels.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 5
+    return loaded
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("width", "height", "cols", "rows", "tile_px"),
+    [(1, 1, 1, 1, 14), (57, 28, 2, 1, 28), (61, 499, 4, 1, 14), (33, 20, 3, 2, 42), (300, 1, 1, 3, 28)],
+)
+def test_cuda_kernels_run_on_the_cpu_give_the_same_bits(
+    cuda_code_for_the_cpu, width, height, cols, rows, tile_px, order
+):
+    """The kernels' own source, threads, offsets and workspace; what only a GPU can show is in the tests below."""
+    frames = noise(height, width, frames=2, extreme=True)
+    expected = frames_to_tiles(
+        frames, (cols, rows), tile_px=tile_px, mean=MEAN, std=STD, thumbnail=True, pass_order=order
+    )
+    numbers = (2, height, width, cols, rows, tile_px, 14, order == "pillow")
+    needed = cuda_code_for_the_cpu.run_kernels(None, None, None, *numbers)
+    memory = torch.full((needed + 512,), 0xA5, dtype=torch.uint8)
+    start = -memory.data_ptr() % 256
+    out = torch.full_like(expected, float("nan"))
+    cuda_code_for_the_cpu.run_kernels(frames.data_ptr(), out.data_ptr(), memory.data_ptr() + start, *numbers)
+    assert torch.equal(out, expected)
+    assert (memory[:start] == 0xA5).all()
+    assert (memory[start + needed :] == 0xA5).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the op would reach the GPU")
+def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
+    class CudaTensor(Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
+    frames = noise(4, 4).as_subclass(CudaTensor)
+    with pytest.raises(RuntimeError, match=r"was built without CUDA\. Put nvcc on PATH and install it again"):
+        _fwd._init_fn(frames, 1, 1, 28, 14, MEAN, STD, True, torch.bfloat16, "pillow", 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "height", "cols", "rows", "tile_px"), SIZES)
+def test_gpu_gives_the_same_bits_as_the_cpu(width, height, cols, rows, tile_px, dtype, order):
+    frames = noise(height, width, frames=2)
+    arguments = {"tile_px": tile_px, "mean": MEAN, "std": STD, "thumbnail": True, "dtype": dtype, "pass_order": order}
+    ours = frames_to_tiles(frames.cuda(), (cols, rows), **arguments)
+    assert ours.is_cuda
+    assert torch.equal(ours.cpu(), frames_to_tiles(frames, (cols, rows), **arguments))
+
+
+@pytest.mark.gpu
+def test_gpu_runs_on_the_current_stream():
+    """Frames that a long queue on a side stream writes last: the kernels must wait for it, and it alone."""
+    frames = noise(200, 300, frames=4)
+    expected = frames_to_tiles(frames, (2, 2), tile_px=56, thumbnail=True, **HALF)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        on_gpu = torch.zeros_like(frames, device="cuda")
+        torch.cuda._sleep(50_000_000)
+        on_gpu.copy_(frames.cuda())
+        ours = frames_to_tiles(on_gpu, (2, 2), tile_px=56, thumbnail=True, **HALF)
+    stream.synchronize()
+    assert torch.equal(ours.cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_gpu_repeats_bit_for_bit():
+    frames = noise(480, 640, frames=2).cuda()
+    first = frames_to_tiles(frames, (4, 3), thumbnail=True, **HALF)
+    for _ in range(20):
+        assert torch.equal(frames_to_tiles(frames, (4, 3), thumbnail=True, **HALF), first)

@@ -1,0 +1,49 @@
+"""The README is true: its code runs, its commands and files exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from eagle_model import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_its_python_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], check=True, cwd=ROOT, timeout=120)
+
+
+def test_its_commands_exist() -> None:
+    commands = set(get_command(cli.app).commands)  # type: ignore[attr-defined]
+    assert set(re.findall(r"^    eagle (\w+)", README, re.MULTILINE)) == commands
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        assert set(re.findall(r"`make (\w+)`|^    make (\w+)", page.read_text(), re.MULTILINE)) <= {
+            pair for t in targets for pair in ((t, ""), ("", t))
+        }, page
+
+
+def test_its_extras_exist() -> None:
+    extras = set(re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    named = set(re.findall(r"pip install '\.\[(\w+)\]'", README))
+    further = re.search(r"Further extras: (.*)\.\n", README)
+    assert further is not None
+    assert named | set(re.findall(r"`([\w-]+)`", further[1])) <= extras
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_the_files_it_names_exist(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), link
+    for path in re.findall(r"(?:^|[\s`(])((?:eagle_kernels|eagle_model|bench|tests|docs|examples|csrc)/[\w/.]+\w)", text):
+        assert (ROOT / path).exists(), path
