@@ -44,7 +44,7 @@ class Case:
     # What the test holds the compiled kernel to:
     tensor_cores: bool = False  # its products run on them
     vectorised: bool = False  # its global loads are 16 bytes wide or more, but for 10 % of the bytes
-    stack_budget_bytes: int = 0  # local memory a thread may take: what spills
+    stack_budget_bytes: Mapping[int, int] = field(default_factory=dict)  # what a thread may spill, by chip; else 0
 
 
 def compile_case(case: Case, capability: int) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
         "wide_load_share": sum(n for n in load_bytes if n >= 16) / max(sum(load_bytes), 1),
         "tensor_cores": case.tensor_cores,
         "vectorised": case.vectorised,
-        "stack_budget_bytes": case.stack_budget_bytes,
+        "stack_budget_bytes": case.stack_budget_bytes.get(capability, 0),
         "constants": {k: v for k, v in case.constants.items() if isinstance(v, int | float | str | bool)},
     }
 

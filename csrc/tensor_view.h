@@ -59,7 +59,7 @@ inline TensorView make_view(const std::string& name, uintptr_t address, const st
   int64_t last = 0;  // offset of the last element
   bool empty = false;
   for (int d = 0; d < view.num_dims; ++d) {
-    check(shape[d] >= 0 && strides[d] >= 0, name, "'s dim ", d, " has size ", shape[d], " and stride ", strides[d],
+    check(shape[d] >= 0 && strides[d] >= 0, name, ": dim ", d, " has size ", shape[d], " and stride ", strides[d],
           "; needs both >= 0.");
     view.shape[d] = shape[d];
     view.strides[d] = strides[d];

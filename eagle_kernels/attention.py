@@ -33,7 +33,7 @@ OP = "varlen_attention"
 TILE = 128  # rows that one entry of a tile table stands for; every BLOCK divides it
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2_E = 1.4426950408889634
-DELTA_BLOCK = 64  # rows a program of the backward preprocess
+DELTA_BLOCK = 32  # rows a program of the backward preprocess
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -59,14 +59,14 @@ def doctor() -> None:
             table.add_row(f"GPU {i}", p.name, f"sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB: kernels run")
     else:
         table.add_row("GPU", "none", "ops run their CPU code; kernels run under Triton's interpreter in the tests")
-    for package, module, gives in [
-        ("triton", "triton", "the Triton kernels"),
-        ("av", "av", "video on the CPU: pip install 'eagle-kernels[video]'"),
-        ("tokenizers", "tokenizers", "text: pip install 'eagle-kernels[serve]'"),
-        ("matplotlib", "matplotlib", "report.html: pip install 'eagle-kernels[train]'"),
-        ("nvidia-dali-cuda130", "nvidia.dali", "video on the GPU: pip install 'eagle-kernels[dali]'"),
-        ("transformer-engine", "transformer_engine", "FP8: pip install 'eagle-kernels[fp8]'"),
-        ("flash-attn", "flash_attn", "a rival in the benches: pip install 'eagle-kernels[flash-attn]'"),
+    for package, gives in [
+        ("triton", "the Triton kernels"),
+        ("av", "video on the CPU: pip install 'eagle-kernels[video]'"),
+        ("tokenizers", "text: pip install 'eagle-kernels[serve]'"),
+        ("matplotlib", "report.html: pip install 'eagle-kernels[train]'"),
+        ("nvidia-dali-cuda130", "video on the GPU: pip install 'eagle-kernels[dali]'"),
+        ("transformer-engine", "FP8: pip install 'eagle-kernels[fp8]'"),
+        ("flash-attn", "a rival in the benches: pip install 'eagle-kernels[flash-attn]'"),
     ]:
         table.add_row(package, _version(package) or "not installed", gives)
     console.print(table)
@@ -113,8 +113,8 @@ def plan(
 
     about = "" if model else " (text counted by Qwen2.5's word rule; --model counts it exactly)"
     print(
-        f"{planned.num_tokens} of {context} tokens: {planned.visual.num_visual_tokens} visual = {planned.num_tiles} tiles "
-        f"x {processor.config.tokens_per_tile}, {planned.visual.num_text_tokens} text{about}"
+        f"{planned.num_tokens} of {context} tokens: {planned.visual.num_visual_tokens} visual = "
+        f"{planned.num_tiles} tiles x {processor.config.tokens_per_tile}, {planned.visual.num_text_tokens} text{about}"
     )
     for image, grid in zip(sample.images, planned.visual.grids):
         thumbnail = " and a thumbnail" if grid.num_tiles > 1 else ""
@@ -171,20 +171,22 @@ def train(
 
 @app.command()
 def chat(
-    model: Annotated[Path, typer.Argument(help="A checkpoint folder, as `eagle train` writes it.")],
+    model: Annotated[Path, typer.Argument(help="A checkpoint's folder, or a run's, whose newest is taken.")],
     files: Annotated[list[Path] | None, typer.Argument(help="Images and videos to talk about.")] = None,
-    ask: Annotated[str | None, typer.Option(help="One question; without it, questions are read from the terminal.")] = None,
+    ask: Annotated[str | None, typer.Option(help="One question; else they are read from the terminal.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
 ) -> None:
     """Answers questions about images and videos.
 
-    Example:  eagle chat runs/first/checkpoints/step-000500 clip.mp4 --ask "Which way does the digit move?"
+    Example:  eagle chat runs/first clip.mp4 --ask "Which way does the digit move?"
     """
     from eagle_model.data.processor import Processor
     from eagle_model.model.eagle import Eagle
+    from eagle_model.train import checkpoint
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = checkpoint.latest(model / "checkpoints", print) or model
     saved = Processor.from_pretrained(model)
     room = saved.config.context_tokens - max_new_tokens  # for the question and its media
     processor = Processor(saved.tokenizer, replace(saved.config, context_tokens=room))

@@ -195,7 +195,7 @@ class Loader:
 
         config = self.processor.config
         add(config.context_tokens, config.tile_px, config.patch_px, config.mean, config.std, config.system)
-        add(self.config.seed, self.config.on_bad_sample)
+        add(self.config.seed)
         for entry in self._entries:
             plan = self._plans[entry]
             add(plan.sample.id, plan.num_tokens, [(turn.role, turn.text) for turn in plan.sample.turns])

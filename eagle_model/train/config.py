@@ -73,7 +73,9 @@ class TrainConfig:
 
 
 # A resumed run may differ from the interrupted one in these alone.
-CHANGEABLE_ON_RESUME = frozenset({"max_steps", "log_every_steps", "save_every_steps", "keep_last", "data.num_workers"})
+CHANGEABLE_ON_RESUME = frozenset(
+    {"max_steps", "log_every_steps", "save_every_steps", "keep_last", "data.num_workers", "data.on_bad_sample"}
+)
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:

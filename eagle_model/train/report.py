@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.data.contact_sheet import patches_to_pixels
 from eagle_model.train import checkpoint
 from eagle_model.train.metrics import read_metrics
 
@@ -32,16 +32,6 @@ table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 
 img.curve { width: 100%; } img.tile { width: 112px; margin: 2px; image-rendering: pixelated; }
 pre { white-space: pre-wrap; background: #f6f6f6; padding: .8rem; } mark { background: #c8ecc8; }
 """
-
-
-def tiles_to_pixels(patches_IPK: Tensor, *, patch_px: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised patches back to uint8 RGB tiles, (I, Y, X, 3): undoes `frames_to_tiles`, to the nearest value."""
-    num_tiles, num_patches, _ = patches_IPK.shape
-    side = round(num_patches**0.5)
-    blocks = patches_IPK.float().reshape(num_tiles, side, side, 3, patch_px, patch_px)  # I, row, column, channel, y, x
-    pixels_IYX3 = blocks.permute(0, 1, 4, 2, 5, 3).reshape(num_tiles, side * patch_px, side * patch_px, 3)
-    pixels_IYX3 = pixels_IYX3 * torch.tensor(std) + torch.tensor(mean)
-    return (pixels_IYX3 * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def save_samples(
@@ -65,7 +55,7 @@ def save_samples(
         num_tiles = batch.patches_IPK.shape[0]
         first_rows_I = batch.visual_rows_N.unflatten(0, (num_tiles, -1))[:, 0] if num_tiles else batch.visual_rows_N
         tiles = torch.nonzero((first_rows_I >= start) & (first_rows_I < end)).flatten()
-        shown = tiles_to_pixels(batch.patches_IPK[tiles[:MAX_TILES]], patch_px=patch_px, mean=mean, std=std)
+        shown = patches_to_pixels(batch.patches_IPK[tiles[:MAX_TILES]], patch_px=patch_px, mean=mean, std=std)
         names = [f"sample-{number}-tile-{i:02d}.png" for i in range(len(shown))]
         for name, pixels_YX3 in zip(names, shown, strict=True):
             Image.fromarray(pixels_YX3.numpy()).save(folder / name)

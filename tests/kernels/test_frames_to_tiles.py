@@ -316,8 +316,8 @@ def test_refuses(frames, grid, change, message):
 
 # ---- the CUDA code -----------------------------------------------------------------------------------------------
 
-# Stands in for the CUDA runtime: a C++ compiler builds the kernels, and their threads run one after the other. They share
-# no memory inside a block and never wait for one another, so that is a legal order.
+# Stands in for the CUDA runtime: a C++ compiler builds the kernels, and their threads run one after the other. They
+# share no memory inside a block and never wait for one another, so that is a legal order.
 FAKE_CUDA = """
 #include <cstdint>
 #define __global__

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from eagle_kernels.linear_cross_entropy import _fwd, _softmax_grad, linear_cross_entropy, linear_cross_entropy_ref
 from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, far_rows
 from tests.numerics import randn
+
+MODULE = import_module("eagle_kernels.linear_cross_entropy")  # as an attribute, that name is the function
 
 SHAPES = [(1, 1, 1), (21, 16, 70), (5, 8, 5000)]  # T, C, V: one, ragged, more vocabulary than one block
 WAYS = [False, True]  # the CPU's way and the GPU's
@@ -52,8 +55,8 @@ def test_as_good_as_torch(T, C, V, dtype, as_on_gpu, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_chunks_and_token_weights(dtype, as_on_gpu, monkeypatch, device):
     """Chunks of 3 tokens, the last one ragged, and on the GPU's way one of ignored tokens alone."""
-    monkeypatch.setattr("eagle_kernels.linear_cross_entropy.CHUNK_BYTES", 3 * 70 * 4)
-    monkeypatch.setattr("eagle_kernels.linear_cross_entropy.CHUNK_TOKENS", 3)
+    monkeypatch.setattr(MODULE, "CHUNK_BYTES", 3 * 70 * 4)
+    monkeypatch.setattr(MODULE, "CHUNK_TOKENS", 3)
     labels, weights = some_labels(20, 70, device), torch.rand(20, device=device)
     check_as_good(
         lambda h, w: op(h, w, labels, weights, as_on_gpu=as_on_gpu),

@@ -1,9 +1,13 @@
+from importlib import import_module
+
 import pytest
 import torch
 
 from eagle_kernels.rms_norm import _add_fwd, _bwd, _fwd, add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
 from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, far_rows
 from tests.numerics import randn
+
+MODULE = import_module("eagle_kernels.rms_norm")  # as an attribute, that name is the function
 
 # One, ragged, the language model's own. At width 1 and a small eps the gradient is nothing but rounding, hence 0.5.
 SHAPES = [(1, 1, 0.5), (17, 100, 1e-6), (3, 3584, 1e-6)]
@@ -34,7 +38,7 @@ def test_add_as_good_as_torch(T, C, eps, dtype, device):
 
 def test_programs_share_the_rows(monkeypatch, device):
     """dweight's partial sums when each program takes several tiles of rows, the last one ragged."""
-    monkeypatch.setattr("eagle_kernels.rms_norm.NUM_PARTIALS", 2)
+    monkeypatch.setattr(MODULE, "NUM_PARTIALS", 2)
     x, weight = randn(70, 20, device=device), randn(20, device=device, seed=1)
     check_as_good(lambda x, w: op(x, w, 1e-6), lambda x, w: rms_norm_ref(x, w, 1e-6), (x, weight))
 
@@ -157,5 +161,5 @@ def test_refuses(x, weight, message):
 def test_add_refuses_another_residual():
     with pytest.raises(ValueError, match=r"add_rms_norm: residual's shape is \(3, 3\); needs x's \(2, 3\)"):
         add_rms_norm(torch.ones(2, 3), torch.ones(3, 3), torch.ones(3), 1e-6)
-    with pytest.raises(ValueError, match="add_rms_norm: residual's dtype is torch.float64; needs x's torch.float32"):
+    with pytest.raises(ValueError, match=r"add_rms_norm: residual's dtype is torch.float64; needs x's torch.float32"):
         add_rms_norm(torch.ones(2, 3), torch.ones(2, 3).double(), torch.ones(3), 1e-6)

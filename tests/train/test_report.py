@@ -7,26 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.train import checkpoint, report
 from eagle_model.train.config import to_json
 from eagle_model.train.metrics import MetricsLog
 from eagle_model.train.recipes import tiny
-from eagle_model.train.report import save_samples, tiles_to_pixels, write_report
+from eagle_model.train.report import save_samples, write_report
 from tests.train.test_metrics import metrics
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.3)
-
-
-@pytest.mark.parametrize(("tile_px", "patch_px"), [(28, 7), (56, 14)])
-def test_pixels_come_back_from_patches(tile_px, patch_px):
-    frames = torch.randint(0, 256, (2, 40, 70, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    sizes = {"tile_px": tile_px, "patch_px": patch_px, "mean": MEAN, "std": STD, "thumbnail": True}
-    patches = frames_to_tiles(frames, (2, 1), dtype=torch.float32, **sizes)
-    tiles = frames_to_tiles(frames, (2, 1), dtype=torch.uint8, layout="tiles", **sizes)  # I, 3, Y, X
-    pixels = tiles_to_pixels(patches, patch_px=patch_px, mean=MEAN, std=STD)
-    assert torch.equal(pixels, tiles.permute(0, 2, 3, 1))
 
 
 def batch_of(labels: list[list[bool]], tiles: list[int]) -> PackedBatch:

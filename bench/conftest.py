@@ -1,0 +1,19 @@
+"""Every result file says where it was measured: GPU, driver and versions beside pytest-benchmark's machine and commit."""
+
+import shutil
+import subprocess
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    machine_info |= {"torch": torch.__version__, "triton": version("triton"), "torch_threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        p = torch.cuda.get_device_properties(0)
+        machine_info |= {"gpu": p.name, "sm": f"{p.major}{p.minor}", "gpu_memory_bytes": p.total_memory}
+        machine_info |= {"cuda": torch.version.cuda}
+    if smi := shutil.which("nvidia-smi"):
+        query = [smi, "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
+        machine_info["nvidia_smi"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()

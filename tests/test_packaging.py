@@ -1,0 +1,148 @@
+"""The built module and its wheel: no torch inside, no CUDA library to find, three architectures, a portable wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from eagle_kernels import native
+
+ROOT = Path(__file__).parent.parent
+SYSTEM_LIBRARIES = re.compile(r"^(libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+|ld-linux.*)\.so\.\d+$")
+FOREIGN_SYMBOL = re.compile(r"torch|THP|_ZNK?(St\d+)?\d*(3c10|2at)\d|3c10|N2at\d|^_?cu[A-Z]|^_?cuda[A-Z]")
+
+
+def module_file() -> Path:
+    spec = importlib.util.find_spec("eagle_kernels._native")
+    assert spec is not None, "eagle_kernels._native is not built: pip install -e . --no-build-isolation"
+    assert spec.origin is not None
+    return Path(spec.origin)
+
+
+def run(*command: object, **options: object) -> str:
+    done = subprocess.run([str(c) for c in command], text=True, capture_output=True, **options)
+    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def elf(path: Path) -> tuple[set[str], set[str]]:
+    """The libraries that the file asks for, and every name in its symbol tables."""
+    elffile = pytest.importorskip("elftools.elf.elffile", reason="needs pyelftools (the extra `dev`)")
+    with path.open("rb") as stream:
+        sections = list(elffile.ELFFile(stream).iter_sections())
+        tags = [tag for s in sections if s.name == ".dynamic" for tag in s.iter_tags()]
+        needed = {tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"}
+        names = {symbol.name for s in sections if s.name in {".dynsym", ".symtab"} for symbol in s.iter_symbols()}
+    return needed, names
+
+
+def test_the_pattern_of_foreign_symbols_finds_them():
+    for name in [
+        "_ZN3c105ErrorC1ENS_14SourceLocationE",
+        "_ZNK2at6Tensor4sizeEl",
+        "_ZN5torch8autogradE",
+        "THPVariable_Wrap",
+        "cuLaunchKernel",
+        "cudaMalloc",
+    ]:
+        assert FOREIGN_SYMBOL.search(name), name
+    for name in ["PyInit__native", "_ZN5eagle19frames_to_tiles_cpuE", "_ZNSt6vectorIiE", "_ZNSt11char_traitsIcE"]:
+        assert not FOREIGN_SYMBOL.search(name), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
+def test_the_module_knows_no_torch_and_needs_no_cuda_library():
+    needed, names = elf(module_file())
+    assert [library for library in needed if not SYSTEM_LIBRARIES.match(library)] == []
+    assert "PyInit__native" in names
+    assert [name for name in names if FOREIGN_SYMBOL.search(name)] == []
+    text = module_file().read_bytes()
+    assert b"libtorch" not in text
+    assert b"libcudart.so" not in text
+
+
+def import_alone(module: Path) -> str:
+    """Imports that file in a Python without site-packages (-S): no torch, no numpy. Prints has_cuda."""
+    code = f"""
+import importlib.util
+assert importlib.util.find_spec("torch") is None
+spec = importlib.util.spec_from_file_location("eagle_kernels._native", {str(module)!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.build_info()["has_cuda"])
+"""
+    return run(sys.executable, "-I", "-S", "-c", code).strip()
+
+
+def test_the_module_imports_where_there_is_no_torch():
+    """And, on a machine without a GPU, where there is no driver."""
+    assert import_alone(module_file()) == str(native.build_info()["has_cuda"])
+
+
+@pytest.mark.skipif(not native.build_info()["has_cuda"], reason="built without nvcc: CPU code only")
+def test_the_module_holds_code_for_three_architectures_and_ptx():
+    import triton
+
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    assert set(re.findall(r"sm_\w+(?=\.cubin)", run(cuobjdump, "--list-elf", module_file()))) == {
+        "sm_80",
+        "sm_90a",
+        "sm_100",
+    }
+    assert re.findall(r"sm_\w+(?=\.ptx)", run(cuobjdump, "--list-ptx", module_file())) == ["sm_80"]
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name} (the extra `dev`)")
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="auditwheel checks Linux wheels")
+def test_a_wheel_without_nvcc_is_portable(tmp_path):
+    """Builds from the files that git has, with no nvcc in sight: the build says so, and the wheel stands alone."""
+    auditwheel, patchelf = tool("auditwheel"), tool("patchelf")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("csrc", "eagle_kernels", "eagle_model"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    compilers = {str(Path(found).parent) for found in map(shutil.which, ("c++", "g++", "cc")) if found}
+    folders = [Path(patchelf).parent, Path(sys.executable).parent, *sorted(compilers), "/usr/bin", "/bin"]
+    if any((Path(folder) / "nvcc").exists() for folder in folders):
+        pytest.skip("nvcc lies in the compiler's own folder")
+    left_out = {"CUDACXX", "CUDA_HOME", "CUDA_PATH", "CMAKE_ARGS"}
+    environment = {k: v for k, v in os.environ.items() if k not in left_out} | {
+        "PATH": os.pathsep.join(map(str, folders))
+    }
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    log = run(*pip, "wheel", source, "--no-deps", "--no-build-isolation", "-v", "-w", tmp_path, env=environment)
+    assert "eagle_kernels: no nvcc on PATH, so CPU code only." in log
+
+    (wheel,) = tmp_path.glob("eagle_kernels-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {
+        p.relative_to(ROOT).as_posix() for f in ("eagle_kernels", "eagle_model") for p in (ROOT / f).rglob("*.py")
+    }
+    (binary,) = {name for name in names if name.endswith(".so")}
+    assert binary == f"eagle_kernels/{module_file().name}"
+    installed = {name for name in names if ".dist-info/" not in name}
+    assert installed == sources | {binary, "eagle_kernels/py.typed", "eagle_model/py.typed"}
+
+    run(auditwheel, "repair", wheel, "-w", tmp_path / "repaired", env=environment)
+    (repaired,) = (tmp_path / "repaired").glob("*.whl")
+    assert "-manylinux_2_" in repaired.name
+    assert {n for n in zipfile.ZipFile(repaired).namelist() if n.endswith(".so") or ".libs/" in n} == {binary}
+    target = tmp_path / "site"
+    run(*pip, "install", "--no-deps", "--no-index", "--target", target, repaired)
+    assert import_alone(target / binary) == "False"
