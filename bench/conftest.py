@@ -1,4 +1,4 @@
-"""Every result file says where it was measured: GPU, driver and versions beside pytest-benchmark's machine and commit."""
+"""Every result file says where it was measured: GPU, driver, versions, beside pytest-benchmark's machine and commit."""
 
 import shutil
 import subprocess

@@ -81,6 +81,7 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
         "tcgen05_mma": len(re.findall(r"tcgen05\.mma", ptx)),
         "setmaxnreg": len(re.findall(r"setmaxnreg", ptx)),
         "loads": len(load_bytes),
+        "loads_below_4_bytes": sum(n < 4 for n in load_bytes),
         "wide_load_share": sum(n for n in load_bytes if n >= 16) / max(sum(load_bytes), 1),
         "tensor_cores": case.tensor_cores,
         "vectorised": case.vectorised,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -244,7 +244,7 @@ def varlen_attention_ref(
         ends_k = ends_q if cu_seqlens_k is None else cu_seqlens_k.tolist()
         segments = [(a, b - a, c, d - c) for a, b, c, d in zip(ends_q, ends_q[1:], ends_k, ends_k[1:], strict=False)]
     # Neighbours of equal lengths become one batched call: all tiles of the vision tower in one.
-    runs = _runs_of_equal_segments(sorted(segments))
+    runs = _runs_of_equal_segments(sorted(segment for segment in segments if segment[1]))
     q_parts = _row_ranges(q_THD, [(q_start, num * q_len) for num, q_start, q_len, _, _ in runs])
     k_parts = _row_ranges(k_TKD, [(k_start, num * k_len) for num, _, _, k_start, k_len in runs])
     v_parts = _row_ranges(v_TKD, [(k_start, num * k_len) for num, _, _, k_start, k_len in runs])
@@ -285,7 +285,7 @@ def _runs_of_equal_segments(segments: list[tuple[int, int, int, int]]) -> list[t
 
 
 def _row_ranges(x: Tensor, ranges: list[tuple[int, int]]) -> list[Tensor]:
-    """The rows (start, num) of x. Where they partition x by one split, whose backward is one cat."""
+    """num rows of x from start on, for each (start, num). One split, with one cat as backward, if they are all of x."""
     row = 0
     for start, num in ranges:
         if start != row:
@@ -303,9 +303,9 @@ def _attend(
     N, L, H, _ = q_NLHD.shape
     M, K = k_NMKD.shape[1:3]
     num_blind = max(L - M, 0) if causal else L * (M == 0)  # leading rows that see no key
-    if num_blind == L:  # where there is no row, q itself is the result and keeps the graph
+    if num_blind == L:
         lse_NHL = None if lse_dtype is None else q_NLHD.new_full((N, H, L), -torch.inf, dtype=lse_dtype)
-        return torch.zeros_like(q_NLHD) if L else q_NLHD, lse_NHL
+        return torch.zeros_like(q_NLHD), lse_NHL
     q, k, v = q_NLHD[:, num_blind:].transpose(1, 2), k_NMKD.transpose(1, 2), v_NMKD.transpose(1, 2)
     num_rows = L - num_blind
     mask_LM = None
@@ -760,6 +760,34 @@ def _varlen_attention(
     return _fwd(
         q_THD, k_TKD, v_TKD, plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, plan.covers_all, causal, softmax_scale
     )
+
+
+@overload
+def varlen_attention(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor | AttentionPlan,
+    *,
+    cu_seqlens_k: Tensor | None = ...,
+    causal: bool = ...,
+    softmax_scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def varlen_attention(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor | AttentionPlan,
+    *,
+    cu_seqlens_k: Tensor | None = ...,
+    causal: bool = ...,
+    softmax_scale: float | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def varlen_attention(

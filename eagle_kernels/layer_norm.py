@@ -37,9 +37,9 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     mean = tl.zeros((ROWS,), tl.float32)
     squares = tl.zeros((ROWS,), tl.float32)  # sum of (x - mean)**2 over the columns seen
     for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)[None, :]
-        mask = live & (cols < C)
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        cols = start + tl.arange(0, COLS)
+        mask = live & (cols < C)[None, :]
+        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         count = tl.minimum(C - start, COLS).to(tl.float32)
         block_mean = tl.sum(x, axis=1) / count
         centred = tl.where(mask, x - block_mean[:, None], 0.0)
@@ -51,13 +51,13 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(mean_ptr + rows, mean, mask=rows < T)
     tl.store(rstd_ptr + rows, rstd, mask=rows < T)
     for start in range(0, C, COLS):  # the row comes from the cache this time
-        cols = start + tl.arange(0, COLS)[None, :]
-        mask = live & (cols < C)
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
-        bias = tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
+        cols = start + tl.arange(0, COLS)
+        mask = live & (cols < C)[None, :]
+        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
+        bias = tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
         y = (x - mean[:, None]) * rstd[:, None] * weight + bias
-        tl.store(y_ptr + rows[:, None] * C + cols, y.to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y_ptr + rows[:, None] * C + cols[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -72,23 +72,23 @@ def _dx_kernel(  # type: ignore[no-untyped-def]
     sums = tl.zeros((ROWS, COLS), tl.float32)
     dots = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)[None, :]
-        mask = live & (cols < C)
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
+        cols = start + tl.arange(0, COLS)
+        mask = live & (cols < C)[None, :]
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
         sums += dy * weight
         dots += dy * weight * ((x - mean) * rstd)  # dy is 0 where masked
     sum_ = (tl.sum(sums, axis=1) / C)[:, None]
     dot = (tl.sum(dots, axis=1) / C)[:, None]
     for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)[None, :]
-        mask = live & (cols < C)
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
+        cols = start + tl.arange(0, COLS)
+        mask = live & (cols < C)[None, :]
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
         dx = rstd * (dy * weight - sum_ - (x - mean) * rstd * dot)
-        tl.store(dx_ptr + rows[:, None] * C + cols, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        tl.store(dx_ptr + rows[:, None] * C + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -96,21 +96,21 @@ def _dweight_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, x_ptr, mean_ptr, rstd_ptr, partials_ptr, dy_stride, x_stride, T,
     C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     dweight = tl.zeros((ROWS, COLS), tl.float32)
     dbias = tl.zeros((ROWS, COLS), tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-        mask = (rows < T)[:, None] & (cols < C)
+        mask = (rows < T)[:, None] & (cols < C)[None, :]
         mean = tl.load(mean_ptr + rows, mask=rows < T, other=0.0)[:, None]
         rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         dweight += dy * ((x - mean) * rstd)
         dbias += dy
     out = partials_ptr + tl.program_id(1).to(tl.int64) * (2 * C) + cols
-    tl.store(out, tl.sum(dweight, axis=0)[None, :], mask=cols < C)
-    tl.store(out + C, tl.sum(dbias, axis=0)[None, :], mask=cols < C)
+    tl.store(out, tl.sum(dweight, axis=0), mask=cols < C)
+    tl.store(out + C, tl.sum(dbias, axis=0), mask=cols < C)
 
 
 def _tile(C: int) -> tuple[int, int]:

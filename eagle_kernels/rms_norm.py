@@ -53,22 +53,22 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     residual_rows = rows[:, None] * residual_stride
     squares = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)[None, :]
-        mask = live & (cols < C)
-        h = _load_h(x_ptr, residual_ptr, x_rows + cols, residual_rows + cols, mask, ADD)
+        cols = start + tl.arange(0, COLS)
+        mask = live & (cols < C)[None, :]
+        h = _load_h(x_ptr, residual_ptr, x_rows + cols[None, :], residual_rows + cols[None, :], mask, ADD)
         if ADD:
-            tl.store(h_ptr + rows[:, None] * C + cols, h, mask=mask)
+            tl.store(h_ptr + rows[:, None] * C + cols[None, :], h, mask=mask)
         squares += h.to(tl.float32) * h.to(tl.float32)
     rstd = 1.0 / tl.sqrt_rn(tl.sum(squares, axis=1) / C + eps)
     tl.store(rstd_ptr + rows, rstd, mask=rows < T)
     for start in range(0, C, COLS):  # the row comes from the cache this time
-        cols = start + tl.arange(0, COLS)[None, :]
-        mask = live & (cols < C)
+        cols = start + tl.arange(0, COLS)
+        mask = live & (cols < C)[None, :]
         # x + residual again, not h: no thread may read what another stored without a barrier between.
-        h = _load_h(x_ptr, residual_ptr, x_rows + cols, residual_rows + cols, mask, ADD)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
+        h = _load_h(x_ptr, residual_ptr, x_rows + cols[None, :], residual_rows + cols[None, :], mask, ADD)
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
         normed = (h.to(tl.float32) * rstd[:, None]).to(h.dtype).to(tl.float32)
-        tl.store(y_ptr + rows[:, None] * C + cols, (normed * weight).to(h.dtype), mask=mask)
+        tl.store(y_ptr + rows[:, None] * C + cols[None, :], (normed * weight).to(h.dtype), mask=mask)
 
 
 @triton.jit
@@ -81,23 +81,23 @@ def _dh_kernel(  # type: ignore[no-untyped-def]
     rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
     dots = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)[None, :]
-        mask = live & (cols < C)
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        h = tl.load(h_ptr + rows[:, None] * h_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
+        cols = start + tl.arange(0, COLS)
+        mask = live & (cols < C)[None, :]
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        h = tl.load(h_ptr + rows[:, None] * h_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
         dots += dy * weight * (h * rstd)
     dot = (tl.sum(dots, axis=1) / C)[:, None]
     for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)[None, :]
-        mask = live & (cols < C)
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        h = tl.load(h_ptr + rows[:, None] * h_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
+        cols = start + tl.arange(0, COLS)
+        mask = live & (cols < C)[None, :]
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        h = tl.load(h_ptr + rows[:, None] * h_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
         dh = rstd * (dy * weight - h * rstd * dot)
         if ADD:
-            dh += tl.load(dsum_ptr + rows[:, None] * dsum_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        tl.store(dh_ptr + rows[:, None] * C + cols, dh.to(dh_ptr.dtype.element_ty), mask=mask)
+            dh += tl.load(dsum_ptr + rows[:, None] * dsum_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        tl.store(dh_ptr + rows[:, None] * C + cols[None, :], dh.to(dh_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -105,17 +105,17 @@ def _dweight_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, h_ptr, rstd_ptr, partials_ptr, dy_stride, h_stride, T,
     C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     acc = tl.zeros((ROWS, COLS), tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-        mask = (rows < T)[:, None] & (cols < C)
+        mask = (rows < T)[:, None] & (cols < C)[None, :]
         rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols, mask=mask, other=0.0)
-        h = tl.load(h_ptr + rows[:, None] * h_stride + cols, mask=mask, other=0.0)
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0)
+        h = tl.load(h_ptr + rows[:, None] * h_stride + cols[None, :], mask=mask, other=0.0)
         acc += dy.to(tl.float32) * (h.to(tl.float32) * rstd).to(h.dtype).to(tl.float32)
     out = partials_ptr + tl.program_id(1).to(tl.int64) * C + cols
-    tl.store(out, tl.sum(acc, axis=0)[None, :], mask=cols < C)
+    tl.store(out, tl.sum(acc, axis=0), mask=cols < C)
 
 
 def _tile(C: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@
 
 1. `eagle plan` on a real film clip: what Eagle 2.5 would see of it.
 2. A question-answering set of H.264 files (digit_videos.py), made once.
-3. Training from those files: probe, plan, decode, tiles, packing, model, loss. Interrupt it and run it again: it resumes.
+3. Training from those files: probe, plan, decode, tiles, packing, model, loss. Interrupted, it resumes.
 4. Questions about held-out videos, and the same with their frames shuffled, which must leave it guessing.
 """
 
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from eagle_model.data.media import Sample, Source, read_samples
+from eagle_model.data.media import Sample, read_recipe, read_samples
 from eagle_model.data.processor import Processor
 from eagle_model.data.tokens import pack_row
 from eagle_model.model.eagle import Eagle
@@ -62,7 +62,7 @@ def config(videos: Path, max_steps: int) -> TrainConfig:
 
 
 def ask(eagle: Eagle, processor: Processor, samples: Sequence[Sample], *, shuffled: bool = False) -> list[str]:
-    """The model's answer to each sample's last question; `shuffled` shows it the frames of each video in random order."""
+    """The model's answer to each sample's last question; `shuffled`: each video's frames in random order."""
     order = torch.Generator().manual_seed(0)
     answers: list[str] = []
     for i in range(0, len(samples), VIDEOS_A_ROW):
@@ -93,7 +93,8 @@ def evaluate(run: Path, videos: Path) -> dict[str, float]:
     eagle = Eagle.from_pretrained(newest, dtype=torch.float32, device=device)
     processor = Processor.from_pretrained(newest)
     by_kind: dict[str, list[Sample]] = defaultdict(list)
-    for sample in read_samples(Source(name="test", root=videos, annotation=videos / "test.jsonl")):
+    (held_out,) = read_recipe(videos / "test.jsonl")
+    for sample in read_samples(held_out):
         by_kind[sample.id.split("-")[1]].append(sample)
 
     scores: dict[str, float] = {}
@@ -104,7 +105,8 @@ def evaluate(run: Path, videos: Path) -> dict[str, float]:
         table.add_row(f"{kind}: {len(samples)} videos", f"{scores[kind]:.1%}", f"{CHANCE[kind]:.0%}")
         for sample, answer in list(zip(samples, answers, strict=True))[:2]:
             question = sample.turns[-2].text.split("\n")[-1]
-            console.print(f"[dim]{sample.id}[/dim]  {question}  [bold]{answer}[/bold]  (truth: {sample.turns[-1].text})")
+            truth = sample.turns[-1].text
+            console.print(f"[dim]{sample.id}[/dim]  {question}  [bold]{answer}[/bold]  (truth: {truth})")
     movement = by_kind["movement"]
     scores["shuffled"] = accuracy(movement, ask(eagle, processor, movement, shuffled=True))
     table.add_row("movement, frames shuffled (control)", f"{scores['shuffled']:.1%}", f"{CHANCE['movement']:.0%}")

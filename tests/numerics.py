@@ -35,7 +35,9 @@ def outputs_and_grads(
     return [t.detach() for t in (*outputs, *grads)]
 
 
-def assert_as_good(ours: Sequence[Tensor], same: Sequence[Tensor], true: Sequence[Tensor], *, factor: float = 2) -> None:
+def assert_as_good(
+    ours: Sequence[Tensor], same: Sequence[Tensor], true: Sequence[Tensor], *, factor: float = 2
+) -> None:
     """|ours - true| <= factor * max|same - true| + 2 ulp of `true` in our dtype, at every element, and no NaN.
 
     ours: the kernel; same: torch in the same dtype; true: torch in fp64. The factor is flash-attention's own rule.

@@ -137,6 +137,7 @@ def load_patches(
             std=std,
             thumbnail=True,
             dtype=PIXELS_DTYPE,
+            num_threads=1,  # the loader's workers are threads already
         )
 
     num_tiles = sum(grid.num_tiles for grid in plan.grids) + sum(len(times) for times in plan.timestamps_seconds)

@@ -27,7 +27,11 @@ from eagle_model.model.vision import VisionEncoder
 
 class Eagle(nn.Module):
     """New weights come from torch's global generator, in the default dtype; the parameters' dtype decides the
-    computation's. Under `torch.device("meta")` nothing is allocated."""
+    computation's. Under `torch.device("meta")` nothing is allocated.
+
+    New linear layers keep the variance of what they read (standard deviation fan_in ** -0.5, about 0.02 at Eagle's
+    widths), so that narrow models learn as well; embeddings and lm_head take `cfg.initializer_range`.
+    """
 
     def __init__(self, cfg: EagleConfig) -> None:
         super().__init__()
@@ -37,10 +41,12 @@ class Eagle(nn.Module):
         self.llm = Decoder(cfg.text)
         self.lm_head = nn.Linear(cfg.text.hidden_size, cfg.text.vocab_size, bias=False)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, nn.Linear) and module is not self.lm_head:
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=cfg.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
         self._tie()
 
     def _tie(self) -> None:

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench import static_table
 
+ROOT = Path(__file__).resolve().parents[2]
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a block's most, CUDA C++ Programming Guide
 
 
@@ -18,7 +20,7 @@ def rows(tmp_path_factory):
     out = tmp_path_factory.mktemp("static")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench.static_table", "--out", str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=os.getcwd())
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "static_table.json").read_text())["rows"]
 
@@ -83,3 +85,12 @@ def test_attention_multiplies_no_padding(rows, step, num_products, name, width):
     warp_groups = row["num_warps"] // 4
     block = row["constants"]["BLOCK_M"] * row["constants"]["BLOCK_N"]
     assert row["wgmma_macs"] * warp_groups == num_products * block * width
+
+
+def test_attention_loads_no_element_alone(rows):
+    """bf16 comes in vectors, whatever the stride of a head; beside them only lse, delta and tables, 4 bytes each."""
+
+    def wrong(row):
+        return f"{row['loads_below_4_bytes']} loads of one bf16" if row["loads_below_4_bytes"] else None
+
+    check_rows([row for row in rows if row["name"].startswith("attention")], wrong)

@@ -186,7 +186,9 @@ def test_new_weights_follow_the_global_seed_and_the_config():
             assert (a == 1).all(), name
         else:
             assert not torch.equal(a, c), name
-            assert 0.45 < a.std() < 0.55, name
+            is_table = name.startswith(("lm_head.", "llm.embed_tokens.", "vision.position_embedding."))
+            std = 0.5 if is_table else a.shape[1] ** -0.5
+            assert 0.9 < a.std() / std < 1.1, name
 
 
 def test_tied_embeddings_are_one_parameter():

@@ -205,9 +205,7 @@ def test_another_configuration_is_refused_by_name(chats, tmp_path):
     message = str(caught.value)
     assert "data.seed: 0 -> 3; optimizer.learning_rate: 0.001 -> 0.5" in message
     assert "max_steps: 4" not in message
-    assert (
-        "A run may change data.num_workers, keep_last, log_every_steps, max_steps, save_every_steps alone." in message
-    )
+    assert "A run may change data.num_workers, data.on_bad_sample, keep_last, log_every_steps, max_steps, " in message
 
 
 def test_other_data_under_the_same_name_is_refused(chats, tmp_path):

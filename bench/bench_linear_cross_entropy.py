@@ -1,0 +1,34 @@
+"""Linear cross-entropy, forward and backward together: every token supervised, and one of ten."""
+
+import pytest
+import torch
+
+from bench.fused import DTYPE, WAYS, random
+from bench.harness import DEVICE, measure, seconds
+from eagle_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+
+pytestmark = pytest.mark.benchmark(timer=seconds)
+T, C, V = (4096, 3584, 152_064) if DEVICE == "cuda" else (64, 64, 1000)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("supervised_percent", [100, 10])
+def test_loss_and_gradients(benchmark, supervised_percent, way):
+    """FLOPs count the three matmuls over supervised tokens only."""
+    benchmark.group = f"linear_cross_entropy, {T} x {C} x {V}, {supervised_percent} % supervised"
+    fn = linear_cross_entropy if way == "ours" else linear_cross_entropy_ref
+    fn = torch.compile(fn) if way == "torch.compile" else fn
+    inputs = random((T, C), (V, C))
+    labels = torch.randint(0, V, (T,), generator=torch.Generator().manual_seed(1))
+    labels[T * supervised_percent // 100 :] = -100
+    labels = labels.to(DEVICE)
+
+    def run() -> list[torch.Tensor]:
+        loss = fn(*inputs, labels)
+        return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+    wide = [x.detach().float().requires_grad_() for x in inputs]
+    want = linear_cross_entropy_ref(*wide, labels)
+    grads = torch.autograd.grad(want, wide)
+    flops = 6 * C * V * (T * supervised_percent // 100)
+    measure(benchmark, run, [want.detach(), *grads], dtype=DTYPE, flops=flops)

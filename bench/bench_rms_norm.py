@@ -1,0 +1,32 @@
+"""RMSNorm at the language model's width, alone and with the residual addition."""
+
+import pytest
+
+from bench.fused import STEPS, TOKENS, WAYS, measure_op, random
+from bench.harness import seconds
+from eagle_kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
+
+pytestmark = [
+    pytest.mark.benchmark(timer=seconds),
+    pytest.mark.parametrize("way", WAYS),
+    pytest.mark.parametrize("step", STEPS),
+]
+
+WIDTH = 3584
+EPS = 1e-6
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_rms_norm(benchmark, tokens, step, way):
+    inputs = random((tokens, WIDTH), (WIDTH,))
+    elements = {"forward": 2, "backward": 3}[step] * tokens * WIDTH
+    op, ref = (lambda x, w, f=f: f(x, w, EPS) for f in (rms_norm, rms_norm_ref))
+    measure_op(benchmark, "rms_norm", step, way, op, ref, inputs, elements_moved=elements)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_add_rms_norm(benchmark, tokens, step, way):
+    inputs = random((tokens, WIDTH), (tokens, WIDTH), (WIDTH,))
+    elements = 4 * tokens * WIDTH
+    op, ref = (lambda x, r, w, f=f: f(x, r, w, EPS) for f in (add_rms_norm, add_rms_norm_ref))
+    measure_op(benchmark, "add_rms_norm", step, way, op, ref, inputs, elements_moved=elements)

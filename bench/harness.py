@@ -1,0 +1,97 @@
+"""How every op's bench measures: gate, cold cache, synchronised clock, median with p20 and p80, percent of a ceiling.
+
+A bench is a test function that takes pytest-benchmark's fixture:
+
+    pytestmark = pytest.mark.benchmark(timer=seconds)
+
+    def test_forward(benchmark, ...):
+        measure(benchmark, run, want, flops=..., dtype=...)
+
+`pytest bench --benchmark-disable` runs each once, as a test; without the option they are timed and tabulated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROUNDS = 50 if DEVICE == "cuda" else 5
+WARM_UP_ROUNDS = 5 if DEVICE == "cuda" else 1
+FLUSH_BYTES = 256 * 2**20  # more than any L2: each round finds a cold cache
+
+
+def seconds() -> float:
+    """The clock of every bench: what the GPU was given is done when it is read. A launch, some 10 us, counts too."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(
+    benchmark: Any,
+    run: Callable[[], Sequence[Tensor]],
+    want: Sequence[Tensor],
+    *,
+    dtype: torch.dtype,
+    flops: float = 0,
+    bytes_moved: float = 0,
+    tolerance: float = 0.02,
+) -> None:
+    """Times `run`, and first refuses it unless its results are `want`'s, to `tolerance` of their largest value.
+
+    Adds p20, p80, and TFLOP/s (percent of a large matmul here) or TB/s (percent of a large copy here) to the result.
+    """
+    for i, (got, true) in enumerate(zip(run(), want, strict=True)):
+        error = (got.double() - true.double()).abs().max().item()
+        allowed = tolerance * true.double().abs().max().item()
+        if not error <= allowed:
+            raise AssertionError(f"result {i} is off by {error:.3g}, allowed {allowed:.3g}: not worth measuring.")
+    flush = torch.empty(FLUSH_BYTES if DEVICE == "cuda" else 0, dtype=torch.uint8, device=DEVICE)
+
+    def empty_cache() -> None:
+        flush.zero_()
+
+    benchmark.pedantic(run, setup=empty_cache, rounds=ROUNDS, warmup_rounds=WARM_UP_ROUNDS)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    times = sorted(benchmark.stats.stats.data)
+    median = times[len(times) // 2]
+    info = {"p20_seconds": times[len(times) // 5], "p80_seconds": times[len(times) * 4 // 5]}
+    if flops:
+        info |= {"tflops": flops / median / 1e12, "percent_of_matmul": 100 * flops / median / matmul_flops(dtype)}
+    if bytes_moved:
+        info |= {"terabytes_per_second": bytes_moved / median / 1e12}
+        info |= {"percent_of_copy": 100 * bytes_moved / median / copy_bytes_per_second()}
+    benchmark.extra_info.update(info)
+
+
+@cache
+def matmul_flops(dtype: torch.dtype) -> float:
+    """FLOP/s of a large matmul of random values on this device: the ceiling of what is bound by arithmetic."""
+    size = 8192 if DEVICE == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / _median_seconds(lambda: a @ b)
+
+
+@cache
+def copy_bytes_per_second() -> float:
+    """Bytes read and written in a second by a large copy: the ceiling of what is bound by memory."""
+    source = torch.ones(2**30 if DEVICE == "cuda" else 2**26, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / _median_seconds(lambda: target.copy_(source))
+
+
+def _median_seconds(run: Callable[[], object]) -> float:
+    run()
+    times = []
+    for _ in range(10):
+        start = seconds()
+        run()
+        times.append(seconds() - start)
+    return sorted(times)[len(times) // 2]
