@@ -39,9 +39,10 @@ wheel: .make/dev
 
 # No virtual environment: the machine's own python3 holds the CUDA build of torch.
 gpu:
+	$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU and a torch that sees it; PYTHON=... names another python3")'
 	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest tests -m gpu -p no:cacheprovider
-	$(PYTHON) -m bench.run --out bench/results
+	$(PYTHON) -m pytest tests -m gpu
+	$(PYTHON) -m pytest bench --benchmark-json bench/results/$$($(PYTHON) -c 'import torch; print("-".join(torch.cuda.get_device_name().lower().split()))').json
 
 # What the compiler makes of every Triton kernel, for the GPUs this machine does not have.
 static: .make/dev

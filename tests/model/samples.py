@@ -23,10 +23,10 @@ def small_model(cfg: EagleConfig | None = None, *, seed: int = 0) -> Eagle:
     return model
 
 
-def randomise(module: nn.Module) -> None:
+def randomise(module: nn.Module, std: float = 0.1) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.normal_(std=0.1)
+            parameter.normal_(std=std)
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1)
 
