@@ -9,10 +9,10 @@ How     Labelled tokens are moved to the front and taken M at a time: z of the c
         those that are needed, and backward multiplies them by the gradient of the loss.
         On CPU ignored tokens are dropped before the matmul. On a GPU the host does not know how many there are and
         must not wait to learn it: there every chunk runs, ignored tokens last and masked.
-Numbers Matmuls in hidden's dtype with fp32 sums; z, g and a chunk's dhidden rounded to it, as torch does. Softmax, token
-        losses, w, the loss, and dweight's sum over chunks in fp32; dhidden and dweight stay fp32 until backward has
-        multiplied them. g is scaled by 1 / max(w) until after the matmuls, so that small weights are not lost in fp16.
-        No atomics: the same bits at every run.
+Numbers Matmuls in hidden's dtype with fp32 sums; z, g and a chunk's dhidden are rounded to it, as in torch. Softmax,
+        token losses, w, the loss, and dweight's sum over chunks in fp32; dhidden and dweight stay fp32 until backward
+        has multiplied them. g is scaled by 1 / max(w) until after the matmuls, so that fp16 does not lose small
+        weights. No atomics: the same bits at every run.
 Memory  Beside the inputs: fp32 dweight (V, C) and dhidden (T, C) where needed, and a chunk: at most CHUNK_BYTES of fp32
         logits on CPU, 1024 tokens of logits on a GPU.
 Source  Wijmans et al. 2024, arXiv:2411.09009; Hsu et al. 2024, arXiv:2410.10989.

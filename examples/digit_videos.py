@@ -70,6 +70,7 @@ def needle_clip(rng: np.random.Generator, pictures: NDArray[np.float64], labels:
 
 
 KINDS: dict[str, Callable[..., Clip]] = {"movement": movement_clip, "needle": needle_clip}
+TRAIN_SHARE = {"movement": 1 / 3, "needle": 2 / 3}  # reading digits takes more examples than seeing where one goes
 
 
 def write_h264(path: Path, frames_LYX3: NDArray[np.uint8]) -> None:
@@ -110,7 +111,7 @@ def build(folder: Path, *, num_train: int, num_test: int) -> Iterator[Path]:
     shutil.rmtree(making, ignore_errors=True)
     (making / "clips").mkdir(parents=True)
     for seed, kind in enumerate(KINDS):
-        yield from write_split(making, "train", kind, num_train // 2, held_out=False, seed=seed)
+        yield from write_split(making, "train", kind, round(num_train * TRAIN_SHARE[kind]), held_out=False, seed=seed)
         yield from write_split(making, "test", kind, num_test // 2, held_out=True, seed=100 + seed)
     recipe = {"digits": {"root": ".", "annotation": "train.jsonl", "repeat_time": 1}}
     (making / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")

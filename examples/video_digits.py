@@ -57,7 +57,7 @@ def show_plan(folder: Path) -> None:
 
 def config(videos: Path, max_steps: int) -> TrainConfig:
     base = tiny()
-    data = replace(base.data, recipe=str(videos / "recipe.json"), min_frames=1)
+    data = replace(base.data, recipe=str(videos / "recipe.json"), context_tokens=2048, min_frames=1)
     return replace(base, data=data, max_steps=max_steps)
 
 
@@ -117,8 +117,8 @@ def evaluate(run: Path, videos: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("demo_run"), help="folder that takes everything")
-    parser.add_argument("--steps", type=int, default=700, help="training steps")
-    parser.add_argument("--videos", type=int, default=4000, help="training videos")
+    parser.add_argument("--steps", type=int, default=900, help="training steps")
+    parser.add_argument("--videos", type=int, default=4500, help="training videos")
     args = parser.parse_args()
     begin = time.perf_counter()
     args.run.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def main() -> None:
     show_plan(args.run)
     videos, run = args.run / "videos", args.run / "training"
     if not videos.is_dir():
-        num_test = 400
+        num_test = 800
         made = digit_videos.build(videos, num_train=args.videos, num_test=num_test)
         for _ in track(made, "Writing H.264 files", total=args.videos + num_test, console=console):
             pass

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from eagle_kernels.video import decode_dali
-from eagle_kernels.video.decode_cpu import PacketIndex, decode_at, read_index
 from eagle_kernels.video.info import Frame, VideoError, VideoInfo
 from eagle_kernels.video.probe import describe
+
+if TYPE_CHECKING:
+    from eagle_kernels.video.decode_cpu import PacketIndex
 
 TOLERANCE_SECONDS = 1e-6  # a time this little before a frame's own means that frame: times pass through decimal text
 
@@ -41,11 +44,13 @@ def decode(
              frames asked for were given before it; ask for the others in a new call. Nothing takes its place. (Video
              carries no checksums: damage that neither container nor codec notices is shown as it decodes, and where a
              container lost a frame without a trace, the one before it is shown longer.)
-             ImportError, NotImplementedError: `device` is not the CPU.
+             ImportError without PyAV; ImportError, NotImplementedError: `device` is not the CPU.
     """
     device = torch.device(device)
     if device.type != "cpu":
         decode_dali.refuse(device)
+    from eagle_kernels.video.decode_cpu import read_index  # here: the package imports without PyAV
+
     index = read_index(path)
     info = describe(index)
     return _decode_cpu(index, info, frame_indices(info, timestamps_seconds))
@@ -72,6 +77,8 @@ def frame_indices(info: VideoInfo, timestamps_seconds: Sequence[float]) -> NDArr
 
 
 def _decode_cpu(index: PacketIndex, info: VideoInfo, wanted_M: NDArray[np.int64]) -> Iterator[Frame]:
+    from eagle_kernels.video.decode_cpu import decode_at
+
     frames = decode_at(index, (int(index.pts_N[i]) for i in wanted_M))
     for num_given, (i, rgb_YX3) in enumerate(zip(wanted_M, frames)):
         time_seconds = float(info.frame_times_seconds[i])

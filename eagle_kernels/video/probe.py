@@ -6,11 +6,14 @@ Dims    N shown frames.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eagle_kernels.video.decode_cpu import PacketIndex, read_index
 from eagle_kernels.video.info import VideoInfo
+
+if TYPE_CHECKING:
+    from eagle_kernels.video.decode_cpu import PacketIndex
 
 CLOCK_SECONDS = 1e-3  # Matroska and FLV keep times in whole milliseconds, and pass them on when a file is rewritten
 
@@ -21,8 +24,11 @@ def probe(path: str | Path) -> VideoInfo:
     Reads every packet's header but decodes one frame only. A file that is damaged or cut short gives what can be read,
     and `damage` says what was wrong.
 
-    Raises VideoError if there is no such file, it is no video (or audio only), or not one frame of it decodes.
+    Raises VideoError if there is no such file, it is no video (or audio only), or not one frame of it decodes;
+    ImportError without PyAV.
     """
+    from eagle_kernels.video.decode_cpu import read_index  # here: the package imports without PyAV
+
     return describe(read_index(path))
 
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+
+av = pytest.importorskip("av", reason="needs PyAV (the extra `video`)")  # whoever imports this is skipped too
 
 NUM_BITS = 12
 ROWS, COLS = 4, 6

@@ -5,11 +5,12 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
+av = pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 from eagle_kernels.video import Frame, VideoError, decode, decode_cpu, probe
 from eagle_kernels.video.decode import frame_indices

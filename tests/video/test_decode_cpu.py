@@ -2,9 +2,13 @@
 
 import itertools
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+
+pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 from eagle_kernels.video import decode, decode_cpu, probe
 from tests.video.make import GoldenSet, read
@@ -58,3 +62,19 @@ def test_files_are_closed(golden: GoldenSet) -> None:
     assert num_open() == 1
     frames.close()  # type: ignore[attr-defined]
     assert num_open() == 0
+
+
+def test_without_pyav_the_package_imports_and_the_call_says_what_to_install() -> None:
+    """What needs no file (the model, its configs, the types) works without the extra `video`."""
+    code = """
+import sys
+sys.modules["av"] = None  # as if not installed
+from eagle_kernels.video import decode, probe
+for call in (lambda: probe("x.mp4"), lambda: decode("x.mp4", [0.0])):
+    try:
+        call()
+    except ImportError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ['eagle_kernels.video needs PyAV: `pip install "eagle-kernels[video]"`.'] * 2

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
+
+av = pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 from eagle_kernels.video import VideoError, decode_cpu, probe
 from tests.video.make import GOOD_NAMES, GoldenSet, draw, write_video
