@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pytest
 import torch
@@ -93,8 +94,13 @@ def sdpa(pattern: Pattern, backend: SDPBackend) -> Attend:
         return torch.cat(outs)
 
     def in_backend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            return attend(q, k, v)
+        try:
+            with sdpa_kernel(backend):
+                return attend(q, k, v)
+        except RuntimeError as error:
+            if "No available kernel" not in str(error):
+                raise
+            pytest.skip(f"this torch's {backend.name} does not take {pattern.name}")
 
     return in_backend
 
@@ -129,8 +135,10 @@ def inputs(pattern: Pattern) -> tuple[list[Tensor], Tensor]:
     return [x.requires_grad_() for x in (q, k, v)], dout
 
 
-def in_fp32(pattern: Pattern, qkv: list[Tensor], dout: Tensor) -> list[Tensor]:
-    """out, dq, dk, dv of the reference on the same values, a document at a time so that 128K tokens fit."""
+@lru_cache(maxsize=1)  # every way of a pattern is held to the same; minutes of work at 128K tokens
+def in_fp32(pattern: Pattern) -> list[Tensor]:
+    """out, dq, dk, dv of the reference on `inputs`, a document at a time so that 128K tokens fit."""
+    qkv, dout = inputs(pattern)
     results = []
     pieces = [x.detach().split(pattern.lengths) for x in (*qkv, dout)]
     for *document, gradient in zip(*pieces, strict=True):
@@ -148,9 +156,9 @@ def in_fp32(pattern: Pattern, qkv: list[Tensor], dout: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
 def test_forward(benchmark, pattern, way):
     benchmark.group = f"attention forward, {pattern.name}"
-    qkv, dout = inputs(pattern)
+    qkv, _ = inputs(pattern)
     attend, shape = WAYS[way](pattern), pattern.shape
-    want = in_fp32(pattern, qkv, dout)[:1]
+    want = in_fp32(pattern)[:1]
     qkv = [x.detach() for x in qkv]
     flops = 4 * pattern.num_pairs * shape.num_heads * shape.head_width
     measure(benchmark, lambda: [attend(*qkv)], want, flops=flops, dtype=DTYPE)
@@ -162,6 +170,6 @@ def test_backward(benchmark, pattern, way):
     benchmark.group = f"attention backward, {pattern.name}"
     qkv, dout = inputs(pattern)
     out, shape = WAYS[way](pattern)(*qkv), pattern.shape
-    want = in_fp32(pattern, qkv, dout)[1:]
+    want = in_fp32(pattern)[1:]
     flops = 10 * pattern.num_pairs * shape.num_heads * shape.head_width
     measure(benchmark, lambda: torch.autograd.grad(out, qkv, dout, retain_graph=True), want, flops=flops, dtype=DTYPE)

@@ -19,6 +19,8 @@ def test_loss_and_gradients(benchmark, supervised_percent, way):
     fn = linear_cross_entropy if way == "ours" else linear_cross_entropy_ref
     fn = torch.compile(fn) if way == "torch.compile" else fn
     inputs = random((T, C), (V, C))
+    with torch.no_grad():
+        inputs[1] *= C**-0.5  # logits of deviation 1: at 60, bf16 logits are whole units off and no gradient is right
     labels = torch.randint(0, V, (T,), generator=torch.Generator().manual_seed(1))
     labels[T * supervised_percent // 100 :] = -100
     labels = labels.to(DEVICE)

@@ -1,15 +1,19 @@
 """Every result file says where it was measured: GPU, driver, versions, beside pytest-benchmark's machine and commit."""
 
+import importlib.util
 import shutil
 import subprocess
-from importlib.metadata import version
 from typing import Any
 
 import torch
+import triton
+
+# A script that holds no bench, of the name that pytest collects: where it cannot be imported, nothing is lost.
+collect_ignore = [] if importlib.util.find_spec("av") else ["bench_decode.py"]
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
-    machine_info |= {"torch": torch.__version__, "triton": version("triton"), "torch_threads": torch.get_num_threads()}
+    machine_info |= {"torch": torch.__version__, "triton": triton.__version__, "torch_threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)
         machine_info |= {"gpu": p.name, "sm": f"{p.major}{p.minor}", "gpu_memory_bytes": p.total_memory}

@@ -35,7 +35,8 @@ def measure_op(
 ) -> None:
     """Times one step of `op`, or of its reference. elements_moved: of DTYPE, what must be read and written."""
     benchmark.group = f"{name} {step}, {' x '.join(map(str, inputs[0].shape))}"
-    run = {"ours": lambda: op, "torch": lambda: ref, "torch.compile": lambda: torch.compile(ref)}[way]()
+    torch.compiler.reset()  # or the shapes of an earlier bench make this one's compiled code general, and slower
+    run = {"ours": op, "torch": ref, "torch.compile": torch.compile(ref)}[way]
     outputs = _tuple(run(*inputs))
     douts = [torch.randn_like(out) for out in outputs]
     wide = [x.detach().float().requires_grad_() for x in inputs]

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_same
+from eagle_kernels.checks import KERNEL_DTYPES, check, check_same, on_device_of
 
 OP = "varlen_attention"
 TILE = 128  # rows that one entry of a tile table stands for; every BLOCK divides it
@@ -196,14 +196,24 @@ def _tiles(
     idle_M = range_M == len(edges) - 1
     first_M = edges[range_M.clamp(max=len(edges) - 2)] + row_M
     num_M = (edges[(range_M + 1).clamp(max=len(edges) - 1)] - first_M).clamp(max=TILE).masked_fill(idle_M, 0)
-    above_MS = k_end - first_M[:, None]  # keys of each segment from the tile's first row on
-    rows_MS = torch.minimum(q_len, above_MS) if causal else q_len.expand_as(above_MS)
-    sees_MS = (k_start <= first_M[:, None]) & (above_MS > 0)
-    order_M = rows_MS.where(sees_MS, 0).sum(1).masked_fill(idle_M, -1).argsort(descending=True, stable=True)
+    # Queries that see the tile's first row. A segment adds q_len of them from k_start on; where it is causal, one fewer
+    # for each row beyond k_end - q_len; and none from k_end on. Sums over sorted ends: no table of tiles x segments.
+    knee = torch.maximum(k_start, k_end - q_len) if causal else k_end
+    one = torch.ones_like(k_end)
+    num_past_knee_M = _sum_up_to(first_M, knee, one) - _sum_up_to(first_M, k_end, one)
+    rows_M = _sum_up_to(first_M, k_start, q_len) + _sum_up_to(first_M, knee, k_end - q_len)
+    rows_M -= _sum_up_to(first_M, k_end, k_end) + first_M * num_past_knee_M
+    order_M = rows_M.masked_fill(idle_M, -1).argsort(descending=True, stable=True)
     end_M = torch.searchsorted(k_start, first_M, right=True)
     begin_M = torch.searchsorted(k_end.cummax(0).values, first_M, right=True).minimum(end_M)
     k_tiles_M4 = torch.stack((first_M, num_M, begin_M, end_M), dim=1)[order_M]
     return q_tiles_N2.int(), k_tiles_M4.int()
+
+
+def _sum_up_to(first_M: Tensor, key_S: Tensor, value_S: Tensor) -> Tensor:
+    """For each of first_M: the sum of the values whose key is at or below it."""
+    key_S, order_S = key_S.sort(stable=True)
+    return F.pad(value_S[order_S].cumsum(0), (1, 0))[torch.searchsorted(key_S, first_M, right=True)]
 
 
 def _cut(lengths: Tensor, num_tiles: int) -> tuple[Tensor, Tensor]:
@@ -669,13 +679,14 @@ def _fwd(
     unit = _unit(q_THD, k_TKD, v_TKD)
     launch = launches(D, q_THD.dtype).fwd
     if num_programs := q_tiles_N2.shape[0] * (TILE // launch.block_m) * H:
-        _fwd_kernel[(num_programs,)](
-            q_THD, k_TKD, v_TKD, out_THD, lse_HT, segments_S4, q_tiles_N2,
-            *_strides(unit, q_THD, k_TKD, v_TKD), T, softmax_scale * LOG2_E,
-            H=H, G=H // k_TKD.shape[1], D=D, MAIN=main, TAIL=tail, UNIT=unit, CAUSAL=causal,
-            TILE=TILE, BLOCK_M=launch.block_m, BLOCK_N=launch.block_n,
-            num_warps=launch.num_warps, num_stages=launch.num_stages,
-        )  # fmt: skip
+        with on_device_of(q_THD):
+            _fwd_kernel[(num_programs,)](
+                q_THD, k_TKD, v_TKD, out_THD, lse_HT, segments_S4, q_tiles_N2,
+                *_strides(unit, q_THD, k_TKD, v_TKD), T, softmax_scale * LOG2_E,
+                H=H, G=H // k_TKD.shape[1], D=D, MAIN=main, TAIL=tail, UNIT=unit, CAUSAL=causal,
+                TILE=TILE, BLOCK_M=launch.block_m, BLOCK_N=launch.block_n,
+                num_warps=launch.num_warps, num_stages=launch.num_stages,
+            )  # fmt: skip
     return out_THD, lse_HT
 
 
@@ -717,21 +728,24 @@ def _bwd(
     sizes = {"G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": unit, "CAUSAL": causal, "TILE": TILE}
     _, dq, dkdv = launches(D, q_THD.dtype)
     if T and H:
-        _delta_kernel[(triton.cdiv(T, DELTA_BLOCK) * H,)](
-            dout_THD, out_THD, lse_HT, dlse_HT, delta_HT, *_strides(unit, dout_THD), T,
-            H=H, D=D, WIDTH=triton.next_power_of_2(D), UNIT=unit, BLOCK=DELTA_BLOCK, num_warps=4,
-        )  # fmt: skip
+        with on_device_of(q_THD):
+            _delta_kernel[(triton.cdiv(T, DELTA_BLOCK) * H,)](
+                dout_THD, out_THD, lse_HT, dlse_HT, delta_HT, *_strides(unit, dout_THD), T,
+                H=H, D=D, WIDTH=triton.next_power_of_2(D), UNIT=unit, BLOCK=DELTA_BLOCK, num_warps=4,
+            )  # fmt: skip
     if num_programs := q_tiles_N2.shape[0] * (TILE // dq.block_m) * H:
-        _dq_kernel[(num_programs,)](
-            q_THD, k_TKD, v_TKD, dout_THD, lse_HT, delta_HT, dq_THD, segments_S4, q_tiles_N2, *strides, T, *scales,
-            H=H, **sizes, BLOCK_M=dq.block_m, BLOCK_N=dq.block_n, num_warps=dq.num_warps, num_stages=dq.num_stages,
-        )  # fmt: skip
+        with on_device_of(q_THD):
+            _dq_kernel[(num_programs,)](
+                q_THD, k_TKD, v_TKD, dout_THD, lse_HT, delta_HT, dq_THD, segments_S4, q_tiles_N2, *strides, T, *scales,
+                H=H, **sizes, BLOCK_M=dq.block_m, BLOCK_N=dq.block_n, num_warps=dq.num_warps, num_stages=dq.num_stages,
+            )  # fmt: skip
     if num_programs := k_tiles_M4.shape[0] * (TILE // dkdv.block_n) * K:
-        _dkdv_kernel[(num_programs,)](
-            q_THD, k_TKD, v_TKD, dout_THD, lse_HT, delta_HT, dk_TKD, dv_TKD, segments_S4, k_tiles_M4,
-            *strides, T, *scales, K=K, **sizes, BLOCK_M=dkdv.block_m, BLOCK_N=dkdv.block_n,
-            num_warps=dkdv.num_warps, num_stages=dkdv.num_stages,
-        )  # fmt: skip
+        with on_device_of(q_THD):
+            _dkdv_kernel[(num_programs,)](
+                q_THD, k_TKD, v_TKD, dout_THD, lse_HT, delta_HT, dk_TKD, dv_TKD, segments_S4, k_tiles_M4,
+                *strides, T, *scales, K=K, **sizes, BLOCK_M=dkdv.block_m, BLOCK_N=dkdv.block_n,
+                num_warps=dkdv.num_warps, num_stages=dkdv.num_stages,
+            )  # fmt: skip
     return dq_THD, dk_TKD, dv_TKD
 
 
@@ -847,7 +861,7 @@ def _check_inputs(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, softmax_scale: fl
         check(x.stride(2) == 1, OP, f"{name}'s strides", x.stride(), "a contiguous last dimension")
     check_same(OP, "k", k_TKD, "q", q_THD)
     check_same(OP, "v", v_TKD, "q", q_THD)
-    dtypes = (torch.bfloat16, torch.float16, torch.float32) + (() if q_THD.is_cuda else (torch.float64,))
+    dtypes = KERNEL_DTYPES if q_THD.is_cuda else (*KERNEL_DTYPES, torch.float64)
     check(q_THD.dtype in dtypes, OP, "q's dtype", q_THD.dtype, f"one of {', '.join(str(d) for d in dtypes)}")
     _, H, D = q_THD.shape
     check(D % 8 == 0 and 16 <= D <= 256, OP, "the head width", D, "a multiple of 8 from 16 to 256")

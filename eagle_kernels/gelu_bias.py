@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_same
+from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
 NUM_PARTIALS = 64  # programs that share the rows of dbias's sum; fixed, so that every GPU adds in the same order
@@ -78,21 +78,17 @@ def _tile(width: int) -> tuple[int, int]:
     return TILE // cols, cols
 
 
-def _inner(x: Tensor) -> Tensor:
-    """x itself where its rows are contiguous (they may lie apart), else a contiguous copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("eagle::gelu_bias", mutates_args=())
 def _fwd(x_TF: Tensor, bias_F: Tensor) -> Tensor:
     T, width = x_TF.shape
     out_TF = x_TF.new_empty(T, width)
     if T and width:
         rows, cols = _tile(width)
-        x_TF = _inner(x_TF)
-        _fwd_kernel[(triton.cdiv(T, rows), triton.cdiv(width, cols))](
-            x_TF, bias_F.contiguous(), out_TF, x_TF.stride(0), T, WIDTH=width, ROWS=rows, COLS=cols
-        )
+        x_TF = inner_contiguous(x_TF)
+        with on_device_of(x_TF):
+            _fwd_kernel[(triton.cdiv(T, rows), triton.cdiv(width, cols))](
+                x_TF, bias_F.contiguous(), out_TF, x_TF.stride(0), T, WIDTH=width, ROWS=rows, COLS=cols
+            )
     return out_TF
 
 
@@ -103,13 +99,14 @@ def _bwd(dout_TF: Tensor, x_TF: Tensor, bias_F: Tensor, need_dx: bool, need_dbia
     dx_TF, dbias_F = x_TF.new_empty((T, width) if need_dx else 0), bias_F.new_zeros(width if need_dbias else 0)
     if T and width:
         rows, cols = _tile(width)
-        dout_TF, x_TF = _inner(dout_TF), _inner(x_TF)
+        dout_TF, x_TF = inner_contiguous(dout_TF), inner_contiguous(x_TF)
         num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
         partials_PF = x_TF.new_empty(num_partials if need_dbias else 0, width, dtype=torch.float32)
-        _bwd_kernel[(triton.cdiv(width, cols), num_partials)](
-            dout_TF, x_TF, bias_F.contiguous(), dx_TF, partials_PF, dout_TF.stride(0), x_TF.stride(0), T,
-            WIDTH=width, NEED_DX=need_dx, NEED_DBIAS=need_dbias, ROWS=rows, COLS=cols,
-        )  # fmt: skip
+        with on_device_of(x_TF):
+            _bwd_kernel[(triton.cdiv(width, cols), num_partials)](
+                dout_TF, x_TF, bias_F.contiguous(), dx_TF, partials_PF, dout_TF.stride(0), x_TF.stride(0), T,
+                WIDTH=width, NEED_DX=need_dx, NEED_DBIAS=need_dbias, ROWS=rows, COLS=cols,
+            )  # fmt: skip
         if need_dbias:
             dbias_F = partials_PF.sum(0).to(bias_F.dtype)
     return dx_TF, dbias_F
@@ -142,7 +139,7 @@ def gelu_bias(x: Tensor, bias: Tensor) -> Tensor:
     """gelu(x + bias), tanh form; (..., F) and (F,), one dtype and device. CPU tensors take `gelu_bias_ref`.
 
     Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose last dim is strided is copied.
-    Raises ValueError when bias's shape, dtype or device does not match.
+    Raises ValueError when bias's shape, dtype or device does not match, or the dtype is fp64 on a GPU.
     """
     op = "gelu_bias"
     check(
@@ -152,4 +149,5 @@ def gelu_bias(x: Tensor, bias: Tensor) -> Tensor:
     check_same(op, "bias", bias, "x", x)
     if not x.is_cuda:
         return gelu_bias_ref(x, bias)
+    check_kernel_dtype(op, "x", x)
     return _fwd(x.reshape(-1, x.shape[-1]), bias).view(x.shape)

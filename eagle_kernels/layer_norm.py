@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_same
+from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
 NUM_PARTIALS = 64  # programs that share the rows of dweight's sum; fixed, so that every GPU adds in the same order
@@ -119,11 +119,6 @@ def _tile(C: int) -> tuple[int, int]:
     return TILE // cols, cols
 
 
-def _inner(x: Tensor) -> Tensor:
-    """x itself where its rows are contiguous (they may lie apart), else a contiguous copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("eagle::layer_norm", mutates_args=())
 def _fwd(x_TC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd)."""
@@ -132,11 +127,12 @@ def _fwd(x_TC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Te
     mean_T, rstd_T = x_TC.new_empty(T, dtype=torch.float32), x_TC.new_empty(T, dtype=torch.float32)
     if T and C:
         rows, cols = _tile(C)
-        x_TC = _inner(x_TC)
-        _fwd_kernel[(triton.cdiv(T, rows),)](
-            x_TC, weight_C.contiguous(), bias_C.contiguous(), y_TC, mean_T, rstd_T, x_TC.stride(0), T, eps,
-            C=C, ROWS=rows, COLS=cols,
-        )  # fmt: skip
+        x_TC = inner_contiguous(x_TC)
+        with on_device_of(x_TC):
+            _fwd_kernel[(triton.cdiv(T, rows),)](
+                x_TC, weight_C.contiguous(), bias_C.contiguous(), y_TC, mean_T, rstd_T, x_TC.stride(0), T, eps,
+                C=C, ROWS=rows, COLS=cols,
+            )  # fmt: skip
     return y_TC, mean_T, rstd_T
 
 
@@ -150,18 +146,21 @@ def _bwd(
     dweight_C, dbias_C = weight_C.new_zeros(C if need_dweight else 0), weight_C.new_zeros(C if need_dweight else 0)
     if T and C:
         rows, cols = _tile(C)
-        dy_TC, x_TC = _inner(dy_TC), _inner(x_TC)
+        dy_TC, x_TC = inner_contiguous(dy_TC), inner_contiguous(x_TC)
         if need_dx:
-            _dx_kernel[(triton.cdiv(T, rows),)](
-                dy_TC, x_TC, weight_C.contiguous(), mean_T, rstd_T, dx_TC, dy_TC.stride(0), x_TC.stride(0), T,
-                C=C, ROWS=rows, COLS=cols,
-            )  # fmt: skip
+            with on_device_of(x_TC):
+                _dx_kernel[(triton.cdiv(T, rows),)](
+                    dy_TC, x_TC, weight_C.contiguous(), mean_T, rstd_T, dx_TC, dy_TC.stride(0), x_TC.stride(0), T,
+                    C=C, ROWS=rows, COLS=cols,
+                )  # fmt: skip
         if need_dweight:
             num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
             partials_P2C = x_TC.new_empty(num_partials, 2, C, dtype=torch.float32)
-            _dweight_kernel[(triton.cdiv(C, cols), num_partials)](
-                dy_TC, x_TC, mean_T, rstd_T, partials_P2C, dy_TC.stride(0), x_TC.stride(0), T, C=C, ROWS=rows, COLS=cols
-            )
+            with on_device_of(x_TC):
+                _dweight_kernel[(triton.cdiv(C, cols), num_partials)](
+                    dy_TC, x_TC, mean_T, rstd_T, partials_P2C, dy_TC.stride(0), x_TC.stride(0), T,
+                    C=C, ROWS=rows, COLS=cols,
+                )  # fmt: skip
             sums_2C = partials_P2C.sum(0)
             dweight_C, dbias_C = sums_2C[0].to(weight_C.dtype, copy=True), sums_2C[1].to(weight_C.dtype, copy=True)
     return dx_TC, dweight_C, dbias_C
@@ -199,7 +198,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
     CPU tensors take `layer_norm_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose
     last dim is strided is copied.
-    Raises ValueError when a shape, dtype or device does not match.
+    Raises ValueError when a shape, dtype or device does not match, or the dtype is fp64 on a GPU.
     """
     op = "layer_norm"
     check(
@@ -210,4 +209,5 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         check_same(op, name, tensor, "x", x)
     if not x.is_cuda:
         return layer_norm_ref(x, weight, bias, eps)
+    check_kernel_dtype(op, "x", x)
     return _fwd(x.reshape(-1, x.shape[-1]), weight, bias, eps)[0].view(x.shape)

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_same
+from eagle_kernels.checks import check, check_kernel_dtype, check_same, on_device_of
 
 CHUNK_BYTES = 64 * 2**20  # CPU: fp32 logits of one chunk; 110 tokens at Eagle's vocabulary
 CHUNK_TOKENS = (
@@ -98,10 +98,11 @@ def _softmax_grad(logits_MV: Tensor, labels_M: Tensor, scales_M: Tensor, ignore_
     M, V = logits_MV.shape
     losses_M = torch.empty_like(scales_M)
     if M:
-        _softmax_grad_kernel[(M,)](
-            logits_MV, labels_M, scales_M, losses_M, logits_MV.stride(0), ignore_index,
-            V=V, NEED_GRAD=need_grad, BLOCK=BLOCK, num_warps=8,
-        )  # fmt: skip
+        with on_device_of(logits_MV):
+            _softmax_grad_kernel[(M,)](
+                logits_MV, labels_M, scales_M, losses_M, logits_MV.stride(0), ignore_index,
+                V=V, NEED_GRAD=need_grad, BLOCK=BLOCK, num_warps=8,
+            )  # fmt: skip
     return losses_M
 
 
@@ -230,8 +231,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """sum of weight * cross-entropy(hidden weight^T, label) over labelled tokens; without weights, their mean.
 
-    A fp32 scalar (fp64 for fp64 inputs); 0 with zero gradients when every label is ignored. Labels are already
-    shifted: labels_T[t] belongs to hidden_TC[t]. Never holds (T, V) logits, on CPU or GPU.
+    A fp32 scalar (fp64 for fp64 inputs, on a CPU); 0 with zero gradients when every label is ignored. Labels are
+    already shifted: labels_T[t] belongs to hidden_TC[t]. Never holds (T, V) logits, on CPU or GPU.
 
     Args:   hidden_TC and weight_VC of one floating dtype; labels_T int64, each 0 <= label < V or `ignore_index`;
             token_weights_T fp32, a constant: no gradient flows to it.
@@ -259,6 +260,8 @@ def linear_cross_entropy(
         )
         check(w.device == hidden_TC.device, op, "token_weights' device", w.device, f"{hidden_TC.device}")
         check(not w.requires_grad, op, "token_weights' requires_grad", True, "a constant: detach it")
+    if hidden_TC.is_cuda:
+        check_kernel_dtype(op, "hidden", hidden_TC)
     V = weight_VC.shape[0]
     in_range = (((labels_T >= 0) & (labels_T < V)) | (labels_T == ignore_index)).all()
     need = f"0 <= label < {V}, or ignore_index = {ignore_index}"

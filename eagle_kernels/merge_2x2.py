@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check
+from eagle_kernels.checks import check, on_device_of
 
 COLS = 1024  # elements a program copies: 8 a thread, one 16-byte load of bf16
 
@@ -46,9 +46,10 @@ def _merge(x: Tensor, inverse: bool) -> Tensor:
     I, P, C = (x.shape[0], x.shape[1] * 4, x.shape[2] // 4) if inverse else x.shape
     out = x.new_empty((I, P, C) if inverse else (I, P // 4, 4 * C))
     if x.numel():
-        _kernel[(I * P // 2, triton.cdiv(2 * C, COLS))](
-            x.contiguous(), out, isqrt(P) // 2, PAIR=2 * C, INVERSE=inverse, COLS=COLS
-        )
+        with on_device_of(x):
+            _kernel[(I * P // 2, triton.cdiv(2 * C, COLS))](
+                x.contiguous(), out, isqrt(P) // 2, PAIR=2 * C, INVERSE=inverse, COLS=COLS
+            )
     return out
 
 

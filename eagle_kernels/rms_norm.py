@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_same
+from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
 NUM_PARTIALS = 64  # programs that share the rows of dweight's sum; fixed, so that every GPU adds in the same order
@@ -124,11 +124,6 @@ def _tile(C: int) -> tuple[int, int]:
     return TILE // cols, cols
 
 
-def _inner(x: Tensor) -> Tensor:
-    """x itself where its rows are contiguous (they may lie apart), else a contiguous copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("eagle::rms_norm", mutates_args=())
 def _fwd(x_TC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(y, rstd)."""
@@ -151,12 +146,13 @@ def _launch_fwd(
     h_TC = x_TC.new_empty(T, C) if add else y_TC
     if T and C:
         rows, cols = _tile(C)
-        x_TC = _inner(x_TC)
-        residual_TC = x_TC if residual_TC is None else _inner(residual_TC)
-        _fwd_kernel[(triton.cdiv(T, rows),)](
-            x_TC, residual_TC, weight_C.contiguous(), y_TC, h_TC, rstd_T, x_TC.stride(0), residual_TC.stride(0), T, eps,
-            C=C, ADD=add, ROWS=rows, COLS=cols,
-        )  # fmt: skip
+        x_TC = inner_contiguous(x_TC)
+        residual_TC = x_TC if residual_TC is None else inner_contiguous(residual_TC)
+        with on_device_of(x_TC):
+            _fwd_kernel[(triton.cdiv(T, rows),)](
+                x_TC, residual_TC, weight_C.contiguous(), y_TC, h_TC, rstd_T, x_TC.stride(0), residual_TC.stride(0),
+                T, eps, C=C, ADD=add, ROWS=rows, COLS=cols,
+            )  # fmt: skip
     return y_TC, h_TC, rstd_T
 
 
@@ -176,20 +172,22 @@ def _bwd(
     dweight_C = weight_C.new_zeros(C if need_dweight else 0)
     if T and C:
         rows, cols = _tile(C)
-        dy_TC, h_TC = _inner(dy_TC), _inner(h_TC)
+        dy_TC, h_TC = inner_contiguous(dy_TC), inner_contiguous(h_TC)
         if need_dh:
             add = dsum_TC is not None
-            dsum_TC = dy_TC if dsum_TC is None else _inner(dsum_TC)
-            _dh_kernel[(triton.cdiv(T, rows),)](
-                dy_TC, dsum_TC, h_TC, weight_C.contiguous(), rstd_T, dh_TC,
-                dy_TC.stride(0), dsum_TC.stride(0), h_TC.stride(0), T, C=C, ADD=add, ROWS=rows, COLS=cols,
-            )  # fmt: skip
+            dsum_TC = dy_TC if dsum_TC is None else inner_contiguous(dsum_TC)
+            with on_device_of(h_TC):
+                _dh_kernel[(triton.cdiv(T, rows),)](
+                    dy_TC, dsum_TC, h_TC, weight_C.contiguous(), rstd_T, dh_TC,
+                    dy_TC.stride(0), dsum_TC.stride(0), h_TC.stride(0), T, C=C, ADD=add, ROWS=rows, COLS=cols,
+                )  # fmt: skip
         if need_dweight:
             num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
             partials_PC = h_TC.new_empty(num_partials, C, dtype=torch.float32)
-            _dweight_kernel[(triton.cdiv(C, cols), num_partials)](
-                dy_TC, h_TC, rstd_T, partials_PC, dy_TC.stride(0), h_TC.stride(0), T, C=C, ROWS=rows, COLS=cols
-            )
+            with on_device_of(h_TC):
+                _dweight_kernel[(triton.cdiv(C, cols), num_partials)](
+                    dy_TC, h_TC, rstd_T, partials_PC, dy_TC.stride(0), h_TC.stride(0), T, C=C, ROWS=rows, COLS=cols
+                )
             dweight_C = partials_PC.sum(0).to(weight_C.dtype)
     return dh_TC, dweight_C
 
@@ -257,24 +255,26 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     CPU tensors take `rms_norm_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose
     last dim is strided is copied.
-    Raises ValueError when weight's shape, dtype or device does not match.
+    Raises ValueError when weight's shape, dtype or device does not match, or the dtype is fp64 on a GPU.
     """
     _check("rms_norm", x, weight)
     if not x.is_cuda:
         return rms_norm_ref(x, weight, eps)
+    check_kernel_dtype("rms_norm", "x", x)
     return _fwd(x.reshape(-1, x.shape[-1]), weight, eps)[0].view(x.shape)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual, weight, eps), x + residual): the block's input and the stream that goes on.
 
-    Shapes as in `rms_norm`, residual as x. Raises ValueError when a shape, dtype or device does not match.
+    Shapes as in `rms_norm`, residual as x. Raises ValueError as it does.
     """
     _check("add_rms_norm", x, weight)
     check(residual.shape == x.shape, "add_rms_norm", "residual's shape", tuple(residual.shape), f"x's {tuple(x.shape)}")
     check_same("add_rms_norm", "residual", residual, "x", x)
     if not x.is_cuda:
         return add_rms_norm_ref(x, residual, weight, eps)
+    check_kernel_dtype("add_rms_norm", "x", x)
     C = x.shape[-1]
     y_TC, h_TC, _ = _add_fwd(x.reshape(-1, C), residual.reshape(-1, C), weight, eps)
     return y_TC.view(x.shape), h_TC.view(x.shape)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_same
+from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
 
 TILE = 1024  # (token, pair) entries a program rotates at a time, the same cos and sin for every head
 
@@ -76,11 +76,6 @@ def _kernel(  # type: ignore[no-untyped-def]
     _rotate(k_ptr, k_stride_t, k_stride_h, k_out_ptr, K_HEADS, rows, i, cos, sin, mask, HALF)
 
 
-def _inner(x: Tensor) -> Tensor:
-    """x itself where a head is contiguous (tokens and heads may lie apart), else a contiguous copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("eagle::rope", mutates_args=())
 def _rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float, inverse: bool) -> tuple[Tensor, Tensor]:
     T, H, D = q_THD.shape
@@ -89,12 +84,13 @@ def _rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float, inver
     if T and D:
         cols = triton.next_power_of_2(D // 2)
         rows = max(1, TILE // cols)
-        q_THD, k_TKD = _inner(q_THD), _inner(k_TKD)
-        _kernel[(triton.cdiv(T, rows),)](
-            q_THD, k_TKD, positions_T, _frequencies_on(q_THD.device, D, theta), q_out_THD, k_out_TKD,
-            q_THD.stride(0), q_THD.stride(1), k_TKD.stride(0), k_TKD.stride(1), positions_T.stride(0), T, H, K,
-            HALF=D // 2, INVERSE=inverse, ROWS=rows, COLS=cols,
-        )  # fmt: skip
+        q_THD, k_TKD = inner_contiguous(q_THD), inner_contiguous(k_TKD)
+        with on_device_of(q_THD):
+            _kernel[(triton.cdiv(T, rows),)](
+                q_THD, k_TKD, positions_T, _frequencies_on(q_THD.device, D, theta), q_out_THD, k_out_TKD,
+                q_THD.stride(0), q_THD.stride(1), k_TKD.stride(0), k_TKD.stride(1), positions_T.stride(0), T, H, K,
+                HALF=D // 2, INVERSE=inverse, ROWS=rows, COLS=cols,
+            )  # fmt: skip
     return q_out_THD, k_out_TKD
 
 
@@ -124,7 +120,7 @@ def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tup
 
     positions_T: int32 or int64, counted from 0 in each document. q and k may be views into one fused projection;
     only a tensor whose last dim is strided is copied.
-    Raises ValueError when shapes do not fit each other, D is odd, or dtypes or devices differ.
+    Raises ValueError when shapes do not fit each other, D is odd, dtypes or devices differ, or they are fp64 on a GPU.
     """
     q_shape, k_shape = tuple(q_THD.shape), tuple(k_TKD.shape)
     check(q_THD.ndim == 3 and q_shape[2] % 2 == 0, "rope", "q's shape", q_shape, "(T, H, D) with D even")
@@ -139,4 +135,5 @@ def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tup
     check(theta > 0, "rope", "theta", theta, "a positive number")
     if not q_THD.is_cuda:
         return rope_ref(q_THD, k_TKD, positions_T, theta)
+    check_kernel_dtype("rope", "q", q_THD)
     return _rope(q_THD, k_TKD, positions_T, theta, False)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_same
+from eagle_kernels.checks import check, check_same, inner_contiguous, on_device_of
 
 COLS = 2048  # elements a program copies: 16 a thread, two 16-byte loads of bf16
 
@@ -44,20 +44,16 @@ def _take_kernel(  # type: ignore[no-untyped-def]
         tl.store(dembeddings_ptr + row * C + i, zero, mask=i < C)
 
 
-def _inner(x: Tensor) -> Tensor:
-    """x itself where its rows are contiguous (they may lie apart), else a contiguous copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("eagle::scatter_visual", mutates_args=())
 def _fwd(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor) -> Tensor:
     N, C = visual_NC.shape
     out_TC = embeddings_TC.clone(memory_format=torch.contiguous_format)
     if N and C:
-        visual_NC = _inner(visual_NC)
-        _put_kernel[(N, triton.cdiv(C, COLS))](
-            visual_NC, rows_N.contiguous(), out_TC, visual_NC.stride(0), C=C, COLS=COLS
-        )
+        visual_NC = inner_contiguous(visual_NC)
+        with on_device_of(out_TC):
+            _put_kernel[(N, triton.cdiv(C, COLS))](
+                visual_NC, rows_N.contiguous(), out_TC, visual_NC.stride(0), C=C, COLS=COLS
+            )
     return out_TC
 
 
@@ -71,11 +67,12 @@ def _bwd(dout_TC: Tensor, rows_N: Tensor, need_dembeddings: bool, need_dvisual: 
     else:
         dembeddings_TC = dout_TC.new_empty(0)
     if N and C:
-        dout_TC = _inner(dout_TC)
-        _take_kernel[(N, triton.cdiv(C, COLS))](
-            dout_TC, rows_N.contiguous(), dembeddings_TC, dvisual_NC, dout_TC.stride(0),
-            C=C, NEED_DEMBEDDINGS=need_dembeddings, NEED_DVISUAL=need_dvisual, COLS=COLS,
-        )  # fmt: skip
+        dout_TC = inner_contiguous(dout_TC)
+        with on_device_of(dout_TC):
+            _take_kernel[(N, triton.cdiv(C, COLS))](
+                dout_TC, rows_N.contiguous(), dembeddings_TC, dvisual_NC, dout_TC.stride(0),
+                C=C, NEED_DEMBEDDINGS=need_dembeddings, NEED_DVISUAL=need_dvisual, COLS=COLS,
+            )  # fmt: skip
     return dembeddings_TC, dvisual_NC
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_same
+from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
 
 TILE = 2048  # elements a program: 16 a thread, two 16-byte loads of bf16
 
@@ -61,21 +61,17 @@ def _tile(width: int) -> tuple[int, int]:
     return TILE // cols, cols
 
 
-def _inner(x: Tensor) -> Tensor:
-    """x itself where its rows are contiguous (they may lie apart), else a contiguous copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("eagle::swiglu", mutates_args=())
 def _fwd(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     T, width = gate_TF.shape
     out_TF = gate_TF.new_empty(T, width)
     if T and width:
         rows, cols = _tile(width)
-        gate_TF, up_TF = _inner(gate_TF), _inner(up_TF)
-        _fwd_kernel[(triton.cdiv(T, rows), triton.cdiv(width, cols))](
-            gate_TF, up_TF, out_TF, gate_TF.stride(0), up_TF.stride(0), T, WIDTH=width, ROWS=rows, COLS=cols
-        )
+        gate_TF, up_TF = inner_contiguous(gate_TF), inner_contiguous(up_TF)
+        with on_device_of(gate_TF):
+            _fwd_kernel[(triton.cdiv(T, rows), triton.cdiv(width, cols))](
+                gate_TF, up_TF, out_TF, gate_TF.stride(0), up_TF.stride(0), T, WIDTH=width, ROWS=rows, COLS=cols
+            )
     return out_TF
 
 
@@ -89,11 +85,12 @@ def _bwd(dout_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, need_dgate: bool, need
     )
     if T and width:
         rows, cols = _tile(width)
-        dout_TF, gate_TF, up_TF = _inner(dout_TF), _inner(gate_TF), _inner(up_TF)
-        _bwd_kernel[(triton.cdiv(T, rows), triton.cdiv(width, cols))](
-            dout_TF, gate_TF, up_TF, dgate_TF, dup_TF, dout_TF.stride(0), gate_TF.stride(0), up_TF.stride(0), T,
-            WIDTH=width, NEED_DGATE=need_dgate, NEED_DUP=need_dup, ROWS=rows, COLS=cols,
-        )  # fmt: skip
+        dout_TF, gate_TF, up_TF = inner_contiguous(dout_TF), inner_contiguous(gate_TF), inner_contiguous(up_TF)
+        with on_device_of(gate_TF):
+            _bwd_kernel[(triton.cdiv(T, rows), triton.cdiv(width, cols))](
+                dout_TF, gate_TF, up_TF, dgate_TF, dup_TF, dout_TF.stride(0), gate_TF.stride(0), up_TF.stride(0), T,
+                WIDTH=width, NEED_DGATE=need_dgate, NEED_DUP=need_dup, ROWS=rows, COLS=cols,
+            )  # fmt: skip
     return dgate_TF, dup_TF
 
 
@@ -126,12 +123,13 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
     Rows may lie apart without a copy: `gate, up = gate_up.chunk(2, dim=-1)` of one fused projection.
     A tensor whose last dim is strided is copied.
-    Raises ValueError when shape, dtype or device differ.
+    Raises ValueError when shape, dtype or device differ, or the dtype is fp64 on a GPU.
     """
     check(gate.is_floating_point() and gate.ndim >= 1, "swiglu", "gate", gate.dtype, "a floating dtype and (..., F)")
     check(up.shape == gate.shape, "swiglu", "up's shape", tuple(up.shape), f"gate's {tuple(gate.shape)}")
     check_same("swiglu", "up", up, "gate", gate)
     if not gate.is_cuda:
         return swiglu_ref(gate, up)
+    check_kernel_dtype("swiglu", "gate", gate)
     width = gate.shape[-1]
     return _fwd(gate.reshape(-1, width), up.reshape(-1, width)).view(gate.shape)

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -87,7 +90,7 @@ def accuracy(samples: Sequence[Sample], answers: Sequence[str]) -> float:
 
 
 def evaluate(run: Path, videos: Path) -> dict[str, float]:
-    newest = checkpoint.latest(run / "checkpoints", console.print)
+    newest = checkpoint.latest(run / "checkpoints", print)
     assert newest is not None, f"{run} has no checkpoint"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     eagle = Eagle.from_pretrained(newest, dtype=torch.float32, device=device)
@@ -103,7 +106,7 @@ def evaluate(run: Path, videos: Path) -> dict[str, float]:
         answers = ask(eagle, processor, samples)
         scores[kind] = accuracy(samples, answers)
         table.add_row(f"{kind}: {len(samples)} videos", f"{scores[kind]:.1%}", f"{CHANCE[kind]:.0%}")
-        for sample, answer in list(zip(samples, answers, strict=True))[:2]:
+        for sample, answer in list(zip(samples, answers, strict=True))[:60:20]:
             question = sample.turns[-2].text.split("\n")[-1]
             truth = sample.turns[-1].text
             console.print(f"[dim]{sample.id}[/dim]  {question}  [bold]{answer}[/bold]  (truth: {truth})")
@@ -130,10 +133,14 @@ def main() -> None:
         made = digit_videos.build(videos, num_train=args.videos, num_test=num_test)
         for _ in track(made, "Writing H.264 files", total=args.videos + num_test, console=console):
             pass
-    if not Trainer(config(videos, args.steps), run, say=console.print).train():
+    if not Trainer(config(videos, args.steps), run, say=print).train():
         raise SystemExit(130)
     scores = evaluate(run, videos)
-    console.print(f"Report: {run / 'report.html'}   {time.perf_counter() - begin:.0f} s")
+    seconds = time.perf_counter() - begin
+    about = {"scores": scores, "steps": args.steps, "seconds": round(seconds, 1), "torch": torch.__version__}
+    about |= {"python": platform.python_version(), "cpus": os.cpu_count(), "machine": platform.platform()}
+    (args.run / "result.json").write_text(json.dumps(about, indent=1) + "\n")
+    console.print(f"Report: {run / 'report.html'}   {seconds:.0f} s")
     if scores["movement"] < WANTED_MOVEMENT:
         raise SystemExit(f"movement is {scores['movement']:.1%}; needs {WANTED_MOVEMENT:.0%}")
 

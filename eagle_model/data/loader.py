@@ -26,7 +26,7 @@ from eagle_model.data.processor import Processor, ProcessorConfig, SamplePlan
 from eagle_model.data.tokens import pack_row
 
 STATE_FORMAT = 1
-_PLANNED_AT_ONCE = 64  # samples a thread may be ahead of the order in which plans are kept
+_PLANNED_AT_ONCE = 64  # samples that are read but not yet planned, at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +187,10 @@ class Loader:
         yield from waiting
 
     def _make_fingerprint(self) -> str:
-        """Of all that decides the stream; a state continues only where it is the same."""
+        """Of all that decides the stream; a state continues only where it is the same.
+
+        Of files the names alone, and no sample's id, which may be its file and line: data may move to another folder.
+        """
         digest = hashlib.sha256()
 
         def add(*values: object) -> None:
@@ -198,7 +201,9 @@ class Loader:
         add(self.config.seed)
         for entry in self._entries:
             plan = self._plans[entry]
-            add(plan.sample.id, plan.num_tokens, [(turn.role, turn.text) for turn in plan.sample.turns])
+            sample = plan.sample
+            add(plan.num_tokens, [(turn.role, turn.text) for turn in sample.turns])
+            add([image.path.name for image in sample.images], [video.path.name for video in sample.videos])
             add(plan.visual.grids, plan.visual.timestamps_seconds)
         return digest.hexdigest()
 

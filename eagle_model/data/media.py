@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 ROLES = {
@@ -30,8 +33,9 @@ ROLES = {
     "assistant": "assistant",
     "observation": "observation",
 }
-PLACEHOLDER = re.compile(r"<(image|video)-([0-9]+)>")  # what a Sample's turns hold
-_ANY_PLACEHOLDER = re.compile(r"<(image|video)(?:-([0-9]+))?>")  # what a row's text may hold
+PLACEHOLDER = re.compile(r"<(image|video)-([0-9]{1,9})>")  # what a Sample's turns hold
+_ANY_PLACEHOLDER = re.compile(r"<(image|video)(?:-([0-9]{1,9}))?>")  # what a row's text may hold
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _RECIPE_FIELDS = {
     "root",
     "annotation",
@@ -126,14 +130,16 @@ def read_recipe(path: str | Path) -> list[Source]:
         _need_file(path, f"{path}: the recipe")
         return [Source(path.stem, path.parent, (path,))]
     text = _read_text(path)
+    if text.lstrip()[:1] == "[":
+        return [Source(path.stem, path.parent, (path,))]
     try:
         recipe = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}.") from error
+    except RecursionError:
+        raise DataError(f"{path}: nested too deep.") from None
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    if isinstance(recipe, list):
-        return [Source(path.stem, path.parent, (path,))]
     if not isinstance(recipe, dict) or not recipe:
         raise DataError(f"{path}: a recipe is an object {{name: {{root, annotation, ...}}}} with at least one entry.")
     return [_source(name, fields, path) for name, fields in recipe.items()]
@@ -159,7 +165,7 @@ def _source(name: str, fields: object, recipe: Path) -> Source:
     if not isinstance(root, str):
         raise DataError(f"{where}: root is {_shown(root)}; needs the folder of the media, a string.")
     root_path = recipe.parent / root
-    if not root_path.is_dir():
+    if not os.path.isdir(root_path):  # pathlib's raises where a folder may not be looked into
         raise DataError(f"{where}: root {root_path} is not a folder.")
 
     annotation = [fields["annotation"]] if isinstance(fields["annotation"], str) else fields["annotation"]
@@ -247,6 +253,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
                     yield where, DataError(f"{where}: not JSON: {error.msg} at column {error.colno}.")
                 except RecursionError:
                     yield where, DataError(f"{where}: nested too deep.")
+                except ValueError as error:  # Python reads no integer of more than 4300 digits
+                    yield where, DataError(f"{where}: not JSON that can be read: {error}.")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
 
@@ -280,6 +288,8 @@ def _json_list(path: Path) -> Iterator[tuple[str, object]]:
                 raise wrong(error.pos, error.msg) from error
             except RecursionError:
                 raise DataError(f"{path}:{line}: nested too deep.") from None
+            except ValueError as error:
+                raise DataError(f"{path}:{line}: not JSON that can be read: {error}.") from error
             yield f"{path}:{line}", row
             position = skip_space(position)
             if text[position : position + 1] == "]":
@@ -308,7 +318,7 @@ def parse_sample(row: object, *, root: Path, where: str, allow_outside_root: boo
     for i, turn in enumerate(turns):
         if turn.role == "system" and i > 0:
             raise DataError(f"{where}: turn {i + 1} is a system turn; only the first may be.")
-    name = row.get("id", where)
+    name = where if row.get("id") is None else row["id"]
     if not isinstance(name, (str, int)) or isinstance(name, bool) or name == "":
         raise DataError(f"{where}: id is {_shown(name)}; needs a string or an integer.")
     return Sample(str(name), reader.with_placeholders(turns), tuple(reader.images), tuple(reader.videos))
@@ -411,7 +421,7 @@ class _RowReader:
                 f"Give a path inside it, or set allow_outside_root if you trust the data."
             )
         try:
-            inside = path.resolve().is_relative_to(self.root.resolve())
+            inside = path.resolve().is_relative_to(_resolved(self.root))
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
             raise self.fail(f"{kind} {text!r} cannot be resolved: {error}.") from error
         if not inside:
@@ -541,17 +551,24 @@ def _read_text(path: Path) -> str:
 
 
 def _need_file(path: Path, what: str) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's raises where a folder may not be looked into
         raise DataError(f"{what} {path} does not exist or is not a file.")
 
 
 def _is_unicode(text: str) -> bool:
     """JSON can write half of a surrogate pair, which no encoding of text can hold."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    return _SURROGATE.search(text) is None
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max  # math.isfinite raises for an integer that no float can hold
+
+
+@lru_cache(maxsize=16)
+def _resolved(root: Path) -> Path:
+    return root.resolve()
 
 
 def _shown(value: object) -> str:

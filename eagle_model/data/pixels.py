@@ -1,7 +1,8 @@
 """Pixels: what a plan asked for, and nothing else, as normalised patches in the order of the text's placeholders.
 
 Dims    I tiles, P = (tile_px / patch_px)**2 patches a tile, K = 3 * patch_px**2, L frames, Y and X pixels.
-Images  Pillow decodes; EXIF orientation is applied; transparency goes onto white; 16-bit gray is scaled, not cut.
+Images  Pillow decodes FORMATS; EXIF orientation is applied, EXIF that cannot be read is ignored, as viewers do;
+        transparency goes onto white; 16-bit gray is scaled, not cut.
 Videos  `eagle_kernels.video` decodes frame by frame, and each frame becomes one tile at once: a decoded frame is never
         held longer than that.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from eagle_kernels.frames_to_tiles import frames_to_tiles
@@ -27,8 +28,14 @@ from eagle_model.data.tiling import Grid
 MAX_IMAGE_PX = 89_478_485  # width x height; 256 MiB as RGB, and where Pillow too begins to suspect a bomb
 PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
+Image.init()  # registers every format now: Pillow does it on demand, and not safely where several threads demand it
+# Named, because among Pillow's others is EPS, which would run Ghostscript on what an annotation calls an image.
+_COMMON = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = tuple(name for name in _COMMON if name in Image.OPEN)  # AVIF came with Pillow 11.3
+
 _ORIENTATION_TAG = 0x0112
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # Pillow's, for damaged files
+# What Pillow raises for damaged files; RuntimeError is AVIF's.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error)
 _TRANSPOSE = {  # EXIF orientation -> what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,11 +72,13 @@ def load_image(path: Path) -> Tensor:
 
 def _open(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=FORMATS)
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist.") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image {path} is larger than {MAX_IMAGE_PX} pixels; scale it down. {error}") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"image {path} cannot be read: {error}; needs one of {', '.join(FORMATS)}.") from error
     except _DAMAGED as error:
         raise DataError(f"image {path} cannot be read: {error}.") from error
     width, height = image.size
@@ -87,7 +96,10 @@ def _orientation(image: Image.Image) -> int:
         return 1
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
         return 1  # Pillow would decode the whole file to look for EXIF behind the pixels
-    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DAMAGED:
+        return 1
     return orientation if orientation in _TRANSPOSE else 1
 
 

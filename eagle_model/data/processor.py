@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,7 +25,7 @@ from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, SampledVideo
 from eagle_model.data.media import DataError, Sample, VideoRef, parse_sample
 from eagle_model.data.pixels import image_size, load_patches
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
-from eagle_model.data.tokens import TokenizedSample, pack_row, text_token_counter, tokenize
+from eagle_model.data.tokens import TokenizedSample, pack_row, read_tokenizer, text_token_counter, tokenize
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
@@ -52,7 +53,8 @@ class ProcessorConfig:
             )
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(math.isfinite(v) for v in values) or (name == "std" and min(values) <= 0):
+            are_numbers = len(values) == 3 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+            if not are_numbers or (name == "std" and min(values) <= 0):
                 raise ValueError(f"ProcessorConfig: {name} is {values}; needs three numbers, std above 0.")
         self.sampling()  # checks the rest
 
@@ -195,7 +197,8 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Processor:
-        """Reads what `save_pretrained` wrote. Raises ValueError for missing files and for fields unknown or missing."""
+        """Reads what `save_pretrained` wrote. Raises ValueError for missing or damaged files, and for fields that are
+        unknown, missing or of a wrong type."""
         folder = Path(folder)
         for name in (TOKENIZER_FILE, CONFIG_FILE):
             if not (folder / name).is_file():
@@ -211,8 +214,12 @@ class Processor:
             raise ValueError(f"{folder / CONFIG_FILE} has the unknown field {unknown[0]!r}; known are {sorted(known)}.")
         if missing := sorted(known - set(values)):
             raise ValueError(f"{folder / CONFIG_FILE} lacks the field {missing[0]!r}.")
+        for name, value in asdict(ProcessorConfig()).items():
+            need = list if isinstance(value, tuple) else type(value)
+            if type(values[name]) is not need and not (need is float and type(values[name]) is int):
+                raise ValueError(f"{folder / CONFIG_FILE}: {name} is {values[name]!r}; needs a value like {value!r}.")
         config = ProcessorConfig(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
-        return cls(Tokenizer.from_file(str(folder / TOKENIZER_FILE)), config)
+        return cls(read_tokenizer(folder / TOKENIZER_FILE), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes tokenizer.json and eagle_processor.json into `folder`, which is made if need be."""
@@ -233,7 +240,7 @@ def _clip(video: VideoRef) -> _Clip:
     The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
     lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
     """
-    if not video.path.is_file():
+    if not os.path.isfile(video.path):  # pathlib's raises for a name that is too long
         raise DataError(f"video {video.path} does not exist.")
     try:
         info = probe(video.path)

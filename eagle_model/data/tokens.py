@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -95,6 +96,16 @@ def pack_row(samples: Sequence[TokenizedSample], patches_IPK: Tensor) -> PackedB
         visual_rows_N=torch.cat([s.visual_positions_N + start for s, start in zip(samples, starts)]),
         sample_ids=tuple(sample.id for sample in samples),
     )
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """From a tokenizer.json. Raises ValueError that names the file when it is missing or holds something else."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; needs the tokenizer.json that belongs to the model.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is no tokenizer.json: {error}.") from None
 
 
 def add_special_tokens(tokenizer: Tokenizer) -> int:

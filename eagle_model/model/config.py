@@ -162,7 +162,7 @@ class TextConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> TextConfig:
         """From the `text_config` part of config.json. Raises ValueError as the file's docstring says."""
         other = _without_fixed("text_config", fields, _ONLY_TEXT)
-        rope = other.pop("rope_parameters", None) or {}
+        rope = _without_fixed("text_config.rope_parameters", other.pop("rope_parameters", None) or {}, {})
         if rope.get("rope_type", "default") != "default":
             raise ValueError(f"config.json: text_config.rope_parameters is {rope}; needs rope_type 'default'.")
         if "rope_theta" in rope:
@@ -336,6 +336,8 @@ def eagle2_5_8b() -> EagleConfig:
 
 def _without_fixed(section: str, fields: Mapping[str, Any], only: Mapping[str, Any]) -> dict[str, Any]:
     """`fields` less the keys of `only`, whose values must be those of `only` where present."""
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"config.json: {section} is {fields!r}; needs an object.")
     for key, value in only.items():
         if key in fields and fields[key] != value:
             name = f"{section}.{key}" if section else key
@@ -352,13 +354,15 @@ def _pop_either(fields: dict[str, Any], name: str, alias: str, default: int) -> 
 
 def _need_positive(config: VisionConfig | TextConfig, *names: str) -> None:
     for name in names:
-        if (value := getattr(config, name)) < 1:
-            raise ValueError(f"{type(config).__name__}: {name} is {value}; needs at least 1.")
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{type(config).__name__}: {name} is {value!r}; needs a whole number of at least 1.")
 
 
 def _need_heads(config: VisionConfig | TextConfig) -> None:
+    _need_positive(config, "num_attention_heads")
     heads = config.num_attention_heads
-    if heads < 1 or config.hidden_size % heads:
+    if config.hidden_size % heads:
         raise ValueError(
             f"{type(config).__name__}: num_attention_heads is {heads}; needs a divisor of hidden_size, "
             f"{config.hidden_size}."

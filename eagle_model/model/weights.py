@@ -6,7 +6,7 @@ Shapes   The same, but for the patch embedding: a convolution (C, 3, patch_px, p
 Unused   `vision_model.vision_model.head.*`, SigLIP's pooling head, gets no gradient in Eagle and is not part of this
          model: it is skipped when read, and not written (config.json then says `vision_use_head: false`).
 Safety   A file is written beside its place, flushed to the disk and renamed, so that a name never stands for half a
-         file. Nothing here unpickles.
+         file; its permissions are those of any new file. Nothing here unpickles.
 """
 
 from __future__ import annotations
@@ -74,17 +74,16 @@ def save(folder: Path, parameters: Mapping[str, Tensor], *, max_shard_bytes: int
         if shards[-1] and shard_bytes + num_bytes > max_shard_bytes:
             shards.append({})
             shard_bytes = 0
-        tensor = tensor.detach().reshape(released_shape(name, tensor.shape)).contiguous()
-        shards[-1][released_name(name)] = tensor
+        shards[-1][released_name(name)] = tensor.detach().reshape(released_shape(name, tensor.shape))
         shard_bytes += num_bytes
         total_bytes += num_bytes
     if len(shards) == 1:
-        _write_shard(folder / SINGLE, shards[0])
+        write_tensors(folder / SINGLE, shards[0])
         return
     weight_map = {}
     for i, shard in enumerate(shards, start=1):
         file_name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / file_name, shard)
+        write_tensors(folder / file_name, shard)
         weight_map.update(dict.fromkeys(shard, file_name))
     write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
 
@@ -152,26 +151,32 @@ def load(
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` to `path`, whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    _write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, flushes it to the disk and gives it its name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask gives; safetensors makes files for their owner's eyes alone
         write(temporary)
-        _flush(temporary)
+        temporary.chmod(mode)
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -188,9 +193,10 @@ def _files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     try:
         names = sorted(set(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index_path} is damaged: needs JSON with a weight_map ({error!r}).") from error
-    if outside := [name for name in names if Path(name).name != name]:
+    if outside:
         raise ValueError(f"{index_path} names {', '.join(outside)}; shards must lie in the same folder.")
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{index_path} names {', '.join(missing)}, which {folder} does not hold.")

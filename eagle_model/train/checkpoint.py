@@ -23,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from eagle_model.model.weights import flush, write_whole
+
 MANIFEST = "manifest.json"
 _STEP_NAME = re.compile(r"step-(\d{6,})")
 _CHUNK_BYTES = 1 << 22
@@ -66,12 +68,10 @@ def save(folder: Path, step: int, run: str, write: Callable[[Path], None]) -> Pa
     entries = {name: FileEntry(path.stat().st_size, _sha256(path)) for name, path in files.items()}
     manifest = Manifest(step=step, run=run, files=entries)
     (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2))
-    for path in files.values():  # safetensors makes files that their owner alone can read, whatever the umask
-        path.chmod((partial / MANIFEST).stat().st_mode)
     for path in (partial, *partial.rglob("*")):
-        _fsync(path)
+        flush(path)
     os.rename(partial, final)
-    _fsync(folder)
+    flush(folder)
     return final
 
 
@@ -146,7 +146,7 @@ def set_aside(checkpoint: Path) -> Path:
     """Renames a damaged checkpoint, so that its step can be written again and nothing of it is lost."""
     aside = _unused_name(checkpoint, "damaged")
     os.rename(checkpoint, aside)
-    _fsync(checkpoint.parent)
+    flush(checkpoint.parent)
     return aside
 
 
@@ -177,11 +177,7 @@ def prune(folder: Path, run: str, keep_last: int, say: Callable[[str], None]) ->
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a small text file: afterwards it holds the old text or the new, never a part of one."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text)
-    _fsync(beside)
-    os.replace(beside, path)
-    _fsync(path.parent)
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def _unused_name(path: Path, ending: str) -> Path:
@@ -197,11 +193,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

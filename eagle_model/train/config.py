@@ -74,7 +74,15 @@ class TrainConfig:
 
 # A resumed run may differ from the interrupted one in these alone.
 CHANGEABLE_ON_RESUME = frozenset(
-    {"max_steps", "log_every_steps", "save_every_steps", "keep_last", "data.num_workers", "data.on_bad_sample"}
+    {
+        "max_steps",
+        "log_every_steps",
+        "save_every_steps",
+        "keep_last",
+        "data.recipe",  # the data may have moved; that it is the same data, the loader's state checks
+        "data.num_workers",
+        "data.on_bad_sample",
+    }
 )
 
 

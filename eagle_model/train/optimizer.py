@@ -86,9 +86,6 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
         self._round_masters_into_model()
 
-    def zero_grad(self) -> None:
-        self.adamw.zero_grad(set_to_none=True)
-
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next update depends on beside the model, by name: `exp_avg.<parameter>`,
         `exp_avg_sq.<parameter>`, `step.<parameter>`, and `master.<parameter>` for a bf16 model."""

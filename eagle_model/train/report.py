@@ -123,7 +123,7 @@ def _curves(steps: list[dict]) -> list[str]:
     if not steps:
         return []
     curves = [
-        ("Loss", "loss", "weighted cross-entropy, nats a token"),
+        ("Loss", "loss", "nats a token"),
         ("Learning rate", "learning_rate", "learning rate"),
         ("Tokens a second", "tokens_per_second", "tokens/s, with the wait for data"),
         ("Gradient norm", "grad_norm", "norm before clipping"),

@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -34,9 +34,10 @@ from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.media import ROLES, read_recipe, read_samples
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor, ProcessorConfig
-from eagle_model.data.tokens import train_tokenizer
+from eagle_model.data.tokens import read_tokenizer, train_tokenizer
 from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle
+from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig, diff, from_json, to_json
 from eagle_model.train.loss import row_loss, sqrt_mass, supervised_counts
@@ -131,7 +132,11 @@ class Trainer:
         self.model.llm.requires_grad_(config.train_llm)
         self.model.lm_head.requires_grad_(config.train_llm)
         self.optimizer = Optimizer(self.model, config.optimizer, dtype=self.dtype)
+        self._say(f"Planning the samples of {config.data.recipe}.")
         self.loader = Loader(config.data, processor)
+        num_skipped = len(self.loader.skipped)
+        left_out = f", {num_skipped} skipped" if num_skipped else ""
+        self._say(f"{self.loader.num_samples} samples in {self.loader.num_rows} rows an epoch{left_out}.")
         self.processor = self.loader.processor
 
     def _write_about(self) -> None:
@@ -229,10 +234,8 @@ class Trainer:
         self.processor.save_pretrained(folder)
         training = folder / "training"
         training.mkdir()
-        save_file(
-            {k: v.contiguous() for k, v in self.optimizer.state_dict().items()}, training / "optimizer.safetensors"
-        )
-        save_file({"torch_cpu": torch.get_rng_state()}, training / "rng.safetensors")
+        write_tensors(training / "optimizer.safetensors", self.optimizer.state_dict())
+        write_tensors(training / "rng.safetensors", {"torch_cpu": torch.get_rng_state()})
         state = {
             "run": self.run_id,
             "step": self.step,
@@ -305,12 +308,13 @@ def _refuse_foreign_folder(folder: Path) -> None:
 def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
     """The model that a new run starts from, fp32 on the CPU, and its processor. Draws from torch's global generator.
 
-    Raises: ConfigError when the model, its tokenizer and the data config do not fit each other.
+    Raises: ConfigError when the model, its tokenizer and the data config do not fit each other, ValueError when one of
+            their files cannot be read.
     """
     folder, data = Path(config.model), config.data
     if config.model in PRESETS:
         own = not config.tokenizer
-        tokenizer = _tokenizer_of_the_recipe(config) if own else _read_tokenizer(Path(config.tokenizer))
+        tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
         cfg = PRESETS[config.model](
             vocab_size=tokenizer.get_vocab_size(),
             image_token_id=ChatEncoder(tokenizer).context_id,
@@ -323,7 +327,7 @@ def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
             f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
         )
     tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
-    tokenizer = _read_tokenizer(tokenizer_file)
+    tokenizer = read_tokenizer(tokenizer_file)
     base = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ProcessorConfig()
     model = Eagle.from_pretrained(folder, dtype=torch.float32)
     for name, ours, theirs in (
@@ -339,15 +343,6 @@ def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
             f"{model.cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
     return model, Processor(tokenizer, data.processor_config(base))
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; set tokenizer to the tokenizer.json that belongs to the model.")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ConfigError(f"{path} is no tokenizer.json: {error}.") from None
 
 
 def _tokenizer_of_the_recipe(config: TrainConfig) -> Tokenizer:

@@ -61,7 +61,8 @@ def write_image(path: Path, width: int = 80, height: int = 60, *, level: int = 1
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder: clip.mp4 (20 frames), long.mp4 (60), both 10 fps; wide.png (168 x 56), square.png; cut.mp4, cut.png."""
+    """A folder: clip.mp4 (20 frames), long.mp4 (60), both 10 fps; wide.png (168 x 56), square.png (56 x 56);
+    cut.mp4, cut.png, empty.mp4."""
     root = tmp_path_factory.mktemp("media")
     write_video(root / "clip.mp4")
     write_video(root / "long.mp4", num_frames=60)
@@ -69,6 +70,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_image(root / "square.png", 56, 56, level=50)
     whole = (root / "long.mp4").read_bytes()
     (root / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (root / "empty.mp4").touch()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(root / "noise.png")
     (root / "cut.png").write_bytes((root / "noise.png").read_bytes()[:4000])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from eagle_model.batch import IGNORE_INDEX
 from eagle_model.data.chat import MARKUP_TOKENS, SPECIAL_TOKENS, ChatEncoder, SampledVideo
@@ -31,6 +31,7 @@ def any_tokenizer(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Token
     if request.param == "gpt2 pieces":
         return tokenizer
     qwen = Tokenizer(models.BPE())
+    qwen.normalizer = normalizers.NFC()
     qwen.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(QWEN_PIECES), "isolated"),

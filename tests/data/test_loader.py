@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -161,11 +163,39 @@ def test_a_state_of_other_data_is_refused(recipe: Recipe, processor: Processor) 
         same.load_state_dict(state | {"format": 0})
 
 
+def test_a_state_outlives_a_move_of_the_data_but_no_change_of_it(
+    recipe: Recipe, processor: Processor, media: Path, tmp_path: Path
+) -> None:
+    rows = [{name: value for name, value in row.items() if name != "id"} for row in ROWS]  # so an id is file and line
+    with loader_of(recipe(rows), processor) as loader:
+        next(loader)
+        state, want = loader.state_dict(), next(loader)
+    (tmp_path / "moved").mkdir()
+    for name in ("wide.png", "square.png", "clip.mp4", "long.mp4"):
+        shutil.copy(media / name, tmp_path / "moved" / name)
+    shutil.copy(tmp_path / "moved/wide.png", tmp_path / "moved/same.png")
+
+    def moved(rows: list[dict]) -> Path:
+        path = tmp_path / "moved" / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    with loader_of(moved(rows), processor) as loader:
+        loader.load_state_dict(state)
+        assert_same(replace(next(loader), sample_ids=want.sample_ids), want)
+    rows[1] = rows[1] | {"image": "same.png"}
+    with loader_of(moved(rows), processor) as loader, pytest.raises(ValueError, match="the state is of other data"):
+        loader.load_state_dict(state)
+
+
 # ---- bad samples
 
 BAD_ROWS = [
     chat_row("<image>", id="no image"),
     chat_row(video="cut.mp4", id="cut video"),
+    chat_row(video="empty.mp4", id="empty video"),
+    chat_row(image="i" * 5000 + ".png", id="endless name"),
+    chat_row(video="v" * 5000 + ".mp4", id="endless video name"),
     chat_row(image="none.png", id="missing"),
     chat_row("much " * 400, id="too long"),
 ]
@@ -189,8 +219,8 @@ def test_skip_while_planning_and_loading(recipe: Recipe, processor: Processor) -
         lines.write("{not json\n")
     line = f"{path.parent}/rows.jsonl"
     with loader_of(path, processor, on_bad_sample="skip") as loader:
-        names = {f"{line}:23", "cut video", "missing", "too long", f"{line}:28"}
-        assert len(loader.skipped) == 5
+        names = {f"{line}:23", *(row["id"] for row in BAD_ROWS[1:]), f"{line}:{len(rows) + 1}"}
+        assert len(loader.skipped) == len(names) == 8
         assert {name for name, _ in loader.skipped} == names
         seen = Counter(name for batch in epoch_of(loader) for name in batch.sample_ids)
         assert seen == {f"s{i}": 1 for i in range(22)}  # the cut image's header is whole: found when it was loaded

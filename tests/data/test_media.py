@@ -142,7 +142,12 @@ def test_roles_ids_and_fields_that_are_not_ours() -> None:
     sample = parse({"id": 12, "score": 0.5, "conversations": [{"from": f, "value": f} for f in froms]})
     assert [turn.role for turn in sample.turns] == ["system", "user", "assistant", "observation", "assistant"]
     assert sample.id == "12"
-    assert parse(chat_row()).id == "rows.jsonl:7"
+    assert parse(chat_row()).id == parse(chat_row(id=None)).id == "rows.jsonl:7"
+
+
+def test_a_number_without_end_is_text() -> None:
+    text = f"<image-{'1' * 5000}>"  # int() refuses so many digits
+    assert parse(chat_row(text)).turns[0].text == text
 
 
 def test_order_of_tiles_is_the_order_of_the_text_and_assistants_text_is_text() -> None:
@@ -198,6 +203,7 @@ BAD_ROWS = {
     "number": (chat_row(image=3), "image is 3; needs a path."),
     "frames": ({"messages": user([{"type": "video", "video": ["a", "b"]}])}, "needs the path of one file"),
     "time": (chat_row(video={"video": "v", "start": "0:10"}), "start is '0:10'; needs seconds"),
+    "too large for a float": (chat_row(video={"video": "v", "start": 10**400}), "start is 1000000"),
     "NaN": (chat_row(video={"video": "v", "end": float("nan")}), "end is nan; needs seconds"),
     "two times": (chat_row(video={"video": "v", "start": 1, "start_time": 2}), "both 'start_time' and 'start'"),
     "backwards": (chat_row(video={"video": "v", "start": 5, "end": 5}), "ends at 5 s, not after its start at 5 s"),
@@ -321,6 +327,7 @@ BAD_FIELDS = {
     "tiles": ({"max_dynamic_tiles": 0}, "max_dynamic_tiles is 0; needs an integer of at least 1."),
     "length": ({"length": "many"}, "length is 'many'; needs an integer of at least 0."),
     "root": ({"root": "nowhere"}, "nowhere is not a folder."),
+    "endless root": ({"root": "n" * 5000}, "n is not a folder."),
     "annotation": ({"annotation": "b.jsonl"}, "b.jsonl does not exist or is not a file."),
     "annotation list": ({"annotation": []}, "annotation is []; needs a path or a list of paths."),
     "annotation kind": ({"annotation": "a.txt"}, "must end in .jsonl or .json."),
@@ -348,6 +355,7 @@ def test_bad_recipe_fields(tmp_path: Path, name: str) -> None:
         ("{}", ": a recipe is an object"),
         ('{"a": {}, "a": {}}', ": the name 'a' is given twice"),
         (b'{\n"a\xff": {}}', ":2: not UTF-8."),
+        ('{"a": ' * 100_000, ": nested too deep."),
     ],
 )
 def test_malformed_recipes(tmp_path: Path, text: str | bytes, message: str) -> None:
@@ -374,6 +382,9 @@ GOOD = json.dumps(chat_row())
         ("r.jsonl", f"{GOOD}\n{GOOD[:-1]}, }}\n", ":2: not JSON: "),
         ("r.jsonl", GOOD.encode() + b'\n{"id": "\xe9"}\n', ":2: not UTF-8: byte 9 of the line is wrong."),
         ("r.jsonl", "[" * 100_000, ":1: nested too deep."),
+        ("r.jsonl", f'{GOOD}\n{{"id": {"1" * 5000}}}', ":2: not JSON that can be read: Exceeds the limit"),
+        ("r.json", f'[{GOOD},\n{{"id": {"1" * 5000}}}]', ":2: not JSON that can be read: Exceeds the limit"),
+        ("r.json", f"[{GOOD},\n" + "[" * 100_000, ":2: nested too deep."),
         ("r.jsonl", '{"conversations": [{"from": "human", "value": "?"}]}', ":1: no turn of the assistant (gpt)"),
         ("r.json", f"[\n{GOOD},\n{GOOD}\n{GOOD}]", ":4: not JSON: Expecting ',' or ']' at column 1."),
         ("r.json", f"[{GOOD},\n\n{{}}]", ":3: the row has neither of"),
@@ -385,9 +396,10 @@ GOOD = json.dumps(chat_row())
 def test_malformed_annotations_name_the_line(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
     annotation = write(tmp_path, name, text)
     recipe = write(tmp_path, "recipe.json", json.dumps({"s": {"root": ".", "annotation": name}}))
-    with pytest.raises(DataError) as error:
-        samples_of(recipe)
-    assert str(error.value).startswith(f"{annotation}{message}")
+    for path in (recipe, annotation):  # the annotation is a recipe by itself
+        with pytest.raises(DataError) as error:
+            samples_of(path)
+        assert str(error.value).startswith(f"{annotation}{message}")
 
 
 def test_bad_rows_can_be_left_out_and_are_told(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from concurrent.futures import CancelledError
@@ -140,6 +142,17 @@ def test_nonsense_orientation_is_upright(tmp_path: Path) -> None:
     assert saved(tmp_path, Image.fromarray(gradient()), "png", exif=exif).shape == (8, 12, 3)
 
 
+def test_exif_that_cannot_be_read_is_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(gradient()).save(tmp_path / "a.webp", lossless=True, exif=exif)
+    whole = (tmp_path / "a.webp").read_bytes()
+    assert b"MM\x00*" in whole
+    (tmp_path / "a.webp").write_bytes(whole.replace(b"MM\x00*", b"M?\x00*"))
+    assert image_size(tmp_path / "a.webp") == (12, 8)
+    assert load_image(tmp_path / "a.webp").shape == (8, 12, 3)
+
+
 # ---- damage
 
 
@@ -155,6 +168,28 @@ def test_damaged_and_missing_images(tmp_path: Path, media: Path) -> None:
             image_size(tmp_path / name)
     with pytest.raises(DataError, match=r"cannot be read: .*directory"):
         image_size(tmp_path)
+
+
+def test_damaged_avif(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "a.avif")
+    whole = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.avif").write_bytes(whole.replace(b"iloc", b"????"))
+    with pytest.raises(DataError, match=r"a\.avif cannot be (read|decoded): "):
+        load_image(tmp_path / "a.avif")
+
+
+def test_postscript_is_no_image(tmp_path: Path) -> None:
+    """Pillow would hand it to Ghostscript, a program that runs what the file says."""
+    Image.fromarray(gradient()).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.jpg cannot be read: .*; needs one of .*JPEG, .*PNG"):
+        image_size(tmp_path / "a.jpg")
+
+
+def test_every_format_is_registered_before_a_thread_asks() -> None:
+    code = "from eagle_model.data.pixels import FORMATS; from PIL import Image; print(set(FORMATS) <= set(Image.OPEN))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "True\n"
 
 
 def png_header(width: int, height: int) -> bytes:

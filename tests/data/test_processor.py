@@ -69,6 +69,8 @@ BAD = {
     "missing image": ({"image": "none.png"}, r"sample s: image .*none\.png does not exist"),
     "missing video": ({"video": "none.mp4"}, r"sample s: video .*none\.mp4 does not exist"),
     "not a video": ({"video": "wide.png"}, r"sample s: video .*wide\.png cannot be read: "),
+    "empty video": ({"video": "empty.mp4"}, r"sample s: video .*empty\.mp4 cannot be read: "),
+    "endless name": ({"video": "v" * 5000}, r"sample s: video .*v does not exist"),
     "cut video": ({"video": "cut.mp4"}, r"sample s: video .*cut\.mp4 (cannot be read|is damaged): "),
     "late clip": (
         {"video": {"path": "clip.mp4", "start": 2}},
@@ -211,6 +213,11 @@ def test_wrong_folders(processor: Processor, tmp_path: Path) -> None:
         ({"tile_px": 57}, r"tile_px is 57; needs a multiple of 2 \* patch_px = 28"),
         ({"std": [0.5, 0.0, 0.5]}, r"std is \(0\.5, 0\.0, 0\.5\); needs three numbers"),
         ({"min_frames": 0}, "min_frames is 0; needs at least 1"),
+        ({"tile_px": "56"}, "tile_px is '56'; needs a value like 448"),
+        ({"max_frames": True}, "max_frames is True; needs a value like 512"),
+        ({"mean": 0.5}, r"mean is 0\.5; needs a value like \(0\.5, 0\.5, 0\.5\)"),
+        ({"std": ["a", 1, 1]}, r"std is \('a', 1, 1\); needs three numbers"),
+        ({"frames_per_second": float("nan")}, "frames_per_second is nan; needs a number above 0"),
     ]:
         path.write_text(json.dumps(values | change))
         with pytest.raises(ValueError, match=message):
@@ -220,6 +227,10 @@ def test_wrong_folders(processor: Processor, tmp_path: Path) -> None:
         Processor.from_pretrained(tmp_path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"eagle_processor\.json is not JSON"):
+        Processor.from_pretrained(tmp_path)
+    path.write_text(json.dumps(values))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer\.json: "):
         Processor.from_pretrained(tmp_path)
 
 

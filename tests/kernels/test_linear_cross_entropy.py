@@ -67,6 +67,8 @@ def test_many_chunks_and_token_weights(dtype, as_on_gpu, monkeypatch, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mean_is_torchs(dtype, device):
+    if dtype == torch.float64 and device == "cuda":
+        pytest.skip("fp64 is for CPU tensors")
     hidden, weight = inputs(40, 16, 300, dtype, device)
     labels = some_labels(40, 300, device)
     got, want = linear_cross_entropy(hidden, weight, labels), F.cross_entropy(hidden @ weight.T, labels)

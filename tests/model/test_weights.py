@@ -112,6 +112,7 @@ def test_shards(tmp_path):
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ('{"weight_map": 3}', "is damaged"),
+        ('{"weight_map": {"a": 3}}', "is damaged"),
         ('{"weight_map": {"a": "../model.safetensors"}}', "shards must lie in the same folder"),
     ],
 )
@@ -202,6 +203,16 @@ def test_saving_over_weights_is_refused(saved):
     with pytest.raises(FileExistsError, match=r"already holds model\.safetensors; save to an empty folder"):
         small_model(CFG, seed=1).save_pretrained(saved)
     assert (saved / weights.SINGLE).read_bytes() == before
+
+
+def test_files_have_the_permissions_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        small_model(CFG).save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
+    assert modes == {"config.json": "0o640", "model.safetensors": "0o640"}
 
 
 def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from eagle_model.train import checkpoint
 from eagle_model.train.checkpoint import CheckpointError, latest, prune, save, steps, verify
@@ -35,22 +33,6 @@ def test_holds_what_was_written_and_a_manifest_of_it(tmp_path):
     assert sorted(manifest.files) == ["model.safetensors", "training/state.json"]
     assert latest(path.parent, nobody) == path
     assert [p.name for p in path.parent.iterdir()] == ["step-000123"]  # nothing is left beside it
-
-
-def test_files_have_the_permissions_that_the_umask_gives(tmp_path):
-    def write_private(folder: Path) -> None:
-        save_file({"a": torch.zeros(1)}, folder / "a.safetensors")
-        (folder / "a.safetensors").chmod(0o600)
-
-    before = os.umask(0o027)
-    try:
-        path = save(tmp_path, 1, "run", write_private)
-    finally:
-        os.umask(before)
-    assert {file.name: oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {
-        "a.safetensors": "0o640",
-        "manifest.json": "0o640",
-    }
 
 
 def test_steps_are_in_the_order_of_numbers(tmp_path):

@@ -10,7 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-av = pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
+pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
+
+import av
 
 from eagle_kernels.video import Frame, VideoError, decode, decode_cpu, probe
 from eagle_kernels.video.decode import frame_indices

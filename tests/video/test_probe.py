@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-av = pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
+pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
+
+import av
 
 from eagle_kernels.video import VideoError, decode_cpu, probe
 from tests.video.make import GOOD_NAMES, GoldenSet, draw, write_video

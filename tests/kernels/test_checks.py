@@ -1,0 +1,107 @@
+"""What every op's public function does with CUDA tensors, as far as a machine without a GPU can show it."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import eagle_kernels as ek
+from eagle_kernels.checks import on_device_of
+
+
+def ints(*values: int, dtype: torch.dtype = torch.int32, device: str = "cuda") -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def plan(device: str) -> ek.AttentionPlan:
+    return ek.AttentionPlan.from_segments(*(ints(n, device=device) for n in (0, 5, 2, 6)), num_tokens=8)
+
+
+def plan_of_three(device: str) -> ek.AttentionPlan:
+    return ek.AttentionPlan.from_cu_seqlens(ints(0, 3, device=device), num_tokens=3)
+
+
+# Each op of (8, 32) rows x and a row w.
+OPS = {
+    "rms_norm": lambda x, w: ek.rms_norm(x, w, 1e-6),
+    "add_rms_norm": lambda x, w: ek.add_rms_norm(x, x, w, 1e-6),
+    "layer_norm": lambda x, w: ek.layer_norm(x, w, w, 1e-6),
+    "gelu_bias": lambda x, w: ek.gelu_bias(x, w),
+    "swiglu": lambda x, w: ek.swiglu(x, x),
+    "rope": lambda x, w: ek.rope(x.unsqueeze(1), x.unsqueeze(1), ints(*range(8), device=x.device), 1e4),
+    "linear_cross_entropy": lambda x, w: ek.linear_cross_entropy(
+        x, x, ints(*range(8), dtype=torch.int64, device=x.device)
+    ),
+    "varlen_attention": lambda x, w: ek.varlen_attention(*[x.unsqueeze(1)] * 3, ints(0, 3, 8, device=x.device)),
+    "varlen_attention of a plan": lambda x, w: ek.varlen_attention(*[x.unsqueeze(1)] * 3, plan(x.device)),
+    "merge_2x2": lambda x, w: ek.merge_2x2(x.view(2, 4, 32)),
+    "scatter_visual": lambda x, w: ek.scatter_visual(x, x.narrow(0, 0, 3), ints(1, 2, 5, device=x.device)),
+    "frames_to_tiles": lambda x, w: ek.frames_to_tiles(
+        x.new_zeros(2, 4, 5, 3, dtype=torch.uint8), (2, 1), mean=(0.5,) * 3, std=(0.5,) * 3, thumbnail=True
+    ),
+}
+
+
+def tensors(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+# A torch without CUDA cannot index fake CUDA tensors, as these do.
+INDEXING = {"varlen_attention", "varlen_attention of a plan", "scatter_visual"}
+COPYING = {"merge_2x2", "scatter_visual", "frames_to_tiles"}
+
+
+@pytest.mark.parametrize("op", [pytest.param(op, marks=pytest.mark.gpu if op in INDEXING else ()) for op in OPS])
+def test_cuda_tensors_take_the_op_and_no_value_is_read(op: str) -> None:
+    """Fake CUDA tensors have shapes and no values: whatever would make the host wait for one raises here."""
+    real = tensors(OPS[op](torch.ones(8, 32), torch.ones(32)))
+    with FakeTensorMode():
+        fake = tensors(OPS[op](torch.ones(8, 32, device="cuda"), torch.ones(32, device="cuda")))
+    assert [t.shape for t in fake] == [t.shape for t in real]
+    assert [t.dtype for t in fake] == [t.dtype for t in real]
+    assert all(t.device.type == "cuda" and t.is_contiguous() for t in fake)
+
+
+@pytest.mark.parametrize("op", sorted(OPS.keys() - COPYING - {"varlen_attention of a plan"}))
+def test_fp64_on_a_gpu_is_refused(op: str) -> None:
+    """The kernels are fp32 inside; those that only copy take any dtype."""
+    with FakeTensorMode(), pytest.raises(ValueError, match=r"dtype is torch.float64; needs one of torch.bfloat16, "):
+        OPS[op](torch.ones(8, 32, device="cuda").double(), torch.ones(32, device="cuda").double())
+
+
+def test_a_kernel_starts_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Triton launches on the current device, whatever device the pointers belong to."""
+    seen: list[Tensor] = []
+    whole = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: seen.append(tensor) or whole(tensor))
+    x = torch.ones(3, 16, device=device)
+    x_THD, one = x.unsqueeze(1), plan_of_three(device)
+    for op, arguments in {
+        "attention_fwd": (x_THD, x_THD, x_THD, one.segments_S4, one.q_tiles_N2, one.k_tiles_M4, True, True, 0.25),
+        "rms_norm": (x, x[0], 1e-6),
+        "layer_norm": (x, x[0], x[0], 1e-6),
+        "gelu_bias": (x, x[0]),
+        "swiglu": (x, x),
+        "rope": (x_THD, x_THD, ints(0, 1, 2, device=device), 1e4, False),
+        "merge_2x2": (x.new_ones(1, 4, 2), False),
+        "scatter_visual": (x, x[:1], ints(1, device=device)),
+        "linear_cross_entropy": (x, x, ints(0, 1, 2, dtype=torch.int64, device=device), None, -100, True, True, True),
+    }.items():
+        seen.clear()
+        getattr(torch.ops.eagle, op)(*arguments)
+        assert seen, op
+        assert all(t.device == x.device for t in seen)
+    with on_device_of(torch.ones(1)):
+        pass  # a CPU tensor on a machine without a GPU
+
+
+@pytest.mark.gpu
+def test_a_second_gpu() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs; this machine has {torch.cuda.device_count()}")
+    for op, call in OPS.items():
+        first, second = (
+            tensors(call(torch.ones(8, 32, device=d), torch.ones(32, device=d))) for d in ("cuda:0", "cuda:1")
+        )
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a.cpu(), b.cpu()), op
