@@ -42,7 +42,8 @@ wheel: .make/dev
 gpu:
 	$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU and a torch that sees it; PYTHON=... names another python3")'
 	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest tests -m gpu
+	$(PYTHON) -m pytest tests/kernels tests/model -m gpu
+	mkdir -p bench/results
 	$(PYTHON) -m pytest bench --benchmark-json bench/results/$$($(PYTHON) -c 'import torch; print("-".join(torch.cuda.get_device_name().lower().split()))').json
 
 # What the compiler makes of every Triton kernel, for the GPUs this machine does not have.

@@ -195,3 +195,22 @@ def test_tied_embeddings_are_one_parameter():
     model = Eagle(with_text(CFG, tie_word_embeddings=True))
     assert model.lm_head.weight is model.llm.embed_tokens.weight
     assert "lm_head.weight" not in dict(model.named_parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_kernels_give_the_references_loss_and_gradients(checkpoint_activations):
+    """The same weights and row on the CPU (references) and on the GPU (kernels), fp32 without TF32."""
+    model, row = small_model(CFG), pack(mixed_documents(CFG))
+    loss = loss_sum(model, row)
+    loss.backward()
+    want = gradients(model)
+    model, row = model.cuda(), row.to("cuda")
+    on_gpu = loss_sum(model, row, checkpoint_activations=checkpoint_activations)
+    on_gpu.backward()
+    assert abs(on_gpu.item() - loss.item()) < 1e-4 * abs(loss.item())
+    got = gradients(model)
+    assert got.keys() == want.keys()
+    for name, grad in want.items():
+        error = (got[name].cpu() - grad).abs().max()
+        assert error <= 1e-4 * (1 + grad.abs().max()), (name, error)

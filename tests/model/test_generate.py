@@ -69,3 +69,11 @@ def test_errors():
         model.generate(pack([prompt, document(CFG, 0, 0, 0, seed=1)]), max_new_tokens=2)
     with pytest.raises(ValueError, match="has 1 rows for visual tokens, but its 0 tiles give 0"):
         model.generate(replace(prompt, visual_rows_N=torch.tensor([0])), max_new_tokens=2)
+
+
+@pytest.mark.gpu
+def test_kernels_generate_the_references_tokens():
+    model = small_model(CFG)
+    row = pack(mixed_documents(CFG))
+    want = model.generate(row, max_new_tokens=NUM_NEW)
+    assert model.cuda().generate(row.to("cuda"), max_new_tokens=NUM_NEW) == want
