@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,7 +154,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(chats, tmp_path):
     assert_equal(weights_of(tmp_path / "run", 3), weights_of(tmp_path / "straight", 3))
 
 
-def test_the_first_signal_asks_the_second_acts(capfd):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt here even where the shell started us in the background, which ignores it."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+def test_the_first_signal_asks_the_second_acts(capfd, interruptible):
     before = signal.getsignal(signal.SIGINT)
     with _Stop() as stop:
         signal.raise_signal(signal.SIGINT)
