@@ -1,5 +1,6 @@
 """The README is true: its code runs, its commands and files exist."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 from eagle_model import cli
+from eagle_model.data.media import parse_sample, read_recipe, visual_order
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -49,3 +51,24 @@ def test_the_files_it_names_exist(page: Path) -> None:
         r"(?:^|[\s`(])((?:eagle_kernels|eagle_model|bench|tests|docs|examples|csrc)/[\w/.]+\w)", text
     ):
         assert (ROOT / path).exists(), path
+
+
+def test_the_rows_of_the_data_page_are_read(tmp_path: Path) -> None:
+    examples = [
+        json.loads(line) for line in re.findall(r"^    (\{.*\})$", (ROOT / "docs/data.md").read_text(), re.MULTILINE)
+    ]
+    rows = [e for e in examples if "conversations" in e or "messages" in e]
+    assert len(rows) == 4
+    for row in rows:
+        sample = parse_sample(row, root=tmp_path, where="docs/data.md")
+        assert len(visual_order(sample)) == 1
+        assert sample.turns[-1].role == "assistant"
+
+    (recipe,) = [e for e in examples if e not in rows]
+    for source in recipe.values():
+        (tmp_path / source["root"]).mkdir()
+        names = source["annotation"] if isinstance(source["annotation"], list) else [source["annotation"]]
+        for name in names:
+            (tmp_path / name).touch()
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    assert [source.name for source in read_recipe(tmp_path / "recipe.json")] == ["pages", "films"]
