@@ -1,4 +1,4 @@
-"""The command line: eagle doctor | plan | train | chat | report.
+"""The command line: eagle doctor | plan | train | chat | report | bench.
 
 A user's mistake ends in one sentence on stderr and exit code 2. Anything else is a defect of ours and shows its
 traceback.
@@ -7,22 +7,41 @@ traceback.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
-import typer
-from rich.console import Console
-from rich.table import Table
 
 from eagle_kernels import native
 
 USAGE_ERROR = 2
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
+EXTRAS |= {"typer": "serve"}  # what `pip install .` alone leaves out, and the extra that brings it
+DEFAULT_NEW_TOKENS = 512  # of an answer
+
+
+def _ask_for(missing: ModuleNotFoundError) -> None:
+    """Ends the program with the extra to install; raises what is no optional package."""
+    package = (missing.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        raise missing
+    print(f"eagle: {package} is not installed: pip install 'eagle-kernels[{EXTRAS[package]}]'", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    _ask_for(error)
 
 app = typer.Typer(
     help="Train and run Eagle 2.5, a vision-language model for long videos and large images.",
@@ -37,9 +56,22 @@ console = Console(markup=False, highlight=False)
 def main() -> None:
     try:
         app()
+    except ModuleNotFoundError as error:
+        _ask_for(error)
     except (ValueError, OSError) as error:  # ours are all ValueErrors: DataError, VideoError, ConfigError, ...
         print(f"eagle: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    context: typer.Context,
+    show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if show:
+        print(_version("eagle-kernels") or "a source tree that was never installed")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -59,16 +91,18 @@ def doctor() -> None:
             table.add_row(f"GPU {i}", p.name, f"sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB: kernels run")
     else:
         table.add_row("GPU", "none", "ops run their CPU code; kernels run under Triton's interpreter in the tests")
-    for package, gives in [
-        ("triton", "the Triton kernels"),
-        ("av", "video on the CPU: pip install 'eagle-kernels[video]'"),
-        ("tokenizers", "text: pip install 'eagle-kernels[serve]'"),
-        ("matplotlib", "report.html: pip install 'eagle-kernels[train]'"),
-        ("nvidia-dali-cuda130", "video on the GPU: pip install 'eagle-kernels[dali]'"),
-        ("transformer-engine", "FP8: pip install 'eagle-kernels[fp8]'"),
-        ("flash-attn", "a rival in the benches: pip install 'eagle-kernels[flash-attn]'"),
+    for package, gives, extra in [
+        ("triton", "the Triton kernels", ""),
+        ("av", "video on the CPU", "video"),
+        ("tokenizers", "text, `eagle plan` and `eagle chat`", "serve"),
+        ("matplotlib", "`eagle train` and its report", "train"),
+        ("pytest-benchmark", "`eagle bench`, from a checkout", "bench"),
+        ("flash-attn", "a rival in the benches", "flash-attn"),
+        ("liger-kernel", "a rival in the benches", "rivals"),
+        ("cut-cross-entropy", "a rival in the benches", "rivals"),
     ]:
-        table.add_row(package, _version(package) or "not installed", gives)
+        found = _version(package)
+        table.add_row(package, found or "missing", gives if found else f"{gives}: pip install 'eagle-kernels[{extra}]'")
     console.print(table)
 
 
@@ -82,13 +116,13 @@ def _version(package: str) -> str | None:
 @app.command()
 def plan(
     files: Annotated[list[Path], typer.Argument(help="Images and videos, seen together as one sample.")],
-    context: Annotated[int, typer.Option(help="Tokens that the sample may take.")] = 32_768,
+    context: Annotated[int, typer.Option(min=1, help="Tokens that the sample may take.")] = 32_768,
     ask: Annotated[str, typer.Option(help="The question, whose tokens count too.")] = "",
-    model: Annotated[Path | None, typer.Option(help="A checkpoint, for its own tokenizer and tile size.")] = None,
-    max_tiles: Annotated[int, typer.Option(help="Most tiles an image.")] = 12,
-    fps: Annotated[float, typer.Option(help="Most frames a second of video.")] = 2.0,
-    min_frames: Annotated[int, typer.Option(help="Fewest frames a video, if it has them.")] = 8,
-    max_frames: Annotated[int, typer.Option(help="Most frames a video.")] = 512,
+    model: Annotated[Path | None, typer.Option(help="A checkpoint or a run, for its tokenizer and tile size.")] = None,
+    max_tiles: Annotated[int, typer.Option(min=1, help="Most tiles an image.")] = 12,
+    fps: Annotated[float, typer.Option(min=0.001, help="Most frames a second of video.")] = 2.0,
+    min_frames: Annotated[int, typer.Option(min=1, help="Fewest frames a video, if --fps gives it as many.")] = 8,
+    max_frames: Annotated[int, typer.Option(min=1, help="Most frames a video.")] = 512,
     out: Annotated[Path | None, typer.Option(help="The contact sheet; by default FILE.plan.png, here.")] = None,
 ) -> None:
     """What Eagle would see of images and videos: frames, times, tile grids and tokens, and a contact sheet.
@@ -100,12 +134,13 @@ def plan(
     from eagle_model.data.processor import Processor, ProcessorConfig
     from eagle_model.data.tokens import counting_tokenizer
 
+    out = _sheet_path(out, files)
     limits = {"context_tokens": context, "max_tiles": max_tiles, "frames_per_second": fps}
     limits |= {"min_frames": min_frames, "max_frames": max_frames}
     if model is None:
         processor = Processor(counting_tokenizer(), ProcessorConfig(**limits))  # type: ignore[arg-type]
     else:
-        theirs = Processor.from_pretrained(model)
+        theirs = Processor.from_pretrained(_checkpoint_of(model))
         processor = Processor(theirs.tokenizer, replace(theirs.config, **limits))  # type: ignore[arg-type]
     message = {"role": "user", "content": [*_parts(files), {"type": "text", "text": ask}]}
     sample = parse_sample({"messages": [message]}, root=Path(), where="plan", allow_outside_root=True)
@@ -123,17 +158,45 @@ def plan(
         print(_describe_video(video.path, sampled.timestamps_seconds))
     _, patches_IPK = processor.load_sample(planned)
     if patches_IPK.shape[0]:
-        out = out or Path(f"{files[0].stem}.plan.png")
         config = processor.config
         tiles_IYX3 = patches_to_pixels(patches_IPK, patch_px=config.patch_px, mean=config.mean, std=config.std)
         write_contact_sheet(out, tiles_IYX3, captions(planned))
         print(f"Contact sheet: {out}")
 
 
+def _sheet_path(out: Path | None, files: list[Path]) -> Path:
+    """Where the contact sheet goes. Raises ValueError where it cannot, before anything is decoded."""
+    if out is None:
+        return Path(f"{files[0].name}.plan.png")
+    if out.is_dir() or not out.parent.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--out is {out}; needs a file that ends in .png or .jpg, in a folder that exists.")
+    if any(out.exists() and file.exists() and out.samefile(file) for file in files):
+        raise ValueError(f"--out is {out}, one of the files to look at; it would be overwritten. Name another.")
+    return out
+
+
 def _parts(files: list[Path]) -> list[dict[str, str]]:
-    """Chat message parts for files, image or video by suffix."""
-    kinds = ["image" if path.suffix.lower() in IMAGE_SUFFIXES else "video" for path in files]
+    """Chat message parts for files: image or video by what is in them."""
+    from eagle_model.data.pixels import is_still
+
+    for path in files:
+        if re.match(r"[a-z]+:/", str(path)):
+            raise ValueError(f"{path} is a URL; nothing is fetched here. Download it first.")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; needs an image or a video.")
+        if not path.exists():
+            raise ValueError(f"{path} does not exist.")
+    kinds = ["image" if is_still(path) else "video" for path in files]
     return [{"type": kind, kind: str(path)} for kind, path in zip(kinds, files)]
+
+
+def _checkpoint_of(model: Path) -> Path:
+    """A checkpoint's folder: the one given, or the newest of the run given."""
+    from eagle_model.train import checkpoint
+
+    if not model.is_dir():
+        raise ValueError(f"{model} is no folder; needs that of a checkpoint or of a run.")
+    return checkpoint.latest(model / "checkpoints", print) or model
 
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
@@ -174,7 +237,10 @@ def chat(
     model: Annotated[Path, typer.Argument(help="A checkpoint's folder, or a run's, whose newest is taken.")],
     files: Annotated[list[Path] | None, typer.Argument(help="Images and videos to talk about.")] = None,
     ask: Annotated[str | None, typer.Option(help="One question; else they are read from the terminal.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens of an answer; by default 512, or a quarter of a small context."),
+    ] = None,
 ) -> None:
     """Answers questions about images and videos.
 
@@ -182,13 +248,16 @@ def chat(
     """
     from eagle_model.data.processor import Processor
     from eagle_model.model.eagle import Eagle
-    from eagle_model.train import checkpoint
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = checkpoint.latest(model / "checkpoints", print) or model
+    model = _checkpoint_of(model)
     saved = Processor.from_pretrained(model)
-    room = saved.config.context_tokens - max_new_tokens  # for the question and its media
+    context = saved.config.context_tokens
+    max_new_tokens = max_new_tokens or min(DEFAULT_NEW_TOKENS, context // 4)
+    room = context - max_new_tokens  # for the question and its media
+    if room < 1:
+        raise ValueError(f"--max-new-tokens is {max_new_tokens}; the model's context is {context}. Lower it.")
     processor = Processor(saved.tokenizer, replace(saved.config, context_tokens=room))
     eagle = Eagle.from_pretrained(model, dtype=dtype, device=device)
     messages: list[dict[str, object]] = []
@@ -220,6 +289,40 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     from eagle_model.train.report import write_report
 
     print(f"Report: {write_report(run)}")
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="The folder that takes bench.json, bench.md and bench.png.")],
+    ops: Annotated[list[str] | None, typer.Argument(help="Ops by name; all of them by default.")] = None,
+) -> None:
+    """Times the ops beside torch and other libraries, against the ceilings of this machine; from a checkout.
+
+    Example:  eagle bench rms_norm swiglu --out results
+    """
+    root = Path(__file__).resolve().parent.parent
+    folder = root / "bench"
+    if not (folder / "harness.py").is_file():
+        raise ValueError(
+            f"the benches are not part of the installed package, and {root} is no checkout. Clone the repository, "
+            "run pip install -e '.[bench]' --no-build-isolation there, and eagle bench again."
+        )
+    missing = [p for p in ("pytest", "pytest_benchmark", "matplotlib") if importlib.util.find_spec(p) is None]
+    if missing:
+        raise ValueError(f"the benches need {', '.join(missing)}: pip install 'eagle-kernels[bench]'")
+    known = sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
+    if unknown := [op for op in ops or [] if op not in known]:
+        raise ValueError(f"no bench of {', '.join(unknown)}; there are {', '.join(known)}")
+    out.mkdir(parents=True, exist_ok=True)
+    results = out.resolve() / "bench.json"
+    files = [str(folder / f"bench_{op}.py") for op in ops or known]
+    for command in (
+        [sys.executable, "-m", "pytest", "-q", "--benchmark-json", str(results), *files],
+        [sys.executable, "-m", "bench.report", str(results), "--out", str(results.parent)],
+    ):
+        if code := subprocess.run(command, cwd=root).returncode:
+            raise typer.Exit(code)
+    print(f"Results: {results.with_suffix('.md')}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The command line: what it prints, and that a user's mistake is one sentence and exit code 2."""
 
+import importlib.util
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +41,7 @@ def picture(tmp_path: Path) -> Path:
 def test_doctor_names_the_parts_and_what_to_install(monkeypatch, capsys) -> None:
     assert run(monkeypatch, "doctor") == 0
     printed = capsys.readouterr().out
-    for part in ("native module", "torch", "GPU", "triton", "pip install 'eagle-kernels[dali]'"):
+    for part in ("native module", "torch", "GPU", "triton", "pip install 'eagle-kernels[flash-attn]'"):
         assert part in printed
 
 
@@ -71,12 +75,20 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
     [
         (["plan", "nowhere.mp4"], r"nowhere\.mp4 does not exist"),
         (["plan", "nowhere.png"], r"nowhere\.png does not exist"),
+        (["plan", "."], r"\. is a folder; needs an image or a video"),
+        (["plan", "https://example.com/a.mp4"], r"is a URL; nothing is fetched here"),
+        (["plan", "nowhere.mp4", "--out", "none/sheet.png"], r"--out is none/sheet\.png; needs a file that ends in"),
+        (["plan", "nowhere.mp4", "--out", "sheet.txt"], r"--out is sheet\.txt; needs a file that ends in"),
+        (["plan", "nowhere.mp4", "--out", "."], r"--out is \.; needs a file"),
+        (["plan", "a.mp4", "--model", "nowhere"], "nowhere is no folder; needs that of a checkpoint or of a run"),
+        (["train", "tiny", "--run", "r"], "data.recipe is empty; needs .* --set data.recipe=FILE"),
         (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug"),
         (["train", "tiny", "--run", "r", "--set", "data.contxt_tokens=9"], "Did you mean context_tokens"),
         (["train", "tiny", "--run", "r", "--set", "max_steps=many"], "max_steps is 'many'; needs a whole number"),
         (["train", "tiny", "--run", "r", "--set", "data.recipe=none.json"], r"none\.json"),
         (["chat", "no_folder", "--ask", "?"], "no_folder"),
         (["report", "no_run"], "no_run"),
+        (["bench", "swigloo", "--out", "o"], r"no bench of swigloo; there are .*rms_norm.*swiglu"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message) -> None:
@@ -95,8 +107,100 @@ def test_a_broken_video_is_one_sentence(monkeypatch, capsys, tmp_path: Path) -> 
     assert re.fullmatch(r"eagle: .*broken\.mp4.*\n", capsys.readouterr().err)
 
 
+def test_bench_writes_results_table_and_plot(monkeypatch, capfd, tmp_path: Path) -> None:
+    assert run(monkeypatch, "bench", "sum_partials", "--out", tmp_path / "out") == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"bench.json", "bench.md", "bench.png"}
+    table = (tmp_path / "out" / "bench.md").read_text()
+    assert re.search(r"\| sum_partials \| (ours|torch) \| [\d.]+ [mu]s \|", table)
+    machine = json.loads((tmp_path / "out" / "bench.json").read_text())["machine_info"]
+    assert "torch" in machine and "node" not in machine  # what the machine is, not its name
+    assert "Results: " in capfd.readouterr().out
+
+
+def test_bench_outside_a_checkout_says_what_to_do(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages/eagle_model/cli.py"))
+    assert run(monkeypatch, "bench", "--out", tmp_path / "out") == cli.USAGE_ERROR
+    assert "not part of the installed package" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bench_names_the_packages_it_lacks(monkeypatch, capsys, tmp_path: Path) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda n: None if n == "pytest_benchmark" else find_spec(n))
+    assert run(monkeypatch, "bench", "--out", tmp_path / "out") == cli.USAGE_ERROR
+    assert "the benches need pytest_benchmark: pip install 'eagle-kernels[bench]'" in capsys.readouterr().err
+
+
+def test_a_plan_never_overwrites_what_it_looks_at(monkeypatch, capsys, picture: Path) -> None:
+    before = picture.read_bytes()
+    assert run(monkeypatch, "plan", picture, "--out", picture) == cli.USAGE_ERROR
+    assert "it would be overwritten" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+
+
+def test_a_file_is_an_image_or_a_video_by_its_content(monkeypatch, capsys, film, picture, tmp_path) -> None:
+    unnamed, animation = tmp_path / "scan.HEIC", tmp_path / "loop.gif"
+    Image.open(picture).convert("RGB").save(unnamed, format="JPEG")
+    frames = [Image.new("L", (64, 48), level) for level in (0, 80, 160, 240)]
+    frames[0].save(animation, save_all=True, append_images=frames[1:], duration=500)
+    assert run(monkeypatch, "plan", unnamed, animation, "--out", tmp_path / "s.png") == 0
+    printed = capsys.readouterr().out
+    assert "scan.HEIC: 3 x 4 tiles" in printed
+    assert re.search(r"loop\.gif: gif 64 x 48, .* 4 frames: [34] seen", printed)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "plan", film) == 0
+    assert "Contact sheet: film.mp4.plan.png" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def trained(film: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `eagle train tiny` on the README's pattern: its context is small."""
+    folder = tmp_path_factory.mktemp("train")
+    talk = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A number."}]
+    row = {"id": "a", "video": film.name, "conversations": talk}
+    (film.parent / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = f"data.recipe={film.parent / 'rows.jsonl'}"
+        assert run(patch, "train", "tiny", "--run", folder / "run", "--set", recipe, "--set", "max_steps=2") == 0
+    return folder / "run"
+
+
+def test_train_then_chat_then_plan_with_its_model(monkeypatch, capsys, trained: Path, film: Path, tmp_path) -> None:
+    assert run(monkeypatch, "chat", trained, film, "--ask", "What?") == 0
+    assert run(monkeypatch, "plan", film, "--model", trained, "--context", 512, "--out", tmp_path / "s.png") == 0
+    assert "8 tiles x 4" in capsys.readouterr().out
+    assert run(monkeypatch, "chat", trained, film, "--ask", "What?", "--max-new-tokens", 9999) == cli.USAGE_ERROR
+    assert "--max-new-tokens is 9999; the model's context is 512" in capsys.readouterr().err
+    assert run(monkeypatch, "report", trained) == 0
+
+
+def test_a_damaged_run_is_named(monkeypatch, capsys, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    assert run(monkeypatch, "report", tmp_path) == cli.USAGE_ERROR
+    assert re.search(r"run\.json is damaged", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("module", "command"), [("tokenizers", "plan"), ("matplotlib", "report"), ("typer", "doctor")])
+def test_a_missing_package_is_one_sentence_with_its_extra(module: str, command: str, tmp_path: Path) -> None:
+    """As after `pip install .` alone."""
+    hide = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['eagle', {command!r}, {str(tmp_path)!r}]"
+    got = subprocess.run(
+        [sys.executable, "-c", f"{hide}; from eagle_model.cli import main; main()"],
+        capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert got.returncode == cli.USAGE_ERROR
+    assert re.fullmatch(rf"eagle: {module} is not installed: pip install 'eagle-kernels\[\w+\]'\n", got.stderr), (
+        got.stderr
+    )
+
+
+def test_version(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_every_command_has_an_example() -> None:
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"doctor", "plan", "train", "chat", "report"}
+    assert set(commands) == {"doctor", "plan", "train", "chat", "report", "bench"}
     for name, command in commands.items():
         assert f"Example:  eagle {name}" in command.help

@@ -48,7 +48,7 @@ def test_the_files_it_names_exist(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / link).exists(), link
     for path in re.findall(
-        r"(?:^|[\s`(])((?:eagle_kernels|eagle_model|bench|tests|docs|examples|csrc)/[\w/.]+\w)", text
+        r"(?:^|[\s`(])((?:eagle_kernels|eagle_model|bench|tests|docs|examples|csrc)/[\w/.-]+\w)", text
     ):
         assert (ROOT / path).exists(), path
 

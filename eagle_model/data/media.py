@@ -417,8 +417,8 @@ class _RowReader:
             return path
         if Path(text).is_absolute() or ".." in Path(text).parts:
             raise self.fail(
-                f"{kind} {text!r} leaves the root {self.root}. "
-                f"Give a path inside it, or set allow_outside_root if you trust the data."
+                f"{kind} {text!r} leaves the root {str(self.root)!r}. "
+                f"Give a path inside it, or set data.allow_outside_root=true if you trust the data."
             )
         try:
             inside = path.resolve().is_relative_to(_resolved(self.root))

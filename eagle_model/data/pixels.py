@@ -54,6 +54,17 @@ def image_size(path: Path) -> tuple[int, int]:
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
+def is_still(path: Path) -> bool:
+    """Whether the file is a picture by its content, be it a damaged one; an animated GIF is a video."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return not (image.format == "GIF" and getattr(image, "is_animated", False))
+    except UnidentifiedImageError:
+        return False
+    except (Image.DecompressionBombError, *_DAMAGED):  # `load_image` will say what is wrong with it
+        return True
+
+
 def load_image(path: Path) -> Tensor:
     """uint8 RGB (Y, X, 3), upright, on white where transparent. Raises DataError when it cannot be decoded."""
     with _open(path) as image:

@@ -241,7 +241,7 @@ def _clip(video: VideoRef) -> _Clip:
     lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
     """
     if not os.path.isfile(video.path):  # pathlib's raises for a name that is too long
-        raise DataError(f"video {video.path} does not exist.")
+        raise DataError(f"video {video.path} does not exist or is not a file.")
     try:
         info = probe(video.path)
     except (VideoError, OSError) as error:

@@ -89,7 +89,12 @@ def write_report(run_folder: str | Path) -> Path:
     run = Path(run_folder)
     if not (run / "run.json").is_file():
         raise ValueError(f"{run} holds no run: run.json is missing. Give the folder that `eagle train` wrote.")
-    about = json.loads((run / "run.json").read_text())
+    try:
+        about = json.loads((run / "run.json").read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{run / 'run.json'} is damaged: {error}. A checkpoint of the run can still be used."
+        ) from error
     steps = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     body = [f"<h1>Run {_text(run.resolve().name)}</h1>", _summary(steps, about["config"]), *_curves(steps)]
     body += ["<h2>Samples as the model saw them</h2>", *_samples(run / "samples")]

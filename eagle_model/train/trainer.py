@@ -69,6 +69,8 @@ class Trainer:
         Raises: ConfigError when the folder's run has another configuration, or the folder holds files but no run;
                 CheckpointError when it has checkpoints and none can be used; DataError as `Loader` does.
         """
+        if not config.data.recipe:
+            raise ConfigError("data.recipe is empty; needs a recipe or an annotation file: --set data.recipe=FILE.")
         self.config, self.run_folder, self._say = config, Path(run_folder), say
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[config.dtype]
@@ -86,8 +88,6 @@ class Trainer:
     def _start_new(self) -> None:
         config = self.config
         self.run_id = secrets.token_hex(8)
-        if not config.data.recipe:
-            raise ConfigError("data.recipe is empty; set it to a recipe or an annotation file: data.recipe=FILE.")
         torch.manual_seed(config.seed)
         self.model, processor = new_model(config)
         self._prepare(processor)
@@ -151,6 +151,10 @@ class Trainer:
         Raises:  TrainingError when a loss or a gradient is not finite.
         """
         config = self.config
+        if self.step >= config.max_steps:
+            self._say(
+                f"{self.run_folder} has done {self.step} steps and max_steps is {config.max_steps}: nothing to train."
+            )
         log = MetricsLog(self.run_folder / "metrics.jsonl", steps_done=self.step)
         progress = StepProgress(
             steps_done=self.step,
