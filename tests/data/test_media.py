@@ -227,7 +227,7 @@ def test_bad_rows_say_where_and_why(name: str) -> None:
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x.png", "a/../../x.png", "file:///etc/passwd"])
 def test_paths_out_of_the_root_are_refused_unless_allowed(path: str) -> None:
-    with pytest.raises(DataError, match=r"rows.jsonl:7: image .* leaves the root /data\. Give a path inside it"):
+    with pytest.raises(DataError, match=r"rows.jsonl:7: image .* leaves the root '/data'\. Give a path inside it"):
         parse(chat_row(image=path))
     allowed = parse(chat_row(image=path), allow_outside_root=True)
     assert allowed.images[0].path == ROOT / path.removeprefix("file://")

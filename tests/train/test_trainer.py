@@ -300,7 +300,7 @@ def test_a_folder_of_something_else_is_refused(chats, tmp_path):
 
 
 def test_a_recipe_is_needed(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.recipe is empty; set it to a recipe or an annotation file"):
+    with pytest.raises(ConfigError, match=r"data\.recipe is empty; needs a recipe or an annotation file: --set"):
         Trainer(debug(), tmp_path / "run", say=quiet)
     assert not (tmp_path / "run").exists()
 
