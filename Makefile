@@ -42,13 +42,16 @@ wheel: .make/dev
 gpu:
 	$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU and a torch that sees it; PYTHON=... names another python3")'
 	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest tests/kernels tests/model -m gpu
+	$(PYTHON) -m pytest tests/kernels tests/model tests/video -m gpu
 	mkdir -p bench/results
-	$(PYTHON) -m pytest bench --benchmark-json bench/results/$$($(PYTHON) -c 'import torch; print("-".join(torch.cuda.get_device_name().lower().split()))').json
+	gpu=$$($(PYTHON) -c 'import torch; print("-".join(torch.cuda.get_device_name().lower().split()))') && \
+	$(PYTHON) -m pytest bench --benchmark-json bench/results/$$gpu.json && \
+	$(PYTHON) -m bench.report bench/results/$$gpu.json --out bench/results
 
 # What the compiler makes of every Triton kernel, for the GPUs this machine does not have.
 static: .make/dev
 	$(BIN)/python -m bench.static_table --out bench/results/static
+	$(BIN)/python -m bench.predict_attention --table bench/results/static
 
 clean:
 	rm -rf .venv .make build dist demo_run *.egg-info eagle_kernels/*.so

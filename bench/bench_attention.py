@@ -1,20 +1,26 @@
-"""Packed attention at the model's two shapes: ours, SDPA by each of its backends, torch's own varlen attention.
+"""Packed attention at the model's two shapes: ours, SDPA by each of its backends, torch's own varlen attention, flex
+attention with a document mask, flash-attn 2 and 4 where they are installed.
 
 Length patterns: the vision tower's equal tiles; one long document; many documents, long-tailed. Small on a CPU.
-FLOPs count the pairs that the mask leaves: 4 * D a pair and head forward, 2.5 times that backward.
+FLOPs count the pairs that the mask leaves: 4 * D a pair and head forward, 2.5 times that backward. The deterministic
+backward is measured only of what gives the same bits twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bench.harness import DEVICE, measure, seconds
 from eagle_kernels.attention import AttentionPlan, varlen_attention, varlen_attention_ref
@@ -57,24 +63,33 @@ def long_tailed(num_tokens: int, mean: int) -> tuple[int, ...]:
     return tuple(cut)
 
 
-if DEVICE == "cuda":
-    PATTERNS = [
-        *(Pattern(name=f"vision {n} tiles", shape=VISION, lengths=(1024,) * n) for n in (16, 64, 256)),
-        *(Pattern(name=f"one document {n // 1024}K", shape=LLM, lengths=(n,)) for n in (32_768, 131_072)),
-        *(Pattern(name=f"packed {n // 1024}K", shape=LLM, lengths=long_tailed(n, 4096)) for n in (32_768, 131_072)),
-    ]
-else:
-    PATTERNS = [
-        Pattern(name="vision 4 tiles", shape=VISION, lengths=(256,) * 4),
-        Pattern(name="packed 512", shape=LLM, lengths=long_tailed(512, 64)),
-    ]
+GPU_PATTERNS = [
+    *(Pattern(name=f"vision {n} tiles", shape=VISION, lengths=(1024,) * n) for n in (16, 64, 256)),
+    *(Pattern(name=f"one document {n // 1024}K", shape=LLM, lengths=(n,)) for n in (32_768, 131_072)),
+    *(Pattern(name=f"packed {n // 1024}K", shape=LLM, lengths=long_tailed(n, 4096)) for n in (32_768, 131_072)),
+]
+CPU_PATTERNS = [
+    Pattern(name="vision 4 tiles", shape=VISION, lengths=(256,) * 4),
+    Pattern(name="packed 512", shape=LLM, lengths=long_tailed(512, 64)),
+]
+PATTERNS = GPU_PATTERNS if DEVICE == "cuda" else CPU_PATTERNS
 
 
-def ours(pattern: Pattern) -> Attend:
-    ends = torch.tensor([0, *pattern.lengths]).cumsum(0).int().to(DEVICE)
+def offsets(pattern: Pattern) -> Tensor:
+    return torch.tensor([0, *pattern.lengths]).cumsum(0).int().to(DEVICE)
+
+
+def by_tables(pattern: Pattern) -> Attend:
     causal = pattern.shape.causal
-    plan = AttentionPlan.from_cu_seqlens(ends, num_tokens=sum(pattern.lengths), causal=causal)
+    plan = AttentionPlan.from_cu_seqlens(offsets(pattern), num_tokens=sum(pattern.lengths), causal=causal)
     return lambda q, k, v: varlen_attention(q, k, v, plan, causal=causal)
+
+
+def uniform(pattern: Pattern) -> Attend:
+    if pattern.shape != VISION:
+        pytest.skip(f"{pattern.name} is not of equal lengths")
+    plan = AttentionPlan.uniform(len(pattern.lengths), pattern.lengths[0], device=DEVICE)
+    return lambda q, k, v: varlen_attention(q, k, v, plan, causal=False)
 
 
 def sdpa(pattern: Pattern, backend: SDPBackend) -> Attend:
@@ -106,24 +121,68 @@ def sdpa(pattern: Pattern, backend: SDPBackend) -> Attend:
 
 
 def torch_varlen(pattern: Pattern) -> Attend:
-    """torch.nn.attention.varlen with the window_size signature (torch >= 2.12)."""
+    """torch.nn.attention.varlen with the window_size signature (torch >= 2.11; grouped queries from 2.12 on)."""
     varlen = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
-    if "enable_gqa" not in varlen.__annotations__:
-        pytest.skip("this torch's varlen_attn has no enable_gqa")
-    ends = torch.tensor([0, *pattern.lengths]).cumsum(0).int().to(DEVICE)
-    longest, window = max(pattern.lengths), (-1, 0) if pattern.shape.causal else (-1, -1)
-    return lambda q, k, v: varlen(
-        q, k, v, ends, ends, longest, longest, window_size=window, enable_gqa=q.shape[1] != k.shape[1]
+    parameters, shape = inspect.signature(varlen).parameters, pattern.shape
+    grouped = {"enable_gqa": True} if shape.num_heads != shape.num_kv_heads else {}
+    if missing := {"window_size", *grouped} - parameters.keys():
+        pytest.skip(f"this torch's varlen_attn has no {' and no '.join(sorted(missing))}")
+    ends, longest, window = offsets(pattern), max(pattern.lengths), (-1, 0) if shape.causal else (-1, -1)
+    return lambda q, k, v: varlen(q, k, v, ends, ends, longest, longest, window_size=window, **grouped)
+
+
+def flex(pattern: Pattern) -> Attend:
+    """flex_attention with a document mask; compiled on a GPU, where it is a Triton kernel."""
+    document_T = torch.repeat_interleave(
+        torch.arange(len(pattern.lengths), device=DEVICE), torch.tensor(pattern.lengths, device=DEVICE)
     )
+
+    def sees(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        same = document_T[i] == document_T[j]
+        return same & (j <= i) if pattern.shape.causal else same
+
+    rows = sum(pattern.lengths)
+    in_blocks = torch.compile(create_block_mask) if DEVICE == "cuda" else create_block_mask  # else a mask of rows**2
+    mask = in_blocks(sees, None, None, rows, rows, device=DEVICE)
+    attend = torch.compile(flex_attention) if DEVICE == "cuda" else flex_attention
+    grouped = pattern.shape.num_heads != pattern.shape.num_kv_heads
+
+    def one_batch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
+        return attend(*batch, block_mask=mask, enable_gqa=grouped).squeeze(0).transpose(0, 1)
+
+    return one_batch
+
+
+def flash_attn(pattern: Pattern, module: str) -> Attend:
+    """flash-attn 2 ("flash_attn") or 4 ("flash_attn.cute"); deterministic where torch is asked to be."""
+    varlen = getattr(pytest.importorskip(module), "flash_attn_varlen_func", None)
+    if varlen is None:  # flash-attn 4 alone makes an empty package `flash_attn`
+        pytest.skip(f"{module} has no flash_attn_varlen_func")
+    ends, longest = offsets(pattern), max(pattern.lengths)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        result = varlen(
+            q, k, v, cu_seqlens_q=ends, cu_seqlens_k=ends, max_seqlen_q=longest, max_seqlen_k=longest,
+            causal=pattern.shape.causal, deterministic=torch.are_deterministic_algorithms_enabled(),
+        )  # fmt: skip
+        return result[0] if isinstance(result, tuple) else result
+
+    return attend
 
 
 WAYS: dict[str, Callable[[Pattern], Attend]] = {
-    "ours": ours,
+    "ours": by_tables,
+    "ours uniform": uniform,
     "sdpa flash": lambda pattern: sdpa(pattern, SDPBackend.FLASH_ATTENTION),
+    "flex": flex,
 }
 if DEVICE == "cuda":
     WAYS["sdpa cudnn"] = lambda pattern: sdpa(pattern, SDPBackend.CUDNN_ATTENTION)
     WAYS["torch varlen"] = torch_varlen
+    WAYS["flash-attn 2"] = lambda pattern: flash_attn(pattern, "flash_attn")
+    WAYS["flash-attn 4"] = lambda pattern: flash_attn(pattern, "flash_attn.cute")
+WAYS_BACK = [way for way in WAYS if DEVICE == "cuda" or way != "flex"]  # on a CPU flex_attention has no backward
 
 
 def inputs(pattern: Pattern) -> tuple[list[Tensor], Tensor]:
@@ -164,12 +223,43 @@ def test_forward(benchmark, pattern, way):
     measure(benchmark, lambda: [attend(*qkv)], want, flops=flops, dtype=DTYPE)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
-def test_backward(benchmark, pattern, way):
-    benchmark.group = f"attention backward, {pattern.name}"
+def measure_backward(benchmark: Any, pattern: Pattern, way: str, *, same_bits: bool) -> None:
     qkv, dout = inputs(pattern)
     out, shape = WAYS[way](pattern)(*qkv), pattern.shape
     want = in_fp32(pattern)[1:]
+
+    def run() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, qkv, dout, retain_graph=True)
+
+    if same_bits and not all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True)):
+        pytest.skip(f"{way} gives other bits on repeat")
     flops = 10 * pattern.num_pairs * shape.num_heads * shape.head_width
-    measure(benchmark, lambda: torch.autograd.grad(out, qkv, dout, retain_graph=True), want, flops=flops, dtype=DTYPE)
+    measure(benchmark, run, want, flops=flops, dtype=DTYPE)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """torch's switch, without its filling of new memory, which would cost every way time."""
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
+@pytest.mark.parametrize("way", WAYS_BACK)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+def test_backward(benchmark, pattern, way):
+    benchmark.group = f"attention backward, {pattern.name}"
+    measure_backward(benchmark, pattern, way, same_bits=False)
+
+
+@pytest.mark.parametrize("way", WAYS_BACK)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+def test_deterministic_backward(benchmark, pattern, way):
+    benchmark.group = f"attention deterministic backward, {pattern.name}"
+    with deterministic():
+        measure_backward(benchmark, pattern, way, same_bits=True)

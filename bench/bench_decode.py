@@ -1,34 +1,55 @@
-"""Sparse frames of a video file: CPU seconds and wall time of ours and of the ways PyAV is usually used.
+"""Sparse frames of a video file: CPU seconds, wall time and peak memory of ours and of others, each in its own process.
 
+    python -m bench.bench_decode --make FOLDER --out bench/results/decode-cpu.json
     python -m bench.bench_decode FILE.mp4 --frames 32 128
 
-Every way decodes the same frames, evenly spaced, to full-size RGB. CPU seconds are the number to trust on a shared
-machine. The ways check each other: each must find the frames at the same times.
+Every way decodes the same frames, evenly spaced, to full-size RGB; `keyframe` and `tolerance` choose others, by design,
+and say how far off. CPU seconds are the number to trust on a shared machine. A way that gives frames of other times
+than asked is marked wrong. torchcodec and decord take part where they are installed.
+
+`--make` makes a 10-minute 720p and a 1-hour 360p H.264 file (x264's defaults but for the preset; 10 seconds of moving
+pictures, copied over and over), so that the numbers can be had again anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
-from eagle_kernels.video import decode, probe
-
 Times = NDArray[np.float64]
+ROUNDS_OF_OPENING = 20
+MADE = {"made-10min-720p.mp4": (1280, 720, 60), "made-1h-360p.mp4": (640, 360, 360)}  # width, height, copies of 10 s
+FPS = 30
+UNIT_FRAMES = 10 * FPS
 
 
-def ours(path: Path, times: Times) -> Iterator[float]:
-    for frame in decode(path, times.tolist()):
+def ours(path: Path, times: Times, **options: Any) -> Iterator[float]:
+    from eagle_kernels.video import decode
+
+    for frame in decode(path, times.tolist(), **options):
         yield frame.timestamp_seconds
 
 
 def pyav_seek_each(path: Path, times: Times) -> Iterator[float]:
     """A seek for every frame, then forward to it, with libav's default threads."""
+    import av
+
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         start = stream.start_time or 0
@@ -42,45 +63,208 @@ def pyav_seek_each(path: Path, times: Times) -> Iterator[float]:
                     break
 
 
-def pyav_all(path: Path, times: Times) -> Iterator[float]:
-    """The whole file decoded in order, the wanted frames kept."""
-    wanted = list(times)
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        start = stream.start_time or 0
-        for frame in container.decode(stream):
-            frame_seconds = float((frame.pts - start) * stream.time_base)
-            if wanted and frame_seconds >= wanted[0] - 1e-6:
-                frame.to_ndarray(format="rgb24")
-                yield frame_seconds
-                wanted.pop(0)
+def torchcodec(path: Path, times: Times, *, seek_mode: str, threads: int) -> Iterator[float]:
+    """threads 0: libav chooses, as many as the machine has cores."""
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(str(path), seek_mode=seek_mode, num_ffmpeg_threads=threads)
+    places = (times * decoder.metadata.average_fps).round().astype(int).tolist()
+    yield from decoder.get_frames_at(places).pts_seconds.tolist()
 
 
-def measure(way: Callable[[Path, Times], Iterator[float]], path: Path, times: Times) -> tuple[float, float, Times]:
-    """CPU seconds (user and system, all threads), wall seconds, and the times of the frames found."""
+def decord(path: Path, times: Times) -> Iterator[float]:
+    import decord
+
+    reader = decord.VideoReader(str(path))
+    places = (times * reader.get_avg_fps()).round().astype(int)
+    reader.get_batch(places).asnumpy()
+    yield from reader.get_frame_timestamp(places)[:, 0].tolist()
+
+
+WAYS: dict[str, Callable[[Path, Times], Iterator[float]]] = {
+    "ours": ours,
+    "ours, 2 workers": partial(ours, num_workers=2),
+    "ours, keyframe": partial(ours, seek="keyframe"),
+    "ours, tolerance 25 %": partial(ours, seek="tolerance", tolerance=0.25),
+    "PyAV, seek for each": pyav_seek_each,
+    "torchcodec approximate": partial(torchcodec, seek_mode="approximate", threads=0),
+    "torchcodec exact": partial(torchcodec, seek_mode="exact", threads=0),
+    "torchcodec exact, 1 thread": partial(torchcodec, seek_mode="exact", threads=1),
+    "decord": decord,
+}
+CHOOSES = ("ours, keyframe", "ours, tolerance 25 %")
+
+
+def available(way: str) -> bool:
+    library = way.split()[0].rstrip(",")
+    return library not in ("torchcodec", "decord") or importlib.util.find_spec(library) is not None
+
+
+def measure_here(way: str, path: Path, times: Times) -> dict[str, float | bool]:
+    """One way, measured in this process after a first frame, which imports what it imports."""
+    list(WAYS[way](path, times[:1]))
+    base_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     cpu, wall = time.process_time(), time.perf_counter()
-    found = np.array(list(way(path, times)))
-    return time.process_time() - cpu, time.perf_counter() - wall, found
+    found = np.array(list(WAYS[way](path, times)))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    off = np.abs(found - times) if len(found) == len(times) else np.array([np.inf])
+    return {
+        "cpu_seconds": round(cpu, 3),
+        "wall_seconds": round(wall, 3),
+        "peak_bytes_above_one_frame": peak_bytes - base_bytes,
+        "worst_off_seconds": round(float(off.max()), 3),
+        "is_exact": bool(off.max() < 2e-3),  # some tell times in milliseconds
+    }
+
+
+def measure(way: str, path: Path, num_frames: int) -> dict[str, Any]:
+    """In a process of its own."""
+    command = [sys.executable, "-m", "bench.bench_decode", str(path), "--frames", str(num_frames), "--only", way]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{way}, {num_frames} frames of {path}:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_opening(path: Path) -> dict[str, float]:
+    """Milliseconds, the best round, from the path to the plan of 128 frames: by the packets, by the container's tables
+    where it has them, and from the index kept in a folder."""
+    from eagle_kernels.video import decode_cpu, sidecar
+    from eagle_kernels.video.info import PacketIndex
+    from eagle_kernels.video.plan import choose_frames, plan
+    from eagle_kernels.video.probe import describe
+
+    with tempfile.TemporaryDirectory() as folder:
+        sidecar.make(path, folder, decode_cpu.read_index)
+
+        def kept() -> PacketIndex:
+            index = sidecar.read(path, folder)
+            assert index is not None
+            return index
+
+        asked = np.linspace(0, describe(kept()).duration_seconds, 128)
+        ways: dict[str, tuple[Callable[[], PacketIndex], int]] = {
+            "packets": (lambda: decode_cpu.index_from_packets(path), 3),
+            "tables": (lambda: decode_cpu.read_index(path), ROUNDS_OF_OPENING),
+            "sidecar": (kept, ROUNDS_OF_OPENING),
+        }
+        result = {}
+        for name, (read, rounds) in ways.items():
+            cpu_milliseconds, wall_milliseconds = [], []
+            for _ in range(rounds):
+                cpu, wall = time.process_time(), time.perf_counter()
+                index = read()
+                info = describe(index)
+                plan(index, choose_frames(index, info, asked, seek="exact", tolerance=0.0))
+                cpu_milliseconds.append(1e3 * (time.process_time() - cpu))
+                wall_milliseconds.append(1e3 * (time.perf_counter() - wall))
+            result[f"{name}_cpu_milliseconds"] = round(min(cpu_milliseconds), 3)
+            result[f"{name}_wall_milliseconds"] = round(min(wall_milliseconds), 3)
+        result["tables_apply"] = decode_cpu.read_index(path).samples is not None
+        return result
+
+
+def make_video(path: Path, width_px: int, height_px: int, num_copies: int) -> None:
+    """Coarse noise that slides behind a moving block, UNIT_FRAMES frames of it, then the same packets over and over."""
+    import av
+
+    rng = np.random.default_rng(0)
+    shape = (height_px // 8 + 64, width_px // 8 + 64, 3)
+    wall_YX3 = rng.integers(0, 255, shape, dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        unit = Path(folder) / "unit.mp4"
+        with av.open(str(unit), "w") as container:
+            stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "26"})
+            stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
+            stream.codec_context.thread_count = 1
+            for i in range(UNIT_FRAMES):
+                at, x = i % 256, 7 * i % (width_px - 80)
+                rgb_YX3 = wall_YX3[at : at + height_px, at : at + width_px].copy()
+                rgb_YX3[height_px // 3 : height_px // 3 + 80, x : x + 80] = (i % 256, 255 - i % 256, 128)
+                frame = av.VideoFrame.from_ndarray(rgb_YX3, format="rgb24")
+                frame.pts = i
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        with av.open(str(unit)) as container, av.open(str(path), "w") as whole:
+            stream = container.streams.video[0]
+            unit_ticks = round(UNIT_FRAMES / FPS / stream.time_base)
+            packets = [(bytes(p), p.pts, p.dts, p.duration, p.is_keyframe) for p in container.demux(stream) if p.size]
+            target = whole.add_stream_from_template(stream)
+            for copy in range(num_copies):
+                for content, pts, dts, duration, is_keyframe in packets:
+                    packet = av.Packet(content)
+                    packet.pts, packet.dts = pts + copy * unit_ticks, dts + copy * unit_ticks
+                    packet.duration, packet.is_keyframe = duration, is_keyframe
+                    packet.time_base, packet.stream = stream.time_base, target
+                    whole.mux(packet)
+
+
+def machine() -> dict[str, Any]:
+    names = ("av", "numpy", "torch", "torchcodec", "decord")
+    found = {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "eagle_kernels/video"], capture_output=True, text=True, check=False
+    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": model[0] if model else platform.machine(),
+        "num_cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "versions": found,
+        "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),  # +: with changes since
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--frames", type=int, nargs="+", default=[32, 128])
-    parser.add_argument("--all", action="store_true", help="also decode the whole file in order (slow)")
+    parser.add_argument("files", type=Path, nargs="*")
+    parser.add_argument("--make", type=Path, help="a folder for the two files, made where absent")
+    parser.add_argument("--frames", type=int, nargs="*", default=[32, 128], help="none: opening alone is measured")
+    parser.add_argument("--rounds", type=int, default=1, help="the median CPU time counts")
+    parser.add_argument("--only", choices=WAYS, help="this way, in this process, as JSON")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    cpu, wall = time.process_time(), time.perf_counter()
-    info = probe(args.file)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    print(f"{info.codec} {info.width_px}x{info.height_px}, {info.num_frames} frames, {info.duration_seconds:.1f} s")
-    print(f"{'probe':24s} {cpu:8.3f} CPU s {wall:8.3f} s")
-    for num_frames in args.frames:
-        places = np.linspace(0, info.num_frames - 1, num_frames).round().astype(int)
-        times = info.frame_times_seconds[places]
-        for way in (ours, pyav_seek_each, *([pyav_all] if args.all else [])):
-            cpu, wall, found = measure(way, args.file, times)
-            same = len(found) == len(times) and bool(np.abs(found - times).max() < 1e-6)
-            print(f"{way.__name__:18s} {num_frames:5d} {cpu:8.3f} CPU s {wall:8.3f} s {'' if same else 'WRONG FRAMES'}")
+    if args.only:
+        from eagle_kernels.video import probe
+
+        info = probe(args.files[0])
+        places = np.linspace(0, info.num_frames - 1, args.frames[0]).round().astype(int)
+        print(json.dumps(measure_here(args.only, args.files[0], info.frame_times_seconds[places])))
+        return
+    files = list(args.files)
+    if args.make:
+        args.make.mkdir(parents=True, exist_ok=True)
+        for name, about in MADE.items():
+            if not (args.make / name).exists():
+                make_video(args.make / name, *about)
+            files.append(args.make / name)
+    report: dict[str, Any] = {"machine": machine(), "files": {}}
+    for path in files:
+        about: dict[str, Any] = {"bytes": path.stat().st_size, "opening": measure_opening(path), "frames": {}}
+        print(f"{path.name}: {about['opening']}")
+        for num_frames in args.frames:
+            rows = about["frames"][num_frames] = {}
+            for way in filter(available, WAYS):
+                results = sorted(
+                    (measure(way, path, num_frames) for _ in range(args.rounds)), key=lambda r: r["cpu_seconds"]
+                )
+                row = rows[way] = results[len(results) // 2]
+                note = "" if row["is_exact"] else f"off by up to {row['worst_off_seconds']:.2f} s"
+                if note and way not in CHOOSES:
+                    note = "WRONG FRAMES: " + note
+                print(
+                    f"{num_frames:5d}  {way:28s} {row['cpu_seconds']:8.3f} CPU s {row['wall_seconds']:8.3f} s "
+                    f"{row['peak_bytes_above_one_frame'] / 2**20:7.0f} MiB  {note}",
+                    flush=True,
+                )
+        report["files"][path.name] = about
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

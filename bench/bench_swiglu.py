@@ -1,15 +1,19 @@
-"""SwiGLU at the language model's feed-forward width."""
+"""SwiGLU at the language model's feed-forward width.
+
+Liger-Kernel's backward writes over the inputs it saved, so it cannot be run alone again and again: it is measured
+forward, and forward and backward together.
+"""
 
 import pytest
 
-from bench.fused import STEPS, TOKENS, WAYS, measure_op, random
+from bench.fused import STEPS, TOKENS, WAYS_AND_LIGER, liger, measure_op, random
 from bench.harness import seconds
 from eagle_kernels.swiglu import swiglu, swiglu_ref
 
 pytestmark = [
     pytest.mark.benchmark(timer=seconds),
-    pytest.mark.parametrize("way", WAYS),
-    pytest.mark.parametrize("step", STEPS),
+    pytest.mark.parametrize("way", WAYS_AND_LIGER),
+    pytest.mark.parametrize("step", [*STEPS, "both"]),
 ]
 
 WIDTH = 18_944
@@ -17,6 +21,9 @@ WIDTH = 18_944
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_swiglu(benchmark, tokens, step, way):
+    if (way, step) == ("liger", "backward"):
+        pytest.skip("Liger-Kernel's backward overwrites what it saved; see the step 'both'")
     inputs = random((tokens, WIDTH), (tokens, WIDTH))
-    elements = {"forward": 3, "backward": 5}[step] * tokens * WIDTH
-    measure_op(benchmark, "swiglu", step, way, swiglu, swiglu_ref, inputs, elements_moved=elements)
+    elements = {"forward": 3, "backward": 5, "both": 8}[step] * tokens * WIDTH
+    rival = lambda gate, up: liger("liger_swiglu")(gate, up)  # noqa: E731
+    measure_op(benchmark, "swiglu", step, way, swiglu, swiglu_ref, inputs, elements_moved=elements, rival=rival)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,12 +15,19 @@ DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 TOKENS = (4096, 32_768) if DEVICE == "cuda" else (64,)
 STEPS = ("forward", "backward")
 WAYS = ("ours", "torch", "torch.compile") if DEVICE == "cuda" else ("ours", "torch")
+WAYS_AND_LIGER = (*WAYS, "liger") if DEVICE == "cuda" else WAYS  # Liger-Kernel has no CPU code
 
 
 def random(*shapes: tuple[int, ...]) -> list[Tensor]:
     """Standard normal leaves that take gradients, the same on every machine."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator).to(DEVICE, DTYPE).requires_grad_() for shape in shapes]
+
+
+def liger(function: str) -> Callable[..., Any]:
+    """Liger-Kernel's function of that name; where it is not installed the bench is skipped, with the reason."""
+    why = "Liger-Kernel is not installed: pip install 'eagle-kernels[rivals]'"
+    return getattr(pytest.importorskip("liger_kernel.transformers.functional", reason=why), function)
 
 
 def measure_op(
@@ -32,11 +40,19 @@ def measure_op(
     inputs: list[Tensor],
     *,
     elements_moved: int,
+    rival: Callable[..., Tensor | tuple[Tensor, ...]] | None = None,
 ) -> None:
-    """Times one step of `op`, or of its reference. elements_moved: of DTYPE, what must be read and written."""
+    """Times one step of `op`, of its reference, or of `rival`, Liger-Kernel's function with the arguments of `op`.
+
+    step: "forward", "backward" or "both", the forward pass and then its gradients.
+    elements_moved: of DTYPE, what must be read and written.
+    """
     benchmark.group = f"{name} {step}, {' x '.join(map(str, inputs[0].shape))}"
     torch.compiler.reset()  # or the shapes of an earlier bench make this one's compiled code general, and slower
-    run = {"ours": op, "torch": ref, "torch.compile": torch.compile(ref)}[way]
+    ways = {"ours": op, "torch": ref, "torch.compile": torch.compile(ref), "liger": rival}
+    run = ways[way]
+    if run is None:
+        raise ValueError(f"measure_op: {name} has no way {way!r}; give it `rival`.")
     outputs = _tuple(run(*inputs))
     douts = [torch.randn_like(out) for out in outputs]
     wide = [x.detach().float().requires_grad_() for x in inputs]
@@ -45,8 +61,12 @@ def measure_op(
     if step == "forward":
         leaves = [x.detach() for x in inputs]
         measure(benchmark, lambda: _tuple(run(*leaves)), want, dtype=DTYPE, bytes_moved=bytes_moved)
+        return
+    grads = torch.autograd.grad(want, wide, [d.float() for d in douts])
+    if step == "both":
+        both = lambda: torch.autograd.grad(_tuple(run(*inputs)), inputs, douts)  # noqa: E731
+        measure(benchmark, both, grads, dtype=DTYPE, bytes_moved=bytes_moved)
     else:
-        grads = torch.autograd.grad(want, wide, [d.float() for d in douts])
         backward = lambda: torch.autograd.grad(outputs, inputs, douts, retain_graph=True)  # noqa: E731
         measure(benchmark, backward, grads, dtype=DTYPE, bytes_moved=bytes_moved)
 

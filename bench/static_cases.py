@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.static_table import Case
+from bench.static_table import CAPABILITIES, Case
 from eagle_kernels import attention
 
 
@@ -18,27 +18,31 @@ def cases() -> list[Case]:
 
 # dk and dv fill the registers of a thread block: nothing spills on sm_90 at the model's own shapes, a little elsewhere.
 ATTENTION_STACK_BYTES = {
-    ("dkdv", "vision"): {80: 128, 100: 320},
+    ("dkdv", "vision"): {80: 32},  # by Triton 3.6; by 3.7 nothing
+    ("dkdv", "vision_by_tables"): {80: 128, 100: 320},
     ("dkdv", "llm"): {80: 256, 100: 512},
     ("dkdv", "widest"): {80: 128, 90: 128, 100: 128},
 }
 
 
 def attention_cases() -> list[Case]:
-    """The vision tower (72 wide, full), the language model (128 wide, causal, 7 query heads a key head), the widest."""
-    shapes = [  # name, D, query heads, key heads, causal
-        ("vision", 72, 16, 16, False),
-        ("llm", 128, 28, 4, True),
-        ("widest", 256, 8, 4, True),
+    """The vision tower (72 wide, full) by a uniform plan and by the tables; the language model (128 wide, causal, 7
+    query heads a key head); the widest."""
+    shapes = [  # name, D, query heads, key heads, causal, uniform
+        ("vision", 72, 16, 16, False, True),
+        ("vision_by_tables", 72, 16, 16, False, False),
+        ("llm", 128, 28, 4, True, False),
+        ("widest", 256, 8, 4, True, False),
     ]
-    return [case for shape in shapes for case in _attention_cases(*shape)]
+    return [case for shape in shapes for sm in CAPABILITIES for case in _attention_cases(*shape, sm)]
 
 
-def _attention_cases(name: str, D: int, H: int, K: int, causal: bool) -> list[Case]:
+def _attention_cases(name: str, D: int, H: int, K: int, causal: bool, uniform: bool, sm: int) -> list[Case]:
     main, tail = attention.pieces(D)
-    launches = attention.launches(D, torch.bfloat16)
+    launches = attention.launches(D, torch.bfloat16, sm=sm, whole=uniform)
     shared = {
-        "G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": 8, "CAUSAL": causal, "TILE": attention.TILE,
+        "G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": 8, "CAUSAL": causal, "UNIFORM": uniform,
+        "WHOLE": uniform, "TILE": attention.TILE,
     }  # fmt: skip
     kernels = [
         ("fwd", attention._fwd_kernel, launches.fwd, {"H": H}),
@@ -51,8 +55,11 @@ def _attention_cases(name: str, D: int, H: int, K: int, causal: bool) -> list[Ca
             kernel=kernel,
             signature=_attention_signature(kernel.arg_names),
             constants={**shared, **heads, "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n},
+            aligned=("length",) if uniform else (),
             num_warps=launch.num_warps,
             num_stages=launch.num_stages,
+            max_registers=launch.max_registers,
+            capabilities=(sm,),
             tensor_cores=True,
             stack_budget_bytes=ATTENTION_STACK_BYTES.get((step, name), {}),
         )
@@ -63,9 +70,10 @@ def _attention_cases(name: str, D: int, H: int, K: int, causal: bool) -> list[Ca
         kernel=attention._delta_kernel,
         signature=_attention_signature(attention._delta_kernel.arg_names),
         constants={"H": H, "D": D, "WIDTH": 1 << (D - 1).bit_length(), "UNIT": 8, "BLOCK": attention.DELTA_BLOCK},
+        capabilities=(sm,),
         vectorised=True,
     )
-    return [*cases, delta]
+    return [*cases, delta] if name != "vision_by_tables" else cases  # the same kernel as the vision tower's
 
 
 def _attention_signature(names: list[str]) -> dict[str, str]:
@@ -88,28 +96,35 @@ def fused_cases() -> list[Case]:
         "layer_norm",
         "linear_cross_entropy",
         "merge_2x2",
+        "qkv_rope",
         "rms_norm",
         "rope",
         "scatter_visual",
+        "sum_partials",
         "swiglu",
     )
-    gelu_bias, layer_norm, linear_cross_entropy, merge_2x2, rms_norm, rope, scatter_visual, swiglu = (
+    gelu_bias, layer_norm, linear_cross_entropy, merge_2x2, qkv_rope, rms_norm, rope, scatter_visual, *rest = (
         import_module(f"eagle_kernels.{name}") for name in names
     )
+    sum_partials, swiglu = rest
     cases = []
     for width in (3584,):
         tile = dict(zip(("ROWS", "COLS"), rms_norm._tile(width), strict=True))
         for prefix, add in (("rms_norm", False), ("add_rms_norm", True)):
-            cases += [
-                _fused(f"{prefix}_fwd_{width}", rms_norm._fwd_kernel, C=width, ADD=add, **tile),
-                _fused(f"{prefix}_dh_{width}", rms_norm._dh_kernel, C=width, ADD=add, **tile),
-            ]
-        cases.append(_fused(f"rms_norm_dweight_{width}", rms_norm._dweight_kernel, C=width, **tile))
-    for width in (1152, 4608):
+            cases.append(_fused(f"{prefix}_fwd_{width}", rms_norm._fwd_kernel, C=width, ADD=add, **tile))
+            launch = _rows_launch(rms_norm._bwd_launch(width, (3 if add else 2) * 2))
+            needs = {"NEED_DH": True, "NEED_DWEIGHT": True}
+            cases.append(_fused(f"{prefix}_bwd_{width}", rms_norm._bwd_kernel, C=width, ADD=add, **needs, **launch))
+    for prefix, width, merge in (("", 1152, False), ("", 4608, False), ("merge_2x2_", 4608, True)):
+        name = f"{prefix}layer_norm"
         tile = dict(zip(("ROWS", "COLS"), layer_norm._tile(width), strict=True))
-        for step in ("fwd", "dx", "dweight"):
-            kernel = getattr(layer_norm, f"_{step}_kernel")
-            cases.append(_fused(f"layer_norm_{step}_{width}", kernel, C=width, **tile))
+        cases.append(_fused(f"{name}_fwd_{width}", layer_norm._fwd_kernel, C=width, MERGE=merge, **tile))
+        launch = _rows_launch(layer_norm._bwd_launch(width, 2 * 2))
+        needs = {"NEED_DX": True, "NEED_DWEIGHT": True}
+        cases.append(_fused(f"{name}_bwd_{width}", layer_norm._bwd_kernel, C=width, MERGE=merge, **needs, **launch))
+    cases.append(
+        _fused("sum_partials_3584", sum_partials._kernel, C=3584, ROWS=sum_partials.ROWS, COLS=sum_partials.COLS)
+    )
     tile = dict(zip(("ROWS", "COLS"), swiglu._tile(18944), strict=True))
     needs = {"NEED_DGATE": True, "NEED_DUP": True}
     cases += [
@@ -127,11 +142,11 @@ def fused_cases() -> list[Case]:
         _fused("merge_2x2_1152", merge_2x2._kernel, PAIR=2 * 1152, INVERSE=False, **copies),
         _fused("merge_2x2_inverse_1152", merge_2x2._kernel, PAIR=2 * 1152, INVERSE=True, **copies),
     ]
-    copies = {"C": 3584, "COLS": scatter_visual.COLS}
+    tile = {"C": 3584, "ROWS": scatter_visual.ROWS, "COLS": scatter_visual.COLS}
     needs = {"NEED_DEMBEDDINGS": True, "NEED_DVISUAL": True}
     cases += [
-        _fused("scatter_visual_put_3584", scatter_visual._put_kernel, **copies),
-        _fused("scatter_visual_take_3584", scatter_visual._take_kernel, **needs, **copies),
+        _fused("scatter_visual_fwd_3584", scatter_visual._fwd_kernel, **tile),
+        _fused("scatter_visual_bwd_3584", scatter_visual._bwd_kernel, **needs, **tile),
     ]
     half = 128 // 2
     tile = {"HALF": half, "ROWS": rope.TILE // half, "COLS": half}
@@ -139,16 +154,84 @@ def fused_cases() -> list[Case]:
         # sin and cos beyond 105615 radians take libdevice's slow path: a table in memory, an array on the stack.
         case = _fused(f"rope_{'inverse_' if inverse else ''}128", rope._kernel, INVERSE=inverse, **tile)
         cases.append(replace(case, vectorised=False, stack_budget_bytes=dict.fromkeys((80, 90, 100), 32)))
-    kernel, constants = linear_cross_entropy._softmax_grad_kernel, {"V": 152_064, "BLOCK": linear_cross_entropy.BLOCK}
-    for need_grad in (False, True):
-        name = f"linear_cross_entropy_{'grad' if need_grad else 'loss'}_152064"
-        cases.append(_fused(name, kernel, num_warps=8, NEED_GRAD=need_grad, **constants))
+    tile = dict(zip(("ROWS", "COLS"), qkv_rope._tile(128), strict=True))
+    tile |= {"H": 28, "K": 4, "HALF": half, "HEADS": qkv_rope.HEADS}
+    needs = {"NEED_DQKV": True, "NEED_DBIAS": True}
+    for case in (
+        _fused("qkv_rope_fwd_128", qkv_rope._fwd_kernel, **tile),
+        _fused("qkv_rope_bwd_128", qkv_rope._bwd_kernel, **needs, **tile),
+    ):
+        cases.append(replace(case, vectorised=False, stack_budget_bytes=dict.fromkeys((80, 90, 100), 48)))
+    kernel, constants = linear_cross_entropy._softmax_kernel, {"V": 152_064, "BLOCK": linear_cross_entropy.BLOCK}
+    for step, read, grad in (("loss", True, False), ("loss_and_grad", True, True), ("grad", False, True)):
+        name = f"linear_cross_entropy_{step}_152064"
+        case = _fused(name, kernel, num_warps=8, READ=read, GRAD=grad, **constants)
+        # One loop alone: the row's label and count weigh as much in the code as its 16-byte loads.
+        cases.append(replace(case, vectorised=read and grad))
+    return cases + linear_cross_entropy_matmul_cases(linear_cross_entropy)
+
+
+# A 128 x 256 fp32 tile is half of a thread's registers; what spills lies outside the loop of wgmma.
+LINEAR_CROSS_ENTROPY_STACK_BYTES: dict[str, dict[int, int]] = {
+    "logits": {80: 64},
+    "dhidden": {80: 208},
+    "dweight": {80: 176, 90: 80, 100: 432},
+}
+
+
+def linear_cross_entropy_matmul_cases(module: Any) -> list[Case]:
+    """The three matmuls of a chunk in bf16, each with its own operand transposed; the strides of 1 are constants."""
+    launch = module._launch(torch.bfloat16)
+    shared = {"BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n, "BLOCK_K": launch.block_k}
+    matmuls = [
+        ("logits", {"a_k_stride": 1, "b_k_stride": 1, "COUNT_K": False, "ADD": False, "GROUP": 32}),
+        ("dhidden", {"a_k_stride": 1, "b_n_stride": 1, "COUNT_K": False, "ADD": False, "GROUP": 8}),
+        ("dweight", {"a_m_stride": 1, "b_n_stride": 1, "COUNT_K": True, "ADD": True, "GROUP": 8}),
+    ]
+    kernel = module._matmul_kernel
+    cases = []
+    for step, constants in matmuls:
+        signature = {arg: "*bf16" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names}
+        signature |= {"num_labelled_ptr": "*i64"} | ({"out_ptr": "*fp32"} if step == "dweight" else {})
+        case = Case(
+            name=f"linear_cross_entropy_matmul_{step}",
+            kernel=kernel,
+            signature=signature,
+            constants={**shared, **constants},
+            aligned=("start", "M", "N", "K", *(arg for arg in kernel.arg_names if "stride" in arg)),
+            num_warps=launch.num_warps,
+            num_stages=launch.num_stages,
+            tensor_cores=True,
+            vectorised=True,
+            stack_budget_bytes=LINEAR_CROSS_ENTROPY_STACK_BYTES[step],
+        )
+        cases.append(case)
     return cases
 
 
+def _rows_launch(launch: tuple[int, int, int, int]) -> dict[str, int]:
+    return dict(zip(("ROWS", "COLS", "num_warps", "STAGES"), launch, strict=True))
+
+
 def _fused(name: str, kernel: Any, *, num_warps: int = 4, **constants: int | bool) -> Case:
-    fp32 = {"rstd_ptr", "mean_ptr", "partials_ptr", "frequencies_ptr", "scales_ptr", "losses_ptr"}
-    integers = {"positions_ptr": "*i32", "rows_ptr": "*i64", "labels_ptr": "*i64", "eps": "fp32"}
+    fp32 = {
+        "rstd_ptr",
+        "mean_ptr",
+        "partials_ptr",
+        "frequencies_ptr",
+        "scales_ptr",
+        "top_ptr",
+        "total_ptr",
+        "picked_ptr",
+    }
+    integers = {
+        "positions_ptr": "*i32",
+        "rows_ptr": "*i64",
+        "labels_ptr": "*i64",
+        "best_ptr": "*i64",
+        "num_labelled_ptr": "*i64",
+        "eps": "fp32",
+    }
     signature = {}
     for arg in kernel.arg_names:
         if arg.endswith("_ptr"):

@@ -1,6 +1,6 @@
 """What the compiler makes of every Triton kernel, with no GPU: registers, spills, shared memory, MMA and vector loads.
 
-    python -m bench.static_table --out bench/results/static
+    python -m bench.static_table --out bench/results/static      writes static_table.json and static_table.md
 
 Each case is one kernel at one configuration that a GPU would launch, compiled to PTX and cubin for sm_80, sm_90 and
 sm_100. tests/kernels/test_static.py runs this in a process of its own (Triton's interpreter must be off) and asserts.
@@ -26,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 CAPABILITIES = (80, 90, 100)
+SHARED_BYTES_OF_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -41,6 +42,8 @@ class Case:
     aligned: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None  # a thread, where the launch limits them
+    capabilities: tuple[int, ...] = CAPABILITIES  # where it is launched like this
     # What the test holds the compiled kernel to:
     tensor_cores: bool = False  # its products run on them
     vectorised: bool = False  # its global loads are 16 bytes wide or more, but for 10 % of the bytes
@@ -62,18 +65,23 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers},
     )
     ptx: str = compiled.asm["ptx"]
     wgmma = Counter(re.findall(r"wgmma\.mma_async\.sync\.aligned\.m(\d+)n(\d+)k(\d+)", ptx))
     load_bytes = _load_bytes(ptx)
+    usage = _resource_usage(compiled.asm["cubin"])
     return {
         "name": case.name,
         "sm": capability,
         "num_warps": case.num_warps,
         "num_stages": case.num_stages,
         "shared_bytes": compiled.metadata.shared,
-        **_resource_usage(compiled.asm["cubin"]),
+        **usage,
+        "resident_blocks": _resident_blocks(
+            capability, 32 * case.num_warps, usage["registers"], compiled.metadata.shared
+        ),
+        "loop_instructions": _loop_instructions(compiled.asm["cubin"]) if case.tensor_cores else 0,
         "wgmma": {"m{}n{}k{}".format(*shape): num for shape, num in sorted(wgmma.items())},
         # Multiply-adds that the code holds, a warp group each: loops count once.
         "wgmma_macs": sum(int(m) * int(n) * int(k) * num for (m, n, k), num in wgmma.items()),
@@ -97,11 +105,37 @@ def _load_bytes(ptx: str) -> list[int]:
     return [int(vector or 1) * int(bits) // 8 for vector, bits in loads] + [int(size, 0) for size in copies]
 
 
-def _resource_usage(cubin: bytes) -> dict[str, int]:
+def _cuobjdump(option: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _resident_blocks(sm: int, num_threads: int, registers: int, shared_bytes: int) -> int:
+    """Thread blocks that a multiprocessor holds at once: 64K registers, given out by 8 a thread; its shared memory, of
+    which a block takes 1 KB more than it asks for; 64 warps. CUDA C++ Programming Guide, compute capabilities."""
+    by_registers = 65_536 // (-(-registers // 8) * 8 * num_threads)
+    by_shared = SHARED_BYTES_OF_SM[sm] // (shared_bytes + 1024)
+    return min(by_registers, by_shared, 2048 // num_threads)
+
+
+def _loop_instructions(cubin: bytes) -> int:
+    """Machine instructions of the smallest loop that holds most of the tensor core ones: one pair of blocks."""
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", _cuobjdump("-sass", cubin))
+    code = [(int(address, 16), text) for address, text in lines]
+    loops = []
+    for address, text in code:
+        jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < address:
+            body = [text for at, text in code if int(jump[1], 16) <= at <= address]
+            num_products = sum("MMA" in text for text in body)  # HMMA, HGMMA, UTCHMMA
+            loops.append((-num_products, len(body)))
+    return min(loops, default=(0, 0))[1]
+
+
+def _resource_usage(cubin: bytes) -> dict[str, int]:
+    text = _cuobjdump("-res-usage", cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:
         raise RuntimeError(f"cuobjdump -res-usage printed no registers:\n{text}")
@@ -114,7 +148,8 @@ def all_cases() -> tuple[Case, ...]:
     from bench import static_cases
 
     cases = tuple(static_cases.cases())
-    twice = [name for name, num in Counter(case.name for case in cases).items() if num > 1]
+    launched = Counter((case.name, sm) for case in cases for sm in case.capabilities)
+    twice = [f"{name} on sm_{sm}" for (name, sm), num in launched.items() if num > 1]
     if twice:
         raise ValueError(f"bench.static_cases names {twice} more than once; each case needs a name of its own.")
     return cases
@@ -125,18 +160,41 @@ def _compile_numbered(job: tuple[int, int]) -> dict[str, Any]:
     return compile_case(all_cases()[index], capability)
 
 
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    """The kernels that multiply on tensor cores, the columns that decide their launches."""
+    lines = [
+        f"Triton {triton.__version__}; written by `python -m bench.static_table`. Block: query rows x key rows. Loop:",
+        "machine instructions a warp of one pair of blocks. Resident: blocks a multiprocessor, by registers and shared",
+        "memory.",
+        "",
+        "| kernel | sm | block | warps | registers | spill, bytes | shared, KB | resident | MMA | loop |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if not row["tensor_cores"]:
+            continue
+        mma = ", ".join(f"{num} {shape}" for shape, num in row["wgmma"].items()) or row["mma"] or row["tcgen05_mma"]
+        block = "{BLOCK_M}x{BLOCK_N}".format(**row["constants"])
+        lines.append(
+            f"| {row['name']} | {row['sm']} | {block} | {row['num_warps']} | {row['registers']} | {row['stack_bytes']} "
+            f"| {row['shared_bytes'] / 1024:.0f} | {row['resident_blocks']} | {mma} | {row['loop_instructions']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder that takes static_table.json")
     parser.add_argument("--only", default="", help="only cases whose name holds this")
     parser.add_argument("--processes", type=int, default=2, help="compile so many at once")
     args = parser.parse_args()
-    jobs = [(i, sm) for i, case in enumerate(all_cases()) if args.only in case.name for sm in CAPABILITIES]
+    jobs = [(i, sm) for i, case in enumerate(all_cases()) if args.only in case.name for sm in case.capabilities]
     with ProcessPoolExecutor(args.processes) as pool:
         rows = list(pool.map(_compile_numbered, jobs))
     args.out.mkdir(parents=True, exist_ok=True)
     table = {"triton": triton.__version__, "rows": rows}
     (args.out / "static_table.json").write_text(json.dumps(table, indent=1) + "\n")
+    (args.out / "static_table.md").write_text(_markdown(rows))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@
 #include <string>
 #include <thread>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "attention_decode.h"
+#include "attention_merge.h"
 #include "frames_to_tiles.h"
 
 namespace py = pybind11;
@@ -38,6 +41,33 @@ eagle::Tiling make_tiling(int cols, int rows, int tile_px, int patch_px, bool th
   return tiling;
 }
 
+eagle::MergeAttention make_merge(const View& out_a, const View& lse_a, const View& out_b, const View& lse_b,
+                                 const View& out, const View& lse) {
+  return {view("out_a", out_a), view("lse_a", lse_a), view("out_b", out_b),
+          view("lse_b", lse_b), view("out", out),     view("lse", lse)};
+}
+
+eagle::DecodeAttention make_decode(const View& q, const View& k, const View& v, const View& k_start, const View& k_len,
+                                   const View& out, const View& lse, const View& workspace, int64_t max_k_len,
+                                   float softmax_scale) {
+  return {view("q", q),
+          view("k", k),
+          view("v", v),
+          view("k_start", k_start),
+          view("k_len", k_len),
+          view("out", out),
+          view("lse", lse),
+          view("workspace", workspace),
+          max_k_len,
+          softmax_scale};
+}
+
+[[maybe_unused]] std::vector<eagle::FrameGroup> frame_groups(const std::vector<std::pair<View, eagle::Tiling>>& pairs) {
+  std::vector<eagle::FrameGroup> groups;
+  for (const auto& [frames, tiling] : pairs) groups.push_back({view("frames", frames), tiling});
+  return groups;
+}
+
 py::dict build_info() {
   py::dict info;
 #ifdef EAGLE_CUDA_VERSION
@@ -50,7 +80,7 @@ py::dict build_info() {
   info["cuda_version"] = "";
 #endif
   info["compiler"] = EAGLE_COMPILER;
-  info["simd"] = eagle::has_simd() ? "avx2" : "";
+  info["simd"] = eagle::simd();
   info["num_threads"] = std::thread::hardware_concurrency();
   return info;
 }
@@ -67,23 +97,46 @@ PYBIND11_MODULE(_native, m) {
 
   m.def(
       "frames_to_tiles_cpu",
-      [](const View& frames, const View& out, const eagle::Tiling& tiling, int num_threads, bool simd) {
+      [](const View& frames, const View& out, const eagle::Tiling& tiling, int num_threads, const std::string& simd) {
         const py::gil_scoped_release unlocked;
         eagle::frames_to_tiles_cpu(view("frames", frames), view("out", out), tiling, num_threads, simd);
       },
-      py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"), py::arg("simd") = true);
+      py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"), py::arg("simd") = eagle::simd());
+
+  py::class_<eagle::MergeAttention>(m, "MergeAttention")
+      .def(py::init(&make_merge), py::kw_only(), py::arg("out_a"), py::arg("lse_a"), py::arg("out_b"), py::arg("lse_b"),
+           py::arg("out"), py::arg("lse"));
+  m.def("merge_attention_cpu", &eagle::merge_attention_cpu, py::call_guard<py::gil_scoped_release>(),
+        py::arg("tensors"), py::arg("num_threads"));
+
+  py::class_<eagle::DecodeAttention>(m, "DecodeAttention")
+      .def(py::init(&make_decode), py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("k_start"),
+           py::arg("k_len"), py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("max_k_len"),
+           py::arg("softmax_scale"));
+  m.def("decode_attention_workspace_floats", &eagle::decode_attention_workspace_floats, py::arg("num_sequences"),
+        py::arg("num_heads"), py::arg("head_width"), py::arg("max_k_len"));
+  m.def("decode_attention_cpu", &eagle::decode_attention_cpu, py::call_guard<py::gil_scoped_release>(),
+        py::arg("tensors"), py::arg("num_threads"), py::arg("simd") = true);
 
 #ifdef EAGLE_CUDA_VERSION
-  m.def("frames_to_tiles_workspace_bytes", &eagle::frames_to_tiles_workspace_bytes, py::arg("width_px"),
-        py::arg("height_px"), py::arg("tiling"));
+  m.def("merge_attention_cuda", &eagle::merge_attention_cuda, py::call_guard<py::gil_scoped_release>(),
+        py::arg("tensors"), py::arg("device"), py::arg("stream"));
+  m.def("decode_attention_cuda", &eagle::decode_attention_cuda, py::call_guard<py::gil_scoped_release>(),
+        py::arg("tensors"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "frames_to_tiles_workspace_bytes",
+      [](const std::vector<std::pair<View, eagle::Tiling>>& groups) {
+        return eagle::frames_to_tiles_workspace_bytes(frame_groups(groups));
+      },
+      py::arg("groups"));
   m.def(
       "frames_to_tiles_cuda",
-      [](const View& frames, const View& out, const View& workspace, const eagle::Tiling& tiling, int device,
+      [](const std::vector<std::pair<View, eagle::Tiling>>& groups, const View& out, const View& workspace, int device,
          uintptr_t stream) {
         const py::gil_scoped_release unlocked;
-        eagle::frames_to_tiles_cuda(view("frames", frames), view("out", out), view("workspace", workspace), tiling,
-                                    device, stream);
+        eagle::frames_to_tiles_cuda(frame_groups(groups), view("out", out), view("workspace", workspace), device,
+                                    stream);
       },
-      py::arg("frames"), py::arg("out"), py::arg("workspace"), py::arg("tiling"), py::arg("device"), py::arg("stream"));
+      py::arg("groups"), py::arg("out"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
 #endif
 }

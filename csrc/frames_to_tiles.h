@@ -36,23 +36,31 @@ struct Tiling {
   int num_images() const { return num_tiles() + (thumbnail && num_tiles() > 1 ? 1 : 0); }
 };
 
-// `num_threads` = 0: one for each CPU of this process. `simd` = false: plain loops even where has_simd(). The bits of
-// the result depend on neither.
-// Throws std::invalid_argument (Python: ValueError) when a size, stride or dtype is not as above.
+// `num_threads` = 0: one for each CPU of this process. `simd`: the vector code to take, simd() or a lesser one. The
+// bits of the result depend on neither. Throws std::invalid_argument (Python: ValueError) when a size, stride or dtype
+// is not as above, or the CPU lacks simd.
 void frames_to_tiles_cpu(const TensorView& frames, const TensorView& out, const Tiling& tiling, int num_threads,
-                         bool simd);
+                         const std::string& simd);
 
-// Whether this CPU and this build have vector code (AVX2) for frames_to_tiles_cpu.
-bool has_simd();
+// The best vector code that this CPU and this build have for frames_to_tiles_cpu: "avx512" (with VNNI), "avx2", or "",
+// plain loops.
+const char* simd();
 
-// Asynchronous on `stream` of `device`; keep all three buffers alive until it ran. `workspace` is u8, contiguous, of at
-// least frames_to_tiles_workspace_bytes; its contents do not matter.
-int64_t frames_to_tiles_workspace_bytes(int64_t width_px, int64_t height_px, const Tiling& tiling);
-void frames_to_tiles_cuda(const TensorView& frames, const TensorView& out, const TensorView& workspace,
-                          const Tiling& tiling, int device, uintptr_t stream);
+// Frames of one size and their grid. `frames` is as above.
+struct FrameGroup {
+  TensorView frames;
+  Tiling tiling;
+};
 
-// Throws unless frames, out and tiling agree.
-void check_frames_to_tiles(const TensorView& frames, const TensorView& out, const Tiling& tiling);
+// The images of all groups, one group after the other, in `out`; the tilings may differ in grid alone. Two launches for
+// up to 64 groups. Asynchronous on `stream` of `device`; keep all buffers alive until it ran. `workspace` is u8,
+// contiguous, of at least frames_to_tiles_workspace_bytes; its contents do not matter.
+int64_t frames_to_tiles_workspace_bytes(const std::vector<FrameGroup>& groups);
+void frames_to_tiles_cuda(const std::vector<FrameGroup>& groups, const TensorView& out, const TensorView& workspace,
+                          int device, uintptr_t stream);
+
+// Throws unless frames, tilings and out agree.
+void check_frames_to_tiles(const std::vector<FrameGroup>& groups, const TensorView& out);
 
 // ---- the arithmetic, shared by the CPU and the CUDA code ---------------------------------------------------------
 

@@ -10,15 +10,23 @@
 
 namespace eagle {
 
-enum class DType { kUint8, kBfloat16, kFloat32 };
+enum class DType { kUint8, kInt32, kFloat16, kBfloat16, kFloat32 };
 
-inline int64_t element_bytes(DType dtype) { return dtype == DType::kUint8 ? 1 : dtype == DType::kBfloat16 ? 2 : 4; }
+inline const char* dtype_name(DType dtype) {
+  constexpr const char* names[] = {"uint8", "int32", "float16", "bfloat16", "float32"};
+  return names[static_cast<int>(dtype)];
+}
+
+inline int64_t element_bytes(DType dtype) {
+  constexpr int64_t bytes[] = {1, 4, 2, 2, 4};
+  return bytes[static_cast<int>(dtype)];
+}
 
 inline DType parse_dtype(const std::string& name) {
-  if (name == "uint8") return DType::kUint8;
-  if (name == "bfloat16") return DType::kBfloat16;
-  if (name == "float32") return DType::kFloat32;
-  throw std::invalid_argument("dtype is " + name + "; needs uint8, bfloat16 or float32.");
+  for (const DType dtype : {DType::kUint8, DType::kInt32, DType::kFloat16, DType::kBfloat16, DType::kFloat32}) {
+    if (name == dtype_name(dtype)) return dtype;
+  }
+  throw std::invalid_argument("dtype is " + name + "; needs uint8, int32, float16, bfloat16 or float32.");
 }
 
 struct TensorView {

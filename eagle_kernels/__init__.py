@@ -1,11 +1,15 @@
 """Kernels of Eagle 2.5 as single ops: import one, call it in your own training code."""
 
 from eagle_kernels.attention import AttentionPlan, varlen_attention
-from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_kernels.decode_attention import decode_attention
+from eagle_kernels.frames_to_tiles import frames_to_tiles, images_to_tiles
 from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
-from eagle_kernels.linear_cross_entropy import linear_cross_entropy
+from eagle_kernels.linear_cross_entropy import TokenStats, linear_cross_entropy, vocab_parallel_linear_cross_entropy
 from eagle_kernels.merge_2x2 import merge_2x2
+from eagle_kernels.merge_2x2_layer_norm import merge_2x2_layer_norm
+from eagle_kernels.merge_attention import merge_attention
+from eagle_kernels.qkv_rope import qkv_rope
 from eagle_kernels.rms_norm import add_rms_norm, rms_norm
 from eagle_kernels.rope import rope
 from eagle_kernels.scatter_visual import scatter_visual
@@ -13,15 +17,22 @@ from eagle_kernels.swiglu import swiglu
 
 __all__ = [
     "AttentionPlan",
+    "TokenStats",
     "add_rms_norm",
+    "decode_attention",
     "frames_to_tiles",
     "gelu_bias",
+    "images_to_tiles",
     "layer_norm",
     "linear_cross_entropy",
     "merge_2x2",
+    "merge_2x2_layer_norm",
+    "merge_attention",
+    "qkv_rope",
     "rms_norm",
     "rope",
     "scatter_visual",
     "swiglu",
     "varlen_attention",
+    "vocab_parallel_linear_cross_entropy",
 ]

@@ -18,8 +18,9 @@ Source  Dao 2023, arXiv:2307.08691; Milakov and Gimelshein 2018, arXiv:1805.0286
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +31,15 @@ from torch import Tensor
 from eagle_kernels.checks import KERNEL_DTYPES, check, check_same, on_device_of
 
 OP = "varlen_attention"
+Backend = Literal["eagle", "flash_attn"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 TILE = 128  # rows that one entry of a tile table stands for; every BLOCK divides it
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2_E = 1.4426950408889634
 DELTA_BLOCK = 32  # rows a program of the backward preprocess
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionPlan:
     """Which query rows see which key rows, and the order in which kernels take them: longest first.
 
@@ -51,6 +54,37 @@ class AttentionPlan:
     num_tokens: int  # rows of q
     num_tokens_k: int  # rows of k and v
     covers_all: bool  # each query row and each key row lies in one segment
+    length: int = 0  # of every segment, one after another, in `uniform` plans: no tables then. 0: as the tables say
+
+    @cached_property
+    def longest(self) -> tuple[int, int]:
+        """Query rows and key rows of the longest segments. Waits for the device, once, unless the plan is uniform."""
+        if self.length or not self.segments_S4.shape[0]:
+            return self.length, self.length
+        q_len, k_len = self.segments_S4[:, 1::2].amax(0).tolist()
+        return q_len, k_len
+
+    @staticmethod
+    def uniform(num_sequences: int, length: int, *, device: torch.device | str) -> AttentionPlan:
+        """num_sequences sequences of `length` rows each, one after another: the vision tower's tiles.
+
+        The kernels read no table and, where `length` is a multiple of 128, mask nothing.
+
+        Raises: ValueError unless num_sequences >= 0 and length >= 1.
+        """
+        check(num_sequences >= 0, OP, "num_sequences", num_sequences, "a number >= 0")
+        check(length >= 1, OP, "length", length, "a number >= 1")
+        start_S = torch.arange(num_sequences, dtype=torch.int32, device=device) * length
+        length_S = torch.full_like(start_S, length)
+        return AttentionPlan(
+            segments_S4=torch.stack((start_S, length_S, start_S, length_S), dim=1),
+            q_tiles_N2=start_S.new_empty(0, 2),
+            k_tiles_M4=start_S.new_empty(0, 4),
+            num_tokens=num_sequences * length,
+            num_tokens_k=num_sequences * length,
+            covers_all=True,
+            length=length,
+        )
 
     @staticmethod
     def from_cu_seqlens(
@@ -363,6 +397,41 @@ def _segment(segments_ptr, segment):  # type: ignore[no-untyped-def]
     return tl.load(ptr).to(tl.int64), tl.load(ptr + 1), tl.load(ptr + 2).to(tl.int64), tl.load(ptr + 3)
 
 
+@triton.jit
+def _within(i, length, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """i < length. Where whole tiles make it so (WHOLE), a constant: the compiler drops the mask."""
+    if WHOLE:
+        ok = tl.full(i.shape, True, tl.int1)
+    else:
+        ok = i < length
+    return ok
+
+
+@triton.jit
+def _query_block(  # type: ignore[no-untyped-def]
+    block, segments_ptr, tiles_ptr, num_tokens, length,
+    CAUSAL: tl.constexpr, UNIFORM: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Of the block-th BLOCK_M query rows: their segment, as _segment gives it, and the first row within the segment;
+    q_len is 0 where there is nothing to do."""
+    if UNIFORM:
+        num_blocks = tl.cdiv(length, BLOCK_M)
+        if CAUSAL:  # longest first: the last block of every sequence, then the last but one
+            num_sequences = num_tokens // length
+            sequence, first = block % num_sequences, (num_blocks - 1 - block // num_sequences) * BLOCK_M
+        else:  # a sequence's blocks side by side in time: its keys come from L2
+            sequence, first = block // num_blocks, block % num_blocks * BLOCK_M
+        q_start, q_len = sequence.to(tl.int64) * length, length
+        k_start, k_len = q_start, q_len
+    else:
+        entry = tiles_ptr + (block // (TILE // BLOCK_M)).to(tl.int64) * 2
+        segment = tl.load(entry)
+        first = tl.load(entry + 1) + block % (TILE // BLOCK_M) * BLOCK_M
+        q_start, q_len, k_start, k_len = _segment(segments_ptr, tl.maximum(segment, 0))
+        q_len = tl.where(segment < 0, 0, q_len)
+    return q_start, q_len, k_start, k_len, first
+
+
 # Strides come in units of UNIT elements: multiplied in the kernel, the compiler knows that rows of 8 * n elements start
 # at multiples of 16 bytes and loads 16 bytes at once, which the bare stride of a head, 72, would not tell it.
 
@@ -370,19 +439,16 @@ def _segment(segments_ptr, segment):  # type: ignore[no-untyped-def]
 @triton.jit
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, segments_ptr, tiles_ptr,
-    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, num_tokens, scale_log2,
+    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, num_tokens, length, scale_log2,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
-    UNIT: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr, CAUSAL: tl.constexpr, UNIFORM: tl.constexpr, WHOLE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out and lse of BLOCK_M query rows of one head."""
     head = tl.program_id(0) % H
-    tile = tl.program_id(0) // H
-    entry = tiles_ptr + (tile // (TILE // BLOCK_M)).to(tl.int64) * 2
-    segment = tl.load(entry)
-    first = tl.load(entry + 1) + tile % (TILE // BLOCK_M) * BLOCK_M
-    if segment < 0:
-        return
-    q_start, q_len, k_start, k_len = _segment(segments_ptr, segment)
+    q_start, q_len, k_start, k_len, first = _query_block(
+        tl.program_id(0) // H, segments_ptr, tiles_ptr, num_tokens, length, CAUSAL, UNIFORM, TILE, BLOCK_M
+    )
     if first >= q_len:
         return
     q_ptr += head.to(tl.int64) * stride_qh * UNIT
@@ -391,7 +457,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     step_q, step_k, step_v = stride_qt * UNIT, stride_kt * UNIT, stride_vt * UNIT
 
     i = first + tl.arange(0, BLOCK_M)
-    rows, ok = q_start + i, i < q_len
+    rows, ok = q_start + i, _within(i, q_len, WHOLE)
     q = _load(q_ptr, rows, ok, step_q, 0, MAIN, D)
     acc = tl.zeros([BLOCK_M, MAIN], tl.float32)
     if TAIL > 0:
@@ -407,26 +473,28 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
         num_seen_by_all = tl.minimum(k_len, first + shift + 1)
     for n in range(0, end, BLOCK_N):
         j = n + tl.arange(0, BLOCK_N)
-        k = _load(k_ptr, k_start + j, j < k_len, step_k, 0, MAIN, D)
+        j_ok = _within(j, k_len, WHOLE)
+        k = _load(k_ptr, k_start + j, j_ok, step_k, 0, MAIN, D)
         s = _dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         if TAIL > 0:
-            s = _dot(q_tail, tl.trans(_load(k_ptr, k_start + j, j < k_len, step_k, MAIN, TAIL, D)), s)
-        if n + BLOCK_N > num_seen_by_all:
-            seen = (j < k_len)[None, :]
-            if CAUSAL:
-                seen = seen & (j[None, :] <= i[:, None] + shift)
-            s = tl.where(seen, s, float("-inf"))
+            s = _dot(q_tail, tl.trans(_load(k_ptr, k_start + j, j_ok, step_k, MAIN, TAIL, D)), s)
+        if CAUSAL or not WHOLE:  # noqa: SIM102  known to the compiler, the next is not
+            if n + BLOCK_N > num_seen_by_all:
+                seen = j_ok[None, :]
+                if CAUSAL:
+                    seen = seen & (j[None, :] <= i[:, None] + shift)
+                s = tl.where(seen, s, float("-inf"))
         new_max = tl.maximum(max_log2, tl.max(s, 1) * scale_log2)
         base = tl.where(new_max == float("-inf"), 0.0, new_max)  # a row that has seen no key yet
         p = tl.exp2(s * scale_log2 - base[:, None])
         shrink = tl.exp2(max_log2 - base)
         total = total * shrink + tl.sum(p, 1)
         max_log2 = new_max
-        v = _load(v_ptr, k_start + j, j < k_len, step_v, 0, MAIN, D)
+        v = _load(v_ptr, k_start + j, j_ok, step_v, 0, MAIN, D)
         p = p.to(v.dtype)
         acc = _dot(p, v, acc * shrink[:, None])
         if TAIL > 0:
-            v_tail = _load(v_ptr, k_start + j, j < k_len, step_v, MAIN, TAIL, D)
+            v_tail = _load(v_ptr, k_start + j, j_ok, step_v, MAIN, TAIL, D)
             acc_tail = _dot(p, v_tail, acc_tail * shrink[:, None])
 
     blind = total == 0.0
@@ -468,19 +536,16 @@ def _probability(s, lse, scale_log2):  # type: ignore[no-untyped-def]
 def _dq_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
-    num_tokens, scale, scale_log2,
+    num_tokens, length, scale, scale_log2,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
-    UNIT: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr, CAUSAL: tl.constexpr, UNIFORM: tl.constexpr, WHOLE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq of BLOCK_M query rows of one head."""
     head = tl.program_id(0) % H
-    tile = tl.program_id(0) // H
-    entry = tiles_ptr + (tile // (TILE // BLOCK_M)).to(tl.int64) * 2
-    segment = tl.load(entry)
-    first = tl.load(entry + 1) + tile % (TILE // BLOCK_M) * BLOCK_M
-    if segment < 0:
-        return
-    q_start, q_len, k_start, k_len = _segment(segments_ptr, segment)
+    q_start, q_len, k_start, k_len, first = _query_block(
+        tl.program_id(0) // H, segments_ptr, tiles_ptr, num_tokens, length, CAUSAL, UNIFORM, TILE, BLOCK_M
+    )
     if first >= q_len:
         return
     q_ptr += head.to(tl.int64) * stride_qh * UNIT
@@ -490,7 +555,7 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
     step_q, step_k, step_v, step_d = stride_qt * UNIT, stride_kt * UNIT, stride_vt * UNIT, stride_dt * UNIT
 
     i = first + tl.arange(0, BLOCK_M)
-    rows, ok = q_start + i, i < q_len
+    rows, ok = q_start + i, _within(i, q_len, WHOLE)
     at = head.to(tl.int64) * num_tokens + rows
     lse = tl.load(lse_ptr + at, mask=ok, other=float("-inf"))
     delta = tl.load(delta_ptr + at, mask=ok, other=0.0)
@@ -509,20 +574,22 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
         num_seen_by_all = tl.minimum(k_len, first + shift + 1)
     for n in range(0, end, BLOCK_N):
         j = n + tl.arange(0, BLOCK_N)
-        k = _load(k_ptr, k_start + j, j < k_len, step_k, 0, MAIN, D)
-        v = _load(v_ptr, k_start + j, j < k_len, step_v, 0, MAIN, D)
+        j_ok = _within(j, k_len, WHOLE)
+        k = _load(k_ptr, k_start + j, j_ok, step_k, 0, MAIN, D)
+        v = _load(v_ptr, k_start + j, j_ok, step_v, 0, MAIN, D)
         s = _dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         dp = _dot(dout, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         if TAIL > 0:
-            k_tail = _load(k_ptr, k_start + j, j < k_len, step_k, MAIN, TAIL, D)
-            v_tail = _load(v_ptr, k_start + j, j < k_len, step_v, MAIN, TAIL, D)
+            k_tail = _load(k_ptr, k_start + j, j_ok, step_k, MAIN, TAIL, D)
+            v_tail = _load(v_ptr, k_start + j, j_ok, step_v, MAIN, TAIL, D)
             s = _dot(q_tail, tl.trans(k_tail), s)
             dp = _dot(dout_tail, tl.trans(v_tail), dp)
-        if n + BLOCK_N > num_seen_by_all:
-            seen = (j < k_len)[None, :]
-            if CAUSAL:
-                seen = seen & (j[None, :] <= i[:, None] + shift)
-            s = tl.where(seen, s, float("-inf"))
+        if CAUSAL or not WHOLE:  # noqa: SIM102  known to the compiler, the next is not
+            if n + BLOCK_N > num_seen_by_all:
+                seen = j_ok[None, :]
+                if CAUSAL:
+                    seen = seen & (j[None, :] <= i[:, None] + shift)
+                s = tl.where(seen, s, float("-inf"))
         ds = (_probability(s, lse[:, None], scale_log2) * (dp - delta[:, None])).to(k.dtype)
         acc = _dot(ds, k, acc)
         if TAIL > 0:
@@ -538,25 +605,37 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
 def _dkdv_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
-    num_tokens, scale, scale_log2,
+    num_tokens, length, scale, scale_log2,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
-    UNIT: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr, CAUSAL: tl.constexpr, UNIFORM: tl.constexpr, WHOLE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N key rows of one key head: all segments that see them, all query heads of the group."""
     kv_head = tl.program_id(0) % K
-    tile = tl.program_id(0) // K
-    entry = tiles_ptr + (tile // (TILE // BLOCK_N)).to(tl.int64) * 4
-    offset = tile % (TILE // BLOCK_N) * BLOCK_N
-    first = tl.load(entry) + offset
-    num_rows = tl.load(entry + 1) - offset
-    if num_rows <= 0:
-        return
+    block = tl.program_id(0) // K
+    if UNIFORM:
+        if CAUSAL:  # longest first, as in _query_block: the first keys of a sequence are seen by all its queries
+            num_sequences = num_tokens // length
+            sequence, offset = block % num_sequences, block // num_sequences * BLOCK_N
+        else:
+            sequence, offset = block // tl.cdiv(length, BLOCK_N), block % tl.cdiv(length, BLOCK_N) * BLOCK_N
+        start = sequence.to(tl.int64) * length
+        first, num_rows = start + offset, length - offset
+        begin_segment, end_segment = 0, 1
+    else:
+        entry = tiles_ptr + (block // (TILE // BLOCK_N)).to(tl.int64) * 4
+        offset = block % (TILE // BLOCK_N) * BLOCK_N
+        first = tl.load(entry).to(tl.int64) + offset
+        num_rows = tl.load(entry + 1) - offset
+        begin_segment, end_segment = tl.load(entry + 2), tl.load(entry + 3)
+        if num_rows <= 0:
+            return
     k_ptr += kv_head.to(tl.int64) * stride_kh * UNIT
     v_ptr += kv_head.to(tl.int64) * stride_vh * UNIT
     step_q, step_k, step_v, step_d = stride_qt * UNIT, stride_kt * UNIT, stride_vt * UNIT, stride_dt * UNIT
 
     r = tl.arange(0, BLOCK_N)
-    rows, ok = first.to(tl.int64) + r, r < num_rows
+    rows, ok = first + r, _within(r, num_rows, WHOLE)
     k = _load(k_ptr, rows, ok, step_k, 0, MAIN, D)
     v = _load(v_ptr, rows, ok, step_v, 0, MAIN, D)
     dk = tl.zeros([BLOCK_N, MAIN], tl.float32)
@@ -567,8 +646,11 @@ def _dkdv_kernel(  # type: ignore[no-untyped-def]
         dk_tail = tl.zeros([BLOCK_N, TAIL], tl.float32)
         dv_tail = tl.zeros([BLOCK_N, TAIL], tl.float32)
 
-    for segment in range(tl.load(entry + 2), tl.load(entry + 3)):
-        q_start, q_len, k_start, k_len = _segment(segments_ptr, segment)
+    for segment in range(begin_segment, end_segment):
+        if UNIFORM:
+            q_start, q_len, k_start, k_len = start, length, start, length
+        else:
+            q_start, q_len, k_start, k_len = _segment(segments_ptr, segment)
         j = (rows - k_start).to(tl.int32)  # within the segment, for all rows or for none
         j_first = (first - k_start).to(tl.int32)
         shift = k_len - q_len
@@ -581,7 +663,7 @@ def _dkdv_kernel(  # type: ignore[no-untyped-def]
             dout_head = dout_ptr + head.to(tl.int64) * stride_dh * UNIT
             for m in range(begin, end, BLOCK_M):
                 i = m + tl.arange(0, BLOCK_M)
-                q_rows, q_ok = q_start + i, i < q_len
+                q_rows, q_ok = q_start + i, _within(i, q_len, WHOLE)
                 at = head.to(tl.int64) * num_tokens + q_rows
                 lse = tl.load(lse_ptr + at, mask=q_ok, other=float("-inf"))
                 delta = tl.load(delta_ptr + at, mask=q_ok, other=0.0)
@@ -619,6 +701,7 @@ class Launch(NamedTuple):
     block_n: int  # key rows
     num_warps: int
     num_stages: int
+    max_registers: int | None = None  # a thread; 128 let two blocks of 8 warps share a multiprocessor
 
 
 class Launches(NamedTuple):
@@ -636,18 +719,30 @@ def pieces(head_width: int) -> tuple[int, int]:
     return (main, tail) if tail < main else (2 * main, 0)
 
 
-def launches(head_width: int, dtype: torch.dtype) -> Launches:
-    """By width and dtype: what the compiler keeps in registers on sm_80, sm_90 and sm_100 alike, or nearly
-    (bench/results/static), and in the 163 KB of shared memory of sm_80."""
+def launches(head_width: int, dtype: torch.dtype, *, sm: int, whole: bool) -> Launches:
+    """By width, dtype and chip (80, 90, 100 ...): what the compiler keeps in registers, or nearly, and what fits the
+    163 KB of shared memory of sm_80 (bench/results/static). Why these: docs/notes/attention.md."""
     width = sum(pieces(head_width))
     if dtype == torch.float32:  # full fp32 products do not use the tensor cores
         launch = Launch(32, 32, 8 if width > 128 else 4, 1)
         return Launches(fwd=launch, dq=launch, dkdv=launch)
+    hopper_up = 90 <= sm < 120  # 227 KB of shared memory; wgmma and tcgen05 leave registers free
     if width <= 80:
-        return Launches(fwd=Launch(128, 64, 8, 2), dq=Launch(128, 64, 8, 2), dkdv=Launch(64, 128, 8, 2))
+        fwd = Launch(128, 64, 8, 2, max_registers=128 if hopper_up and whole else None)  # masks would spill
+        return Launches(fwd=fwd, dq=Launch(128, 64, 8, 2), dkdv=Launch(64, 128, 8, 2))
     if width <= 128:
-        return Launches(fwd=Launch(128, 64, 8, 2), dq=Launch(64, 64, 4, 2), dkdv=Launch(32, 128, 8, 2))
+        fwd = Launch(128, 128 if hopper_up else 64, 8, 2)
+        dq = Launch(128, 64, 8, 2) if hopper_up else Launch(64, 64, 4, 2)
+        return Launches(fwd=fwd, dq=dq, dkdv=Launch(32, 128, 8, 2))
     return Launches(fwd=Launch(64, 64, 8, 2), dq=Launch(64, 32, 8, 1), dkdv=Launch(32, 64, 8, 1))
+
+
+def _sm(tensor: Tensor) -> int:
+    """Of the GPU that runs the kernel, 80, 90, 100 ...; the interpreter, on a CPU, takes a Hopper GPU's launches."""
+    if not tensor.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
 
 
 def _strides(unit: int, *tensors: Tensor) -> list[int]:
@@ -657,6 +752,16 @@ def _strides(unit: int, *tensors: Tensor) -> list[int]:
 def _unit(*tensors: Tensor) -> int:
     """8 where every stride is a multiple of 8 elements, else 1."""
     return 8 if all(x.stride(dim) % 8 == 0 for x in tensors for dim in (0, 1)) else 1
+
+
+def _num_blocks(num_rows: int, length: int, tiles: Tensor, block: int) -> int:
+    """Blocks that cover each sequence of `length` rows; with length 0, each tile of the table."""
+    return num_rows // length * triton.cdiv(length, block) if length else tiles.shape[0] * (TILE // block)
+
+
+def _is_whole(length: int) -> bool:
+    """Every sequence is whole tiles: no block has a row too many."""
+    return length > 0 and length % TILE == 0
 
 
 @torch.library.custom_op("eagle::attention_fwd", mutates_args=())
@@ -670,6 +775,7 @@ def _fwd(
     covers_all: bool,
     causal: bool,
     softmax_scale: float,
+    length: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """out (T, H, D) and lse (H, T), fp32. The key tiles are here for backward alone."""
     T, H, D = q_THD.shape
@@ -677,15 +783,15 @@ def _fwd(
     lse_HT = q_THD.new_full((H, T), -torch.inf, dtype=torch.float32)
     main, tail = pieces(D)
     unit = _unit(q_THD, k_TKD, v_TKD)
-    launch = launches(D, q_THD.dtype).fwd
-    if num_programs := q_tiles_N2.shape[0] * (TILE // launch.block_m) * H:
+    launch = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length)).fwd
+    if num_programs := _num_blocks(T, length, q_tiles_N2, launch.block_m) * H:
         with on_device_of(q_THD):
             _fwd_kernel[(num_programs,)](
                 q_THD, k_TKD, v_TKD, out_THD, lse_HT, segments_S4, q_tiles_N2,
-                *_strides(unit, q_THD, k_TKD, v_TKD), T, softmax_scale * LOG2_E,
-                H=H, G=H // k_TKD.shape[1], D=D, MAIN=main, TAIL=tail, UNIT=unit, CAUSAL=causal,
-                TILE=TILE, BLOCK_M=launch.block_m, BLOCK_N=launch.block_n,
-                num_warps=launch.num_warps, num_stages=launch.num_stages,
+                *_strides(unit, q_THD, k_TKD, v_TKD), T, length, softmax_scale * LOG2_E,
+                H=H, G=H // k_TKD.shape[1], D=D, MAIN=main, TAIL=tail, UNIT=unit, CAUSAL=causal, UNIFORM=length > 0,
+                WHOLE=_is_whole(length), TILE=TILE, BLOCK_M=launch.block_m, BLOCK_N=launch.block_n,
+                num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
             )  # fmt: skip
     return out_THD, lse_HT
 
@@ -711,6 +817,7 @@ def _bwd(
     covers_all: bool,
     causal: bool,
     softmax_scale: float,
+    length: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq (T, H, D), dk and dv (T, K, D)."""
     T, H, D = q_THD.shape
@@ -724,27 +831,29 @@ def _bwd(
     main, tail = pieces(D)
     unit = _unit(q_THD, k_TKD, v_TKD, dout_THD)
     strides = _strides(unit, q_THD, k_TKD, v_TKD, dout_THD)
-    scales = (softmax_scale, softmax_scale * LOG2_E)
+    numbers = (T, length, softmax_scale, softmax_scale * LOG2_E)
     sizes = {"G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": unit, "CAUSAL": causal, "TILE": TILE}
-    _, dq, dkdv = launches(D, q_THD.dtype)
+    sizes |= {"UNIFORM": length > 0, "WHOLE": _is_whole(length)}
+    _, dq, dkdv = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length))
     if T and H:
         with on_device_of(q_THD):
             _delta_kernel[(triton.cdiv(T, DELTA_BLOCK) * H,)](
                 dout_THD, out_THD, lse_HT, dlse_HT, delta_HT, *_strides(unit, dout_THD), T,
                 H=H, D=D, WIDTH=triton.next_power_of_2(D), UNIT=unit, BLOCK=DELTA_BLOCK, num_warps=4,
             )  # fmt: skip
-    if num_programs := q_tiles_N2.shape[0] * (TILE // dq.block_m) * H:
+    if num_programs := _num_blocks(T, length, q_tiles_N2, dq.block_m) * H:
         with on_device_of(q_THD):
             _dq_kernel[(num_programs,)](
-                q_THD, k_TKD, v_TKD, dout_THD, lse_HT, delta_HT, dq_THD, segments_S4, q_tiles_N2, *strides, T, *scales,
-                H=H, **sizes, BLOCK_M=dq.block_m, BLOCK_N=dq.block_n, num_warps=dq.num_warps, num_stages=dq.num_stages,
+                q_THD, k_TKD, v_TKD, dout_THD, lse_HT, delta_HT, dq_THD, segments_S4, q_tiles_N2, *strides, *numbers,
+                H=H, **sizes, BLOCK_M=dq.block_m, BLOCK_N=dq.block_n,
+                num_warps=dq.num_warps, num_stages=dq.num_stages, maxnreg=dq.max_registers,
             )  # fmt: skip
-    if num_programs := k_tiles_M4.shape[0] * (TILE // dkdv.block_n) * K:
+    if num_programs := _num_blocks(k_TKD.shape[0], length, k_tiles_M4, dkdv.block_n) * K:
         with on_device_of(q_THD):
             _dkdv_kernel[(num_programs,)](
                 q_THD, k_TKD, v_TKD, dout_THD, lse_HT, delta_HT, dk_TKD, dv_TKD, segments_S4, k_tiles_M4,
-                *strides, T, *scales, K=K, **sizes, BLOCK_M=dkdv.block_m, BLOCK_N=dkdv.block_n,
-                num_warps=dkdv.num_warps, num_stages=dkdv.num_stages,
+                *strides, *numbers, K=K, **sizes, BLOCK_M=dkdv.block_m, BLOCK_N=dkdv.block_n,
+                num_warps=dkdv.num_warps, num_stages=dkdv.num_stages, maxnreg=dkdv.max_registers,
             )  # fmt: skip
     return dq_THD, dk_TKD, dv_TKD
 
@@ -761,10 +870,48 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, dout_THD: Tensor, dlse_HT: Tensor) -> tuple[Tensor | None, ...]:
     grads = _bwd(dout_THD, dlse_HT, *ctx.saved_tensors, *ctx.options)
-    return (*grads, None, None, None, None, None, None)
+    return (*grads, *[None] * 7)
 
 
 _fwd.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _flash_attn(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    plan: AttentionPlan,
+    causal: bool,
+    softmax_scale: float,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same by flash-attn's own kernels. Raises ValueError for what they cannot do, ImportError without them."""
+    check(plan.covers_all, OP, "the plan", "one of segments", "cu_seqlens or a uniform plan for backend='flash_attn'")
+    dtypes = (torch.bfloat16, torch.float16)
+    need = "torch.bfloat16 or torch.float16 for backend='flash_attn'"
+    check(q_THD.dtype in dtypes, OP, "q's dtype", q_THD.dtype, need)
+    takes_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q_THD, k_TKD, v_TKD))
+    need = "return_lse=False, torch.no_grad() or backend='eagle': flash-attn drops the gradient of lse"
+    check(not (return_lse and takes_grad), OP, "return_lse", "True for inputs that take gradients", need)
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError as error:
+        raise ImportError(
+            f"{OP}: backend='flash_attn' needs the package flash-attn (pip install 'eagle-kernels[flash-attn]'), or "
+            f"take backend='eagle'. Importing it said: {error}"
+        ) from error
+    # cu_seqlens again: the starts of the segments and the number of rows.
+    cu_seqlens = F.pad(plan.segments_S4[:, 0], (0, 1), value=plan.num_tokens)
+    cu_seqlens_k = F.pad(plan.segments_S4[:, 2], (0, 1), value=plan.num_tokens_k)
+    result = flash_attn_varlen_func(
+        q_THD, k_TKD, v_TKD, cu_seqlens, cu_seqlens_k, *plan.longest,
+        softmax_scale=softmax_scale, causal=causal, return_attn_probs=return_lse,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+    if not return_lse:
+        return result
+    out_THD, lse_HT, _ = result
+    return out_THD, lse_HT.masked_fill(lse_HT == torch.inf, -torch.inf)  # flash-attn's sign for a row that sees no key
 
 
 def _varlen_attention(
@@ -772,8 +919,9 @@ def _varlen_attention(
 ) -> tuple[Tensor, Tensor]:
     """The kernels, on any device: CPU tensors under Triton's interpreter."""
     return _fwd(
-        q_THD, k_TKD, v_TKD, plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, plan.covers_all, causal, softmax_scale
-    )
+        q_THD, k_TKD, v_TKD, plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, plan.covers_all,
+        causal, softmax_scale, plan.length,
+    )  # fmt: skip
 
 
 @overload
@@ -787,6 +935,7 @@ def varlen_attention(
     causal: bool = ...,
     softmax_scale: float | None = ...,
     return_lse: Literal[False] = ...,
+    backend: Backend = ...,
 ) -> Tensor: ...
 
 
@@ -801,6 +950,7 @@ def varlen_attention(
     causal: bool = ...,
     softmax_scale: float | None = ...,
     return_lse: Literal[True],
+    backend: Backend = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -814,6 +964,7 @@ def varlen_attention(
     causal: bool = True,
     softmax_scale: float | None = None,
     return_lse: bool = False,
+    backend: Backend = "eagle",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * q k^T) v within each document: (T, H, D), and with return_lse also the fp32 lse, (H, T).
 
@@ -826,10 +977,17 @@ def varlen_attention(
             instead of once a call.  cu_seqlens_k: the same for k and v, where their lengths differ.
             causal: query i of a document sees keys j <= i + k_len - q_len; otherwise all of its document.
             softmax_scale: > 0; None means D ** -0.5.
-    Raises: ValueError for a wrong dtype, device, shape, stride or head ratio, and for wrong offsets in CPU tensors.
-            Offsets on a GPU are trusted: to check them would stop the host.
+            backend: who computes on a GPU. "eagle": the kernels of this file. "flash_attn": flash-attn 2, the extra of
+            that name, for bf16 and fp16 without segments; its lse takes no gradient, its backward repeats bit for bit
+            only under torch.use_deterministic_algorithms, and the lengths of a plan are read on the host once.
+    Raises: ValueError for a wrong dtype, device, shape, stride or head ratio, for wrong offsets in CPU tensors, and for
+            what the backend cannot do. Offsets on a GPU are trusted: to check them would stop the host.
+            ImportError where flash-attn is asked for and not installed.
     """
     _check_inputs(q_THD, k_TKD, v_TKD, softmax_scale)
+    check(backend in BACKENDS, OP, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
+    need = "a CUDA device for backend='flash_attn'"
+    check(backend == "eagle" or q_THD.is_cuda, OP, "q's device", q_THD.device, need)
     num_rows, num_rows_k = q_THD.shape[0], k_TKD.shape[0]
     plan = cu_seqlens
     if isinstance(plan, AttentionPlan):
@@ -851,6 +1009,8 @@ def varlen_attention(
             plan, cu_seqlens_k, num_tokens=num_rows, num_tokens_k=num_rows_k, causal=causal
         )
     scale = q_THD.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    if backend == "flash_attn":
+        return _flash_attn(q_THD, k_TKD, v_TKD, plan, causal, scale, return_lse)
     out_THD, lse_HT = _varlen_attention(q_THD, k_TKD, v_TKD, plan, causal, scale)
     return (out_THD, lse_HT) if return_lse else out_THD
 

@@ -117,38 +117,52 @@ def _fwd(
     pass_order: str,
     num_threads: int,
 ) -> Tensor:
-    extension = native.load()
-    tiling = extension.Tiling(
-        cols=cols,
-        rows=rows,
-        tile_px=tile_px,
-        patch_px=patch_px,
-        thumbnail=thumbnail,
-        pass_order=pass_order,
-        mean=mean,
-        std=std,
-    )
     out_IPK = _fwd_fake(
         frames_LYX3, cols, rows, tile_px, patch_px, mean, std, thumbnail, dtype, pass_order, num_threads
     )
+    _fill(out_IPK, [frames_LYX3], [cols], [rows], tile_px, patch_px, mean, std, thumbnail, pass_order, num_threads)
+    return out_IPK
+
+
+def _fill(
+    out_IPK: Tensor,
+    groups_LYX3: Sequence[Tensor],
+    cols: Sequence[int],
+    rows: Sequence[int],
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    pass_order: str,
+    num_threads: int,
+) -> None:
+    """Writes the tiles of all groups, one after the other; a group is frames of one size."""
     if out_IPK.numel() == 0:
-        return out_IPK
-    views = native.view(frames_LYX3), native.view(out_IPK)
-    if not frames_LYX3.is_cuda:
-        extension.frames_to_tiles_cpu(*views, tiling, num_threads)
-        return out_IPK
+        return
+    extension = native.load()
+    common = {"tile_px": tile_px, "patch_px": patch_px, "thumbnail": thumbnail, "pass_order": pass_order}
+    tilings = [extension.Tiling(cols=c, rows=r, mean=mean, std=std, **common) for c, r in zip(cols, rows, strict=True)]
+    if not groups_LYX3[0].is_cuda:
+        counts = [len(f) * _tiles_a_frame(c, r, thumbnail) for f, c, r in zip(groups_LYX3, cols, rows, strict=True)]
+        for frames_LYX3, tiling, part_IPK in zip(groups_LYX3, tilings, out_IPK.split(counts), strict=True):
+            extension.frames_to_tiles_cpu(native.view(frames_LYX3), native.view(part_IPK), tiling, num_threads)
+        return
     if not native.build_info()["has_cuda"]:
         raise RuntimeError(
             "frames_to_tiles: frames are on a CUDA device, and eagle_kernels was built without CUDA. Put nvcc on PATH "
             "and install it again, or pass CPU tensors."
         )
-    height_px, width_px = frames_LYX3.shape[1:3]
-    workspace = frames_LYX3.new_empty(extension.frames_to_tiles_workspace_bytes(width_px, height_px, tiling))
-    device = frames_LYX3.device
+    groups = [(native.view(f), tiling) for f, tiling in zip(groups_LYX3, tilings, strict=True)]
+    device = out_IPK.device
+    workspace = out_IPK.new_empty(extension.frames_to_tiles_workspace_bytes(groups), dtype=torch.uint8)
     stream = torch.cuda.current_stream(device).cuda_stream
     # Freed before the kernels ran, and safely: the allocator hands the memory on in the order of this same stream.
-    extension.frames_to_tiles_cuda(*views, native.view(workspace), tiling, device.index, stream)
-    return out_IPK
+    extension.frames_to_tiles_cuda(groups, native.view(out_IPK), native.view(workspace), device.index, stream)
+
+
+def _tiles_a_frame(cols: int, rows: int, thumbnail: bool) -> int:
+    return cols * rows + (1 if thumbnail and cols * rows > 1 else 0)
 
 
 @_fwd.register_fake
@@ -165,9 +179,50 @@ def _fwd_fake(
     pass_order: str,
     num_threads: int,
 ) -> Tensor:
-    num_images = frames_LYX3.shape[0] * (cols * rows + (1 if thumbnail and cols * rows > 1 else 0))
+    num_images = frames_LYX3.shape[0] * _tiles_a_frame(cols, rows, thumbnail)
     shape = (num_images, (tile_px // patch_px) ** 2, 3 * patch_px**2)
     return torch.empty(shape, dtype=dtype, device=frames_LYX3.device)
+
+
+@torch.library.custom_op("eagle::images_to_tiles", mutates_args=())
+def _images_fwd(
+    images_YX3: Sequence[Tensor],
+    cols: Sequence[int],
+    rows: Sequence[int],
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype,
+    pass_order: str,
+    num_threads: int,
+) -> Tensor:
+    out_IPK = _images_fwd_fake(
+        images_YX3, cols, rows, tile_px, patch_px, mean, std, thumbnail, dtype, pass_order, num_threads
+    )
+    groups_LYX3 = [image_YX3[None] for image_YX3 in images_YX3]
+    _fill(out_IPK, groups_LYX3, cols, rows, tile_px, patch_px, mean, std, thumbnail, pass_order, num_threads)
+    return out_IPK
+
+
+@_images_fwd.register_fake
+def _images_fwd_fake(
+    images_YX3: Sequence[Tensor],
+    cols: Sequence[int],
+    rows: Sequence[int],
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype,
+    pass_order: str,
+    num_threads: int,
+) -> Tensor:
+    num_images = sum(_tiles_a_frame(c, r, thumbnail) for c, r in zip(cols, rows, strict=True))
+    shape = (num_images, (tile_px // patch_px) ** 2, 3 * patch_px**2)
+    return torch.empty(shape, dtype=dtype, device=images_YX3[0].device)
 
 
 def frames_to_tiles(
@@ -196,8 +251,64 @@ def frames_to_tiles(
     Returns: (I, P, K), or (I, 3, tile_px, tile_px) with layout="tiles".
     Raises:  ValueError when an argument is not as above; RuntimeError for CUDA tensors in a build without CUDA.
     """
+    _check_frames(frames_LYX3)
+    _check_grid(grid)
+    _check_tiling(tile_px, patch_px, mean, std, dtype, layout, pass_order, num_threads)
+    cols, rows = grid
+    if layout == "tiles":  # a tile is its own only patch
+        out_IPK = _fwd(frames_LYX3, cols, rows, tile_px, tile_px, mean, std, thumbnail, dtype, pass_order, num_threads)
+        return out_IPK.view(-1, 3, tile_px, tile_px)
+    return _fwd(frames_LYX3, cols, rows, tile_px, patch_px, mean, std, thumbnail, dtype, pass_order, num_threads)
+
+
+def images_to_tiles(
+    images_YX3: Sequence[Tensor],
+    grids: Sequence[tuple[int, int]],
+    *,
+    tile_px: int = 448,
+    patch_px: int = 14,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    layout: str = "patches",
+    pass_order: str = "horizontal",
+    num_threads: int = 0,
+) -> Tensor:
+    """Tiles of images of any sizes, each with a grid of its own, one image after the other: `frames_to_tiles` of each.
+
+    On a GPU all images (64, or more in turns) take one launch for their filter weights and one for everything else.
+
+    Args:    images_YX3: at least one (Y, X, 3) uint8, the pixels of a row contiguous, all on one device.
+             grids: (cols, rows) of each image; the rest as for `frames_to_tiles`.
+    Returns: (I, P, K), or (I, 3, tile_px, tile_px) with layout="tiles".
+    Raises:  as `frames_to_tiles`.
+    """
     op = "frames_to_tiles"
-    shape = tuple(frames_LYX3.shape)
+    check(len(images_YX3) >= 1, op, "the number of images", len(images_YX3), "at least 1")
+    check(
+        len(grids) == len(images_YX3),
+        op,
+        "the number of grids",
+        len(grids),
+        f"one for each of {len(images_YX3)} images",
+    )
+    for image_YX3, grid in zip(images_YX3, grids, strict=True):
+        check(image_YX3.dim() == 3, op, "an image's shape", tuple(image_YX3.shape), "(Y, X, 3)")
+        check(image_YX3.device == images_YX3[0].device, op, "an image's device", image_YX3.device, "one for all")
+        _check_frames(image_YX3[None])
+        _check_grid(grid)
+    _check_tiling(tile_px, patch_px, mean, std, dtype, layout, pass_order, num_threads)
+    cols, rows = [c for c, _ in grids], [r for _, r in grids]
+    patch_px = tile_px if layout == "tiles" else patch_px  # a tile is its own only patch
+    out_IPK = _images_fwd(
+        images_YX3, cols, rows, tile_px, patch_px, mean, std, thumbnail, dtype, pass_order, num_threads
+    )
+    return out_IPK.view(-1, 3, tile_px, tile_px) if layout == "tiles" else out_IPK
+
+
+def _check_frames(frames_LYX3: Tensor) -> None:
+    op, shape = "frames_to_tiles", tuple(frames_LYX3.shape)
     check(frames_LYX3.dtype == torch.uint8, op, "frames' dtype", frames_LYX3.dtype, "torch.uint8")
     check(len(shape) == 4 and shape[3] == 3, op, "frames' shape", shape, "(L, Y, X, 3)")
     check(shape[1] >= 1 and shape[2] >= 1, op, "frames' size (Y, X)", shape[1:3], "at least one pixel")
@@ -209,7 +320,23 @@ def frames_to_tiles(
         strides,
         "(..., ..., 3, 1), the pixels of a row side by side; call .contiguous()",
     )
-    check(len(grid) == 2 and min(grid) >= 1, op, "grid", tuple(grid), "(cols, rows), both >= 1")
+
+
+def _check_grid(grid: tuple[int, int]) -> None:
+    check(len(grid) == 2 and min(grid) >= 1, "frames_to_tiles", "grid", tuple(grid), "(cols, rows), both >= 1")
+
+
+def _check_tiling(
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    layout: str,
+    pass_order: str,
+    num_threads: int,
+) -> None:
+    op = "frames_to_tiles"
     check(tile_px >= 1, op, "tile_px", tile_px, "at least 1")
     check(patch_px >= 1 and tile_px % patch_px == 0, op, "patch_px", patch_px, f"a divisor of tile_px = {tile_px}")
     for name, values in (("mean", mean), ("std", std)):
@@ -220,8 +347,3 @@ def frames_to_tiles(
     check(layout in ("patches", "tiles"), op, "layout", repr(layout), "'patches' or 'tiles'")
     check(pass_order in PASS_ORDERS, op, "pass_order", repr(pass_order), "'horizontal' or 'pillow'")
     check(num_threads >= 0, op, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
-    cols, rows = grid
-    if layout == "tiles":  # a tile is its own only patch
-        out_IPK = _fwd(frames_LYX3, cols, rows, tile_px, tile_px, mean, std, thumbnail, dtype, pass_order, num_threads)
-        return out_IPK.view(-1, 3, tile_px, tile_px)
-    return _fwd(frames_LYX3, cols, rows, tile_px, patch_px, mean, std, thumbnail, dtype, pass_order, num_threads)

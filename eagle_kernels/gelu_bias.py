@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.sum_partials import sum_partials
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
 NUM_PARTIALS = 64  # programs that share the rows of dbias's sum; fixed, so that every GPU adds in the same order
@@ -108,7 +109,7 @@ def _bwd(dout_TF: Tensor, x_TF: Tensor, bias_F: Tensor, need_dx: bool, need_dbia
                 WIDTH=width, NEED_DX=need_dx, NEED_DBIAS=need_dbias, ROWS=rows, COLS=cols,
             )  # fmt: skip
         if need_dbias:
-            dbias_F = partials_PF.sum(0).to(bias_F.dtype)
+            dbias_F = sum_partials(partials_PF, bias_F.dtype)
     return dx_TF, dbias_F
 
 

@@ -5,8 +5,8 @@ Maths   n = (x - mean) * r;  r = 1 / sqrt(mean((x - mean)**2) + eps);  y = n * w
 Grads   g = dy * weight;  dx = r * (g - mean(g) - n * mean(g * n));  dweight = sum_T dy * n;  dbias = sum_T dy.
 Numbers fp32 inside, one rounding on store. The variance is centred: blocks of columns are merged by the update of
         Chan, Golub and LeVeque (1983), so a large mean costs no digits.
-        dweight, dbias: fp32 partial sums of NUM_PARTIALS programs, added in a fixed order; no atomics.
-        Backward reads x and dy once for dx and once for dweight and dbias.
+        Backward reads x and dy once: NUM_PARTIALS programs loop over whole rows, and each adds up its rows' part of
+        dweight and dbias in fp32 registers; then one sum in a fixed order, no atomics. docs/notes/fused_ops.md.
 Source  Ba, Kiros and Hinton 2016, arXiv:1607.06450.
 """
 
@@ -17,9 +17,14 @@ import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.sum_partials import sum_partials
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
-NUM_PARTIALS = 64  # programs that share the rows of dweight's sum; fixed, so that every GPU adds in the same order
+BACKWARD_TILE = 4096  # or one row, if that is wider: enough bytes on their way to keep the memory busy
+NUM_PARTIALS = 264  # backward's programs, two a multiprocessor of an H100; fixed, so that every GPU adds in one order
+# Of shared memory, for rows on their way: two tiles while one is summed, where they fit. Every GPU has that much.
+BUFFER_BYTES = 96 * 1024
+MAX_WIDTH = 65_536  # backward holds whole rows
 
 
 def layer_norm_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -28,9 +33,20 @@ def layer_norm_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
 
 
 @triton.jit
+def _at(rows, cols, stride, half, C: tl.constexpr, MERGE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Offsets of a row's channels. With MERGE a row is a 2x2 block of patches, `half` blocks a side: two runs of C / 2
+    channels, one for each line of patches that it lies on (eagle_kernels/merge_2x2_layer_norm.py)."""
+    if MERGE:
+        pair: tl.constexpr = C // 2
+        first = (rows // half * (2 * half) + rows % half) * pair
+        return first[:, None] + (cols + tl.where(cols < pair, 0, tl.cast(half - 1, tl.int64) * pair))[None, :]
+    return rows[:, None] * stride + cols[None, :]
+
+
+@triton.jit
 def _fwd_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, x_stride, T, eps,
-    C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, x_stride, half, T, eps,
+    C: tl.constexpr, MERGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # int64: T * C passes 2**31
     live = (rows < T)[:, None]
@@ -39,7 +55,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, C, COLS):
         cols = start + tl.arange(0, COLS)
         mask = live & (cols < C)[None, :]
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + _at(rows, cols, x_stride, half, C, MERGE), mask=mask, other=0.0).to(tl.float32)
         count = tl.minimum(C - start, COLS).to(tl.float32)
         block_mean = tl.sum(x, axis=1) / count
         centred = tl.where(mask, x - block_mean[:, None], 0.0)
@@ -53,7 +69,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, C, COLS):  # the row comes from the cache this time
         cols = start + tl.arange(0, COLS)
         mask = live & (cols < C)[None, :]
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + _at(rows, cols, x_stride, half, C, MERGE), mask=mask, other=0.0).to(tl.float32)
         weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
         bias = tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
         y = (x - mean[:, None]) * rstd[:, None] * weight + bias
@@ -61,79 +77,100 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _dx_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dy_stride, x_stride, T,
-    C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+def _bwd_kernel(  # type: ignore[no-untyped-def]
+    dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, partials_ptr, dy_stride, x_stride, half, T,
+    C: tl.constexpr, MERGE: tl.constexpr, NEED_DX: tl.constexpr, NEED_DWEIGHT: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    live = (rows < T)[:, None]
-    mean = tl.load(mean_ptr + rows, mask=rows < T, other=0.0)[:, None]
-    rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
-    sums = tl.zeros((ROWS, COLS), tl.float32)
-    dots = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = live & (cols < C)[None, :]
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
-        sums += dy * weight
-        dots += dy * weight * ((x - mean) * rstd)  # dy is 0 where masked
-    sum_ = (tl.sum(sums, axis=1) / C)[:, None]
-    dot = (tl.sum(dots, axis=1) / C)[:, None]
-    for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = live & (cols < C)[None, :]
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
-        dx = rstd * (dy * weight - sum_ - (x - mean) * rstd * dot)
-        tl.store(dx_ptr + rows[:, None] * C + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _dweight_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, x_ptr, mean_ptr, rstd_ptr, partials_ptr, dy_stride, x_stride, T,
-    C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    cols = tl.arange(0, COLS)  # whole rows
+    weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0)
     dweight = tl.zeros((ROWS, COLS), tl.float32)
     dbias = tl.zeros((ROWS, COLS), tl.float32)
-    for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
+    # The next tiles travel to shared memory while this one's rows are summed.
+    for tile in tl.range(tl.program_id(0), tl.cdiv(T, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         mask = (rows < T)[:, None] & (cols < C)[None, :]
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + _at(rows, cols, x_stride, half, C, MERGE), mask=mask, other=0.0).to(tl.float32)
         mean = tl.load(mean_ptr + rows, mask=rows < T, other=0.0)[:, None]
         rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        dweight += dy * ((x - mean) * rstd)
-        dbias += dy
-    out = partials_ptr + tl.program_id(1).to(tl.int64) * (2 * C) + cols
-    tl.store(out, tl.sum(dweight, axis=0), mask=cols < C)
-    tl.store(out + C, tl.sum(dbias, axis=0), mask=cols < C)
+        normed = (x - mean) * rstd
+        if NEED_DWEIGHT:
+            dweight += dy * normed  # dy is 0 where masked
+            dbias += dy
+        if NEED_DX:
+            g = dy * weight.to(tl.float32)[None, :]
+            sum_ = (tl.sum(g, axis=1) / C)[:, None]
+            dot = (tl.sum(g * normed, axis=1) / C)[:, None]
+            dx = rstd * (g - sum_ - normed * dot)
+            tl.store(dx_ptr + _at(rows, cols, C, half, C, MERGE), dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if NEED_DWEIGHT:
+        out = partials_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + cols
+        tl.store(out, tl.sum(dweight, axis=0), mask=cols < C)
+        tl.store(out + C, tl.sum(dbias, axis=0), mask=cols < C)
 
 
 def _tile(C: int) -> tuple[int, int]:
-    """(rows, columns) of a program's tile: the columns divide 1152 and 4608 exactly."""
+    """(rows, columns) of a forward program's tile: the columns divide 1152 and 4608 exactly."""
     cols = min(512, max(128, C & -C))
     return TILE // cols, cols
+
+
+def _bwd_launch(C: int, channel_bytes: int) -> tuple[int, int, int, int]:
+    """(rows, columns, warps, stages) of a backward program; channel_bytes: loaded for a channel of a row.
+
+    16 elements a thread, more only in rows beyond 16384; as many stages as BUFFER_BYTES of shared memory hold.
+    """
+    cols = triton.next_power_of_2(C)
+    rows = max(1, BACKWARD_TILE // cols)
+    tile_bytes = rows * cols * channel_bytes
+    return rows, cols, min(32, rows * cols // 512), 1 + min(2, BUFFER_BYTES // tile_bytes)
+
+
+def launch_fwd(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, half: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, rstd) of x (T, C); with half > 0, of the 2x2 blocks of contiguous patches (I, 4 * half**2, C / 4)."""
+    C = weight_C.shape[0]
+    check(C <= MAX_WIDTH, "layer_norm", "the width", C, f"{MAX_WIDTH} or less on a GPU")
+    T = x.shape[0] * half**2 if half else x.shape[0]
+    y_TC = x.new_empty(T, C)
+    mean_T, rstd_T = x.new_empty(T, dtype=torch.float32), x.new_empty(T, dtype=torch.float32)
+    if T and C:
+        rows, cols = _tile(C)
+        with on_device_of(x):
+            _fwd_kernel[(triton.cdiv(T, rows),)](
+                x, weight_C.contiguous(), bias_C.contiguous(), y_TC, mean_T, rstd_T, x.stride(0), half, T, eps,
+                C=C, MERGE=half > 0, ROWS=rows, COLS=cols,
+            )  # fmt: skip
+    return y_TC, mean_T, rstd_T
+
+
+def launch_bwd(
+    dy_TC: Tensor, x: Tensor, weight_C: Tensor, mean_T: Tensor, rstd_T: Tensor, half: int, need: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dweight, dbias) of `launch_fwd`; an empty tensor for what is not in need = (dx, dweight and dbias)."""
+    (T, C), (need_dx, need_dweight) = dy_TC.shape, need
+    dx = x.new_empty(x.shape if need_dx else 0)
+    sums_2C = weight_C.new_zeros(2, C if need_dweight else 0)
+    if T and C:
+        rows, cols, num_warps, stages = _bwd_launch(C, 2 * x.element_size())
+        num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
+        partials_P2C = x.new_empty((num_partials, 2, C) if need_dweight else 0, dtype=torch.float32)
+        dy_TC = inner_contiguous(dy_TC)
+        with on_device_of(x):
+            _bwd_kernel[(num_partials,)](
+                dy_TC, x, weight_C.contiguous(), mean_T, rstd_T, dx, partials_P2C, dy_TC.stride(0), x.stride(0), half,
+                T, C=C, MERGE=half > 0, NEED_DX=need_dx, NEED_DWEIGHT=need_dweight,
+                ROWS=rows, COLS=cols, STAGES=stages, num_warps=num_warps,
+            )  # fmt: skip
+        if need_dweight:
+            sums_2C = sum_partials(partials_P2C.flatten(1), weight_C.dtype).view(2, C)
+    return dx, sums_2C[0].clone(), sums_2C[1].clone()  # an op's results may not share memory
 
 
 @torch.library.custom_op("eagle::layer_norm", mutates_args=())
 def _fwd(x_TC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd)."""
-    T, C = x_TC.shape
-    y_TC = x_TC.new_empty(T, C)
-    mean_T, rstd_T = x_TC.new_empty(T, dtype=torch.float32), x_TC.new_empty(T, dtype=torch.float32)
-    if T and C:
-        rows, cols = _tile(C)
-        x_TC = inner_contiguous(x_TC)
-        with on_device_of(x_TC):
-            _fwd_kernel[(triton.cdiv(T, rows),)](
-                x_TC, weight_C.contiguous(), bias_C.contiguous(), y_TC, mean_T, rstd_T, x_TC.stride(0), T, eps,
-                C=C, ROWS=rows, COLS=cols,
-            )  # fmt: skip
-    return y_TC, mean_T, rstd_T
+    return launch_fwd(inner_contiguous(x_TC), weight_C, bias_C, eps, 0)
 
 
 @torch.library.custom_op("eagle::layer_norm_bwd", mutates_args=())
@@ -141,29 +178,7 @@ def _bwd(
     dy_TC: Tensor, x_TC: Tensor, weight_C: Tensor, mean_T: Tensor, rstd_T: Tensor, need_dx: bool, need_dweight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dweight, dbias); an empty tensor stands for one that is not needed."""
-    T, C = x_TC.shape
-    dx_TC = x_TC.new_empty((T, C) if need_dx else 0)
-    dweight_C, dbias_C = weight_C.new_zeros(C if need_dweight else 0), weight_C.new_zeros(C if need_dweight else 0)
-    if T and C:
-        rows, cols = _tile(C)
-        dy_TC, x_TC = inner_contiguous(dy_TC), inner_contiguous(x_TC)
-        if need_dx:
-            with on_device_of(x_TC):
-                _dx_kernel[(triton.cdiv(T, rows),)](
-                    dy_TC, x_TC, weight_C.contiguous(), mean_T, rstd_T, dx_TC, dy_TC.stride(0), x_TC.stride(0), T,
-                    C=C, ROWS=rows, COLS=cols,
-                )  # fmt: skip
-        if need_dweight:
-            num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
-            partials_P2C = x_TC.new_empty(num_partials, 2, C, dtype=torch.float32)
-            with on_device_of(x_TC):
-                _dweight_kernel[(triton.cdiv(C, cols), num_partials)](
-                    dy_TC, x_TC, mean_T, rstd_T, partials_P2C, dy_TC.stride(0), x_TC.stride(0), T,
-                    C=C, ROWS=rows, COLS=cols,
-                )  # fmt: skip
-            sums_2C = partials_P2C.sum(0)
-            dweight_C, dbias_C = sums_2C[0].to(weight_C.dtype, copy=True), sums_2C[1].to(weight_C.dtype, copy=True)
-    return dx_TC, dweight_C, dbias_C
+    return launch_bwd(dy_TC, inner_contiguous(x_TC), weight_C, mean_T, rstd_T, 0, (need_dx, need_dweight))
 
 
 @_fwd.register_fake
@@ -198,7 +213,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
     CPU tensors take `layer_norm_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose
     last dim is strided is copied.
-    Raises ValueError when a shape, dtype or device does not match, or the dtype is fp64 on a GPU.
+    Raises ValueError when a shape, dtype or device does not match, or on a GPU the dtype is fp64 or the width beyond
+    65536.
     """
     op = "layer_norm"
     check(

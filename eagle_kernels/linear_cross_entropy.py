@@ -1,39 +1,64 @@
 """Cross-entropy of a linear layer's logits, which never exist all at once.
 
-Dims    T tokens, C model width, V vocabulary, M tokens of one chunk.
+Dims    T tokens, C model width, V vocabulary (rows of the weight that are here), M tokens of one chunk.
 Maths   loss = sum over labelled t of w[t] * (logsumexp(z[t]) - z[t, label[t]]),  z = hidden weight^T;
         w = token_weights, or 1 / (number of labelled tokens).
 Grads   g[t] = w[t] * (softmax(z[t]) - onehot(label[t]));  dhidden = g weight;  dweight = g^T hidden.
 How     Labelled tokens are moved to the front and taken M at a time: z of the chunk, then g in its place, then both
         matmuls. Gradients are made in the forward pass (three matmuls, where recomputing in backward takes four), only
         those that are needed, and backward multiplies them by the gradient of the loss.
-        On CPU ignored tokens are dropped before the matmul. On a GPU the host does not know how many there are and
-        must not wait to learn it: there every chunk runs, ignored tokens last and masked.
-Numbers Matmuls in hidden's dtype with fp32 sums; z, g and a chunk's dhidden are rounded to it, as in torch. Softmax,
-        token losses, w, the loss, and dweight's sum over chunks in fp32; dhidden and dweight stay fp32 until backward
-        has multiplied them. g is scaled by 1 / max(w) until after the matmuls, so that fp16 does not lose small
-        weights. No atomics: the same bits at every run.
-Memory  Beside the inputs: fp32 dweight (V, C) and dhidden (T, C) where needed, and a chunk: at most CHUNK_BYTES of fp32
-        logits on CPU, 1024 tokens of logits on a GPU.
-Source  Wijmans et al. 2024, arXiv:2411.09009; Hsu et al. 2024, arXiv:2410.10989.
+        Ignored tokens are never multiplied. On CPU they are left out; on a GPU the host does not know how many there
+        are and must not wait to learn it, so the kernels read their number there: the matmuls' programs, as many as
+        the GPU has processors, share the tiles that hold labelled tokens, and find none in a chunk beyond them.
+Shards  With the weight's rows spread over a process group, each process has its own columns of z. Between the
+        statistics of a row and its gradient they are merged: maximum, sum, label's logit and best token, 4 numbers a
+        token. Each chunk's dhidden is added up over the group, in fp32; dweight stays where its rows are.
+Numbers Matmuls in hidden's dtype with fp32 sums; z, g and dhidden are rounded to it, as in torch. Softmax, token
+        losses, w, the loss, and dweight over all chunks in fp32. g is scaled by 1 / max(w) until backward, so that
+        fp16 does not lose small weights. No atomics: the same bits at every run.
+Memory  Beside the inputs: fp32 dweight (V, C), dhidden (T, C) in hidden's dtype, each only where needed, and a chunk:
+        its logits, `chunk_bytes` at most, and two copies of its hidden states.
+Source  Wijmans et al. 2024, arXiv:2411.09009; Hsu et al. 2024, arXiv:2410.10989. Choices, with numbers:
+        docs/notes/linear_cross_entropy.md
 """
 
-from collections.abc import Iterator
+from typing import Literal, NamedTuple, overload
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same, on_device_of
 
-CHUNK_BYTES = 64 * 2**20  # CPU: fp32 logits of one chunk; 110 tokens at Eagle's vocabulary
-CHUNK_TOKENS = (
-    1024  # GPU: enough rows for the matmuls to run at full speed; 311 MB of bf16 logits at Eagle's vocabulary
-)
-DWEIGHT_ROWS = 16384  # GPU: vocabulary rows of dweight a time, so that a matmul's fp32 result stays small
-BLOCK = 4096  # logits a program holds at a time
+CPU_CHUNK_BYTES = 64 * 2**20  # fp32 logits of one chunk: 110 tokens at Eagle's vocabulary
+# bf16 logits of one chunk: 3584 tokens at Eagle's vocabulary. dweight, 2.2 GB, is read and written once a chunk, which
+# takes a quarter of a matmul's time at 3584 tokens and nearly all of it at 1024.
+GPU_CHUNK_BYTES = 1040 * 2**20
+BLOCK = 4096  # logits a program of the softmax holds at a time
+
+
+class TokenStats(NamedTuple):
+    """What the loss saw of each token; constants, no gradient flows through them."""
+
+    losses_T: Tensor  # cross-entropy, unweighted; 0 where ignored; fp32
+    predictions_T: Tensor  # the token of the largest logit, of equal ones the first; -1 where ignored; int64
+    accuracy: Tensor  # share of the labelled tokens whose prediction is the label, fp32 scalar; 0 if there is none
+
+
+class Statistics(NamedTuple):
+    """Of each row of logits: enough for its loss and its gradient, and to merge shards of the vocabulary."""
+
+    top: Tensor  # largest logit
+    total: Tensor  # sum of exp(logit - top); top stands for 0 where it is -inf
+    picked: Tensor  # the label's logit, 0 where the label's row is elsewhere
+    best: Tensor  # index of the largest logit, the first of equal ones; int64
+
+    def rows(self, chunk: slice) -> "Statistics":
+        return Statistics(*(t[chunk] for t in self))
 
 
 def linear_cross_entropy_ref(
@@ -55,88 +80,229 @@ def linear_cross_entropy_ref(
 
 
 @triton.jit
-def _softmax_grad_kernel(  # type: ignore[no-untyped-def]
-    logits_ptr, labels_ptr, scales_ptr, losses_ptr, logits_stride, ignore_index,
-    V: tl.constexpr, NEED_GRAD: tl.constexpr, BLOCK: tl.constexpr,
+def _matmul_kernel(  # type: ignore[no-untyped-def]
+    a_ptr, b_ptr, out_ptr, num_labelled_ptr, start, M, N, K,
+    a_m_stride, a_k_stride, b_k_stride, b_n_stride, out_stride,
+    COUNT_K: tl.constexpr, ADD: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # Tokens of this chunk that are labelled; it begins at token `start`. They are the rows of a, or the terms of a sum.
+    num_tokens = tl.maximum(tl.load(num_labelled_ptr) - start, 0)
+    if COUNT_K:
+        K = tl.minimum(K, num_tokens).to(tl.int32)
+    else:
+        M = tl.minimum(M, num_tokens).to(tl.int32)
+    num_m, num_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    num_tiles = num_m * num_n
+    if COUNT_K and K == 0:
+        num_tiles = 0
+    for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+        # GROUP tiles down, then one to the right: programs side by side share what they read through the L2.
+        first = tile // (GROUP * num_n) * GROUP
+        height = tl.minimum(num_m - first, GROUP)
+        inside = tile % (GROUP * num_n)
+        m = (first + inside % height) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None].to(tl.int64)  # int64: M * N passes
+        n = inside // height * BLOCK_N + tl.arange(0, BLOCK_N)[None, :].to(tl.int64)  # 2**31
+        k = tl.arange(0, BLOCK_K).to(tl.int64)
+        step = tl.full((), BLOCK_K, tl.int64)
+        a_ptrs = a_ptr + m * a_m_stride + k[None, :] * a_k_stride
+        b_ptrs = b_ptr + k[:, None] * b_k_stride + n * b_n_stride
+        out_ptrs = out_ptr + m * out_stride + n
+        if ADD:  # what is there starts the sum: added at the end, it would need registers of its own
+            acc = tl.load(out_ptrs, mask=(m < M) & (n < N), other=0.0)
+        else:
+            acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for done in range(0, K, BLOCK_K):
+            a = tl.load(a_ptrs, mask=(m < M) & (k[None, :] < K - done), other=0.0)
+            b = tl.load(b_ptrs, mask=(k[:, None] < K - done) & (n < N), other=0.0)
+            acc = tl.dot(a, b, acc, input_precision="ieee")
+            a_ptrs += step * a_k_stride
+            b_ptrs += step * b_k_stride
+        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=(m < M) & (n < N))
+
+
+class Launch(NamedTuple):
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+def _launch(dtype: torch.dtype) -> Launch:
+    """16 bits: the widest wgmma, 147 KB of tiles under way. fp32: exact products, no tensor cores, small tiles."""
+    return Launch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else Launch(64, 64, 32, 4, 2)
+
+
+def _matmul(
+    a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, num_labelled: Tensor, start: int, *, over_tokens: bool, group: int
+) -> None:
+    """out = a b in the rows of a's labelled tokens, others untouched; over_tokens: out += a b, summed over the
+    labelled tokens. What lies at an ignored token is not read: it may be NaN. group: tiles of out worked on together,
+    from top to bottom."""
+    (M, K), N = a_MK.shape, b_KN.shape[1]
+    block_m, block_n, block_k, num_warps, num_stages = _launch(a_MK.dtype)
+    num_tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
+    num_processors = torch.cuda.get_device_properties(a_MK.device).multi_processor_count if a_MK.is_cuda else 2
+    if num_tiles:
+        with on_device_of(a_MK):
+            _matmul_kernel[(min(num_tiles, num_processors),)](
+                a_MK, b_KN, out_MN, num_labelled, start, M, N, K, *a_MK.stride(), *b_KN.stride(), out_MN.stride(0),
+                COUNT_K=over_tokens, ADD=over_tokens, GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
+                num_warps=num_warps, num_stages=num_stages,
+            )  # fmt: skip
+
+
+@triton.jit
+def _softmax_kernel(  # type: ignore[no-untyped-def]
+    logits_ptr, labels_ptr, scales_ptr, top_ptr, total_ptr, picked_ptr, best_ptr, num_labelled_ptr,
+    start, logits_stride,
+    V: tl.constexpr, READ: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)  # int64: rows * V passes 2**31
-    label = tl.load(labels_ptr + row)
-    logits_ptr += row * logits_stride
-    i = tl.arange(0, BLOCK)
-    if label == ignore_index:
-        tl.store(losses_ptr + row, 0.0)
-        if NEED_GRAD:
-            for start in range(0, V, BLOCK):
-                zero = tl.zeros((BLOCK,), logits_ptr.dtype.element_ty)
-                tl.store(logits_ptr + start + i, zero, mask=start + i < V)
-    else:
-        # One maximum and sum per lane, merged at the end: no reduction inside the loop.
-        high = tl.full((BLOCK,), -float("inf"), tl.float32)
-        total = tl.zeros((BLOCK,), tl.float32)
-        picked = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, V, BLOCK):
-            z = tl.load(logits_ptr + start + i, mask=start + i < V, other=-float("inf")).to(tl.float32)
-            higher = tl.maximum(high, z)
-            base = tl.where(higher == -float("inf"), 0.0, higher)  # -inf - -inf is NaN
-            total = total * tl.exp(high - base) + tl.exp(z - base)
-            high = higher
-            picked += tl.where(start + i == label, z, 0.0)
-        top = tl.max(high, axis=0)
-        total_ = tl.sum(total * tl.exp(high - top), axis=0)
-        tl.store(losses_ptr + row, tl.log(total_) + top - tl.sum(picked, axis=0))
-        if NEED_GRAD:
+    if start + row < tl.load(num_labelled_ptr):
+        label = tl.load(labels_ptr + row)
+        label = tl.where(label < V, label, -1)  # another shard's: no lane beyond V may take it for its own
+        logits_ptr += row * logits_stride
+        i = tl.arange(0, BLOCK)
+        if READ:
+            # One maximum and sum per lane, merged at the end: no reduction inside the loop.
+            high = tl.full((BLOCK,), -float("inf"), tl.float32)
+            where = tl.zeros((BLOCK,), tl.int32)
+            total = tl.zeros((BLOCK,), tl.float32)
+            picked = tl.zeros((BLOCK,), tl.float32)
+            for begin in range(0, V, BLOCK):
+                z = tl.load(logits_ptr + begin + i, mask=begin + i < V, other=-float("inf")).to(tl.float32)
+                higher = tl.maximum(high, z)
+                base = tl.where(higher == -float("inf"), 0.0, higher)  # -inf - -inf is NaN
+                total = total * tl.exp(high - base) + tl.exp(z - base)
+                where = tl.where(z > high, begin + i, where)
+                high = higher
+                picked += tl.where(begin + i == label, z, 0.0)
+            top = tl.max(high, axis=0)
+            base_ = tl.where(top == -float("inf"), 0.0, top)
+            total_ = tl.sum(total * tl.exp(high - base_), axis=0)
+            tl.store(top_ptr + row, top)
+            tl.store(total_ptr + row, total_)
+            tl.store(picked_ptr + row, tl.sum(picked, axis=0))
+            tl.store(best_ptr + row, tl.min(tl.where(high == top, where, V), axis=0).to(tl.int64))
+        else:
+            top = tl.load(top_ptr + row)
+            total_ = tl.load(total_ptr + row)
+        if GRAD:
             scale = tl.load(scales_ptr + row)
-            for start in range(0, V, BLOCK):
-                z = tl.load(logits_ptr + start + i, mask=start + i < V, other=-float("inf")).to(tl.float32)
+            for begin in range(0, V, BLOCK):
+                z = tl.load(logits_ptr + begin + i, mask=begin + i < V, other=-float("inf")).to(tl.float32)
                 p = tl.exp(z - top) / total_
-                g = scale * (p - tl.where(start + i == label, 1.0, 0.0))  # minus 1 before the rounding
-                tl.store(logits_ptr + start + i, g.to(logits_ptr.dtype.element_ty), mask=start + i < V)
+                g = scale * (p - tl.where(begin + i == label, 1.0, 0.0))  # minus 1 before the rounding
+                tl.store(logits_ptr + begin + i, g.to(logits_ptr.dtype.element_ty), mask=begin + i < V)
 
 
-def _softmax_grad(logits_MV: Tensor, labels_M: Tensor, scales_M: Tensor, ignore_index: int, need_grad: bool) -> Tensor:
-    """Token losses (0 where ignored); where `need_grad`, `logits_MV` is overwritten by scales * (softmax - onehot)."""
+def _softmax(
+    logits_MV: Tensor, labels_M: Tensor, scales_M: Tensor, stats: Statistics, num_labelled: Tensor, start: int,
+    *, read: bool, grad: bool,
+) -> None:  # fmt: skip
+    """In the rows of labelled tokens. read: fills `stats`. grad: logits become scales * (softmax - onehot), by `stats`.
+    A label outside 0..V-1 is in another shard."""
     M, V = logits_MV.shape
-    losses_M = torch.empty_like(scales_M)
-    if M:
-        with on_device_of(logits_MV):
-            _softmax_grad_kernel[(M,)](
-                logits_MV, labels_M, scales_M, losses_M, logits_MV.stride(0), ignore_index,
-                V=V, NEED_GRAD=need_grad, BLOCK=BLOCK, num_warps=8,
-            )  # fmt: skip
-    return losses_M
+    with on_device_of(logits_MV):
+        _softmax_kernel[(M,)](
+            logits_MV, labels_M, scales_M, *stats, num_labelled, start, logits_MV.stride(0),
+            V=V, READ=read, GRAD=grad, BLOCK=BLOCK, num_warps=8,
+        )  # fmt: skip
 
 
-def _softmax_grad_ref(
-    logits_MV: Tensor, labels_M: Tensor, scales_M: Tensor, ignore_index: int, need_grad: bool
-) -> Tensor:
-    """`_softmax_grad` in plain torch, in place as far as it goes: beside bf16 logits, one fp32 copy of them."""
-    ignored_M = labels_M == ignore_index
-    picks_M1 = labels_M.masked_fill(ignored_M, 0).long()[:, None]
-    wide_MV = logits_MV.to(scales_M.dtype)  # the logits themselves where they are already wide
-    picked_M1 = wide_MV.gather(1, picks_M1)
-    top_M1 = wide_MV.amax(1, keepdim=True)
-    total_M1 = wide_MV.sub_(top_M1).exp_().sum(1, keepdim=True)
-    losses_M = (total_M1.log() + top_M1 - picked_M1).squeeze(1).masked_fill_(ignored_M, 0)
-    if need_grad:
-        wide_MV.div_(total_M1).scatter_add_(1, picks_M1, wide_MV.new_full((), -1).expand_as(picks_M1))
-        wide_MV.mul_(scales_M[:, None]).masked_fill_(ignored_M[:, None], 0)
-        logits_MV.copy_(wide_MV)
-    return losses_M
+def _statistics(num_tokens: int, like: Tensor) -> Statistics:
+    top, total, picked = like.new_zeros((3, num_tokens))
+    return Statistics(top, total, picked, top.new_zeros(num_tokens, dtype=torch.int64))
 
 
-def _chunks(num_tokens: int, chunk_tokens: int) -> Iterator[slice]:
-    return (slice(start, min(start + chunk_tokens, num_tokens)) for start in range(0, num_tokens, chunk_tokens))
+def _merge(stats: Statistics, first_id: int, group: dist.ProcessGroup) -> None:
+    """Statistics of each process's columns, the first of them `first_id`, become those of whole rows, in place."""
+    top = stats.top.clone()
+    dist.all_reduce(top, dist.ReduceOp.MAX, group)
+    base = torch.where(top == -torch.inf, 0, top)
+    sums = torch.stack([stats.total * (stats.top - base).exp(), stats.picked])
+    dist.all_reduce(sums, dist.ReduceOp.SUM, group)
+    best = torch.where(stats.top == top, stats.best + first_id, torch.iinfo(torch.int64).max)
+    dist.all_reduce(best, dist.ReduceOp.MIN, group)
+    for mine, whole in zip(stats, (top, *sums, best), strict=True):
+        mine.copy_(whole)
 
 
-def _add_dweight(dweight_VC: Tensor, g_MV: Tensor, hidden_MC: Tensor) -> None:
-    """dweight += g^T hidden, with the products summed in dweight's dtype."""
-    if g_MV.dtype == dweight_VC.dtype:
-        dweight_VC.addmm_(g_MV.T, hidden_MC)
-    elif g_MV.is_cuda:
-        for rows in _chunks(dweight_VC.shape[0], DWEIGHT_ROWS):
-            dweight_VC[rows] += torch.mm(g_MV[:, rows].T, hidden_MC, out_dtype=dweight_VC.dtype)
-    else:  # torch's CPU matmul has no out_dtype
-        dweight_VC.addmm_(g_MV.T.to(dweight_VC.dtype), hidden_MC.to(dweight_VC.dtype))
+def _chunk_on_gpu(
+    hidden_MC: Tensor,
+    weight_VC: Tensor,
+    labels_M: Tensor,
+    scales_M: Tensor,
+    stats: Statistics,
+    dhidden_MC: Tensor | None,
+    dweight_VC: Tensor | None,
+    shard: tuple[int, dist.ProcessGroup] | None,
+    logits: Tensor,
+    num_labelled: Tensor,
+    start: int,
+) -> None:
+    """One chunk: fills stats and dhidden_MC, adds to dweight_VC. It begins at labelled token `start`, the host does not
+    know of how many."""
+    logits_MV = logits[: len(labels_M)]
+    grad = dhidden_MC is not None or dweight_VC is not None
+    _matmul(hidden_MC, weight_VC.T, logits_MV, num_labelled, start, over_tokens=False, group=32)
+    softmax_of = logits_MV, labels_M, scales_M, stats, num_labelled, start
+    _softmax(*softmax_of, read=True, grad=grad and shard is None)
+    if shard is not None:
+        _merge(stats, *shard)
+        if grad:
+            _softmax(*softmax_of, read=False, grad=True)
+    if dhidden_MC is not None:
+        _matmul(logits_MV, weight_VC, dhidden_MC, num_labelled, start, over_tokens=False, group=8)
+    if dweight_VC is not None:
+        _matmul(logits_MV.T, hidden_MC, dweight_VC, num_labelled, start, over_tokens=True, group=8)
+
+
+def _chunk_on_cpu(
+    hidden_MC: Tensor,
+    weight_VC: Tensor,
+    labels_M: Tensor,
+    scales_M: Tensor,
+    stats: Statistics,
+    dhidden_MC: Tensor | None,
+    dweight_VC: Tensor | None,
+    shard: tuple[int, dist.ProcessGroup] | None,
+    logits: Tensor,
+) -> None:
+    """`_chunk_on_gpu` in plain torch, all tokens labelled: beside the chunk's logits, one fp32 copy of them."""
+    V, wide = len(weight_VC), scales_M.dtype
+    logits_MV = torch.mm(hidden_MC, weight_VC.T, out=logits[: len(labels_M)])
+    here_M1 = ((labels_M >= 0) & (labels_M < V))[:, None]
+    picks_M1 = labels_M.clamp(0, V - 1)[:, None]
+    wide_MV = logits_MV.to(wide)  # the logits themselves where they are already wide
+    top_M1, best_M1 = wide_MV.max(1, keepdim=True)
+    stats.top.copy_(top_M1.squeeze(1))
+    stats.best.copy_(best_M1.squeeze(1))
+    stats.picked.copy_(torch.where(here_M1, wide_MV.gather(1, picks_M1), 0).squeeze(1))
+    exps_MV = wide_MV.sub_(torch.where(top_M1 == -torch.inf, 0, top_M1)).exp_()
+    stats.total.copy_(exps_MV.sum(1))
+    if shard is not None:
+        _merge(stats, *shard)
+    if dhidden_MC is None and dweight_VC is None:
+        return
+    exps_MV.mul_(((top_M1.squeeze(1) - stats.top).exp() / stats.total)[:, None])
+    exps_MV.scatter_add_(1, picks_M1, -here_M1.to(wide))
+    g_MV = logits_MV.copy_(exps_MV.mul_(scales_M[:, None]))
+    if dhidden_MC is not None:
+        dhidden_MC.copy_(g_MV @ weight_VC)
+    if dweight_VC is not None:  # torch's CPU matmul has no out_dtype
+        exps_MV.copy_(g_MV)  # rounded
+        dweight_VC.addmm_(exps_MV.T, hidden_MC.to(wide))
+
+
+def _chunk_tokens(chunk_bytes: int | None, num_rows: int, dtype: torch.dtype, as_on_gpu: bool) -> int:
+    """Tokens of a chunk whose logits, of `num_rows` each, take `chunk_bytes` at most, or are one token's."""
+    if not as_on_gpu:
+        return max(1, (chunk_bytes or CPU_CHUNK_BYTES) // (num_rows * max(4, dtype.itemsize)))
+    chunk_tokens = max(1, (chunk_bytes or GPU_CHUNK_BYTES) // (num_rows * dtype.itemsize))
+    return chunk_tokens // 128 * 128 if chunk_tokens > 128 else chunk_tokens  # whole tiles
 
 
 @torch.library.custom_op("eagle::linear_cross_entropy", mutates_args=())
@@ -149,101 +315,113 @@ def _fwd(
     need_dhidden: bool,
     need_dweight: bool,
     as_on_gpu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, dhidden, dweight), all fp32; an empty tensor stands for a gradient that is not needed.
+    chunk_tokens: int = 1024,
+    group_name: str | None = None,
+    first_id: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, losses_T, predictions_T, dhidden / scale in hidden's dtype, dweight / scale, scale); the others fp32.
 
-    as_on_gpu: the kernel, and no look at a value; the tests ask for it on CPU tensors too.
+    An empty tensor stands for a gradient that is not needed.
+    as_on_gpu: the kernels, and no look at a value; the tests ask for it on CPU tensors too.
+    group_name, first_id: the weight's rows are tokens first_id.. of a vocabulary spread over that process group.
     """
     (T, C), V = hidden_TC.shape, weight_VC.shape[0]
     wide = torch.promote_types(hidden_TC.dtype, torch.float32)
     labelled_T = labels_T != ignore_index
+    num_labelled = labelled_T.sum()
     if token_weights_T is None:
-        weights_T = labelled_T.to(wide) / labelled_T.sum().clamp(min=1)
+        weights_T = labelled_T.to(wide) / num_labelled.clamp(min=1)
     else:
         weights_T = torch.where(labelled_T, token_weights_T.to(wide), 0)
-    dhidden_TC = hidden_TC.new_zeros((T, C) if need_dhidden else 0, dtype=wide)
+    dhidden_TC = hidden_TC.new_zeros((T, C) if need_dhidden else 0)
     dweight_VC = hidden_TC.new_zeros((V, C) if need_dweight else 0, dtype=wide)
-    loss = hidden_TC.new_zeros((), dtype=wide)
+    losses_T, predictions_T = torch.zeros_like(weights_T), torch.full_like(labels_T, -1)
     if T == 0:
-        return loss, dhidden_TC, dweight_VC
+        return weights_T.sum(), losses_T, predictions_T, dhidden_TC, dweight_VC, weights_T.new_ones(())
 
+    scale = weights_T.abs().amax()
+    scale = torch.where(scale > 0, scale, 1)  # a tensor: reading it would make the host wait
     if as_on_gpu:
-        order_N = torch.argsort(labels_T == ignore_index, stable=True)  # labelled first; their number stays on the GPU
-        chunk_tokens = CHUNK_TOKENS
+        order_N = torch.argsort(labelled_T, descending=True, stable=True)  # labelled first
     else:
         order_N = labelled_T.nonzero().squeeze(1)
-        chunk_tokens = max(1, CHUNK_BYTES // (4 * V))
-    largest = weights_T.abs().amax()
-    largest = torch.where(largest > 0, largest, 1)  # a tensor: reading it would make the host wait
-    softmax_grad = _softmax_grad if as_on_gpu else _softmax_grad_ref
-    for chunk in _chunks(order_N.numel(), chunk_tokens):
+    labels_N, scales_N = labels_T[order_N] - first_id, weights_T[order_N] / scale
+    shard = None if group_name is None else (first_id, _resolve_process_group(group_name))  # type: ignore[arg-type]
+    stats_N = _statistics(len(order_N), weights_T)
+    logits = hidden_TC.new_empty(min(chunk_tokens, len(order_N)), V)  # of one chunk after the other
+    for start in range(0, len(order_N), chunk_tokens):
+        chunk = slice(start, start + chunk_tokens)
         rows_M = order_N[chunk]
-        labels_M, weights_M = labels_T[rows_M], weights_T[rows_M]
         hidden_MC = hidden_TC[rows_M]
-        if as_on_gpu:  # what an ignored row holds, NaN perhaps, must not reach the matmul
-            hidden_MC.masked_fill_((labels_M == ignore_index)[:, None], 0)
-        g_MV = hidden_MC @ weight_VC.T
-        losses_M = softmax_grad(g_MV, labels_M, weights_M / largest, ignore_index, need_dhidden or need_dweight)
-        loss += (losses_M * weights_M).sum()
-        if need_dhidden:
-            dhidden_TC[rows_M] = (g_MV @ weight_VC).to(wide) * largest
-        if need_dweight:
-            _add_dweight(dweight_VC, g_MV, hidden_MC)
-    return loss, dhidden_TC, dweight_VC.mul_(largest)
+        dhidden_MC = torch.zeros_like(hidden_MC, dtype=wide if shard else None) if need_dhidden else None
+        inputs = hidden_MC, weight_VC, labels_N[chunk], scales_N[chunk]
+        outputs = stats_N.rows(chunk), dhidden_MC, dweight_VC if need_dweight else None, shard
+        if as_on_gpu:
+            _chunk_on_gpu(*inputs, *outputs, logits, num_labelled, start)
+        else:
+            _chunk_on_cpu(*inputs, *outputs, logits)
+        if dhidden_MC is not None:
+            if shard is not None:
+                dist.all_reduce(dhidden_MC, group=shard[1])
+            dhidden_TC[rows_M] = dhidden_MC.to(dhidden_TC.dtype)
+    losses_T[order_N] = stats_N.total.log() + stats_N.top - stats_N.picked
+    losses_T.masked_fill_(~labelled_T, 0)
+    predictions_T[order_N] = stats_N.best
+    predictions_T.masked_fill_(~labelled_T, -1)
+    return (losses_T * weights_T).sum(), losses_T, predictions_T, dhidden_TC, dweight_VC, scale
 
 
 @_fwd.register_fake
-def _(hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index, need_dhidden, need_dweight, as_on_gpu):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index, need_dhidden, need_dweight, as_on_gpu,
+    chunk_tokens=1024, group_name=None, first_id=0,
+):  # fmt: skip
     wide = torch.promote_types(hidden_TC.dtype, torch.float32)
     return (
         hidden_TC.new_empty((), dtype=wide),
-        hidden_TC.new_empty(hidden_TC.shape if need_dhidden else (0,), dtype=wide),
+        hidden_TC.new_empty(labels_T.shape, dtype=wide),
+        torch.empty_like(labels_T),
+        hidden_TC.new_empty(hidden_TC.shape if need_dhidden else (0,)),
         hidden_TC.new_empty(weight_VC.shape if need_dweight else (0,), dtype=wide),
+        hidden_TC.new_empty((), dtype=wide),
     )
 
 
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    hidden_TC, weight_VC = inputs[:2]
-    _, dhidden_TC, dweight_VC = output
-    ctx.mark_non_differentiable(dhidden_TC, dweight_VC)
-    ctx.dtypes = hidden_TC.dtype, weight_VC.dtype
-    ctx.save_for_backward(dhidden_TC, dweight_VC)
+    _, *constants = output
+    ctx.mark_non_differentiable(*constants)
+    ctx.weight_dtype = inputs[1].dtype
+    ctx.save_for_backward(*constants[2:])
 
 
-def _grad(ctx, dloss, _ddhidden, _ddweight):  # type: ignore[no-untyped-def]
+def _grad(ctx, dloss, *_):  # type: ignore[no-untyped-def]
+    dhidden_TC, dweight_VC, scale = ctx.saved_tensors
+    factor_1 = (dloss * scale)[None]  # of one dim: one without would be rounded to dhidden's dtype first
     grads = [
-        (saved * dloss).to(dtype) if need else None
-        for saved, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:2], strict=True)
+        # out=: rounded as it is written; a product in fp32 first would be another dweight in memory.
+        torch.mul(saved, factor_1, out=torch.empty_like(saved, dtype=ctx.weight_dtype)) if need else None
+        for saved, need in zip((dhidden_TC, dweight_VC), ctx.needs_input_grad, strict=False)
     ]
-    return *grads, None, None, None, None, None, None
+    return *grads, *[None] * 9
 
 
 _fwd.register_autograd(_grad, setup_context=_setup)
 
 
-def linear_cross_entropy(
+def _loss(
+    op: str,
     hidden_TC: Tensor,
     weight_VC: Tensor,
     labels_T: Tensor,
-    token_weights_T: Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-) -> Tensor:
-    """sum of weight * cross-entropy(hidden weight^T, label) over labelled tokens; without weights, their mean.
-
-    A fp32 scalar (fp64 for fp64 inputs, on a CPU); 0 with zero gradients when every label is ignored. Labels are
-    already shifted: labels_T[t] belongs to hidden_TC[t]. Never holds (T, V) logits, on CPU or GPU.
-
-    Args:   hidden_TC and weight_VC of one floating dtype; labels_T int64, each 0 <= label < V or `ignore_index`;
-            token_weights_T fp32, a constant: no gradient flows to it.
-    Raises: ValueError when a shape, dtype or device does not match, token_weights_T requires a gradient, or, on CPU, a
-            label is out of range (on a GPU and in compiled code: an assertion on the device; the host must not wait).
-    """
-    op = "linear_cross_entropy"
-    check(hidden_TC.ndim == 2 and hidden_TC.is_floating_point(), op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
-    T, C = hidden_TC.shape
-    fits = weight_VC.ndim == 2 and weight_VC.shape[0] >= 1 and weight_VC.shape[1] == C
-    check(fits, op, "weight's shape", tuple(weight_VC.shape), f"(V, {C}) with V >= 1, the width of hidden")
+    token_weights_T: Tensor | None,
+    ignore_index: int,
+    chunk_bytes: int | None,
+    return_stats: bool,
+    vocab_size: int,
+    group: dist.ProcessGroup | None,
+) -> Tensor | tuple[Tensor, TokenStats]:
+    """The public functions once hidden's and weight's shapes are known to be right."""
+    T = len(hidden_TC)
     check_same(op, "weight", weight_VC, "hidden", hidden_TC)
     good = labels_T.shape == (T,) and labels_T.dtype == torch.int64
     check(good, op, "labels", f"{labels_T.dtype} {tuple(labels_T.shape)}", f"int64 and ({T},)")
@@ -251,27 +429,152 @@ def linear_cross_entropy(
     if token_weights_T is not None:
         w = token_weights_T
         wide = torch.promote_types(hidden_TC.dtype, torch.float32)
-        check(
-            w.shape == (T,) and w.dtype == wide,
-            op,
-            "token_weights",
-            f"{w.dtype} {tuple(w.shape)}",
-            f"{wide} and ({T},)",
-        )
+        good = w.shape == (T,) and w.dtype == wide
+        check(good, op, "token_weights", f"{w.dtype} {tuple(w.shape)}", f"{wide} and ({T},)")
         check(w.device == hidden_TC.device, op, "token_weights' device", w.device, f"{hidden_TC.device}")
         check(not w.requires_grad, op, "token_weights' requires_grad", True, "a constant: detach it")
     if hidden_TC.is_cuda:
         check_kernel_dtype(op, "hidden", hidden_TC)
-    V = weight_VC.shape[0]
-    in_range = (((labels_T >= 0) & (labels_T < V)) | (labels_T == ignore_index)).all()
-    need = f"0 <= label < {V}, or ignore_index = {ignore_index}"
+    check(chunk_bytes is None or chunk_bytes > 0, op, "chunk_bytes", chunk_bytes, "a number of bytes above 0, or None")
+    labelled_T = labels_T != ignore_index
+    in_range_T = ((labels_T >= 0) & (labels_T < vocab_size)) | (labels_T == ignore_index)
+    in_range = in_range_T.all()
+    need = f"0 <= label < {vocab_size}, or ignore_index = {ignore_index}"
     if hidden_TC.is_cuda or torch.compiler.is_compiling():
         torch._assert_async(in_range, f"{op}: a label is out of range; needs {need}.")
     elif not in_range:
-        bad = labels_T[((labels_T < 0) | (labels_T >= V)) & (labels_T != ignore_index)]
-        check(False, op, "a label", int(bad[0]), need)
-    need_grad = torch.is_grad_enabled()
-    need_dhidden, need_dweight = need_grad and hidden_TC.requires_grad, need_grad and weight_VC.requires_grad
-    return _fwd(
-        hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index, need_dhidden, need_dweight, hidden_TC.is_cuda
-    )[0]
+        check(False, op, "a label", int(labels_T[~in_range_T][0]), need)
+    num_processes, process = (1, 0) if group is None else (group.size(), group.rank())
+    most_rows = -(-vocab_size // num_processes)  # of any process: all of them must take the same chunks
+    grad = torch.is_grad_enabled()
+    loss, losses_T, predictions_T, *_ = _fwd(
+        hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index,
+        grad and hidden_TC.requires_grad, grad and weight_VC.requires_grad, hidden_TC.is_cuda,
+        _chunk_tokens(chunk_bytes, most_rows, hidden_TC.dtype, hidden_TC.is_cuda),
+        None if group is None else group.group_name, process * most_rows,
+    )  # fmt: skip
+    if not return_stats:
+        return loss
+    accuracy = (labelled_T & (predictions_T == labels_T)).sum() / labelled_T.sum().clamp(min=1)
+    return loss, TokenStats(losses_T, predictions_T, accuracy)
+
+
+@overload
+def linear_cross_entropy(
+    hidden_TC: Tensor,
+    weight_VC: Tensor,
+    labels_T: Tensor,
+    token_weights_T: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    chunk_bytes: int | None = None,
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def linear_cross_entropy(
+    hidden_TC: Tensor,
+    weight_VC: Tensor,
+    labels_T: Tensor,
+    token_weights_T: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    chunk_bytes: int | None = None,
+    return_stats: Literal[True],
+) -> tuple[Tensor, TokenStats]: ...
+def linear_cross_entropy(
+    hidden_TC: Tensor,
+    weight_VC: Tensor,
+    labels_T: Tensor,
+    token_weights_T: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    chunk_bytes: int | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, TokenStats]:
+    """sum of weight * cross-entropy(hidden weight^T, label) over labelled tokens; without weights, their mean.
+
+    A fp32 scalar (fp64 for fp64 inputs, on a CPU); 0 with zero gradients when every label is ignored. Labels are
+    already shifted: labels_T[t] belongs to hidden_TC[t]. Never holds (T, V) logits, on CPU or GPU.
+
+    Args:    hidden_TC and weight_VC of one floating dtype; labels_T int64, each 0 <= label < V or `ignore_index`;
+             token_weights_T fp32, a constant: no gradient flows to it.
+             chunk_bytes: the most that the logits held at a time take, if one token's fit; None for 1040 MiB on a GPU
+             (in hidden's dtype) and 64 MiB on a CPU (in fp32). Fewer bytes cost time: dweight is read and written
+             once a chunk.
+             return_stats: True for (loss, TokenStats): each token's loss and prediction, and the accuracy, all from
+             the same pass.
+    Raises:  ValueError when a shape, dtype or device does not match, token_weights_T requires a gradient, or, on CPU, a
+             label is out of range (on a GPU and in compiled code: an assertion on the device; the host must not wait).
+    """
+    op = "linear_cross_entropy"
+    check(hidden_TC.ndim == 2 and hidden_TC.is_floating_point(), op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
+    C = hidden_TC.shape[1]
+    fits = weight_VC.ndim == 2 and weight_VC.shape[0] >= 1 and weight_VC.shape[1] == C
+    check(fits, op, "weight's shape", tuple(weight_VC.shape), f"(V, {C}) with V >= 1, the width of hidden")
+    return _loss(
+        op, hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index, chunk_bytes, return_stats,
+        len(weight_VC), None,
+    )  # fmt: skip
+
+
+@overload
+def vocab_parallel_linear_cross_entropy(
+    hidden_TC: Tensor,
+    weight_RC: Tensor,
+    labels_T: Tensor,
+    token_weights_T: Tensor | None = None,
+    *,
+    vocab_size: int,
+    group: dist.ProcessGroup,
+    ignore_index: int = -100,
+    chunk_bytes: int | None = None,
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def vocab_parallel_linear_cross_entropy(
+    hidden_TC: Tensor,
+    weight_RC: Tensor,
+    labels_T: Tensor,
+    token_weights_T: Tensor | None = None,
+    *,
+    vocab_size: int,
+    group: dist.ProcessGroup,
+    ignore_index: int = -100,
+    chunk_bytes: int | None = None,
+    return_stats: Literal[True],
+) -> tuple[Tensor, TokenStats]: ...
+def vocab_parallel_linear_cross_entropy(
+    hidden_TC: Tensor,
+    weight_RC: Tensor,
+    labels_T: Tensor,
+    token_weights_T: Tensor | None = None,
+    *,
+    vocab_size: int,
+    group: dist.ProcessGroup,
+    ignore_index: int = -100,
+    chunk_bytes: int | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, TokenStats]:
+    """`linear_cross_entropy` of a weight whose rows are spread over a process group; every process gets the loss.
+
+    Process p of n holds rows p * r up to (p + 1) * r, r = ceil(vocab_size / n), the last one what is left: torch.chunk,
+    and `Shard(0)` of a DTensor. All other arguments are the same on every process, requires_grad included, and every
+    process must call. hidden's gradient comes out whole on each of them, weight's only for its rows.
+
+    Args:    as `linear_cross_entropy`; chunk_bytes counts this process's logits.
+    Raises:  ValueError as there, when weight_RC does not hold this process's rows, or a process would hold none.
+    """
+    op = "vocab_parallel_linear_cross_entropy"
+    check(hidden_TC.ndim == 2 and hidden_TC.is_floating_point(), op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
+    num_processes, C = group.size(), hidden_TC.shape[1]
+    most_rows = -(-vocab_size // num_processes)
+    good = most_rows * (num_processes - 1) < vocab_size
+    check(good, op, "vocab_size", vocab_size, f"a row for each of {num_processes} processes of {most_rows} at most")
+    first_id = group.rank() * most_rows
+    shape = (min(most_rows, vocab_size - first_id), C)
+    need = f"{shape}: rows {first_id}.. of {vocab_size} on process {group.rank()} of {num_processes}"
+    check(weight_RC.shape == shape, op, "weight's shape", tuple(weight_RC.shape), need)
+    return _loss(
+        op, hidden_TC, weight_RC, labels_T, token_weights_T, ignore_index, chunk_bytes, return_stats,
+        vocab_size, group,
+    )  # fmt: skip

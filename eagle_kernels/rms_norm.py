@@ -4,8 +4,8 @@ Dims    T rows (tokens; any leading dims), C channels of a row.
 Maths   r = 1 / sqrt(mean(h**2) + eps);  n = h * r;  y = n * weight;  h is x, or x + residual rounded to x's dtype.
 Grads   g = dy * weight;  dh = r * (g - n * mean(g * n)), plus what reaches h itself;  dweight = sum_T dy * n.
 Numbers Statistics and gradients in fp32. As Qwen2 in transformers: n is rounded to x's dtype before the weight.
-        dweight: fp32 partial sums of NUM_PARTIALS programs, added in a fixed order; no atomics.
-        Backward reads x and dy once for dx and once for dweight.
+        Backward reads x and dy once: NUM_PARTIALS programs loop over whole rows, and each adds up its rows' part of
+        dweight in fp32 registers; then one sum in a fixed order, no atomics. docs/notes/fused_ops.md.
 Source  Zhang and Sennrich 2019, arXiv:1910.07467.
 """
 
@@ -15,9 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.sum_partials import sum_partials
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
-NUM_PARTIALS = 64  # programs that share the rows of dweight's sum; fixed, so that every GPU adds in the same order
+BACKWARD_TILE = 4096  # or one row, if that is wider: enough bytes on their way to keep the memory busy
+NUM_PARTIALS = 264  # backward's programs, two a multiprocessor of an H100; fixed, so that every GPU adds in one order
+# Of shared memory, for rows on their way: two tiles while one is summed, where they fit. Every GPU has that much.
+BUFFER_BYTES = 96 * 1024
+MAX_WIDTH = 65_536  # backward holds whole rows
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -72,56 +77,51 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _dh_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, dsum_ptr, h_ptr, weight_ptr, rstd_ptr, dh_ptr, dy_stride, dsum_stride, h_stride, T,
-    C: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+def _bwd_kernel(  # type: ignore[no-untyped-def]
+    dy_ptr, dsum_ptr, h_ptr, weight_ptr, rstd_ptr, dh_ptr, partials_ptr, dy_stride, dsum_stride, h_stride, T,
+    C: tl.constexpr, ADD: tl.constexpr, NEED_DH: tl.constexpr, NEED_DWEIGHT: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    live = (rows < T)[:, None]
-    rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
-    dots = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = live & (cols < C)[None, :]
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        h = tl.load(h_ptr + rows[:, None] * h_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
-        dots += dy * weight * (h * rstd)
-    dot = (tl.sum(dots, axis=1) / C)[:, None]
-    for start in range(0, C, COLS):
-        cols = start + tl.arange(0, COLS)
-        mask = live & (cols < C)[None, :]
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        h = tl.load(h_ptr + rows[:, None] * h_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
-        dh = rstd * (dy * weight - h * rstd * dot)
-        if ADD:
-            dh += tl.load(dsum_ptr + rows[:, None] * dsum_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        tl.store(dh_ptr + rows[:, None] * C + cols[None, :], dh.to(dh_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _dweight_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, h_ptr, rstd_ptr, partials_ptr, dy_stride, h_stride, T,
-    C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    acc = tl.zeros((ROWS, COLS), tl.float32)
-    for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
+    cols = tl.arange(0, COLS)  # whole rows
+    weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0)
+    dweight = tl.zeros((ROWS, COLS), tl.float32)
+    # The next tiles travel to shared memory while this one's rows are summed.
+    for tile in tl.range(tl.program_id(0), tl.cdiv(T, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         mask = (rows < T)[:, None] & (cols < C)[None, :]
-        rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
-        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0)
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         h = tl.load(h_ptr + rows[:, None] * h_stride + cols[None, :], mask=mask, other=0.0)
-        acc += dy.to(tl.float32) * (h.to(tl.float32) * rstd).to(h.dtype).to(tl.float32)
-    out = partials_ptr + tl.program_id(1).to(tl.int64) * C + cols
-    tl.store(out, tl.sum(acc, axis=0), mask=cols < C)
+        rstd = tl.load(rstd_ptr + rows, mask=rows < T, other=0.0)[:, None]
+        normed = h.to(tl.float32) * rstd
+        if NEED_DWEIGHT:
+            dweight += dy * normed.to(h.dtype).to(tl.float32)  # as forward rounded it
+        if NEED_DH:
+            g = dy * weight.to(tl.float32)[None, :]
+            dot = (tl.sum(g * normed, axis=1) / C)[:, None]
+            dh = rstd * (g - normed * dot)
+            if ADD:
+                dsum = tl.load(dsum_ptr + rows[:, None] * dsum_stride + cols[None, :], mask=mask, other=0.0)
+                dh += dsum.to(tl.float32)
+            tl.store(dh_ptr + rows[:, None] * C + cols[None, :], dh.to(dh_ptr.dtype.element_ty), mask=mask)
+    if NEED_DWEIGHT:
+        tl.store(partials_ptr + tl.program_id(0).to(tl.int64) * C + cols, tl.sum(dweight, axis=0), mask=cols < C)
 
 
 def _tile(C: int) -> tuple[int, int]:
     """(rows, columns) of a program's tile: the columns divide 3584, 4608 and 1152 exactly."""
     cols = min(512, max(128, C & -C))
     return TILE // cols, cols
+
+
+def _bwd_launch(C: int, channel_bytes: int) -> tuple[int, int, int, int]:
+    """(rows, columns, warps, stages) of a backward program; channel_bytes: loaded for a channel of a row.
+
+    16 elements a thread, more only in rows beyond 16384; as many stages as BUFFER_BYTES of shared memory hold.
+    """
+    cols = triton.next_power_of_2(C)
+    rows = max(1, BACKWARD_TILE // cols)
+    tile_bytes = rows * cols * channel_bytes
+    return rows, cols, min(32, rows * cols // 512), 1 + min(2, BUFFER_BYTES // tile_bytes)
 
 
 @torch.library.custom_op("eagle::rms_norm", mutates_args=())
@@ -141,6 +141,7 @@ def _launch_fwd(
     x_TC: Tensor, residual_TC: Tensor | None, weight_C: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     T, C = x_TC.shape
+    check(C <= MAX_WIDTH, "rms_norm", "the width", C, f"{MAX_WIDTH} or less on a GPU")
     add = residual_TC is not None
     y_TC, rstd_T = x_TC.new_empty(T, C), x_TC.new_empty(T, dtype=torch.float32)
     h_TC = x_TC.new_empty(T, C) if add else y_TC
@@ -171,24 +172,21 @@ def _bwd(
     dh_TC = h_TC.new_empty((T, C) if need_dh else 0)
     dweight_C = weight_C.new_zeros(C if need_dweight else 0)
     if T and C:
-        rows, cols = _tile(C)
+        add = dsum_TC is not None
+        rows, cols, num_warps, stages = _bwd_launch(C, (3 if add else 2) * h_TC.element_size())
+        num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
+        partials_PC = h_TC.new_empty((num_partials, C) if need_dweight else 0, dtype=torch.float32)
         dy_TC, h_TC = inner_contiguous(dy_TC), inner_contiguous(h_TC)
-        if need_dh:
-            add = dsum_TC is not None
-            dsum_TC = dy_TC if dsum_TC is None else inner_contiguous(dsum_TC)
-            with on_device_of(h_TC):
-                _dh_kernel[(triton.cdiv(T, rows),)](
-                    dy_TC, dsum_TC, h_TC, weight_C.contiguous(), rstd_T, dh_TC,
-                    dy_TC.stride(0), dsum_TC.stride(0), h_TC.stride(0), T, C=C, ADD=add, ROWS=rows, COLS=cols,
-                )  # fmt: skip
+        dsum_TC = dy_TC if dsum_TC is None else inner_contiguous(dsum_TC)
+        with on_device_of(h_TC):
+            _bwd_kernel[(num_partials,)](
+                dy_TC, dsum_TC, h_TC, weight_C.contiguous(), rstd_T, dh_TC, partials_PC,
+                dy_TC.stride(0), dsum_TC.stride(0), h_TC.stride(0), T,
+                C=C, ADD=add, NEED_DH=need_dh, NEED_DWEIGHT=need_dweight,
+                ROWS=rows, COLS=cols, STAGES=stages, num_warps=num_warps,
+            )  # fmt: skip
         if need_dweight:
-            num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
-            partials_PC = h_TC.new_empty(num_partials, C, dtype=torch.float32)
-            with on_device_of(h_TC):
-                _dweight_kernel[(triton.cdiv(C, cols), num_partials)](
-                    dy_TC, h_TC, rstd_T, partials_PC, dy_TC.stride(0), h_TC.stride(0), T, C=C, ROWS=rows, COLS=cols
-                )
-            dweight_C = partials_PC.sum(0).to(weight_C.dtype)
+            dweight_C = sum_partials(partials_PC, weight_C.dtype)
     return dh_TC, dweight_C
 
 
@@ -255,7 +253,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     CPU tensors take `rms_norm_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose
     last dim is strided is copied.
-    Raises ValueError when weight's shape, dtype or device does not match, or the dtype is fp64 on a GPU.
+    Raises ValueError when weight's shape, dtype or device does not match, or on a GPU the dtype is fp64 or the width
+    beyond 65536.
     """
     _check("rms_norm", x, weight)
     if not x.is_cuda:

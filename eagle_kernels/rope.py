@@ -28,7 +28,7 @@ def rope_frequencies(head_dim: int, theta: float) -> Tensor:
 
 
 @cache
-def _frequencies_on(device: torch.device, head_dim: int, theta: float) -> Tensor:
+def rope_frequencies_on(device: torch.device, head_dim: int, theta: float) -> Tensor:
     # Uploaded once per device: a copy from the host at every call would wait for the stream.
     return rope_frequencies(head_dim, theta).to(device)
 
@@ -87,7 +87,7 @@ def _rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float, inver
         q_THD, k_TKD = inner_contiguous(q_THD), inner_contiguous(k_TKD)
         with on_device_of(q_THD):
             _kernel[(triton.cdiv(T, rows),)](
-                q_THD, k_TKD, positions_T, _frequencies_on(q_THD.device, D, theta), q_out_THD, k_out_TKD,
+                q_THD, k_TKD, positions_T, rope_frequencies_on(q_THD.device, D, theta), q_out_THD, k_out_TKD,
                 q_THD.stride(0), q_THD.stride(1), k_TKD.stride(0), k_TKD.stride(1), positions_T.stride(0), T, H, K,
                 HALF=D // 2, INVERSE=inverse, ROWS=rows, COLS=cols,
             )  # fmt: skip

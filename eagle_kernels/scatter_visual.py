@@ -4,6 +4,8 @@ Dims    T tokens of the row, N visual tokens, C model width.
 Maths   out = embeddings;  out[rows[n]] = visual[n].
 Grads   dembeddings = dout, with 0 in the rows that were overwritten;  dvisual[n] = dout[rows[n]].
 Numbers A copy, bit for bit, of any dtype. `rows` ascends strictly: no row is written twice.
+        One pass each way: a row of the result looks itself up among `rows`, by halves, and comes from one of its two
+        sources; forward moves 2*T*C elements, backward (2*T + N)*C. docs/notes/fused_ops.md: why not CUDA C++.
 """
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from eagle_kernels.checks import check, check_same, inner_contiguous, on_device_of
 
-COLS = 2048  # elements a program copies: 16 a thread, two 16-byte loads of bf16
+ROWS, COLS = 8, 512  # a program's tile: 32 elements a thread, four 16-byte loads of bf16
 
 
 def scatter_visual_ref(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor) -> Tensor:
@@ -22,56 +24,82 @@ def scatter_visual_ref(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor)
 
 
 @triton.jit
-def _put_kernel(visual_ptr, rows_ptr, out_ptr, visual_stride, C: tl.constexpr, COLS: tl.constexpr):  # type: ignore[no-untyped-def]
-    n = tl.program_id(0).to(tl.int64)  # int64: T * C passes 2**31
-    row = tl.load(rows_ptr + n).to(tl.int64)
-    i = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    tl.store(out_ptr + row * C + i, tl.load(visual_ptr + n * visual_stride + i, mask=i < C), mask=i < C)
+def _look_up(rows_ptr, N, t, num_halvings):  # type: ignore[no-untyped-def]
+    """(n, found): the first n with rows[n] >= t, and whether it is t."""
+    low, high = tl.zeros_like(t), tl.zeros_like(t) + N
+    for _ in range(num_halvings):
+        middle = (low + high) // 2
+        left = low < high
+        below = tl.load(rows_ptr + middle, mask=left, other=0).to(tl.int64) < t
+        low = tl.where(left & below, middle + 1, low)
+        high = tl.where(left & (below == 0), middle, high)
+    return low, tl.load(rows_ptr + low, mask=low < N, other=-1).to(tl.int64) == t
 
 
 @triton.jit
-def _take_kernel(  # type: ignore[no-untyped-def]
-    dout_ptr, rows_ptr, dembeddings_ptr, dvisual_ptr, dout_stride,
-    C: tl.constexpr, NEED_DEMBEDDINGS: tl.constexpr, NEED_DVISUAL: tl.constexpr, COLS: tl.constexpr,
+def _fwd_kernel(  # type: ignore[no-untyped-def]
+    embeddings_ptr, visual_ptr, rows_ptr, out_ptr, embeddings_stride, visual_stride, out_stride, T, N, num_halvings,
+    C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0).to(tl.int64)
-    row = tl.load(rows_ptr + n).to(tl.int64)
-    i = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    if NEED_DVISUAL:
-        tl.store(dvisual_ptr + n * C + i, tl.load(dout_ptr + row * dout_stride + i, mask=i < C), mask=i < C)
-    if NEED_DEMBEDDINGS:
-        zero = tl.zeros((COLS,), dembeddings_ptr.dtype.element_ty)
-        tl.store(dembeddings_ptr + row * C + i, zero, mask=i < C)
+    t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # int64: T * C passes 2**31
+    n, found = _look_up(rows_ptr, N, t, num_halvings)
+    t, n, found = t[:, None], n[:, None], found[:, None]
+    for start in range(0, C, COLS):
+        cols = (start + tl.arange(0, COLS))[None, :]
+        mask = (t < T) & (cols < C)
+        text = tl.load(embeddings_ptr + t * embeddings_stride + cols, mask=mask & (found == 0))
+        visual = tl.load(visual_ptr + n * visual_stride + cols, mask=mask & found)
+        tl.store(out_ptr + t * out_stride + cols, tl.where(found, visual, text), mask=mask)
+
+
+@triton.jit
+def _bwd_kernel(  # type: ignore[no-untyped-def]
+    dout_ptr, rows_ptr, dembeddings_ptr, dvisual_ptr, dout_stride, dembeddings_stride, dvisual_stride, T, N,
+    num_halvings, C: tl.constexpr, NEED_DEMBEDDINGS: tl.constexpr, NEED_DVISUAL: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    n, found = _look_up(rows_ptr, N, t, num_halvings)
+    t, n, found = t[:, None], n[:, None], found[:, None]
+    for start in range(0, C, COLS):
+        cols = (start + tl.arange(0, COLS))[None, :]
+        mask = (t < T) & (cols < C)
+        dout = tl.load(dout_ptr + t * dout_stride + cols, mask=mask & (found | NEED_DEMBEDDINGS), other=0.0)
+        if NEED_DVISUAL:
+            tl.store(dvisual_ptr + n * dvisual_stride + cols, dout, mask=mask & found)
+        if NEED_DEMBEDDINGS:
+            zero = tl.zeros_like(dout)
+            tl.store(dembeddings_ptr + t * dembeddings_stride + cols, tl.where(found, zero, dout), mask=mask)
 
 
 @torch.library.custom_op("eagle::scatter_visual", mutates_args=())
 def _fwd(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor) -> Tensor:
-    N, C = visual_NC.shape
-    out_TC = embeddings_TC.clone(memory_format=torch.contiguous_format)
-    if N and C:
-        visual_NC = inner_contiguous(visual_NC)
+    (T, C), N = embeddings_TC.shape, visual_NC.shape[0]
+    out_TC = embeddings_TC.new_empty(T, C)
+    if T and C:
+        embeddings_TC, visual_NC = inner_contiguous(embeddings_TC), inner_contiguous(visual_NC)
         with on_device_of(out_TC):
-            _put_kernel[(N, triton.cdiv(C, COLS))](
-                visual_NC, rows_N.contiguous(), out_TC, visual_NC.stride(0), C=C, COLS=COLS
-            )
+            _fwd_kernel[(triton.cdiv(T, ROWS),)](
+                embeddings_TC, visual_NC, rows_N.contiguous(), out_TC,
+                embeddings_TC.stride(0), visual_NC.stride(0), out_TC.stride(0), T, N, N.bit_length(),
+                C=C, ROWS=ROWS, COLS=COLS,
+            )  # fmt: skip
     return out_TC
 
 
 @torch.library.custom_op("eagle::scatter_visual_bwd", mutates_args=())
 def _bwd(dout_TC: Tensor, rows_N: Tensor, need_dembeddings: bool, need_dvisual: bool) -> tuple[Tensor, Tensor]:
     """(dembeddings, dvisual); an empty tensor stands for one that is not needed."""
-    (_, C), N = dout_TC.shape, rows_N.shape[0]
-    dvisual_NC = dout_TC.new_empty((N, C) if need_dvisual else 0)
-    if need_dembeddings:
-        dembeddings_TC = dout_TC.clone(memory_format=torch.contiguous_format)
-    else:
-        dembeddings_TC = dout_TC.new_empty(0)
-    if N and C:
+    (T, C), N = dout_TC.shape, rows_N.shape[0]
+    dembeddings_TC = dout_TC.new_empty((T, C) if need_dembeddings else (0, 0))
+    dvisual_NC = dout_TC.new_empty((N, C) if need_dvisual else (0, 0))
+    if T and C:
         dout_TC = inner_contiguous(dout_TC)
         with on_device_of(dout_TC):
-            _take_kernel[(N, triton.cdiv(C, COLS))](
-                dout_TC, rows_N.contiguous(), dembeddings_TC, dvisual_NC, dout_TC.stride(0),
-                C=C, NEED_DEMBEDDINGS=need_dembeddings, NEED_DVISUAL=need_dvisual, COLS=COLS,
+            _bwd_kernel[(triton.cdiv(T, ROWS),)](
+                dout_TC, rows_N.contiguous(), dembeddings_TC, dvisual_NC,
+                dout_TC.stride(0), dembeddings_TC.stride(0), dvisual_NC.stride(0), T, N, N.bit_length(),
+                C=C, NEED_DEMBEDDINGS=need_dembeddings, NEED_DVISUAL=need_dvisual, ROWS=ROWS, COLS=COLS,
             )  # fmt: skip
     return dembeddings_TC, dvisual_NC
 
@@ -83,8 +111,8 @@ def _(embeddings_TC, visual_NC, rows_N):  # type: ignore[no-untyped-def]
 
 @_bwd.register_fake
 def _(dout_TC, rows_N, need_dembeddings, need_dvisual):  # type: ignore[no-untyped-def]
-    dvisual_shape = (rows_N.shape[0], dout_TC.shape[1]) if need_dvisual else (0,)
-    return dout_TC.new_empty(dout_TC.shape if need_dembeddings else (0,)), dout_TC.new_empty(dvisual_shape)
+    dvisual_shape = (rows_N.shape[0], dout_TC.shape[1]) if need_dvisual else (0, 0)
+    return dout_TC.new_empty(dout_TC.shape if need_dembeddings else (0, 0)), dout_TC.new_empty(dvisual_shape)
 
 
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]

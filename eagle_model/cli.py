@@ -310,7 +310,8 @@ def bench(
     missing = [p for p in ("pytest", "pytest_benchmark", "matplotlib") if importlib.util.find_spec(p) is None]
     if missing:
         raise ValueError(f"the benches need {', '.join(missing)}: pip install 'eagle-kernels[bench]'")
-    known = sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
+    benches = [path for path in folder.glob("bench_*.py") if "def test_" in path.read_text()]  # not the scripts
+    known = sorted(path.stem.removeprefix("bench_") for path in benches)
     if unknown := [op for op in ops or [] if op not in known]:
         raise ValueError(f"no bench of {', '.join(unknown)}; there are {', '.join(known)}")
     out.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ Times   seconds from the first shown frame. The frame for t is the last one with
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +16,26 @@ import torch
 from numpy.typing import NDArray
 
 from eagle_kernels.video import decode_dali
-from eagle_kernels.video.info import Frame, VideoError, VideoInfo
-from eagle_kernels.video.probe import describe
+from eagle_kernels.video.info import Frame, PacketIndex, VideoError, VideoInfo
+from eagle_kernels.video.plan import choose_frames, frame_indices, plan
+from eagle_kernels.video.probe import load
 
 if TYPE_CHECKING:
-    from eagle_kernels.video.decode_cpu import PacketIndex
+    from eagle_kernels.video.decode_cpu import Budget
 
-TOLERANCE_SECONDS = 1e-6  # a time this little before a frame's own means that frame: times pass through decimal text
+__all__ = ["decode", "frame_indices"]
 
 
 def decode(
-    path: str | Path, timestamps_seconds: Sequence[float], *, device: str | torch.device = "cpu"
+    path: str | Path,
+    timestamps_seconds: Sequence[float],
+    *,
+    device: str | torch.device = "cpu",
+    seek: str = "exact",
+    tolerance: float = 0.25,
+    num_workers: int = 1,
+    time_limit_seconds: float | None = None,
+    index_folder: str | Path | None = None,
 ) -> Iterator[Frame]:
     """The frame shown at each time, in the order asked; repeats are allowed. Lazy: a frame is decoded when it is taken.
 
@@ -38,53 +48,59 @@ def decode(
 
     Args:    timestamps_seconds: each in [0, duration_seconds]. A time out of `frame_times_seconds` means exactly that
              frame; so does any other within 1 us before it, so that rounding to microseconds is harmless.
-             device: "cpu"; a CUDA device is for a later version.
+             device: "cpu", or a CUDA device: NVDEC through DALI, which takes 8-bit 4:2:0 H.264, HEVC and VP9 with
+             BT.601 colours, square pixels and no turn (decode_dali.py); never yet run on a GPU.
+             seek: "exact"; "keyframe": the key frame nearest to each time; "tolerance": the frame that takes the least
+             decoding among those within `tolerance` times the mean distance of the times asked for (0 to 0.5; nothing
+             but the exact one where a single time is asked for). Every frame comes with its own, true time.
+             num_workers: threads that decode groups of pictures side by side, each with one codec thread and a few
+             frames of look-ahead; 1 decodes in the caller's own thread. The frames are the same to the byte.
+             time_limit_seconds: for the file, counted while the caller waits for frames and looked at between packets.
+             index_folder: keeps the index beside the data set, as in `probe`.
     Raises:  VideoError at once if the file cannot be read or a time lies outside it (the message has both numbers), and
              on reaching a frame that is damaged or missing in the file: the message has its time and how many of the
              frames asked for were given before it; ask for the others in a new call. Nothing takes its place. (Video
              carries no checksums: damage that neither container nor codec notices is shown as it decodes, and where a
-             container lost a frame without a trace, the one before it is shown longer.)
-             ImportError without PyAV; ImportError, NotImplementedError: `device` is not the CPU.
+             container lost a frame without a trace, the one before it is shown longer.) VideoError too when the time
+             is up. ValueError: seek, tolerance, num_workers or time_limit_seconds is none of the values above.
+             ImportError without PyAV, or on a GPU DALI; NotImplementedError for a file that DALI cannot decode right.
     """
     device = torch.device(device)
-    if device.type != "cpu":
-        decode_dali.refuse(device)
-    from eagle_kernels.video.decode_cpu import read_index  # here: the package imports without PyAV
-
-    index = read_index(path)
-    info = describe(index)
-    return _decode_cpu(index, info, frame_indices(info, timestamps_seconds))
-
-
-def frame_indices(info: VideoInfo, timestamps_seconds: Sequence[float]) -> NDArray[np.int64]:
-    """(M,) the number of the frame shown at each time, counted from 0 as in `info.frame_times_seconds`.
-
-    Raises VideoError if a time lies outside [0, duration_seconds].
-    """
-    times_N = info.frame_times_seconds
-    asked_M = np.asarray(timestamps_seconds, np.float64).reshape(-1)
-    inside_M = (asked_M >= -TOLERANCE_SECONDS) & (asked_M <= info.duration_seconds + TOLERANCE_SECONDS)
-    if not inside_M.all():  # NaN too
-        asked = float(asked_M[~inside_M][0])
-        raise VideoError(
-            f"{info.path}: asked for the frame at {asked:.6f} s; it lasts from 0 to {info.duration_seconds:.6f} s."
+    if num_workers < 1:
+        raise ValueError(f"video.decode: num_workers is {num_workers}; needs at least 1.")
+    if time_limit_seconds is not None and not time_limit_seconds > 0:
+        raise ValueError(f"video.decode: time_limit_seconds is {time_limit_seconds}; needs more than 0, or None.")
+    if device.type != "cpu" and (num_workers != 1 or time_limit_seconds is not None):
+        raise ValueError(
+            f"video.decode: num_workers is {num_workers} and time_limit_seconds {time_limit_seconds}; device={device} "
+            f"needs 1 and None, as both are of the CPU code."
         )
-    at_M = np.searchsorted(times_N, asked_M, side="right") - 1
-    next_M = np.minimum(at_M + 1, len(times_N) - 1)
-    # Not where the time is a frame's own: even frames less than a microsecond apart are told apart then.
-    is_own_M = (at_M >= 0) & (times_N[at_M] == asked_M)
-    return np.where(~is_own_M & (times_N[next_M] - asked_M <= TOLERANCE_SECONDS), next_M, at_M)
+    index, info = load(path, index_folder)
+    if device.type != "cpu":
+        frames_M = choose_frames(index, info, timestamps_seconds, seek=seek, tolerance=tolerance)
+        return decode_dali.decode(index, info, frames_M, device)
+    from eagle_kernels.video.decode_cpu import Budget  # here: the package imports without PyAV
+
+    frames_M = choose_frames(index, info, timestamps_seconds, seek=seek, tolerance=tolerance)
+    return _decode_cpu(index, info, frames_M, num_workers, Budget(index.path, time_limit_seconds))
 
 
-def _decode_cpu(index: PacketIndex, info: VideoInfo, wanted_M: NDArray[np.int64]) -> Iterator[Frame]:
-    from eagle_kernels.video.decode_cpu import decode_at
+def _decode_cpu(
+    index: PacketIndex, info: VideoInfo, frames_M: NDArray[np.int64], num_workers: int, budget: Budget
+) -> Iterator[Frame]:
+    from eagle_kernels.video.decode_cpu import decode_groups
 
-    frames = decode_at(index, (int(index.pts_N[i]) for i in wanted_M))
-    for num_given, (i, rgb_YX3) in enumerate(zip(wanted_M, frames)):
-        time_seconds = float(info.frame_times_seconds[i])
-        if rgb_YX3 is None:
-            raise VideoError(
-                f"{info.path}: frame {i} at {time_seconds:.6f} s is damaged or missing in the file and cannot be "
-                f"decoded ({num_given} of the {len(wanted_M)} frames asked for were given before it)."
-            )
-        yield Frame(time_seconds, rgb_YX3)
+    groups = plan(index, frames_M, join=num_workers == 1)
+    decoded = decode_groups(index, groups, num_workers=num_workers, budget=budget)
+    with closing(decoded):
+        for num_given, i in enumerate(frames_M.tolist()):
+            budget.start()
+            rgb_YX3 = next(decoded)
+            budget.pause()
+            time_seconds = float(info.frame_times_seconds[i])
+            if rgb_YX3 is None:
+                raise VideoError(
+                    f"{info.path}: frame {i} at {time_seconds:.6f} s is damaged or missing in the file and cannot be "
+                    f"decoded ({num_given} of the {len(frames_M)} frames asked for were given before it)."
+                )
+            yield Frame(time_seconds, rgb_YX3)

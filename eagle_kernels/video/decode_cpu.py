@@ -1,27 +1,37 @@
 """Reading and decoding video on the CPU with libav: the one file of the library that imports PyAV.
 
-Dims    N shown frames, K key frames, Y rows, X columns.
+Dims    N shown frames, K key frames, D packets in the order of storage, Y rows, X columns.
 
-`read_index` passes once over the packets of a file, decoding only its first frame, and finds when each frame is shown
-and where a decoder may start. `decode_at` then fetches frames by their presentation time stamp (pts):
+`read_index` finds when each frame is shown and where a decoder may start: from the tables of an MP4 (mp4.py), whose
+first frame it decodes, or else in one pass over the packets. `decode_groups` then fetches the frames of planned groups
+(plan.py) by their presentation time stamp (pts):
 
-- start at the key frame at or before the wanted one (seek only where that skips something), decode forward;
+- start at the group's key frame, feed until its last frame's packet went in, then drain the decoder;
+- leave out packets that nothing refers to (H.264, HEVC), where the file was found to keep its word on that;
 - take the frame whose pts is exactly the one wanted. After a seek, a frame shown before the key frame that the decoder
   started from may lean on pictures that it never saw (open GOP), so such frames are never taken;
 - if that pts does not come out (the demuxer landed too late, as in MPEG-TS; the pictures after the key frame are not
   clean yet, as with intra refresh), start earlier, finally from the beginning of the file;
 - after damage nothing is taken until the next key frame, and what then never comes out is reported as missing.
 
-One codec thread: for sparse frames libav's frame threads restart at every seek and cost 1.2 to 1.45 times the CPU.
+One codec thread a worker: for sparse frames libav's frame threads restart at every seek and cost 1.2 to 1.45 times the
+CPU. Workers take whole groups.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +41,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eagle_kernels.video.info import VideoError
+from eagle_kernels.video import mp4
+from eagle_kernels.video.info import Orientation, PacketIndex, Samples, VideoError
+from eagle_kernels.video.plan import Group, NalFormat, is_disposable, nal_format, plan
 
 try:
     import av
@@ -49,94 +61,330 @@ SEEK_PICTURES = 4  # pictures that an ordinary H.264 decoder has read ahead to r
 # Without the last two flags swscale rounds down, repeats chroma samples, and loses 10 dB: tests/video/test_decode.py.
 # Bicubic gains nothing there and takes twice the time.
 SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group, and
+GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
+GROUPS_WORTH_A_CHECK = 8  # of DROPS_CHECKED packets; fewer are decoded whole: the check takes one group both ways
+DROPS_CHECKED = 8  # packets that must have been left out without a change in the frames behind them
+MAX_VERDICTS = 4096  # files whose check is remembered
+POLL_SECONDS = 0.1
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
 UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's own tools, torchcodec and OpenCV take
 
 
-class Orientation(NamedTuple):
-    """How stored pixels are turned to be shown: first swap rows and columns, then flip."""
-
-    transpose: bool = False
-    flip_y: bool = False
-    flip_x: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PacketIndex:
-    """What the packets of one video stream say. Times are pts in units of `time_base` seconds."""
-
-    path: Path
-    codec: str
-    time_base: Fraction
-    pts_N: NDArray[np.int64]  # of each shown frame, ascending
-    last_duration: int  # ticks that the last frame is shown; 0 if unknown
-    key_pts_K: NDArray[np.int64]  # of each packet marked as a key frame, ascending
-    key_seek_K: NDArray[np.int64]  # the time that makes the demuxer go there
-    scaled_width_px: int  # stored size with square pixels, before turning
-    scaled_height_px: int
-    orientation: Orientation
-    rotation_degrees: int
-    damage: str | None
-
-
 def read_index(path: str | Path) -> PacketIndex:
-    """One pass over the packets of the file's video stream; decodes up to its first frame.
+    """The stream's index: from the tables of an MP4 where they apply (mp4.py), else from one pass over its packets.
 
-    Raises VideoError if there is no such file, it is no video, or not one frame of it decodes.
+    Decodes up to the first frame. Raises VideoError if there is no such file, it is no video, or not one frame decodes.
     """
     path = Path(path)
+    _check_is_file(path)
+    tables = mp4.read_tables(path)
+    return (None if tables is None else _index_from_tables(path, tables)) or index_from_packets(path)
+
+
+def index_from_packets(path: Path) -> PacketIndex:
+    """The index by one pass over the packets of the file's video stream; errors as in `read_index`."""
     with closing(_open(path)) as container:
         stream = _video_stream(container, path)
         first, packets, damage = _read_packets(container, stream, path)
         pts_N, place_N = np.unique(np.array([p.pts for p in packets], np.int64), return_index=True)
         is_shown_N = pts_N >= first.pts  # leading pictures of a stream that was cut are never shown
-        pts_N, last = pts_N[is_shown_N], packets[place_N[-1]]
+        last = packets[place_N[-1]]
+        pts_N, place_N = pts_N[is_shown_N], place_N[is_shown_N]
         last_duration = last.duration or _usual_duration(pts_N, stream)
         ends_seconds = float((last.pts + last_duration) * stream.time_base)
-        keys_K2 = np.array(sorted((p.pts, p.seek) for p in packets if p.is_key), np.int64).reshape(-1, 2)
-        orientation = _orientation(first)
+        keys = sorted((p.pts, p.seek, i) for i, p in enumerate(packets) if p.is_key)
+        keys_K3 = np.array(keys, np.int64).reshape(-1, 3)
         width_px, height_px = _square_pixels(first.width, first.height, stream.sample_aspect_ratio, path)
+        orientation = _orientation(first)
         return PacketIndex(
             path=path,
             codec=stream.codec_context.codec.canonical_name,
             time_base=stream.time_base,
             pts_N=pts_N,
+            place_N=place_N.astype(np.int32),
             last_duration=last_duration,
-            key_pts_K=keys_K2[:, 0],
-            key_seek_K=keys_K2[:, 1],
+            key_pts_K=keys_K3[:, 0],
+            key_seek_K=keys_K3[:, 1],
+            key_place_K=keys_K3[:, 2].astype(np.int32),
             scaled_width_px=width_px,
             scaled_height_px=height_px,
             orientation=orientation,
             rotation_degrees=_rotation_degrees(orientation),
             damage="; ".join(damage + _shortfall(container, stream, ends_seconds)) or None,
+            samples=None,
         )
 
 
-def decode_at(index: PacketIndex, wanted_pts: Iterable[int]) -> Iterator[Tensor | None]:
-    """For each wanted pts, in the order given, the frame as (Y, X, 3) uint8 RGB, or None if it cannot be decoded.
+def _index_from_tables(path: Path, tables: mp4.Tables) -> PacketIndex | None:
+    """None if the first sample does not give a frame that agrees with the tables: the packets are to be scanned."""
+    samples = Samples(
+        pts_D=tables.pts_D,
+        is_key_D=tables.is_key_D,
+        offset_D=tables.offset_D,
+        size_D=tables.size_D,
+        head=tables.head,
+        num_head_samples=tables.num_head_samples,
+    )
+    try:
+        with open(path, "rb") as file, closing(_open_head(samples, file.fileno(), path)) as container:
+            stream = _video_stream(container, path)
+            content = os.pread(file.fileno(), int(samples.size_D[0]), int(samples.offset_D[0]))
+            frames = (_decode(_packet(content, samples, 0, stream)) or []) + _drain(stream)
+            if len(frames) != 1 or frames[0].is_corrupt or frames[0].pts != samples.pts_D[0]:
+                return None
+            (first,) = frames
+            width_px, height_px = _square_pixels(first.width, first.height, stream.sample_aspect_ratio, path)
+            codec, time_base = stream.codec_context.codec.canonical_name, stream.time_base
+            shown_D = np.flatnonzero(tables.is_shown_D)
+            order_N = np.argsort(tables.pts_D[shown_D], kind="stable")
+            place_N = shown_D[order_N]
+            pts_N = tables.pts_D[place_N]
+            last_duration = int(tables.duration_D[place_N[-1]]) or _usual_duration(pts_N, stream)
+    except VideoError:
+        return None
+    if time_base != Fraction(1, tables.timescale):
+        return None
+    key_place_K = np.flatnonzero(tables.is_key_D)
+    key_place_K = key_place_K[np.argsort(tables.pts_D[key_place_K], kind="stable")]
+    orientation = _orientation(first)
+    return PacketIndex(
+        path=path,
+        codec=codec,
+        time_base=time_base,
+        pts_N=pts_N,
+        place_N=place_N.astype(np.int32),
+        last_duration=last_duration,
+        key_pts_K=tables.pts_D[key_place_K],
+        key_seek_K=tables.pts_D[key_place_K],
+        key_place_K=key_place_K.astype(np.int32),
+        scaled_width_px=width_px,
+        scaled_height_px=height_px,
+        orientation=orientation,
+        rotation_degrees=_rotation_degrees(orientation),
+        damage=None,
+        samples=lambda: samples,
+    )
 
-    Holds one decoded frame, whatever the number wanted; each tensor given is the caller's own.
+
+class Budget:
+    """When to stop: the caller has gone, or the time it gave is used up. One for all workers of a call.
+
+    Only the time counts in which the caller waits for a frame.
     """
+
+    def __init__(self, path: Path, limit_seconds: float | None) -> None:
+        self._path = path
+        self._limit_seconds = limit_seconds
+        self._left_seconds = math.inf if limit_seconds is None else limit_seconds
+        self._deadline = math.inf
+        self.gone = threading.Event()
+
+    def start(self) -> None:
+        self._deadline = time.monotonic() + self._left_seconds
+
+    def pause(self) -> None:
+        self._left_seconds = self._deadline - time.monotonic()
+        self._deadline = math.inf
+
+    def check(self) -> None:
+        """Raises VideoError when the time is up, _Gone when nobody wants the frames any more."""
+        if self.gone.is_set():
+            raise _Gone
+        if time.monotonic() > self._deadline:
+            raise VideoError(
+                f"{self._path}: decoding took more than time_limit_seconds = {self._limit_seconds:g} s. "
+                f"Allow more, or leave the file out."
+            )
+
+
+class _Gone(Exception):
+    """Ends a worker whose frames are not wanted any more."""
+
+
+def decode_groups(
+    index: PacketIndex, groups: Sequence[Group], *, num_workers: int, budget: Budget
+) -> Generator[Tensor | None, None, None]:
+    """For each frame of each group, in their order, (Y, X, 3) uint8 RGB, or None if it cannot be decoded.
+
+    One worker: nothing is decoded before it is taken. Several: they run ahead of the caller by a bounded number of
+    frames. The pixels are the same, and each tensor given is the caller's own.
+    """
+    drop = _drops_are_safe(index, groups, budget)
+    if num_workers == 1:
+        yield from _in_turn(index, groups, drop, budget)
+    else:
+        yield from _side_by_side(index, groups, drop, budget, num_workers)
+
+
+def _in_turn(index: PacketIndex, groups: Sequence[Group], drop: bool, budget: Budget) -> Iterator[Tensor | None]:
     reformatter = VideoReformatter()
-    with closing(_Reader(index)) as reader:
-        for pts in wanted_pts:
-            frame = reader.frame(pts)
-            yield None if frame is None else _to_rgb(frame, index, reformatter)
+    with closing(_Reader(index, budget)) as reader:
+        for group in groups:
+            for frame in reader.frames(group, drop=drop):
+                yield None if frame is None else _to_rgb(frame, index, reformatter)
+
+
+def _side_by_side(
+    index: PacketIndex, groups: Sequence[Group], drop: bool, budget: Budget, num_workers: int
+) -> Iterator[Tensor | None]:
+    """Each group is a task with a short queue of its own; the queues are emptied in the groups' order. Tasks are begun
+    in that order too, so the one that is waited for is always at work."""
+    readers: queue.SimpleQueue[_Reader] = queue.SimpleQueue()  # of workers that are idle
+    every_reader = [_Reader(index, budget) for _ in range(num_workers)]
+    for reader in every_reader:
+        readers.put(reader)
+
+    def work(group: Group, done: queue.Queue[Tensor | BaseException | None]) -> None:
+        reader, reformatter = readers.get(), VideoReformatter()
+        try:
+            for frame in reader.frames(group, drop=drop):
+                put(done, None if frame is None else _to_rgb(frame, index, reformatter))
+        except _Gone:
+            pass
+        except BaseException as error:  # handed to the caller, whatever it is
+            with contextlib.suppress(_Gone):
+                put(done, error)
+        finally:
+            readers.put(reader)
+
+    def put(done: queue.Queue[Tensor | BaseException | None], result: Tensor | BaseException | None) -> None:
+        while True:
+            if budget.gone.is_set():
+                raise _Gone
+            try:
+                return done.put(result, timeout=POLL_SECONDS)
+            except queue.Full:
+                continue
+
+    waiting = iter(groups)
+    begun: deque[tuple[Group, queue.Queue[Tensor | BaseException | None]]] = deque()
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="eagle-video")
+    try:
+        while True:
+            for group in itertools.islice(waiting, num_workers * GROUPS_AHEAD - len(begun)):
+                done: queue.Queue[Tensor | BaseException | None] = queue.Queue(FRAMES_AHEAD)
+                pool.submit(work, group, done)
+                begun.append((group, done))
+            if not begun:
+                return
+            group, done = begun.popleft()
+            for _ in group.frames:
+                result = _get(done, budget)
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+    finally:
+        budget.gone.set()
+        pool.shutdown(wait=True)
+        for reader in every_reader:
+            reader.close()
+
+
+def _get(done: queue.Queue[Tensor | BaseException | None], budget: Budget) -> Tensor | BaseException | None:
+    while True:
+        try:
+            return done.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            budget.check()
+
+
+_verdicts: dict[tuple[str, int, int], bool] = {}  # of (path, bytes, time changed): whether dropping was found safe
+
+
+def _drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
+    """Decodes one group, and more until DROPS_CHECKED packets were left out, with all its packets and with those alone
+    that others refer to; True if the frame behind them is the same to the byte. Remembered while the process runs.
+    Too few groups are not worth it: False, if nothing is known of the file yet."""
+    if index.codec not in ("h264", "hevc"):
+        return False
+    status = index.path.stat()
+    file = (str(index.path.resolve()), status.st_size, status.st_mtime_ns)
+    if file not in _verdicts:
+        frames = np.unique([i for group in groups for i in group.frames])
+        groups = [g for g in plan(index, frames, join=False) if g.end_place - g.first_place >= DROPS_CHECKED]
+        if len(groups) < GROUPS_WORTH_A_CHECK:
+            return False
+        if len(_verdicts) >= MAX_VERDICTS:
+            _verdicts.clear()
+        _verdicts[file] = _check_drops(index, groups, budget)
+    return _verdicts[file]
+
+
+def _check_drops(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
+    num_dropped = 0
+    reformatter = VideoReformatter()
+    with closing(_Reader(index, budget)) as reader:
+        # The shortest first that are long enough to tell something: it is the cheapest check.
+        lengths = [(g.end_place - g.first_place, g) for g in groups]
+        by_length = sorted(lengths, key=lambda x: (x[0] < 3 * DROPS_CHECKED, x[0]))
+        for _, group in by_length[:GROUPS_WORTH_A_CHECK]:
+            last_alone = group._replace(frames=group.frames[-1:])
+            before = reader.num_dropped
+            (without,) = reader.frames(last_alone, drop=True)
+            (whole,) = reader.frames(last_alone, drop=False)
+            if without is None or whole is None or reader.num_missed:
+                return False
+            if not torch.equal(_to_rgb(without, index, reformatter), _to_rgb(whole, index, reformatter)):
+                return False
+            num_dropped += reader.num_dropped - before
+            if num_dropped >= DROPS_CHECKED:
+                return True
+    return False
 
 
 class _Reader:
     """A file open at one place, from which the frames come in the order they are shown."""
 
-    def __init__(self, index: PacketIndex) -> None:
+    def __init__(self, index: PacketIndex, budget: Budget) -> None:
         self._index = index
+        self._budget = budget
+        self._samples: Samples | None = None
+        self._file: io.FileIO | None = None  # where there are samples: read at their places, without a demuxer
+        self._place = 0  # of the sample to read first
         self._container: av.container.InputContainer | None = None
+        self._nal: NalFormat | None = None
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._newest_key_pts = -math.inf  # of the packets fed since the last seek
+        self.num_dropped = 0  # packets left out so far
+        self.num_missed = 0  # frames that the plan did not lead to
 
     def close(self) -> None:
         if self._container is not None:
             self._container.close()
+        if self._file is not None:
+            self._file.close()
+        self._container = self._file = None
+
+    def frames(self, group: Group, *, drop: bool) -> Iterator[av.VideoFrame | None]:
+        """One for each of the group's frames, None where no way leads to it. drop: leave out packets that say of
+        themselves that nothing refers to them."""
+        wanted = [int(self._index.pts_N[i]) for i in group.frames]
+        self._start(group.key, wanted, drop=drop)
+        by_plan = True
+        for pts in wanted:
+            if self._shown is not None and self._shown.pts == pts:
+                yield self._shown
+                continue
+            by_plan = by_plan and self._forward_to(pts)
+            self.num_missed += not by_plan
+            yield self._shown if by_plan else self._alone(pts) or self.frame(pts)
+
+    def _alone(self, pts: int) -> av.VideoFrame | None:
+        """That frame, with nothing fed behind it that could be damaged."""
+        self._start(int(np.searchsorted(self._index.key_pts_K, pts, side="right")) - 1, [pts], drop=False)
+        return self._shown if self._forward_to(pts) else None
+
+    def _start(self, key: int, wanted: list[int], *, drop: bool) -> None:
+        """Makes ready to decode from that key frame until the packets of all wanted pts were fed."""
+        if key <= 0:
+            self._rewind()
+            self._frames = self._clean_frames(trusted_from=-math.inf, wanted=set(wanted), drop=drop)
+        elif self._seek(int(self._index.key_seek_K[key])):
+            self._frames = self._clean_frames(trusted_from=None, wanted=set(wanted), drop=drop)
+        else:
+            self._frames = iter(())
 
     def frame(self, pts: int) -> av.VideoFrame | None:
         """The frame whose pts is exactly this one, or None where no way leads to it."""
@@ -170,63 +418,113 @@ class _Reader:
                 return bool(frame.pts == pts)
         return False
 
+    def _open(self) -> av.container.InputContainer:
+        """A container that a decoder can be set up from; the packets come from it, or from the samples' places."""
+        path = self._index.path
+        if self._index.samples is None:
+            container = _open(path)
+        else:
+            _check_is_file(path)
+            self._samples = self._index.samples()
+            self._file = io.FileIO(path)  # open as long as the reader
+            container = _open_head(self._samples, self._file.fileno(), path)
+        stream = _video_stream(container, path)
+        self._nal = nal_format(self._index.codec, stream.codec_context.extradata)
+        return container
+
     def _seek(self, timestamp: int) -> bool:
         if self._container is None:
-            self._container = _open(self._index.path)
+            self._container = self._open()
         stream = _video_stream(self._container, self._index.path)
         self._shown = None
-        try:
-            self._container.seek(timestamp, stream=stream)
-        except av.error.FFmpegError:  # a container without an index: the caller starts earlier
-            return False
+        if self._samples is None:
+            try:
+                self._container.seek(timestamp, stream=stream)
+            except av.error.FFmpegError:  # a container without an index: the caller starts earlier
+                return False
+        else:
+            stream.codec_context.flush_buffers()
+            self._place = int(self._index.key_place_K[np.searchsorted(self._index.key_seek_K, timestamp)])
         self._frames = self._clean_frames(trusted_from=None)
         return True
 
     def _rewind(self) -> None:
         """Opens the file anew: right for every container, also for those that seek badly."""
         self.close()
-        self._container = _open(self._index.path)
+        self._container = self._open()
         self._shown = None
+        self._place = 0
         self._frames = self._clean_frames(trusted_from=-math.inf)
 
-    def _clean_frames(self, trusted_from: float | None) -> Iterator[av.VideoFrame]:
+    def _packets(self, stream: av.VideoStream) -> Iterator[av.Packet]:
+        """From the place that the last seek went to; one of size 0 comes last."""
+        if self._samples is None or self._file is None:
+            demuxed = stream.container.demux(stream)
+            while True:
+                try:
+                    packet = next(demuxed)
+                except av.error.FFmpegError:
+                    packet = av.Packet()  # nothing more can be read, but what was fed can still come out
+                yield packet
+                if packet.size == 0:
+                    return
+        for place in range(self._place, len(self._samples.pts_D)):
+            size = int(self._samples.size_D[place])
+            content = os.pread(self._file.fileno(), size, int(self._samples.offset_D[place]))
+            if len(content) < size:  # the file became shorter
+                break
+            yield _packet(content, self._samples, place, stream)
+        yield av.Packet()
+
+    def _clean_frames(
+        self, trusted_from: float | None, wanted: set[int] | None = None, *, drop: bool = False
+    ) -> Iterator[av.VideoFrame]:
         """Frames in the order they are shown, without those that may lean on pictures the decoder never saw.
 
         trusted_from: frames shown before this pts are not taken; None: the pts of the first key frame met.
+        wanted:       end when packets of all these pts were fed, or can no longer come; None: at the end of the file.
+        drop:         feed no packet, except of a wanted frame, that says of itself that nothing refers to it.
         """
         if self._container is None:
             return
         stream = _video_stream(self._container, self._index.path)
         self._newest_key_pts = -math.inf
+        last_wanted = max(wanted) if wanted else math.inf
+        num_keys_behind = 0
         clean: set[int] = set()  # pts fed in good order and not yet out
         broken = False
-        demuxed = self._container.demux(stream)
-        at_end = False
-        while not at_end:
-            try:
-                packet = next(demuxed)  # one of size 0 comes last
-            except av.error.FFmpegError:
-                packet = av.Packet()  # nothing more can be read, but what was fed can still come out
+        for packet in self._packets(stream):
+            self._budget.check()
             at_end = packet.size == 0
             if not at_end and packet.is_keyframe and packet.pts is not None:
                 if trusted_from is None or broken:
                     trusted_from, broken = packet.pts, False
                 self._newest_key_pts = max(self._newest_key_pts, packet.pts)
-            if trusted_from is None:
+                num_keys_behind += packet.pts > last_wanted
+            if trusted_from is None and not at_end:
+                continue
+            if wanted is not None and packet.pts in wanted:
+                wanted.remove(packet.pts)
+            elif drop and self._nal is not None and not at_end and is_disposable(memoryview(packet), self._nal):
+                self.num_dropped += 1
                 continue
             frames = _drain(stream) if at_end else _decode(packet)
-            is_leading = packet.pts is None or packet.pts < trusted_from
+            is_leading = trusted_from is None or packet.pts is None or packet.pts < trusted_from
             if frames is None:
                 broken = broken or not is_leading
             elif not broken and not is_leading:
                 clean.add(packet.pts)
+            if wanted is not None and not at_end and (not wanted or num_keys_behind > 1):
+                frames, at_end = (frames or []) + _drain(stream), True
             for frame in frames or ():
-                if frame.is_corrupt and frame.pts >= trusted_from:
+                if trusted_from is not None and frame.is_corrupt and frame.pts >= trusted_from:
                     broken = True
                     clean.clear()
                 elif frame.pts in clean:
                     clean.remove(frame.pts)
                     yield frame
+            if at_end:
+                return
 
 
 class _Packet(NamedTuple):
@@ -297,13 +595,38 @@ def _no_times(path: Path, container_name: str) -> str:
     )
 
 
-def _open(path: Path) -> av.container.InputContainer:
+def _check_is_file(path: Path) -> None:
     if not path.is_file():
         raise VideoError(f"{path}: there is no such file." if not path.exists() else f"{path}: is not a file.")
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes).")
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    _check_is_file(path)
+    return _open_av(f"file:{path}", path)
+
+
+def _open_head(samples: Samples, fd: int, path: Path) -> av.container.InputContainer:
+    """The small MP4 file of the first samples, in memory."""
+    where = zip(
+        samples.size_D[: samples.num_head_samples].tolist(), samples.offset_D[: samples.num_head_samples].tolist()
+    )
+    return _open_av(io.BytesIO(samples.head + b"".join(os.pread(fd, *at) for at in where)), path)
+
+
+def _packet(content: bytes, samples: Samples, place: int, stream: av.VideoStream) -> av.Packet:
+    packet = av.Packet(content)
+    packet.pts = int(samples.pts_D[place])
+    packet.time_base = stream.time_base
+    packet.is_keyframe = bool(samples.is_key_D[place])
+    packet.stream = stream
+    return packet
+
+
+def _open_av(source: str | io.BytesIO, path: Path) -> av.container.InputContainer:
     try:
-        return av.open(f"file:{path}", options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
+        return av.open(source, options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
     except (av.error.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(
@@ -404,3 +727,23 @@ def _to_rgb(frame: av.VideoFrame, index: PacketIndex, reformatter: VideoReformat
         rgb_YX3 = rgb_YX3.transpose(0, 1)
     flips = [dim for dim, flip in enumerate((flip_y, flip_x)) if flip]
     return rgb_YX3.flip(flips).contiguous() if flips else rgb_YX3.contiguous()
+
+
+class StreamFormat(NamedTuple):
+    """How the pixels of a video stream are stored; for executors that must know beforehand what they cannot do."""
+
+    pixel_format: str  # libav's name: "yuv420p", "yuv420p10le", ...; "" if unknown
+    matrix: int  # ITU-T H.273 MatrixCoefficients: 1 is BT.709, 2 unspecified, 5 and 6 BT.601
+    width_px: int  # as stored
+    height_px: int
+    num_video_streams: int  # of the whole file, cover art included
+
+
+def stream_format(path: str | Path) -> StreamFormat:
+    """Reads the container's head, and no picture. Raises VideoError as `read_index` does."""
+    path = Path(path)
+    with closing(_open(path)) as container:
+        coder = _video_stream(container, path).codec_context
+        return StreamFormat(
+            coder.pix_fmt or "", int(coder.colorspace), coder.width, coder.height, len(container.streams.video)
+        )

@@ -1,11 +1,13 @@
 """What is known of a video file before a pixel is asked for, one decoded frame, and the one error of this package.
 
-Dims    N shown frames, Y rows, X columns.
+Dims    N shown frames, K key frames, D packets in the order of storage, Y rows, X columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,3 +44,48 @@ class Frame(NamedTuple):
 
     timestamp_seconds: float
     rgb_YX3: Tensor  # uint8, contiguous, full range RGB
+
+
+class Orientation(NamedTuple):
+    """How stored pixels are turned to be shown: first swap rows and columns, then flip."""
+
+    transpose: bool = False
+    flip_y: bool = False
+    flip_x: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """Where the packets lie in the file, in the order of storage, and what opens a decoder for them.
+
+    `head` and the bytes of the first `num_head_samples` packets behind it are a small MP4 file of the same stream.
+    """
+
+    pts_D: NDArray[np.int64]
+    is_key_D: NDArray[np.bool_]
+    offset_D: NDArray[np.int64]  # bytes from the start of the file
+    size_D: NDArray[np.int32]
+    head: bytes
+    num_head_samples: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PacketIndex:
+    """One video stream, as its container tells it. Times are pts in units of `time_base` seconds; the place of a packet
+    is its number in the order of storage, which is the order of decoding."""
+
+    path: Path
+    codec: str
+    time_base: Fraction
+    pts_N: NDArray[np.int64]  # of each shown frame, ascending
+    place_N: NDArray[np.int32]  # of each shown frame's packet
+    last_duration: int  # ticks that the last frame is shown; 0 if unknown
+    key_pts_K: NDArray[np.int64]  # of each packet that a decoder can start at, ascending
+    key_seek_K: NDArray[np.int64]  # the time that makes the demuxer go there
+    key_place_K: NDArray[np.int32]
+    scaled_width_px: int  # stored size with square pixels, before turning
+    scaled_height_px: int
+    orientation: Orientation
+    rotation_degrees: int
+    damage: str | None
+    samples: Callable[[], Samples] | None  # None: the packets are found by libav's demuxer alone

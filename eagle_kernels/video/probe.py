@@ -6,30 +6,40 @@ Dims    N shown frames.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eagle_kernels.video.info import VideoInfo
-
-if TYPE_CHECKING:
-    from eagle_kernels.video.decode_cpu import PacketIndex
+from eagle_kernels.video import sidecar
+from eagle_kernels.video.info import PacketIndex, VideoInfo
 
 CLOCK_SECONDS = 1e-3  # Matroska and FLV keep times in whole milliseconds, and pass them on when a file is rewritten
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path, *, index_folder: str | Path | None = None) -> VideoInfo:
     """Describes the first video stream of a file (the one marked as default, if one is; cover art is not video).
 
-    Reads every packet's header but decodes one frame only. A file that is damaged or cut short gives what can be read,
-    and `damage` says what was wrong.
+    Reads an MP4's tables, or else every packet's header, but decodes one frame only. A file that is damaged or cut
+    short gives what can be read, and `damage` says what was wrong.
+
+    index_folder: a folder for what was found (sidecar.py). The next call there for the same unchanged file reads that
+    instead. Nothing is written without it.
 
     Raises VideoError if there is no such file, it is no video (or audio only), or not one frame of it decodes;
-    ImportError without PyAV.
+    ImportError without PyAV; OSError if `index_folder` cannot be written.
     """
+    return load(path, index_folder)[1]
+
+
+def load(path: str | Path, index_folder: str | Path | None) -> tuple[PacketIndex, VideoInfo]:
+    """The file's index and description, as `probe`."""
     from eagle_kernels.video.decode_cpu import read_index  # here: the package imports without PyAV
 
-    return describe(read_index(path))
+    if index_folder is None:
+        index = read_index(path)
+    else:
+        kept = sidecar.read(path, index_folder)
+        index = kept or sidecar.make(path, index_folder, read_index)
+    return index, describe(index)
 
 
 def describe(index: PacketIndex) -> VideoInfo:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eagle_kernels.attention import BACKENDS, Backend
+
 # What the model computes, and nothing else: key -> the one value allowed. Written on save.
 _ONLY_VISION = {
     "model_type": "siglip_vision_model",
@@ -190,6 +192,8 @@ class EagleConfig:
     select_layer: -1 takes the last vision layer after post_layernorm; any other value takes hidden_states[select_layer]
     without it, where hidden_states[0] is the embedding, as in transformers.
     min_dynamic_tiles, max_dynamic_tiles: for those who prepare images; the model does not use them.
+    attention_backend: `backend` of varlen_attention in both towers. With a cache of keys, as in generation, the decoder
+    takes "eagle" whatever stands here: flash-attn knows no segments. config.json names it unless it is "eagle".
     """
 
     vision: VisionConfig
@@ -199,9 +203,14 @@ class EagleConfig:
     min_dynamic_tiles: int = 1
     max_dynamic_tiles: int = 12
     initializer_range: float = 0.02  # standard deviation of new embeddings and of a new lm_head
+    attention_backend: Backend = "eagle"
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.attention_backend not in BACKENDS:
+            raise ValueError(
+                f"EagleConfig: attention_backend is {self.attention_backend!r}; needs one of {', '.join(BACKENDS)}."
+            )
         layers = self.vision.num_hidden_layers
         if not -(layers + 1) <= self.select_layer <= layers:
             raise ValueError(
@@ -246,15 +255,18 @@ class EagleConfig:
             min_dynamic_tiles=_pop_either(other, "min_dynamic_tiles", "min_dynamic_patch", 1),
             max_dynamic_tiles=_pop_either(other, "max_dynamic_tiles", "max_dynamic_patch", 12),
             initializer_range=other.pop("initializer_range", 0.02),
+            attention_backend=other.pop("attention_backend", "eagle"),
             other=other,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds. vLLM reads min/max_dynamic_patch, others min/max_dynamic_tiles: both are there."""
+        backend = {} if self.attention_backend == "eagle" else {"attention_backend": self.attention_backend}
         return {
             **_DEFAULT_EAGLE_OTHER,
             **self.other,
             **_ONLY_EAGLE,
+            **backend,
             "vision_config": self.vision.to_dict(),
             "text_config": self.text.to_dict(),
             "tie_word_embeddings": self.text.tie_word_embeddings,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eagle_kernels.layer_norm import layer_norm
-from eagle_kernels.merge_2x2 import merge_2x2
+from eagle_kernels.merge_2x2_layer_norm import merge_2x2_layer_norm
 from eagle_model.model.config import EagleConfig
 
 
@@ -24,6 +23,5 @@ class Connector(nn.Module):
 
     def forward(self, patches_IPC: Tensor) -> Tensor:
         """(I, P, C) -> (I, Q, D). The GELU is the exact one (erf), unlike the encoder's."""
-        merged_IQE = merge_2x2(patches_IPC)
-        normed_IQE = layer_norm(merged_IQE, self.norm.weight, self.norm.bias, self.norm.eps)
+        normed_IQE = merge_2x2_layer_norm(patches_IPC, self.norm.weight, self.norm.bias, self.norm.eps)
         return self.out(F.gelu(self.up(normed_IQE)))

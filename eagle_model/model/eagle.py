@@ -38,7 +38,7 @@ class Eagle(nn.Module):
         self.cfg = cfg
         self.vision = VisionEncoder(cfg)
         self.connector = Connector(cfg)
-        self.llm = Decoder(cfg.text)
+        self.llm = Decoder(cfg.text, attention_backend=cfg.attention_backend)
         self.lm_head = nn.Linear(cfg.text.hidden_size, cfg.text.vocab_size, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.lm_head:

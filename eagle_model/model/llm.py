@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eagle_kernels.attention import AttentionPlan, varlen_attention
+from eagle_kernels.attention import AttentionPlan, Backend, varlen_attention
 from eagle_kernels.rms_norm import add_rms_norm, rms_norm
 from eagle_kernels.rope import rope
 from eagle_kernels.swiglu import swiglu
@@ -31,8 +31,9 @@ class LayerCache:
 
 
 class Attention(nn.Module):
-    def __init__(self, cfg: TextConfig) -> None:
+    def __init__(self, cfg: TextConfig, backend: Backend) -> None:
         super().__init__()
+        self.backend = backend
         self.head_dim = cfg.head_dim
         self.rope_theta = cfg.rope_theta
         kv_width = cfg.num_key_value_heads * cfg.head_dim
@@ -46,11 +47,14 @@ class Attention(nn.Module):
             p(x_TD).unflatten(1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         q_THW, k_TKW = rope(q_THW, k_TKW, positions_T, self.rope_theta)
+        backend = self.backend
         if cache is not None:
+            backend = "eagle"  # the one that takes segments
             cache.keys_LKW[cache.rows_T] = k_TKW
             cache.values_LKW[cache.rows_T] = v_TKW
             k_TKW, v_TKW = cache.keys_LKW, cache.values_LKW
-        return self.o_proj(varlen_attention(q_THW, k_TKW, v_TKW, plan, causal=True).flatten(1))
+        out_THW = varlen_attention(q_THW, k_TKW, v_TKW, plan, causal=True, backend=backend)
+        return self.o_proj(out_THW.flatten(1))
 
 
 class MLP(nn.Module):
@@ -65,10 +69,10 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, cfg: TextConfig) -> None:
+    def __init__(self, cfg: TextConfig, attention_backend: Backend) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(cfg.hidden_size, eps=cfg.rms_norm_eps)
-        self.self_attn = Attention(cfg)
+        self.self_attn = Attention(cfg, attention_backend)
         self.post_attention_layernorm = nn.RMSNorm(cfg.hidden_size, eps=cfg.rms_norm_eps)
         self.mlp = MLP(cfg)
         self.eps = cfg.rms_norm_eps
@@ -81,11 +85,11 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, cfg: TextConfig) -> None:
+    def __init__(self, cfg: TextConfig, *, attention_backend: Backend = "eagle") -> None:
         super().__init__()
         self.cfg = cfg
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(cfg) for _ in range(cfg.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(cfg, attention_backend) for _ in range(cfg.num_hidden_layers))
         self.norm = nn.RMSNorm(cfg.hidden_size, eps=cfg.rms_norm_eps)
 
     def forward(

@@ -9,20 +9,20 @@ Source   Tschannen et al. 2025, arXiv:2502.14786; transformers' SiglipVisionMode
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eagle_kernels.attention import AttentionPlan, varlen_attention
+from eagle_kernels.attention import AttentionPlan, Backend, varlen_attention
 from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
 from eagle_model.model.config import EagleConfig, VisionConfig
 
 
 class VisionAttention(nn.Module):
-    def __init__(self, cfg: VisionConfig) -> None:
+    def __init__(self, cfg: VisionConfig, backend: Backend) -> None:
         super().__init__()
+        self.backend = backend
         self.num_heads = cfg.num_attention_heads
         self.q_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
         self.k_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
@@ -33,7 +33,8 @@ class VisionAttention(nn.Module):
         q_RHD, k_RHD, v_RHD = (
             p(x_RC).unflatten(1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(varlen_attention(q_RHD, k_RHD, v_RHD, plan, causal=False).flatten(1))
+        out_RHD = varlen_attention(q_RHD, k_RHD, v_RHD, plan, causal=False, backend=self.backend)
+        return self.out_proj(out_RHD.flatten(1))
 
 
 class VisionMLP(nn.Module):
@@ -47,10 +48,10 @@ class VisionMLP(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    def __init__(self, cfg: VisionConfig) -> None:
+    def __init__(self, cfg: VisionConfig, attention_backend: Backend) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
-        self.self_attn = VisionAttention(cfg)
+        self.self_attn = VisionAttention(cfg, attention_backend)
         self.layer_norm2 = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
         self.mlp = VisionMLP(cfg)
 
@@ -65,7 +66,9 @@ class VisionEncoder(nn.Module):
         self.cfg = cfg.vision
         self.patch_embedding = nn.Linear(self.cfg.num_patch_values, self.cfg.hidden_size)
         self.position_embedding = nn.Embedding(self.cfg.num_patches, self.cfg.hidden_size)
-        self.layers = nn.ModuleList(VisionLayer(self.cfg) for _ in range(self.cfg.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            VisionLayer(self.cfg, cfg.attention_backend) for _ in range(self.cfg.num_hidden_layers)
+        )
         self.post_layernorm = nn.LayerNorm(self.cfg.hidden_size, eps=self.cfg.layer_norm_eps)
         # hidden_states[k] is what comes out of the first k layers; -1 means all of them and the norm after them
         self.takes_norm = cfg.select_layer == -1
@@ -86,8 +89,7 @@ class VisionEncoder(nn.Module):
         x_IPC = self.patch_embedding(patches_IPK.to(self.patch_embedding.weight.dtype)) + self.position_embedding.weight
         x_RC = x_IPC.flatten(0, 1)
         # every tile attends to itself alone; one plan serves all layers
-        starts = torch.arange(num_tiles + 1, dtype=torch.int32, device=x_RC.device) * self.cfg.num_patches
-        plan = AttentionPlan.from_cu_seqlens(starts, num_tokens=x_RC.shape[0], causal=False)
+        plan = AttentionPlan.uniform(num_tiles, self.cfg.num_patches, device=x_RC.device)
         for layer in self.layers[: self.num_layers_run]:
             if checkpoint_activations:
                 x_RC = checkpoint(layer, x_RC, plan, use_reentrant=False)

@@ -1,4 +1,7 @@
+import sys
 from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from eagle_kernels.attention import (
     TILE,
     AttentionPlan,
     _bwd,
+    _flash_attn,
     _fwd,
     _plan,
     _tiles,
@@ -166,6 +170,9 @@ KERNEL_CASES = {
     "width 80, other key lengths": ([3, 0, 40, 1], [60, 7, 0, 3], 2, 1, 80, True),
     "width 80, other key lengths, full": ([3, 70, 4], [60, 7, 0], 1, 1, 80, False),
     "width 128, groups of 7": ([9, 20], None, 7, 1, 128, True),
+    "width 96, a tail of 32": ([20, 3], None, 1, 1, 96, True),
+    "width 136, a tail of 16": ([5, 34], None, 2, 1, 136, True),
+    "width 192, a tail of 64": ([20], [35], 1, 1, 192, False),
     "width 256": ([30, 70], [100, 35], 1, 1, 256, True),
     "keys of no query": ([0, 3], [5, 3], 1, 1, 16, True),
 }
@@ -182,6 +189,42 @@ def test_kernels_as_good_as_torch(case, dtype, device):
         same = varlen_attention_ref(*inputs, plan, causal=causal, return_lse=True)[1]
     assert torch.equal(lse == -torch.inf, same == -torch.inf)
     check_as_good(ours(plan, causal), reference(plan, causal), inputs)
+
+
+# number, length, H, K, D: whole tiles; several blocks and a ragged end; several documents a block
+UNIFORM_CASES = [(2, 128, 1, 1, 72), (2, 130, 2, 1, 16), (3, 20, 1, 1, 80)]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("case", UNIFORM_CASES, ids=str)
+def test_uniform_plan_gives_the_bits_of_the_tables(case, causal, device):
+    """Without reading a table: what stands in segments_S4 does not matter to the kernels."""
+    num, length, H, K, D = case
+    inputs = qkv(num * length, num * length, H, K, D, torch.float16, device)
+    uniform = AttentionPlan.uniform(num, length, device=device)
+    assert torch.equal(uniform.segments_S4, plan_of([length] * num, causal=causal, device=device).segments_S4)
+    unread = replace(uniform, segments_S4=torch.full_like(uniform.segments_S4, -(2**30)))
+    douts = [randn(num * length, H, D, device=device, seed=5).detach(), randn(H, num * length, device=device).detach()]
+    got, want = [], []
+    for results, plan in ((got, unread), (want, plan_of([length] * num, causal=causal, device=device))):
+        with poisoned_memory():
+            results += outputs_and_grads(
+                lambda q, k, v, plan=plan: _varlen_attention(q, k, v, plan, causal, 0.2), inputs, douts
+            )
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_uniform_plan_in_the_public_function():
+    inputs = qkv(10, 10, 2, 1, 16)
+    plan = AttentionPlan.uniform(2, 5, device="cpu")
+    assert torch.equal(varlen_attention(*inputs, plan), varlen_attention(*inputs, offsets([5, 5])))
+    none = AttentionPlan.uniform(0, 5, device="cpu")
+    assert varlen_attention(*(t[:0] for t in inputs), none).shape == (0, 2, 16)
+    assert _varlen_attention(*(t[:0] for t in inputs), none, False, 0.25)[0].shape == (0, 2, 16)
+    with pytest.raises(ValueError, match=r"length is 0; needs a number >= 1"):
+        AttentionPlan.uniform(2, 0, device="cpu")
+    with pytest.raises(ValueError, match=r"num_sequences is -1; needs a number >= 0"):
+        AttentionPlan.uniform(-1, 5, device="cpu")
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -333,6 +376,9 @@ def test_opcheck(device):
     q, k, v = (t.detach() for t in (q, k, v))
     out, lse = _fwd(q, k, v, *tables)
     torch.library.opcheck(_bwd, (out, lse, q, k, v, out, lse, *tables))
+    plan = AttentionPlan.uniform(2, 3, device=device)
+    tables = (plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, True, False, 0.25, 3)
+    torch.library.opcheck(_fwd, (*qkv(6, 6, 2, 1, 16, device=device), *tables))
 
 
 def test_compiles_whole(device):
@@ -345,6 +391,11 @@ def test_compiles_whole(device):
         return _varlen_attention(q, k, v, inside, True, 0.25)
 
     check_compiles(attend, inputs)
+
+    def attend_within_tiles(q, k, v):
+        return _varlen_attention(q, k, v, AttentionPlan.uniform(len(q) // 4, 4, device=device), False, 0.25)
+
+    check_compiles(attend_within_tiles, qkv(8, 8, 2, 1, 16, device=device))
 
 
 @pytest.mark.gpu
@@ -367,6 +418,18 @@ def test_model_shapes(H, K, D, causal):
     with no_waiting(inputs[0].device):
         varlen_attention(*inputs, cu_seqlens, causal=causal).backward(inputs[0].detach())
     check_as_good(ours(plan, causal), reference(plan, causal), inputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [True, False])
+def test_vision_tiles(causal):
+    """Tiles of 1024 patches by a uniform plan: the bits of the tables, as good as torch, no synchronisation."""
+    inputs = qkv(5 * 1024, 5 * 1024, 16, 16, 72, torch.bfloat16, "cuda")
+    plan, tables = AttentionPlan.uniform(5, 1024, device="cuda"), plan_of([1024] * 5, causal=causal, device="cuda")
+    check_as_good(ours(plan, causal), reference(plan, causal), inputs)
+    douts = [inputs[0].detach(), torch.ones(16, 5 * 1024, device="cuda")]
+    got, want = (outputs_and_grads(ours(p, causal), inputs, douts) for p in (plan, tables))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 def test_a_plan_of_many_documents_takes_little_memory():
@@ -434,8 +497,95 @@ def test_pieces_hold_the_head_width(head_width):
     assert tail & (tail - 1) == 0
     assert tail == 0 or 16 <= tail < main
     assert {72: (64, 16), 80: (64, 16), 96: (64, 32), 128: (128, 0)}.get(head_width, (main, tail)) == (main, tail)
-    for dtype in (torch.float32, torch.bfloat16):
-        assert all(TILE % x.block_m == TILE % x.block_n == 0 for x in launches(head_width, dtype))
+    for dtype, sm, whole in product((torch.float32, torch.bfloat16), (80, 90, 100), (False, True)):
+        launched = launches(head_width, dtype, sm=sm, whole=whole)
+        assert all(TILE % x.block_m == TILE % x.block_n == 0 for x in launched)
+
+
+def fake_flash_attn(calls):
+    """A module with flash-attn 2's function, computed by the reference: its arguments, layouts and conventions."""
+
+    def flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None,
+        causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False,
+        return_attn_probs=False, block_table=None,
+    ):  # fmt: skip
+        assert (dropout_p, window_size, softcap, alibi_slopes, block_table) == (0.0, (-1, -1), 0.0, None, None)
+        for cu_seqlens, longest in ((cu_seqlens_q, max_seqlen_q), (cu_seqlens_k, max_seqlen_k)):
+            assert cu_seqlens.dtype == torch.int32 and cu_seqlens.is_contiguous()
+            assert type(longest) is int and longest == cu_seqlens.diff().max()
+        calls.append(deterministic)
+        out, lse = varlen_attention_ref(
+            q,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_k,
+            causal=causal,
+            softmax_scale=softmax_scale,
+            return_lse=True,
+        )
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # as flash-attn 2 marks a row that sees no key
+        return (out, lse, None) if return_attn_probs else out
+
+    return SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_attn_is_asked_the_same_question(causal, monkeypatch):
+    calls = []
+    monkeypatch.setitem(sys.modules, "flash_attn", fake_flash_attn(calls))
+    plans = [plan_of([5, 0, 3], [4, 2, 6], causal=causal), plan_of([8, 3]), AttentionPlan.uniform(3, 4, device="cpu")]
+    for plan in plans:
+        q, k, v = qkv(plan.num_tokens, plan.num_tokens_k, 4, 2, 16, torch.float16)
+        want = varlen_attention_ref(q, k, v, plan, causal=causal, softmax_scale=0.3, return_lse=True)
+        assert torch.equal(_flash_attn(q, k, v, plan, causal, 0.3, False), want[0])
+        with torch.no_grad():
+            got = _flash_attn(q, k, v, plan, causal, 0.3, True)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    with poisoned_memory():  # torch.use_deterministic_algorithms
+        _flash_attn(q, k, v, plan, causal, 0.3, False)
+    assert calls == [False] * (2 * len(plans)) + [True]
+
+
+def test_flash_attn_refuses_what_it_cannot_do(monkeypatch):
+    q, k, v = qkv(6, 6, 2, 1, 16, torch.float16)
+    segments = plan_of_segments([(0, 6, 0, 6)], 6, 6, causal=True)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # as if it were not installed
+
+    def refused(match, *args, error=ValueError):
+        with pytest.raises(error, match=match):
+            _flash_attn(*args)
+
+    refused("the plan is one of segments; needs cu_seqlens", q, k, v, segments, True, 0.25, False)
+    refused(r"dtype is torch\.float32; needs torch\.bfloat16", q.float(), k, v, plan_of([6]), True, 0.25, False)
+    refused("return_lse is True for inputs that take gradients", q, k, v, plan_of([6]), True, 0.25, True)
+    refused(r"pip install 'eagle-kernels\[flash-attn\]'", q, k, v, plan_of([6]), True, 0.25, False, error=ImportError)
+    for match, backend in (
+        ("q's device is cpu; needs a CUDA device for backend='flash_attn'", "flash_attn"),
+        ("backend is 'fastest'; needs one of eagle, flash_attn", "fastest"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            varlen_attention(q, k, v, offsets([6]), backend=backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_attn_agrees(causal):
+    """The backend itself, where it is installed: out, lse and gradients."""
+    pytest.importorskip("flash_attn")
+    cu_seqlens = offsets([700, 1, 0, 300], "cuda")
+    inputs = qkv(1001, 1001, 4, 2, 72, torch.bfloat16, "cuda")
+    attend = lambda q, k, v: varlen_attention(q, k, v, cu_seqlens, causal=causal, backend="flash_attn")  # noqa: E731
+    with torch.no_grad():
+        lse = varlen_attention(*inputs, cu_seqlens, causal=causal, return_lse=True, backend="flash_attn")[1]
+        want = varlen_attention_ref(*inputs, cu_seqlens, causal=causal, return_lse=True)[1]
+    torch.testing.assert_close(lse, want, rtol=1e-3, atol=1e-3)
+    reference = lambda q, k, v: varlen_attention_ref(q, k, v, cu_seqlens, causal=causal)  # noqa: E731
+    dout = randn(1001, 4, 72, dtype=torch.bfloat16, device="cuda", seed=5).detach()
+    got, want = (outputs_and_grads(attention, inputs, dout) for attention in (attend, reference))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
 
 
 def test_errors():

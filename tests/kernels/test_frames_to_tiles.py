@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.frames_to_tiles import _fwd, frames_to_tiles, frames_to_tiles_ref
+from eagle_kernels.frames_to_tiles import _fwd, _images_fwd, frames_to_tiles, frames_to_tiles_ref, images_to_tiles
 from tests.kernels.op_checks import far_tensor
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -37,6 +37,8 @@ SIZES = [  # width, height, cols, rows, tile_px: what breaks things
     (500, 4000, 1, 8, 56),
     (61, 999, 4, 1, 14),  # columns first in Pillow 13
     (130, 97, 3, 2, 448),
+    (97, 1300, 1, 1, 448),  # columns first in Pillow 13, in more than one block of a line
+    (5000, 30, 1, 1, 42),  # filters of hundreds of pixels
     (1920, 1080, 2, 1, 70),
     (640, 480, 3, 3, 98),  # a tile of more than one band of rows
 ]
@@ -226,10 +228,20 @@ def test_threads_and_vector_code_change_no_bit(dtype, order):
         arguments = {"tile_px": tile_px, "patch_px": 14, "thumbnail": True, "mean": MEAN, "std": STD}
         tiling = native.load().Tiling(cols=cols, rows=rows, pass_order=order, **arguments)
         ref = frames_to_tiles_ref(frames, (cols, rows), dtype=dtype, pass_order=order, **arguments)
-        for num_threads, simd in [(0, True), (1, True), (2, True), (3, False), (16, True), (1, False)]:
+        widest = native.build_info()["simd"]
+        ways = {(0, widest), (1, widest), (2, widest), (16, widest), (1, "avx2" if widest else ""), (1, ""), (3, "")}
+        for num_threads, simd in sorted(ways):
             out = torch.full_like(ref, 77 if dtype == torch.uint8 else float("nan"))
             native.load().frames_to_tiles_cpu(native.view(frames), native.view(out), tiling, num_threads, simd)
             assert torch.equal(out, ref), (num_threads, simd)
+
+
+@pytest.mark.parametrize(("wanted", "message"), [("sse9", "needs 'avx512', 'avx2' or ''"), ("AVX2", "needs 'avx512'")])
+def test_refuses_vector_code_that_it_does_not_know(wanted, message):
+    frames, out = noise(4, 4), torch.empty(1, 4, 588, dtype=torch.bfloat16)
+    tiling = native.load().Tiling(cols=1, rows=1, pass_order="pillow", **GOOD)
+    with pytest.raises(ValueError, match=f"^frames_to_tiles: simd is '{wanted}'; {message}"):
+        native.load().frames_to_tiles_cpu(native.view(frames), native.view(out), tiling, 1, wanted)
 
 
 def test_takes_views():
@@ -316,46 +328,86 @@ def test_refuses(frames, grid, change, message):
 
 # ---- the CUDA code -----------------------------------------------------------------------------------------------
 
-# Stands in for the CUDA runtime: a C++ compiler builds the kernels, and their threads run one after the other. They
-# share no memory inside a block and never wait for one another, so that is a legal order.
+# Stands in for the CUDA runtime: a C++ compiler builds the kernels, and each thread of a block is a fiber. They run one
+# after the other as far as the next __syncthreads; a block whose threads do not all come to the same ones aborts.
 FAKE_CUDA = """
 #include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <vector>
+#include <ucontext.h>
 #define __global__
 #define __device__
+#define __shared__ static
+#define __grid_constant__
+#define __launch_bounds__(n)
 using cudaStream_t = void*;
 struct Index { unsigned x; };
 static Index blockIdx, threadIdx, gridDim;
+static int num_launches;
+static ucontext_t scheduler;
+static std::vector<ucontext_t> fibers;
+static std::vector<std::vector<char>> stacks;
+static std::vector<char> is_done;
+static std::function<void()> body;
+inline void __syncthreads() { swapcontext(&fibers[threadIdx.x], &scheduler); }
+static void run_fiber() { body(); is_done[threadIdx.x] = 1; }
 namespace eagle {
 inline void check_launch(const char*) {}
 struct DeviceGuard { explicit DeviceGuard(int) {} };
 template <class Kernel, class... Args>
-void launch(Kernel kernel, unsigned blocks, unsigned threads, Args... args) {
+void launch_kernel(Kernel kernel, unsigned blocks, unsigned threads, const Args&... args) {
+  ++num_launches;
   gridDim.x = blocks;
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
-    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) kernel(args...);
+  fibers.resize(threads);
+  stacks.resize(threads, std::vector<char>(1 << 16));
+  body = [&] { kernel(args...); };
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+    is_done.assign(threads, 0);
+    for (unsigned t = 0; t < threads; ++t) {
+      getcontext(&fibers[t]);
+      fibers[t].uc_stack.ss_sp = stacks[t].data();
+      fibers[t].uc_stack.ss_size = stacks[t].size();
+      fibers[t].uc_link = &scheduler;
+      makecontext(&fibers[t], run_fiber, 0);
+    }
+    for (unsigned num_done = 0; num_done < threads;) {
+      if (num_done != 0) std::abort();  // some threads wait for others that are gone
+      for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
+        swapcontext(&scheduler, &fibers[threadIdx.x]);
+        num_done += is_done[threadIdx.x];
+      }
+    }
+  }
 }
 }
 """
 ENTRY_POINT = """
-extern "C" int64_t run_kernels(const void* frames, void* out, void* workspace, int64_t num_frames, int64_t height,
-                               int64_t width, int cols, int rows, int tile_px, int patch_px, int columns_first) {
-  eagle::Tiling t;
-  t.cols = cols; t.rows = rows; t.tile_px = tile_px; t.patch_px = patch_px; t.thumbnail = true;
-  t.order = columns_first ? eagle::PassOrder::kPillow : eagle::PassOrder::kHorizontal;
-  const float mean[] = {0.485f, 0.456f, 0.406f}, stddev[] = {0.229f, 0.224f, 0.225f};
-  for (int c = 0; c < 3; ++c) { t.mean[c] = mean[c]; t.stddev[c] = stddev[c]; }
-  const int64_t needed = eagle::frames_to_tiles_workspace_bytes(width, height, t);
-  if (workspace == nullptr) return needed;
-  const int64_t side = tile_px / patch_px;
-  const std::vector<int64_t> in{num_frames, height, width, 3}, strides{height * width * 3, width * 3, 3, 1};
-  const std::vector<int64_t> shape{num_frames * t.num_images(), side * side, 3 * patch_px * patch_px};
-  const std::vector<int64_t> out_strides{shape[1] * shape[2], shape[2], 1};
+extern "C" int64_t run_kernels(const void** frames, const int64_t* sizes, const int* grids, int num_groups, void* out,
+                               void* workspace, int64_t num_images, int tile_px, int patch_px, int columns_first) {
   const auto view = [](const void* p, std::vector<int64_t> shape, std::vector<int64_t> strides, const char* dtype) {
     return eagle::make_view("view", reinterpret_cast<uintptr_t>(p), shape, strides, dtype, INT64_MAX);
   };
-  eagle::frames_to_tiles_cuda(view(frames, in, strides, "uint8"), view(out, shape, out_strides, "bfloat16"),
-                              view(workspace, {needed}, {1}, "uint8"), t, 0, 0);
-  return needed;
+  std::vector<eagle::FrameGroup> groups;
+  for (int g = 0; g < num_groups; ++g) {
+    eagle::Tiling t;
+    t.cols = grids[2 * g]; t.rows = grids[2 * g + 1]; t.tile_px = tile_px; t.patch_px = patch_px; t.thumbnail = true;
+    t.order = columns_first ? eagle::PassOrder::kPillow : eagle::PassOrder::kHorizontal;
+    const float mean[] = {0.485f, 0.456f, 0.406f}, stddev[] = {0.229f, 0.224f, 0.225f};
+    for (int c = 0; c < 3; ++c) { t.mean[c] = mean[c]; t.stddev[c] = stddev[c]; }
+    const int64_t num_frames = sizes[3 * g], height = sizes[3 * g + 1], width = sizes[3 * g + 2];
+    const std::vector<int64_t> shape{num_frames, height, width, 3}, strides{height * width * 3, width * 3, 3, 1};
+    groups.push_back({view(frames[g], shape, strides, "uint8"), t});
+  }
+  const int64_t needed = eagle::frames_to_tiles_workspace_bytes(groups);
+  if (workspace == nullptr) return needed;
+  const int64_t side = tile_px / patch_px;
+  const std::vector<int64_t> shape{num_images, side * side, 3 * patch_px * patch_px};
+  const std::vector<int64_t> strides{shape[1] * shape[2], shape[2], 1};
+  num_launches = 0;
+  eagle::frames_to_tiles_cuda(groups, view(out, shape, strides, "bfloat16"),
+                              view(workspace, {needed}, {1}, "uint8"), 0, 0);
+  return num_launches;
 }
 """
 
@@ -369,10 +421,13 @@ def cuda_code_for_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CD
     source = (CSRC / "frames_to_tiles.cu").read_text()
     source, num_launches = re.subn(
         r"(\w+_kernel(?:<[^<>]+>)?)<<<(.+?), (\w+), 0, stream>>>\(",
-        r"launch([](auto... args) { \1(args...); }, \2, \3, ",
+        r"launch_kernel([](const auto&... args) { \1(args...); }, \2, \3, ",
         source,
     )
-    assert num_launches == 3
+    assert num_launches == 2
+    for name, value in (("kMaxBlocks", "3"), ("kMaxJobs", "4")):  # small, so that the cases reach both limits
+        source, found = re.subn(rf"(constexpr \w+ {name}) = [^;]+;", rf"\1 = {value};", source)
+        assert found == 1
     (folder / "kernels.cpp").write_text(FAKE_CUDA + source + ENTRY_POINT)
     library = folder / "kernels.so"
     files = [folder / "kernels.cpp", CSRC / "frames_to_tiles.cpp"]
@@ -380,32 +435,117 @@ def cuda_code_for_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CD
     subprocess.run([compiler, *flags, *files, "-o", library], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.run_kernels.restype = ctypes.c_int64
-    loaded.run_kernels.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 5
     return loaded
+
+
+def run_cuda_code(
+    library: ctypes.CDLL, groups: list[tuple[Tensor, tuple[int, int]]], tile_px: int, order: str, out: Tensor
+) -> int:
+    """Fills `out` and checks that the workspace is as large as it says; the number of launches."""
+    pointers = (ctypes.c_void_p * len(groups))(*(frames.data_ptr() for frames, _ in groups))
+    sizes = [n for frames, _ in groups for n in frames.shape[:3]]
+    grids = [n for _, grid in groups for n in grid]
+    inputs = pointers, (ctypes.c_int64 * len(sizes))(*sizes), (ctypes.c_int * len(grids))(*grids), len(groups)
+    numbers = ctypes.c_int64(len(out)), tile_px, 14, order == "pillow"
+    needed = library.run_kernels(*inputs, None, None, *numbers)
+    memory = torch.full((needed + 512,), 0xA5, dtype=torch.uint8)
+    start = -memory.data_ptr() % 256
+    workspace = ctypes.c_void_p(memory.data_ptr() + start)
+    num_launches = library.run_kernels(*inputs, ctypes.c_void_p(out.data_ptr()), workspace, *numbers)
+    assert (memory[:start] == 0xA5).all()
+    assert (memory[start + needed :] == 0xA5).all()
+    return num_launches
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     ("width", "height", "cols", "rows", "tile_px"),
-    [(1, 1, 1, 1, 14), (57, 28, 2, 1, 28), (61, 499, 4, 1, 14), (33, 20, 3, 2, 42), (300, 1, 1, 3, 28)],
+    [
+        (1, 1, 1, 1, 14),
+        (57, 28, 2, 1, 28),
+        (61, 499, 4, 1, 14),
+        (33, 20, 3, 2, 42),
+        (300, 1, 1, 3, 28),
+        (20, 1000, 1, 1, 14),  # more rows than the middle holds
+        (700, 1500, 1, 1, 42),  # columns first in Pillow 13, and more columns than the middle holds
+    ],
 )
 def test_cuda_kernels_run_on_the_cpu_give_the_same_bits(
     cuda_code_for_the_cpu, width, height, cols, rows, tile_px, order
 ):
-    """The kernels' own source, threads, offsets and workspace; what only a GPU can show is in the tests below."""
+    """The kernels' own source, threads, barriers, offsets and workspace; what only a GPU can show is below."""
     frames = noise(height, width, frames=2, extreme=True)
     expected = frames_to_tiles(
         frames, (cols, rows), tile_px=tile_px, mean=MEAN, std=STD, thumbnail=True, pass_order=order
     )
-    numbers = (2, height, width, cols, rows, tile_px, 14, order == "pillow")
-    needed = cuda_code_for_the_cpu.run_kernels(None, None, None, *numbers)
-    memory = torch.full((needed + 512,), 0xA5, dtype=torch.uint8)
-    start = -memory.data_ptr() % 256
     out = torch.full_like(expected, float("nan"))
-    cuda_code_for_the_cpu.run_kernels(frames.data_ptr(), out.data_ptr(), memory.data_ptr() + start, *numbers)
+    assert run_cuda_code(cuda_code_for_the_cpu, [(frames, (cols, rows))], tile_px, order, out) == 2
     assert torch.equal(out, expected)
-    assert (memory[:start] == 0xA5).all()
-    assert (memory[start + needed :] == 0xA5).all()
+
+
+MANY = [
+    ((33, 47), (2, 1)),
+    ((90, 20), (1, 1)),
+    ((30, 300), (1, 2)),
+    ((1, 5), (1, 1)),
+    ((64, 64), (3, 1)),
+]  # (Y, X), grid
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_cuda_kernels_take_images_of_many_sizes_at_once(cuda_code_for_the_cpu, order):
+    """Five groups, one of them of no frames, with room for four resizes a launch: three turns of two launches."""
+    groups = [(noise(*size, frames=2, seed=i, extreme=True)[: i % 3], grid) for i, (size, grid) in enumerate(MANY, 1)]
+    arguments = {"tile_px": 28, "mean": MEAN, "std": STD, "thumbnail": True, "pass_order": order}
+    expected = torch.cat([frames_to_tiles(frames, grid, **arguments) for frames, grid in groups])
+    out = torch.full_like(expected, float("nan"))
+    assert run_cuda_code(cuda_code_for_the_cpu, groups, 28, order, out) == 6
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("layout", ["patches", "tiles"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_images_of_many_sizes_are_frames_one_by_one(layout, order, device):
+    images = [noise(*size, seed=i)[0].to(device) for i, (size, _) in enumerate(MANY)]
+    arguments = {"tile_px": 28, "layout": layout, "thumbnail": True, "pass_order": order, **HALF}
+    one_by_one = [
+        frames_to_tiles(image[None], grid, **arguments) for image, (_, grid) in zip(images, MANY, strict=True)
+    ]
+    assert torch.equal(images_to_tiles(images, [grid for _, grid in MANY], **arguments), torch.cat(one_by_one))
+
+
+def test_opcheck_of_images(device):
+    images = [noise(20, 30)[0].to(device), noise(9, 5)[0].to(device)]
+    torch.library.opcheck(_images_fwd, (images, [2, 1], [1, 1], 28, 14, MEAN, STD, True, torch.bfloat16, "pillow", 1))
+
+
+@pytest.mark.parametrize(
+    ("images", "grids", "message"),
+    [
+        ([], [], "the number of images is 0; needs at least 1"),
+        ([noise(4, 4)[0]], [(1, 1), (1, 1)], "the number of grids is 2; needs one for each of 1 images"),
+        ([noise(4, 4)], [(1, 1)], r"an image's shape is \(1, 4, 4, 3\); needs \(Y, X, 3\)"),
+        ([noise(4, 4)[0], noise(4, 4)[0].float()], [(1, 1), (1, 1)], "frames' dtype is torch.float32"),
+        ([noise(4, 4)[0], noise(4, 4)[0]], [(1, 1), (0, 1)], r"grid is \(0, 1\)"),
+        ([noise(4, 4)[0], noise(4, 4)[0].to("meta")], [(1, 1), (1, 1)], "an image's device is meta; needs one for all"),
+    ],
+)
+def test_images_refuses(images, grids, message):
+    with pytest.raises(ValueError, match=f"^frames_to_tiles: {message}"):
+        images_to_tiles(images, grids, **GOOD)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_cuda_kernels_keep_their_sums_in_registers(tmp_path):
+    """By ptxas for sm_90a: nothing spilled, and three blocks of 256 threads (of 65536 registers) on a processor."""
+    flags = ["-std=c++20", "-O3", "--fmad=false", "-arch=sm_90a", "-Xptxas=-v", f"-I{CSRC}"]
+    command = ["nvcc", *flags, "-cubin", "-o", tmp_path / "tiles.cubin", CSRC / "frames_to_tiles.cu"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)]
+    assert len(spills) == 8  # two numbers for each of four kernels
+    assert not any(spills)
+    assert max(int(n) for n in re.findall(r"Used (\d+) registers", said)) <= 80
+    assert max(int(n) for n in re.findall(r"(\d+) bytes smem", said)) <= 16 * 1024
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the op would reach the GPU")

@@ -45,9 +45,9 @@ def test_a_large_mean_costs_no_digits(device):
 
 
 def test_programs_share_the_rows(monkeypatch, device):
-    """The partial sums of dweight and dbias when each program takes several tiles of rows, the last one ragged."""
+    """Each program loops over several tiles of rows, the last one ragged: dx, and its part of dweight and dbias."""
     monkeypatch.setattr(MODULE, "NUM_PARTIALS", 2)
-    check_as_good(op, ref, inputs(70, 20, torch.float32, device))
+    check_as_good(op, ref, inputs(300, 20, torch.float32, device))
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (1, 2)])
@@ -121,3 +121,17 @@ ONES = torch.ones(3)
 def test_refuses(x, weight, bias, message):
     with pytest.raises(ValueError, match=message):
         layer_norm(x, weight, bias, 1e-6)
+
+
+def test_refuses_a_row_that_no_program_holds(device):
+    x, weight = torch.ones(1, 65_537, device=device), torch.ones(65_537, device=device)
+    with pytest.raises(ValueError, match="layer_norm: the width is 65537; needs 65536 or less on a GPU"):
+        op(x, weight, weight)
+
+
+def test_backward_buffers_fit_a_small_gpu():
+    """Whole rows of dy and x: two on their way where they fit into 96 KiB, one, then none; never a smaller program."""
+    assert MODULE._bwd_launch(4608, 4) == (1, 8192, 16, 3)
+    assert MODULE._bwd_launch(4608, 8) == (1, 8192, 16, 2)
+    assert MODULE._bwd_launch(65_536, 8) == (1, 65_536, 32, 1)
+    assert MODULE._bwd_launch(1152, 4) == (2, 2048, 8, 3)

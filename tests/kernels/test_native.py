@@ -24,7 +24,7 @@ def test_build_info():
     info = native.build_info()
     assert set(info) == {"has_cuda", "cuda_architectures", "cuda_version", "compiler", "simd", "num_threads"}
     assert info["num_threads"] >= 1
-    assert info["simd"] in {"avx2", ""}
+    assert info["simd"] in {"avx512", "avx2", ""}
     assert info["compiler"].split()[0] in {"GNU", "Clang", "AppleClang"}
     if info["has_cuda"]:
         assert info["cuda_architectures"] == "sm_80 sm_90a sm_100 compute_80"
@@ -72,12 +72,12 @@ ADDRESS, SHAPE, STRIDES, DTYPE, NUM_BYTES = range(5)
         ("frames", STRIDES, (60, -15, 3, 1), "frames: dim 1 has size 4 and stride -15"),
         ("frames", STRIDES, (60, 2**62, 3, 1), r"frames reaches past 2\*\*63 elements in dim 1"),
         ("frames", STRIDES, (60, 15, 1, 5), r"frames' last strides are \(1, 5\); needs \(3, 1\)"),
-        ("frames", DTYPE, "int8", "dtype is int8; needs uint8, bfloat16 or float32"),
+        ("frames", DTYPE, "int8", "dtype is int8; needs uint8, int32, float16, bfloat16 or float32"),
         ("frames", DTYPE, "float32", "frames reaches element 59, and its memory holds 15"),
         ("frames", NUM_BYTES, 59, "frames reaches element 59, and its memory holds 59"),
         ("out", SHAPE, (1, 4, 2), r"out needs contiguous \(1, 4, 3\)"),
         ("out", STRIDES, (12, 1, 4), r"out needs contiguous \(1, 4, 3\)"),
-        ("out", DTYPE, "float16", "dtype is float16"),
+        ("out", DTYPE, "float16", "out's dtype is float16; needs uint8, bfloat16 or float32"),
         ("out", ADDRESS, OUT.data_ptr() + 2, "out lies at address .*; needs one divisible by 4"),
         ("out", NUM_BYTES, 44, "out reaches element 11, and its memory holds 11"),
     ],

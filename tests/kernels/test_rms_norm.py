@@ -37,9 +37,9 @@ def test_add_as_good_as_torch(T, C, eps, dtype, device):
 
 
 def test_programs_share_the_rows(monkeypatch, device):
-    """dweight's partial sums when each program takes several tiles of rows, the last one ragged."""
+    """Each program loops over several tiles of rows, the last one ragged: dx, and its part of dweight."""
     monkeypatch.setattr(MODULE, "NUM_PARTIALS", 2)
-    x, weight = randn(70, 20, device=device), randn(20, device=device, seed=1)
+    x, weight = randn(300, 20, device=device), randn(20, device=device, seed=1)
     check_as_good(lambda x, w: op(x, w, 1e-6), lambda x, w: rms_norm_ref(x, w, 1e-6), (x, weight))
 
 
@@ -163,3 +163,9 @@ def test_add_refuses_another_residual():
         add_rms_norm(torch.ones(2, 3), torch.ones(3, 3), torch.ones(3), 1e-6)
     with pytest.raises(ValueError, match=r"add_rms_norm: residual's dtype is torch.float64; needs x's torch.float32"):
         add_rms_norm(torch.ones(2, 3), torch.ones(2, 3).double(), torch.ones(3), 1e-6)
+
+
+def test_refuses_a_row_that_no_program_holds(device):
+    x, weight = torch.ones(1, 65_537, device=device), torch.ones(65_537, device=device)
+    with pytest.raises(ValueError, match="rms_norm: the width is 65537; needs 65536 or less on a GPU"):
+        op(x, weight, 1e-6)

@@ -3,10 +3,11 @@ import torch
 
 from eagle_kernels.scatter_visual import (
     COLS,
+    ROWS,
     _bwd,
+    _bwd_kernel,
     _fwd,
-    _put_kernel,
-    _take_kernel,
+    _fwd_kernel,
     scatter_visual,
     scatter_visual_ref,
 )
@@ -98,22 +99,48 @@ def test_compiles(device):
 
 
 def test_rows_beyond_32_bits(device):
-    """Strides through the op; then rows of 2**30 channels, of which COLS are copied, for what is written in place."""
+    """Sources through the op; then what the kernels write, its rows 2**30 elements apart: row 2 passes 32 bits."""
     embeddings, visual = (t.detach() for t in inputs(4, 3, 20, torch.float16, device))
     rows = torch.tensor([0, 1, 3], device=device, dtype=torch.int32)
-    assert torch.equal(_fwd(embeddings, far_rows(visual), rows), _fwd(embeddings, visual, rows))
+    assert torch.equal(_fwd(far_rows(embeddings), far_rows(visual), rows), _fwd(embeddings, visual, rows))
     for a, b in zip(_bwd(far_rows(embeddings), rows, True, True), _bwd(embeddings, rows, True, True), strict=True):
         assert torch.equal(a, b)
 
-    C, values = 2**30, torch.randint(1, 255, (3, COLS), dtype=torch.uint8, device=device)
-    rows, out = rows[1:], far_tensor((4, COLS), (C, 1), torch.uint8, device)
-    _put_kernel[(2, 1)](values[1:], rows, out, COLS, C=C, COLS=COLS)
-    assert torch.equal(out[rows], values[1:])
-    dvisual = far_tensor((3, COLS), (C, 1), torch.uint8, device)
-    rows = torch.tensor([0, 1, 2], device=device, dtype=torch.int32)
-    _take_kernel[(3, 1)](values, rows, out, dvisual, COLS, C=C, NEED_DEMBEDDINGS=True, NEED_DVISUAL=True, COLS=COLS)
-    assert torch.equal(dvisual, values)
-    assert not out[:3].any()
+    C, stride, tile = 20, 2**30, {"ROWS": ROWS, "COLS": COLS}
+    out, dembeddings, dvisual = (far_tensor((n, C), (stride, 1), torch.float16, device) for n in (4, 4, 3))
+    _fwd_kernel[(1,)](embeddings, visual, rows, out, C, C, stride, 4, 3, 2, C=C, **tile)
+    assert torch.equal(out, _fwd(embeddings, visual, rows))
+    _bwd_kernel[(1,)](
+        embeddings, rows, dembeddings, dvisual, C, stride, stride, 4, 3, 2,
+        C=C, NEED_DEMBEDDINGS=True, NEED_DVISUAL=True, **tile,
+    )  # fmt: skip
+    for a, b in zip((dembeddings, dvisual), _bwd(embeddings, rows, True, True), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("num_visual", [1, 2, 3, 15, 16, 17, 40])
+def test_every_row_finds_itself(num_visual, device):
+    """The search by halves, at counts around powers of two, with rows at both ends, dense and scattered."""
+    for seed in range(3):
+        chosen = torch.randperm(40, generator=torch.Generator().manual_seed(seed))[:num_visual]
+        rows = chosen.sort().values.to(device)
+        embeddings, visual = torch.zeros(40, 1, device=device), torch.arange(1.0, 41, device=device)[:num_visual, None]
+        assert torch.equal(_fwd(embeddings, visual, rows), scatter_visual_ref(embeddings, visual, rows))
+        dout = torch.arange(1.0, 41, device=device)[:, None]
+        dembeddings, dvisual = _bwd(dout, rows, True, True)
+        assert torch.equal(dvisual, dout[rows])
+        assert torch.equal(dembeddings, dout.index_fill(0, rows, 0))
+
+
+@pytest.mark.parametrize("rows", [[-5, 2], [1, 9], [3, 1], [2, 2]])
+def test_wrong_rows_write_nothing_outside(rows, device):
+    """What the device's assertion would stop is harmless even where it runs on: a row writes only itself."""
+    memory = torch.zeros(12, 3, device=device)
+    embeddings, visual = torch.ones(4, 3, device=device), torch.full((2, 3), 2.0, device=device)
+    at = torch.tensor(rows, device=device)
+    _fwd_kernel[(1,)](embeddings, visual, at, memory[4:8], 3, 3, 3, 4, 2, 2, C=3, ROWS=ROWS, COLS=COLS)
+    assert not memory[:4].any() and not memory[8:].any()
+    assert memory[4:8].ge(1).all()
 
 
 E5 = torch.zeros(5, 3)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import static_table
+from bench import predict_attention, static_table
+from bench.bench_attention import GPU_PATTERNS, LLM, VISION, Pattern
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a block's most, CUDA C++ Programming Guide
@@ -36,9 +37,10 @@ def find(rows, name, sm):
 
 
 def test_every_case_compiles_for_every_chip(rows):
-    names = [case.name for case in static_table.all_cases()]
+    names = {case.name for case in static_table.all_cases()}
     assert len(names) > 10
-    assert [(row["name"], row["sm"]) for row in rows] == [(n, sm) for n in names for sm in static_table.CAPABILITIES]
+    launched = sorted((row["name"], row["sm"]) for row in rows)
+    assert launched == sorted((name, sm) for name in names for sm in static_table.CAPABILITIES)
 
 
 def test_products_run_on_tensor_cores(rows):
@@ -94,3 +96,54 @@ def test_attention_loads_no_element_alone(rows):
         return f"{row['loads_below_4_bytes']} loads of one bf16" if row["loads_below_4_bytes"] else None
 
     check_rows([row for row in rows if row["name"].startswith("attention")], wrong)
+
+
+@pytest.mark.parametrize("sm", static_table.CAPABILITIES)
+@pytest.mark.parametrize("step", ["fwd", "dq", "dkdv"])
+def test_a_uniform_plan_reads_no_table(rows, step, sm):
+    """The loads of the tables are gone, with the masks: fewer instructions for each pair of blocks."""
+    uniform, by_tables = (find(rows, f"attention_{step}_{name}", sm) for name in ("vision", "vision_by_tables"))
+    assert uniform["loads"] <= by_tables["loads"] - (8 if step == "dkdv" else 6)  # a tile's 2 or 4, a segment's 4
+    assert 0 < uniform["loop_instructions"] < by_tables["loop_instructions"]
+
+
+@pytest.mark.parametrize("sm", [90, 100])
+def test_two_blocks_of_the_vision_tower_share_a_multiprocessor(rows, sm):
+    """The reason for its max_registers: one block's softmax beside the other's products."""
+    assert find(rows, "attention_fwd_vision", sm)["resident_blocks"] == 2
+
+
+@pytest.mark.parametrize("direction", predict_attention.STEPS)
+@pytest.mark.parametrize("pattern", GPU_PATTERNS, ids=lambda pattern: pattern.name)
+def test_predictions_stay_below_the_chip(rows, pattern, direction):
+    hopper = {row["name"]: row for row in rows if row["sm"] == 90}
+    predicted = predict_attention.predict(hopper, pattern, direction)
+    peak = 2 * predict_attention.MACS_A_CLOCK * predict_attention.NUM_SMS * predict_attention.CLOCK_HZ / 1e12
+    assert peak == pytest.approx(989, rel=1e-3)
+    # Products that the kernels compute for each that counts: 80 columns for 72; backward computes 7 instead of 5.
+    most = peak * (72 / 80 if pattern.shape == VISION else 1) * (5 / 7 if direction == "backward" else 1)
+    assert 0.3 * most < predicted["tflops_slow"] < predicted["tflops_fast"] <= 1.001 * most
+
+
+def test_pairs_of_blocks():
+    causal, full = (Pattern(name="", shape=shape, lengths=(300, 1)) for shape in (LLM, VISION))
+    assert predict_attention.num_block_pairs(causal, 128, 64) == (2 + 4 + 5) + 1
+    assert predict_attention.num_block_pairs(full, 128, 64) == 3 * 5 + 1
+
+
+def test_rope_loads_no_element_alone(rows):
+    """Its slow path for angles beyond 105615 reads a table, 4 bytes at a time; what it rotates comes in vectors."""
+
+    def wrong(row):
+        return f"{row['loads_below_4_bytes']} loads of one bf16" if row["loads_below_4_bytes"] else None
+
+    chosen = [row for row in rows if row["name"].startswith(("rope", "qkv_rope"))]
+    assert chosen
+    check_rows(chosen, wrong)
+
+
+@pytest.mark.parametrize("name", ["rms_norm_bwd_3584", "add_rms_norm_bwd_3584"])
+@pytest.mark.parametrize("sm", [90, 100])
+def test_two_programs_of_rms_norm_backward_share_a_multiprocessor(rows, name, sm):
+    """NUM_PARTIALS is two programs a multiprocessor: all of them run from the start."""
+    assert find(rows, name, sm)["resident_blocks"] >= 2

@@ -204,3 +204,14 @@ def test_tiny_is_parametric():
     config = tiny(vocab_size=300, image_token_id=7, tile_px=56, patch_px=14)
     assert (config.vision.num_patches, config.vision.num_patch_values, config.tokens_per_tile) == (16, 588, 4)
     assert asdict(tiny(vocab_size=300, image_token_id=7))["vision"]["patch_px"] == 7
+
+
+def test_attention_backend():
+    """Written only where it is not the default: config.json otherwise stays as the release has it."""
+    config = tiny(vocab_size=300, image_token_id=7)
+    assert "attention_backend" not in config.to_dict()
+    other = replace(config, attention_backend="flash_attn")
+    assert EagleConfig.from_dict(other.to_dict()).attention_backend == "flash_attn"
+    assert EagleConfig.from_dict(config.to_dict()).attention_backend == "eagle"
+    with pytest.raises(ValueError, match="attention_backend is 'fastest'; needs one of eagle, flash_attn"):
+        replace(config, attention_backend="fastest")

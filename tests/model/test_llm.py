@@ -1,10 +1,13 @@
 """Decoder and output head against transformers' Qwen2ForCausalLM with the same random weights, in fp32."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from eagle_kernels.attention import AttentionPlan
 from eagle_model.model.config import EagleConfig, tiny
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.weights import released_name
@@ -84,3 +87,17 @@ def test_documents_do_not_leak():
         after = ours(row)
     assert torch.equal(before[9:], after[9:])
     assert not torch.equal(before[:9], after[:9])
+
+
+def test_attention_backend_reaches_the_op():
+    """On a CPU the op refuses flash-attn, by name; with a cache, as in generation, the decoder takes "eagle"."""
+    model = small_model(replace(BASE, attention_backend="flash_attn"))
+    batch = document(BASE, 5, 0, 0, seed=1)
+    plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=batch.num_tokens)
+    embeddings_TD = model.llm.embed_tokens(batch.token_ids_T)
+    with pytest.raises(ValueError, match="q's device is cpu; needs a CUDA device for backend='flash_attn'"):
+        model.llm(embeddings_TD, batch.positions_T, plan)
+    caches = model.llm.new_caches(batch.num_tokens, torch.arange(batch.num_tokens))
+    with torch.no_grad():
+        cached_TD = model.llm(embeddings_TD, batch.positions_T, plan, caches)
+        assert torch.equal(cached_TD, small_model(BASE).llm(embeddings_TD, batch.positions_T, plan))

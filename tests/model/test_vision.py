@@ -118,3 +118,10 @@ def test_pixels_take_the_parameters_dtype():
 def test_refuses_other_patches(shape):
     with pytest.raises(ValueError, match=r"needs \(tiles, 16, 588\): tiles of 56 px in patches of 14 px"):
         encoder(BASE)(torch.zeros(shape))
+
+
+def test_attention_backend_reaches_the_op():
+    """On a CPU the op refuses flash-attn, by name: nothing else is taken in its place."""
+    ours = VisionEncoder(replace(BASE, attention_backend="flash_attn"))
+    with pytest.raises(ValueError, match="q's device is cpu; needs a CUDA device for backend='flash_attn'"):
+        ours(torch.zeros(1, BASE.vision.num_patches, BASE.vision.num_patch_values))

@@ -1,6 +1,8 @@
 """decode(): the frame shown at a time, on every file of the golden set; its order, laziness, errors and colours."""
 
 import random
+import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +191,138 @@ def test_what_cannot_be_opened_raises_at_once(golden: GoldenSet, tmp_path: Path)
         decode(golden.bad["empty.mp4"], [0.0])
     with pytest.raises(VideoError, match="there is no such file"):
         decode(tmp_path / "absent.mp4", [0.0])
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_workers_and_left_out_packets_change_no_byte(
+    golden: GoldenSet, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = golden.good[name].path
+    times = probe(path).frame_times_seconds
+    in_order = [frame.rgb_YX3 for frame in decode(path, times.tolist())]
+    monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", 1)
+    rng = random.Random(1)
+    sparse = sorted(rng.sample(range(len(times)), min(9, len(times))))
+    for order in (list(range(len(times))), sparse, rng.sample(range(len(times)), min(9, len(times)))):
+        for num_workers in (1, 3):
+            frames = list(decode(path, times[order].tolist(), num_workers=num_workers))
+            assert [f.timestamp_seconds for f in frames] == times[order].tolist()
+            for i, frame in zip(order, frames, strict=True):
+                assert torch.equal(frame.rgb_YX3, in_order[i]), f"frame {i} of {name}, {num_workers} workers"
+
+
+@pytest.mark.parametrize("name", ["garbage_inside.mp4", "garbage_inside.mkv", "garbage_inside.ts", "truncated.mkv"])
+def test_workers_meet_damage_where_one_does(golden: GoldenSet, name: str) -> None:
+    path = golden.bad[name]
+    times = probe(path).frame_times_seconds.tolist()
+    outcomes = []
+    for num_workers in (1, 2):
+        given, message = [], ""
+        try:
+            given.extend(decode(path, times, num_workers=num_workers))
+        except VideoError as error:
+            message = str(error)
+        outcomes.append(([(f.timestamp_seconds, read(f.rgb_YX3.numpy())) for f in given], message))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_run_ahead_by_a_bounded_number_of_frames(
+    golden: GoldenSet, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    whole = decode_cpu._to_rgb
+    monkeypatch.setattr(decode_cpu, "_to_rgb", lambda *args: made.append(0) or whole(*args))
+    path = golden.good["b_frames.mp4"].path
+    frames = decode(path, [i / 25 for i in range(120)], num_workers=num_workers)
+    most = 0
+    for i, _ in enumerate(frames, 1):
+        if i % 30 == 10:
+            time.sleep(0.05)  # time to run ahead
+        most = max(most, len(made) - i)
+    ahead = (decode_cpu.FRAMES_AHEAD + 1) * num_workers * (decode_cpu.GROUPS_AHEAD + 1)
+    assert most <= (0 if num_workers == 1 else ahead)
+
+
+def test_workers_end_when_the_caller_goes(golden: GoldenSet) -> None:
+    path = golden.good["b_frames.mp4"].path
+    frames = decode(path, [i / 25 for i in range(120)], num_workers=2)
+    next(frames)
+    frames.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("eagle-video")]
+
+
+def test_packets_that_nothing_refers_to_are_left_out(
+    golden: GoldenSet, fed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = golden.good["b_frames.mp4"].path
+    wanted = [20, 23, 44, 68, 92, 116]
+    decode_cpu._verdicts.clear()
+    num_fed = []
+    for worth_a_check in (6, 5, 6):  # there are five groups: not checked, checked, known
+        monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", worth_a_check)
+        fed.clear()
+        assert numbers(decode(path, [i / 25 for i in wanted])) == wanted
+        num_fed.append(len(fed))
+    assert num_fed[0] > 100
+    assert num_fed[2] < 0.6 * num_fed[0], "B frames that no other picture refers to"
+    assert num_fed[1] < num_fed[2] + 24 + 16, "the check takes one group more, both ways"
+
+
+def test_a_file_that_lies_about_them_is_decoded_whole(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every packet but the key frames claims that nothing refers to it."""
+    path = golden.good["b_frames.mp4"].path
+    decode_cpu._verdicts.clear()
+    monkeypatch.setattr(decode_cpu, "is_disposable", lambda packet, nal: packet[4] & 31 not in (5, 7, 6, 9))
+    monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", 5)
+    assert numbers(decode(path, [i / 25 for i in (20, 44, 68, 92, 116)])) == [20, 44, 68, 92, 116]
+    assert list(decode_cpu._verdicts.values()) == [False]
+    decode_cpu._verdicts.clear()
+
+
+def test_seek_modes_give_true_times(golden: GoldenSet, fed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = golden.good["b_frames.mp4"].path  # key frames every 0.96 s
+    asked = [0.1, 0.9, 2.0, 4.7]
+    decode_cpu._verdicts.clear()
+    monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", 1)
+    frames = list(decode(path, asked, seek="keyframe"))
+    assert len(fed) <= 5, "the first frame to describe the file, four key frames, and no check"
+    assert [frame.timestamp_seconds for frame in frames] == pytest.approx([0.0, 0.96, 1.92, 3.84])
+    assert [read(frame.rgb_YX3.numpy()) for frame in frames] == [0, 24, 48, 96]
+    asked = np.linspace(0.2, 4.7, 5).tolist()
+    fed.clear()
+    list(decode(path, asked))
+    num_exact = len(fed)
+    fed.clear()
+    frames = list(decode(path, asked, seek="tolerance", tolerance=0.4))
+    assert len(fed) < num_exact / 3
+    assert all(abs(f.timestamp_seconds - t) <= 0.4 * 1.125 + 1e-9 for f, t in zip(frames, asked, strict=True))
+    assert [read(f.rgb_YX3.numpy()) for f in frames] == [round(f.timestamp_seconds * 25) for f in frames]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_time_limit_ends_the_work(golden: GoldenSet, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = golden.good["long_gop.mp4"].path
+    frames = decode(path, [0.0, 11.0], num_workers=num_workers, time_limit_seconds=1.5)
+    whole = decode_cpu._decode
+    monkeypatch.setattr(decode_cpu, "_decode", lambda packet: time.sleep(0.05) or whole(packet))
+    assert next(frames).timestamp_seconds == 0.0
+    time.sleep(1.6 if num_workers == 1 else 0.5)  # the caller's own time does not count
+    with pytest.raises(VideoError, match=r"long_gop\.mp4: decoding took more than time_limit_seconds = 1\.5 s"):
+        next(frames)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_workers": 0}, "num_workers is 0; needs at least 1"),
+        ({"time_limit_seconds": 0.0}, "time_limit_seconds is 0.0; needs more than 0, or None"),
+        ({"seek": "fast"}, "seek is 'fast'"),
+    ],
+)
+def test_refuses_options_at_once(golden: GoldenSet, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode(golden.good["one_frame.mp4"].path, [0.0], **options)
 
 
 # Colour. Dims Y rows, X columns.

@@ -4,13 +4,14 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
-from eagle_kernels.video import decode, decode_cpu, probe
+from eagle_kernels.video import VideoError, decode, decode_cpu, probe
 from tests.video.make import GoldenSet, read
 
 
@@ -47,6 +48,16 @@ def test_an_unseekable_container_is_read_from_its_start(golden: GoldenSet, monke
     path = golden.good["b_frames.mp4"].path
     monkeypatch.setattr(decode_cpu._Reader, "_seek", lambda reader, timestamp: False)
     assert [read(f.rgb_YX3.numpy()) for f in decode(path, [3.0, 1.0])] == [75, 25]
+
+
+def test_a_file_that_shrinks_while_it_is_read_ends_in_an_error(golden: GoldenSet, tmp_path: Path) -> None:
+    path = tmp_path / "shrinks.mp4"
+    path.write_bytes(golden.good["b_frames.mp4"].path.read_bytes())
+    frames = decode(path, [0.0, 4.0])
+    assert read(next(frames).rgb_YX3.numpy()) == 0
+    os.truncate(path, 2000)
+    with pytest.raises(VideoError, match=r"frame 100 at 4\.000000 s is damaged or missing"):
+        next(frames)
 
 
 def test_files_are_closed(golden: GoldenSet) -> None:

@@ -1,0 +1,189 @@
+"""One new query a sequence against its run of rows in a packed cache of keys and values: the step of generation.
+
+Dims    S sequences, H query heads, K key/value heads, G = H / K, D head width, L rows of the cache.
+Maths   s = scale * q k^T;  out = softmax(s) v;  lse = log sum exp s, over keys k_start .. k_start + k_len - 1.
+        A sequence without keys gives out = 0 and lse = -inf. Runs may overlap: sequences may share a prompt.
+Numbers fp32 inside (products too: one query a head leaves the tensor cores nothing to do), one rounding on store.
+        Keys are cut into splits of 256, so that one long sequence fills the machine; each split is a softmax of its
+        own, and they join as `merge_attention` joins partials, in a fixed order. Where the cuts lie depends on the
+        sequence's length alone: its bits do not depend on the batch. The G query heads of a group (up to 8 at once on
+        a GPU) share each read of the cache. Memory bound: reads 2 * K * D elements a key.
+Source  Dao et al. 2023, flash-decoding; Milakov and Gimelshein 2018, arXiv:1805.02867.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from eagle_kernels import native
+from eagle_kernels.checks import KERNEL_DTYPES, check, check_same
+
+OP = "decode_attention"
+
+
+def decode_attention_ref(
+    q_SHD: Tensor,
+    k_LKD: Tensor,
+    v_LKD: Tensor,
+    k_start_S: Tensor,
+    k_len_S: Tensor,
+    *,
+    softmax_scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse): what the kernel means, in plain torch, one sequence after another. Any device, fp64 too."""
+    (S, H, D), K = q_SHD.shape, k_LKD.shape[1]
+    wide = torch.float64 if q_SHD.dtype == torch.float64 else torch.float32
+    scale = D**-0.5 if softmax_scale is None else softmax_scale
+    out_SHD, lse_HS = torch.zeros_like(q_SHD), q_SHD.new_full((H, S), -torch.inf, dtype=wide)
+    for s, (start, length) in enumerate(zip(k_start_S.tolist(), k_len_S.tolist(), strict=True)):
+        if length:
+            k_KND, v_KND = (x_LKD[start : start + length].to(wide).transpose(0, 1) for x_LKD in (k_LKD, v_LKD))
+            scores_KGN = scale * q_SHD[s].to(wide).unflatten(0, (K, H // K)) @ k_KND.transpose(1, 2)
+            out_SHD[s] = (scores_KGN.softmax(2) @ v_KND).flatten(0, 1).to(q_SHD.dtype)
+            lse_HS[:, s] = scores_KGN.logsumexp(2).flatten()
+    return out_SHD, lse_HS
+
+
+@torch.library.custom_op("eagle::decode_attention", mutates_args=())
+def _fwd(
+    q_SHD: Tensor,
+    k_LKD: Tensor,
+    v_LKD: Tensor,
+    k_start_S: Tensor,
+    k_len_S: Tensor,
+    max_k_len: int,
+    softmax_scale: float,
+    num_threads: int,
+) -> tuple[Tensor, Tensor]:
+    out_SHD, lse_HS = _fwd_fake(q_SHD, k_LKD, v_LKD, k_start_S, k_len_S, max_k_len, softmax_scale, num_threads)
+    if out_SHD.numel() == 0:
+        return out_SHD, lse_HS
+    extension = native.load()
+    num_floats = extension.decode_attention_workspace_floats(*q_SHD.shape, max_k_len)
+    workspace = q_SHD.new_empty(num_floats, dtype=torch.float32)
+    tensors = extension.DecodeAttention(
+        q=native.view(q_SHD),
+        k=native.view(k_LKD),
+        v=native.view(v_LKD),
+        k_start=native.view(k_start_S),
+        k_len=native.view(k_len_S),
+        out=native.view(out_SHD),
+        lse=native.view(lse_HS),
+        workspace=native.view(workspace),
+        max_k_len=max_k_len,
+        softmax_scale=softmax_scale,
+    )
+    if not q_SHD.is_cuda:
+        extension.decode_attention_cpu(tensors, num_threads)
+        return out_SHD, lse_HS
+    if not native.build_info()["has_cuda"]:
+        raise RuntimeError(
+            "decode_attention: the tensors are on a CUDA device, and eagle_kernels was built without CUDA. Put nvcc on "
+            "PATH and install it again, or pass CPU tensors."
+        )
+    device = q_SHD.device
+    # The workspace is freed before the kernels ran, and safely: the allocator hands it on in this stream's order.
+    extension.decode_attention_cuda(tensors, device.index, torch.cuda.current_stream(device).cuda_stream)
+    return out_SHD, lse_HS
+
+
+@_fwd.register_fake
+def _fwd_fake(
+    q_SHD: Tensor,
+    k_LKD: Tensor,
+    v_LKD: Tensor,
+    k_start_S: Tensor,
+    k_len_S: Tensor,
+    max_k_len: int,
+    softmax_scale: float,
+    num_threads: int,
+) -> tuple[Tensor, Tensor]:
+    S, H, D = q_SHD.shape
+    return q_SHD.new_empty(S, H, D), q_SHD.new_empty(H, S, dtype=torch.float32)
+
+
+@overload
+def decode_attention(
+    q_SHD: Tensor,
+    k_LKD: Tensor,
+    v_LKD: Tensor,
+    k_start_S: Tensor,
+    k_len_S: Tensor,
+    *,
+    max_k_len: int | None = ...,
+    softmax_scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+    num_threads: int = ...,
+) -> Tensor: ...
+
+
+@overload
+def decode_attention(
+    q_SHD: Tensor,
+    k_LKD: Tensor,
+    v_LKD: Tensor,
+    k_start_S: Tensor,
+    k_len_S: Tensor,
+    *,
+    max_k_len: int | None = ...,
+    softmax_scale: float | None = ...,
+    return_lse: Literal[True],
+    num_threads: int = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def decode_attention(
+    q_SHD: Tensor,
+    k_LKD: Tensor,
+    v_LKD: Tensor,
+    k_start_S: Tensor,
+    k_len_S: Tensor,
+    *,
+    max_k_len: int | None = None,
+    softmax_scale: float | None = None,
+    return_lse: bool = False,
+    num_threads: int = 0,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale * q k^T) v of each sequence: (S, H, D), and with return_lse also the fp32 lse, (H, S).
+
+    CPU tensors take the C++ code. Not differentiable: it serves generation; `varlen_attention` trains.
+
+    Args:   q_SHD, k_LKD, v_LKD: bf16, fp16 or fp32. The last dimension is contiguous, other strides are multiples of 8
+            elements, the address of 16 bytes. H is a multiple of K; D is a multiple of 8 from 16 to 256.
+            k_start_S, k_len_S: int32, contiguous; the rows of k and v that a sequence sees. Lengths may be 0.
+            max_k_len: at least every k_len, known to the host, because it sets the grid and the workspace; None is L.
+            Give it where sequences are many: work that no sequence has is skipped, but not for nothing.
+            softmax_scale: > 0; None means D ** -0.5.
+            num_threads: of the CPU code; 0 is one for each CPU. The bits do not depend on it.
+    Raises: ValueError when an argument is not as above or needs a gradient, and for wrong rows in CPU tensors; rows on
+            a GPU are trusted: to check them would stop the host. RuntimeError for CUDA tensors in a build without CUDA.
+    """
+    tensors = (("q", q_SHD), ("k", k_LKD), ("v", v_LKD))
+    check(q_SHD.dtype in KERNEL_DTYPES, OP, "q's dtype", q_SHD.dtype, f"one of {KERNEL_DTYPES}")
+    for name, x in tensors:
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        check(not wanted, OP, f"{name}'s requires_grad", True, "False, or torch.no_grad(): there is no backward")
+        check(x.dim() == 3, OP, f"{name}'s shape", tuple(x.shape), "three dimensions, (rows, heads, head width)")
+        check_same(OP, name, x, "q", q_SHD)
+        whole = all(n == 1 or stride % 8 == 0 for n, stride in zip(x.shape[:2], x.stride()[:2], strict=True))
+        check(x.stride(2) == 1 and whole, OP, f"{name}'s strides", x.stride(), "multiples of 8, then 1")
+    (S, H, D), (L, K, _) = q_SHD.shape, k_LKD.shape
+    check(D % 8 == 0 and 16 <= D <= 256, OP, "the head width", D, "a multiple of 8 from 16 to 256")
+    check(k_LKD.shape[2] == D, OP, "k's head width", k_LKD.shape[2], f"q's {D}")
+    check(v_LKD.shape == k_LKD.shape, OP, "v's shape", tuple(v_LKD.shape), f"k's {tuple(k_LKD.shape)}")
+    check(K > 0 and H % K == 0, OP, "the number of query heads", H, f"a multiple of the {K} key/value heads")
+    for name, x in (("k_start", k_start_S), ("k_len", k_len_S)):
+        check(x.dtype == torch.int32, OP, f"{name}'s dtype", x.dtype, "torch.int32")
+        check(x.device == q_SHD.device, OP, f"{name}'s device", x.device, f"q's {q_SHD.device}")
+        check(tuple(x.shape) == (S,), OP, f"{name}'s shape", tuple(x.shape), f"(sequences,), {(S,)}")
+        check(x.is_contiguous(), OP, f"{name}'s strides", x.stride(), "(1,)")
+    max_k_len = L if max_k_len is None else max_k_len
+    check(0 <= max_k_len <= L, OP, "max_k_len", max_k_len, f"0 to the {L} rows of k")
+    check(softmax_scale is None or softmax_scale > 0, OP, "softmax_scale", softmax_scale, "None or a number > 0")
+    check(num_threads >= 0, OP, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
+    scale = D**-0.5 if softmax_scale is None else softmax_scale
+    out_SHD, lse_HS = _fwd(q_SHD, k_LKD, v_LKD, k_start_S, k_len_S, max_k_len, scale, num_threads)
+    return (out_SHD, lse_HS) if return_lse else out_SHD

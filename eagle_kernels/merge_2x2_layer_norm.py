@@ -1,0 +1,104 @@
+"""Merge each 2x2 block of patches into one token, then LayerNorm of its 4C channels: one read, one write.
+
+Dims    I tiles, P = side**2 patches of a tile, C channels; Q = P / 4 tokens a tile, E = 4C wide.
+Maths   layer_norm(merge_2x2(patches), weight, bias).
+Grads   As layer_norm's; dpatches is written where merge_2x2 read: the inverse permutation costs nothing.
+Numbers As layer_norm: its very kernels, which find a token's channels at two places, one for each line of patches.
+        The merged tensor is neither written nor kept for backward, which reads the patches themselves.
+Source  The first two steps of Eagle 2.5's connector, arXiv:2504.15271.
+"""
+
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from eagle_kernels.checks import check, check_kernel_dtype, check_same
+from eagle_kernels.layer_norm import launch_bwd, launch_fwd, layer_norm_ref
+from eagle_kernels.merge_2x2 import merge_2x2_ref
+
+
+def merge_2x2_layer_norm_ref(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+    """What the kernel means, in plain torch. Any device, any dtype; tests differentiate through it."""
+    return layer_norm_ref(merge_2x2_ref(patches_IPC), weight_E, bias_E, eps)
+
+
+@torch.library.custom_op("eagle::merge_2x2_layer_norm", mutates_args=())
+def _fwd(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, rstd)."""
+    I, P, C = patches_IPC.shape
+    if P == 0:
+        stats = [patches_IPC.new_empty(0, dtype=torch.float32) for _ in range(2)]
+        return patches_IPC.new_empty(I, 0, 4 * C), stats[0], stats[1]
+    y_TE, mean_T, rstd_T = launch_fwd(patches_IPC.contiguous(), weight_E, bias_E, eps, isqrt(P) // 2)
+    return y_TE.view(I, P // 4, 4 * C), mean_T, rstd_T
+
+
+@torch.library.custom_op("eagle::merge_2x2_layer_norm_bwd", mutates_args=())
+def _bwd(
+    dy_IQE: Tensor,
+    patches_IPC: Tensor,
+    weight_E: Tensor,
+    mean_T: Tensor,
+    rstd_T: Tensor,
+    need_dpatches: bool,
+    need_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dpatches, dweight, dbias); an empty tensor stands for one that is not needed."""
+    half, need = isqrt(patches_IPC.shape[1]) // 2, (need_dpatches, need_dweight)
+    return launch_bwd(dy_IQE.flatten(0, 1), patches_IPC.contiguous(), weight_E, mean_T, rstd_T, half, need)
+
+
+@_fwd.register_fake
+def _(patches_IPC, weight_E, bias_E, eps):  # type: ignore[no-untyped-def]
+    I, P, C = patches_IPC.shape
+    stats = [patches_IPC.new_empty(I * (P // 4), dtype=torch.float32) for _ in range(2)]
+    return patches_IPC.new_empty(I, P // 4, 4 * C), stats[0], stats[1]
+
+
+@_bwd.register_fake
+def _(dy_IQE, patches_IPC, weight_E, mean_T, rstd_T, need_dpatches, need_dweight):  # type: ignore[no-untyped-def]
+    shape = weight_E.shape if need_dweight else (0,)
+    dpatches_IPC = patches_IPC.new_empty(patches_IPC.shape if need_dpatches else (0,))
+    return dpatches_IPC, weight_E.new_empty(shape), weight_E.new_empty(shape)
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    patches_IPC, weight_E, _, _ = inputs
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.save_for_backward(patches_IPC, weight_E, output[1], output[2])
+
+
+def _grad(ctx, dy_IQE, _dmean, _drstd):  # type: ignore[no-untyped-def]
+    need_dpatches, need_dweight, need_dbias, _ = ctx.needs_input_grad
+    dpatches_IPC, dweight_E, dbias_E = _bwd(dy_IQE, *ctx.saved_tensors, need_dpatches, need_dweight or need_dbias)
+    return (
+        dpatches_IPC if need_dpatches else None,
+        dweight_E if need_dweight else None,
+        dbias_E if need_dbias else None,
+        None,
+    )
+
+
+_fwd.register_autograd(_grad, setup_context=_setup)
+
+
+def merge_2x2_layer_norm(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+    """(I, P, C), (4C,) and (4C,) -> (I, P / 4, 4C): `layer_norm(merge_2x2(patches), weight, bias, eps)`.
+
+    CPU tensors take `merge_2x2_layer_norm_ref`. Patches that are not contiguous are copied first.
+    Raises ValueError when P is not the square of an even number, a shape, dtype or device does not match, or the
+    dtype is fp64 on a GPU.
+    """
+    op = "merge_2x2_layer_norm"
+    good = patches_IPC.ndim == 3 and patches_IPC.is_floating_point()
+    check(good, op, "patches", f"{patches_IPC.dtype} {tuple(patches_IPC.shape)}", "a floating dtype and (I, P, C)")
+    _, P, C = patches_IPC.shape
+    check(isqrt(P) ** 2 == P and P % 2 == 0, op, "the number of patches a tile", P, "the square of an even side")
+    for name, tensor in (("weight", weight_E), ("bias", bias_E)):
+        check(tensor.shape == (4 * C,), op, f"{name}'s shape", tuple(tensor.shape), f"({4 * C},), 4 x patches' width")
+        check_same(op, name, tensor, "patches", patches_IPC)
+    if not patches_IPC.is_cuda:
+        return merge_2x2_layer_norm_ref(patches_IPC, weight_E, bias_E, eps)
+    check_kernel_dtype(op, "patches", patches_IPC)
+    return _fwd(patches_IPC, weight_E, bias_E, eps)[0]

@@ -1,0 +1,109 @@
+"""Two attention outputs over keys that do not overlap become the output over all of them: split keys, chunked prefill.
+
+Dims    T tokens, H query heads, D head width.
+Maths   lse = log(exp(lse_a) + exp(lse_b));  out = exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b.
+        A side that saw no key has lse = -inf and weight 0, whatever its out holds; without keys on both sides out = 0
+        and lse = -inf. More partials merge one after another.
+Numbers fp32 inside, relative to the larger lse, so that no exponential overflows; one rounding on store. Merging with a
+        side without keys keeps the other's bits. Memory bound: moves 3 * T * H * D elements.
+Source  Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2023, flash-decoding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eagle_kernels import native
+from eagle_kernels.checks import KERNEL_DTYPES, check, check_same
+
+OP = "merge_attention"
+
+
+def merge_attention_ref(
+    out_a_THD: Tensor, lse_a_HT: Tensor, out_b_THD: Tensor, lse_b_HT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the kernel means, in plain torch. Any device, fp64 too."""
+    lse_HT = torch.logaddexp(lse_a_HT, lse_b_HT)
+    wide = lse_HT.dtype
+    out_THD = torch.zeros_like(out_a_THD, dtype=wide)
+    for part_THD, part_HT in ((out_a_THD, lse_a_HT), (out_b_THD, lse_b_HT)):
+        blind_TH1 = (part_HT == -torch.inf).t().unsqueeze(2)
+        weight_TH1 = (part_HT - lse_HT).exp().t().unsqueeze(2)
+        out_THD += (weight_TH1 * part_THD.to(wide)).masked_fill(blind_TH1, 0)
+    return out_THD.to(out_a_THD.dtype), lse_HT
+
+
+@torch.library.custom_op("eagle::merge_attention", mutates_args=())
+def _fwd(
+    out_a_THD: Tensor, lse_a_HT: Tensor, out_b_THD: Tensor, lse_b_HT: Tensor, num_threads: int
+) -> tuple[Tensor, Tensor]:
+    out_THD, lse_HT = _fwd_fake(out_a_THD, lse_a_HT, out_b_THD, lse_b_HT, num_threads)
+    if out_THD.numel() == 0:
+        return out_THD, lse_HT
+    extension = native.load()
+    tensors = extension.MergeAttention(
+        out_a=native.view(out_a_THD),
+        lse_a=native.view(lse_a_HT),
+        out_b=native.view(out_b_THD),
+        lse_b=native.view(lse_b_HT),
+        out=native.view(out_THD),
+        lse=native.view(lse_HT),
+    )
+    if not out_a_THD.is_cuda:
+        extension.merge_attention_cpu(tensors, num_threads)
+        return out_THD, lse_HT
+    if not native.build_info()["has_cuda"]:
+        raise RuntimeError(
+            "merge_attention: the tensors are on a CUDA device, and eagle_kernels was built without CUDA. Put nvcc on "
+            "PATH and install it again, or pass CPU tensors."
+        )
+    device = out_a_THD.device
+    extension.merge_attention_cuda(tensors, device.index, torch.cuda.current_stream(device).cuda_stream)
+    return out_THD, lse_HT
+
+
+@_fwd.register_fake
+def _fwd_fake(
+    out_a_THD: Tensor, lse_a_HT: Tensor, out_b_THD: Tensor, lse_b_HT: Tensor, num_threads: int
+) -> tuple[Tensor, Tensor]:
+    T, H, D = out_a_THD.shape
+    return out_a_THD.new_empty(T, H, D), lse_a_HT.new_empty(H, T)
+
+
+def merge_attention(
+    out_a_THD: Tensor, lse_a_HT: Tensor, out_b_THD: Tensor, lse_b_HT: Tensor, *, num_threads: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) over the keys of both partials: (T, H, D), and fp32 (H, T). CPU tensors take the C++ code.
+
+    Not differentiable: it serves inference. To train through an lse, give all keys to one `varlen_attention`.
+
+    Args:   out_a_THD, out_b_THD: bf16, fp16 or fp32, as `varlen_attention` gives them; D a multiple of 8 from 16 to
+            256. The last dimension is contiguous, other strides are multiples of 8 elements, the address of 16 bytes.
+            lse_a_HT, lse_b_HT: fp32, finite, or -inf where a row saw no key; any strides.
+            num_threads: of the CPU code; 0 is one for each CPU. The bits do not depend on it.
+    Raises: ValueError when an argument is not as above or needs a gradient; RuntimeError for CUDA tensors in a build
+            without CUDA.
+    """
+    outs = (("out_a", out_a_THD), ("out_b", out_b_THD))
+    lses = (("lse_a", lse_a_HT), ("lse_b", lse_b_HT))
+    for name, x in outs + lses:
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        check(not wanted, OP, f"{name}'s requires_grad", True, "False, or torch.no_grad(): there is no backward")
+        check(x.device == out_a_THD.device, OP, f"{name}'s device", x.device, f"out_a's {out_a_THD.device}")
+    check(out_a_THD.dtype in KERNEL_DTYPES, OP, "out_a's dtype", out_a_THD.dtype, f"one of {KERNEL_DTYPES}")
+    shape = tuple(out_a_THD.shape)
+    check(len(shape) == 3, OP, "out_a's shape", shape, "three dimensions, (tokens, heads, head width)")
+    T, H, D = shape
+    check(D % 8 == 0 and 16 <= D <= 256, OP, "the head width", D, "a multiple of 8 from 16 to 256")
+    for name, x in outs:
+        check_same(OP, name, x, "out_a", out_a_THD)
+        check(tuple(x.shape) == shape, OP, f"{name}'s shape", tuple(x.shape), f"out_a's {shape}")
+        whole = all(n == 1 or stride % 8 == 0 for n, stride in zip(x.shape[:2], x.stride()[:2], strict=True))
+        check(x.stride(2) == 1 and whole, OP, f"{name}'s strides", x.stride(), "multiples of 8, then 1")
+    for name, x in lses:
+        check(x.dtype == torch.float32, OP, f"{name}'s dtype", x.dtype, "torch.float32")
+        check(tuple(x.shape) == (H, T), OP, f"{name}'s shape", tuple(x.shape), f"(heads, tokens), {(H, T)}")
+    check(num_threads >= 0, OP, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
+    out_THD, lse_HT = _fwd(out_a_THD, lse_a_HT, out_b_THD, lse_b_HT, num_threads)
+    return out_THD, lse_HT

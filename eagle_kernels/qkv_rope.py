@@ -1,0 +1,278 @@
+"""A fused QKV projection becomes rotated q and k, and v: split, bias and rotary embedding in one pass over memory.
+
+Dims    T tokens, H query heads, K key and as many value heads, D head width, even; F = (H + 2K) D.
+Maths   x = qkv + bias, its heads in the order q, k, v;  q and k are rotated as in rope;  v is x.
+Grads   dqkv: dq and dk rotated back, and dv, side by side;  dbias = sum_T dqkv.
+Numbers x is not rounded before it is rotated: fp32 inside, one rounding on store. Angles as in rope.
+        dbias: fp32 partial sums of NUM_PARTIALS programs, added in a fixed order; no atomics. Backward reads dq, dk and
+        dv once. Memory bound: 2 T F elements each way.
+Source  The input of attention in Qwen2, whose q, k and v have biases; rope.py for the rotation.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.rope import rope_frequencies_on, rope_ref
+from eagle_kernels.sum_partials import sum_partials
+
+TILE = 1024  # pairs a program rotates at a time: 8 a thread, one 16-byte load of bf16 from each half
+HEADS = 4  # heads a program takes: their tokens' cos and sin are computed once for all of them
+NUM_PARTIALS = 64  # programs that share the tokens of dbias's sum; fixed, so that every GPU adds in the same order
+
+
+def qkv_rope_ref(
+    qkv_TF: Tensor, bias_F: Tensor, positions_T: Tensor, theta: float, *, num_heads: int, num_kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernel means, in plain torch. Any device, any dtype; tests differentiate through it."""
+    wide = torch.promote_types(qkv_TF.dtype, torch.float32)
+    num_all = num_heads + 2 * num_kv_heads
+    x_TAD = (qkv_TF.to(wide) + bias_F.to(wide)).unflatten(1, (num_all, qkv_TF.shape[1] // num_all))
+    q_THD, k_TKD, v_TKD = x_TAD.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    q_THD, k_TKD = rope_ref(q_THD, k_TKD, positions_T, theta)
+    return q_THD.to(qkv_TF.dtype), k_TKD.to(qkv_TF.dtype), v_TKD.to(qkv_TF.dtype)
+
+
+@triton.jit
+def _cos_sin(positions_ptr, frequencies_ptr, position_stride, rows, i, T, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
+    position = tl.load(positions_ptr + rows * position_stride, mask=rows < T, other=0).to(tl.float32)
+    angle = position * tl.load(frequencies_ptr + i, mask=i < HALF, other=0.0)
+    return tl.cos(angle), tl.sin(angle)
+
+
+@triton.jit
+def _split(  # type: ignore[no-untyped-def]
+    qkv_ptr, bias_ptr, out_ptr, positions_ptr, frequencies_ptr, qkv_stride, position_stride, T, first, group,
+    NUM_HEADS: tl.constexpr, ROTATE: tl.constexpr,
+    HALF: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """HEADS heads of one of q, k and v, of ROWS tokens. first: the heads before it in qkv."""
+    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None, None]  # int64: T * F passes 2**31
+    head = group * HEADS + tl.arange(0, HEADS)[None, :, None]
+    i = tl.arange(0, COLS)[None, None, :]
+    mask = (rows < T) & (head < NUM_HEADS) & (i < HALF)
+    col = (first + head) * (2 * HALF) + i
+    bias_mask = (head < NUM_HEADS) & (i < HALF)
+    a = tl.load(qkv_ptr + rows * qkv_stride + col, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(qkv_ptr + rows * qkv_stride + col + HALF, mask=mask, other=0.0).to(tl.float32)
+    a += tl.load(bias_ptr + col, mask=bias_mask, other=0.0).to(tl.float32)
+    b += tl.load(bias_ptr + col + HALF, mask=bias_mask, other=0.0).to(tl.float32)
+    if ROTATE:
+        cos, sin = _cos_sin(positions_ptr, frequencies_ptr, position_stride, rows, i, T, HALF)
+        a, b = a * cos - b * sin, b * cos + a * sin
+    out = out_ptr + (rows * NUM_HEADS + head) * (2 * HALF) + i
+    tl.store(out, a.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out + HALF, b.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _fwd_kernel(  # type: ignore[no-untyped-def]
+    qkv_ptr, bias_ptr, positions_ptr, frequencies_ptr, q_ptr, k_ptr, v_ptr, qkv_stride, position_stride, T,
+    H: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    group = tl.program_id(1)
+    q_groups: tl.constexpr = (H + HEADS - 1) // HEADS
+    k_groups: tl.constexpr = (K + HEADS - 1) // HEADS
+    if group < q_groups:
+        _split(
+            qkv_ptr, bias_ptr, q_ptr, positions_ptr, frequencies_ptr, qkv_stride, position_stride, T, 0, group,
+            H, True, HALF, ROWS, HEADS, COLS,
+        )  # fmt: skip
+    elif group < q_groups + k_groups:
+        _split(
+            qkv_ptr, bias_ptr, k_ptr, positions_ptr, frequencies_ptr, qkv_stride, position_stride, T,
+            H, group - q_groups, K, True, HALF, ROWS, HEADS, COLS,
+        )  # fmt: skip
+    else:
+        _split(
+            qkv_ptr, bias_ptr, v_ptr, positions_ptr, frequencies_ptr, qkv_stride, position_stride, T,
+            H + K, group - q_groups - k_groups, K, False, HALF, ROWS, HEADS, COLS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _join(  # type: ignore[no-untyped-def]
+    dout_ptr, dout_stride_t, dout_stride_h, positions_ptr, frequencies_ptr, dqkv_ptr, partials_ptr, position_stride, T,
+    first, group, F: tl.constexpr, NUM_HEADS: tl.constexpr, ROTATE: tl.constexpr, NEED_DQKV: tl.constexpr,
+    NEED_DBIAS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of `_split` for its share of the tokens, and their part of dbias."""
+    head = group * HEADS + tl.arange(0, HEADS)[None, :, None]
+    i = tl.arange(0, COLS)[None, None, :]
+    col = (first + head) * (2 * HALF) + i
+    sum_a = tl.zeros((ROWS, HEADS, COLS), tl.float32)
+    sum_b = tl.zeros((ROWS, HEADS, COLS), tl.float32)
+    for tile in range(tl.program_id(1), tl.cdiv(T, ROWS), tl.num_programs(1)):
+        rows = (tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS))[:, None, None]
+        mask = (rows < T) & (head < NUM_HEADS) & (i < HALF)
+        dout = dout_ptr + rows * dout_stride_t + head.to(tl.int64) * dout_stride_h + i
+        a = tl.load(dout, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(dout + HALF, mask=mask, other=0.0).to(tl.float32)
+        if ROTATE:
+            cos, sin = _cos_sin(positions_ptr, frequencies_ptr, position_stride, rows, i, T, HALF)
+            a, b = a * cos + b * sin, b * cos - a * sin
+        if NEED_DBIAS:
+            sum_a += a
+            sum_b += b
+        if NEED_DQKV:
+            tl.store(dqkv_ptr + rows * F + col, a.to(dqkv_ptr.dtype.element_ty), mask=mask)
+            tl.store(dqkv_ptr + rows * F + col + HALF, b.to(dqkv_ptr.dtype.element_ty), mask=mask)
+    if NEED_DBIAS:
+        heads = group * HEADS + tl.arange(0, HEADS)[:, None]
+        halves = tl.arange(0, COLS)[None, :]
+        out = partials_ptr + tl.program_id(1).to(tl.int64) * F + (first + heads) * (2 * HALF) + halves
+        mask = (heads < NUM_HEADS) & (halves < HALF)
+        tl.store(out, tl.sum(sum_a, axis=0), mask=mask)
+        tl.store(out + HALF, tl.sum(sum_b, axis=0), mask=mask)
+
+
+@triton.jit
+def _bwd_kernel(  # type: ignore[no-untyped-def]
+    dq_ptr, dk_ptr, dv_ptr, positions_ptr, frequencies_ptr, dqkv_ptr, partials_ptr,
+    dq_stride_t, dq_stride_h, dk_stride_t, dk_stride_h, dv_stride_t, dv_stride_h, position_stride, T,
+    H: tl.constexpr, K: tl.constexpr, NEED_DQKV: tl.constexpr, NEED_DBIAS: tl.constexpr,
+    HALF: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    group = tl.program_id(0)
+    q_groups: tl.constexpr = (H + HEADS - 1) // HEADS
+    k_groups: tl.constexpr = (K + HEADS - 1) // HEADS
+    F: tl.constexpr = (H + 2 * K) * 2 * HALF
+    if group < q_groups:
+        _join(
+            dq_ptr, dq_stride_t, dq_stride_h, positions_ptr, frequencies_ptr, dqkv_ptr, partials_ptr, position_stride,
+            T, 0, group, F, H, True, NEED_DQKV, NEED_DBIAS, HALF, ROWS, HEADS, COLS,
+        )  # fmt: skip
+    elif group < q_groups + k_groups:
+        _join(
+            dk_ptr, dk_stride_t, dk_stride_h, positions_ptr, frequencies_ptr, dqkv_ptr, partials_ptr, position_stride,
+            T, H, group - q_groups, F, K, True, NEED_DQKV, NEED_DBIAS, HALF, ROWS, HEADS, COLS,
+        )  # fmt: skip
+    else:
+        _join(
+            dv_ptr, dv_stride_t, dv_stride_h, positions_ptr, frequencies_ptr, dqkv_ptr, partials_ptr, position_stride,
+            T, H + K, group - q_groups - k_groups, F, K, False, NEED_DQKV, NEED_DBIAS, HALF, ROWS, HEADS, COLS,
+        )  # fmt: skip
+
+
+def _tile(D: int) -> tuple[int, int]:
+    """(tokens, columns) of a program's tile, HEADS heads deep."""
+    cols = triton.next_power_of_2(D // 2)
+    return max(1, TILE // (HEADS * cols)), cols
+
+
+def _num_groups(H: int, K: int) -> int:
+    return triton.cdiv(H, HEADS) + 2 * triton.cdiv(K, HEADS)
+
+
+@torch.library.custom_op("eagle::qkv_rope", mutates_args=())
+def _fwd(
+    qkv_TF: Tensor, bias_F: Tensor, positions_T: Tensor, theta: float, num_heads: int, num_kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    (T, width), H, K = qkv_TF.shape, num_heads, num_kv_heads
+    D = width // (H + 2 * K)
+    q_THD, k_TKD, v_TKD = (qkv_TF.new_empty(T, n, D) for n in (H, K, K))
+    if T and D:
+        rows, cols = _tile(D)
+        qkv_TF = inner_contiguous(qkv_TF)
+        with on_device_of(qkv_TF):
+            _fwd_kernel[(triton.cdiv(T, rows), _num_groups(H, K))](
+                qkv_TF, bias_F.contiguous(), positions_T, rope_frequencies_on(qkv_TF.device, D, theta),
+                q_THD, k_TKD, v_TKD, qkv_TF.stride(0), positions_T.stride(0), T,
+                H=H, K=K, HALF=D // 2, ROWS=rows, HEADS=HEADS, COLS=cols,
+            )  # fmt: skip
+    return q_THD, k_TKD, v_TKD
+
+
+@torch.library.custom_op("eagle::qkv_rope_bwd", mutates_args=())
+def _bwd(
+    dq_THD: Tensor,
+    dk_TKD: Tensor,
+    dv_TKD: Tensor,
+    positions_T: Tensor,
+    theta: float,
+    need_dqkv: bool,
+    need_dbias: bool,
+) -> tuple[Tensor, Tensor]:
+    """(dqkv, dbias); an empty tensor stands for one that is not needed."""
+    (T, H, D), K = dq_THD.shape, dk_TKD.shape[1]
+    width = (H + 2 * K) * D
+    dqkv_TF = dq_THD.new_empty((T, width) if need_dqkv else 0)
+    dbias_F = dq_THD.new_zeros(width if need_dbias else 0)
+    if T and D:
+        rows, cols = _tile(D)
+        dq_THD, dk_TKD, dv_TKD = (inner_contiguous(t) for t in (dq_THD, dk_TKD, dv_TKD))
+        num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
+        partials_PF = dq_THD.new_empty((num_partials, width) if need_dbias else 0, dtype=torch.float32)
+        with on_device_of(dq_THD):
+            _bwd_kernel[(_num_groups(H, K), num_partials)](
+                dq_THD, dk_TKD, dv_TKD, positions_T, rope_frequencies_on(dq_THD.device, D, theta), dqkv_TF, partials_PF,
+                dq_THD.stride(0), dq_THD.stride(1), dk_TKD.stride(0), dk_TKD.stride(1),
+                dv_TKD.stride(0), dv_TKD.stride(1), positions_T.stride(0), T,
+                H=H, K=K, NEED_DQKV=need_dqkv, NEED_DBIAS=need_dbias,
+                HALF=D // 2, ROWS=rows, HEADS=HEADS, COLS=cols,
+            )  # fmt: skip
+        if need_dbias:
+            dbias_F = sum_partials(partials_PF, dq_THD.dtype)
+    return dqkv_TF, dbias_F
+
+
+@_fwd.register_fake
+def _(qkv_TF, bias_F, positions_T, theta, num_heads, num_kv_heads):  # type: ignore[no-untyped-def]
+    T, width = qkv_TF.shape
+    D = width // (num_heads + 2 * num_kv_heads)
+    q_THD, k_TKD, v_TKD = (qkv_TF.new_empty(T, n, D) for n in (num_heads, num_kv_heads, num_kv_heads))
+    return q_THD, k_TKD, v_TKD
+
+
+@_bwd.register_fake
+def _(dq_THD, dk_TKD, dv_TKD, positions_T, theta, need_dqkv, need_dbias):  # type: ignore[no-untyped-def]
+    (T, H, D), K = dq_THD.shape, dk_TKD.shape[1]
+    width = (H + 2 * K) * D
+    return dq_THD.new_empty((T, width) if need_dqkv else (0,)), dq_THD.new_empty((width,) if need_dbias else (0,))
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    _, _, positions_T, ctx.theta, _, _ = inputs
+    ctx.save_for_backward(positions_T)
+
+
+def _grad(ctx, dq_THD, dk_TKD, dv_TKD):  # type: ignore[no-untyped-def]
+    need_dqkv, need_dbias = ctx.needs_input_grad[:2]
+    dqkv_TF, dbias_F = _bwd(dq_THD, dk_TKD, dv_TKD, *ctx.saved_tensors, ctx.theta, need_dqkv, need_dbias)
+    return dqkv_TF if need_dqkv else None, dbias_F if need_dbias else None, None, None, None, None
+
+
+_fwd.register_autograd(_grad, setup_context=_setup)
+
+
+def qkv_rope(
+    qkv_TF: Tensor, bias_F: Tensor, positions_T: Tensor, theta: float, *, num_heads: int, num_kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (T, H, D), k and v (T, K, D) of a fused projection whose bias was left out: qkv + bias, split, q and k rotated.
+
+    qkv_TF: the heads of q, then of k, then of v, each D wide, F = (H + 2K) D. positions_T: int32 or int64, counted from
+    0 in each document. New contiguous tensors. Rows of qkv may lie apart; if its last dim is strided it is copied.
+    CPU tensors take `qkv_rope_ref`.
+    Raises ValueError when a number of heads is below 1, F does not fit them or gives an odd D, shapes, dtypes or
+    devices do not fit each other, or the dtype is fp64 on a GPU.
+    """
+    op, shape = "qkv_rope", tuple(qkv_TF.shape)
+    check(num_heads >= 1, op, "num_heads", num_heads, "1 or more")
+    check(num_kv_heads >= 1, op, "num_kv_heads", num_kv_heads, "1 or more")
+    num_all = num_heads + 2 * num_kv_heads
+    fits = len(shape) == 2 and shape[1] % (2 * num_all) == 0
+    check(fits, op, "qkv's shape", shape, f"(T, F) with F = {num_all} heads of one even width")
+    check(qkv_TF.is_floating_point(), op, "qkv's dtype", qkv_TF.dtype, "a floating dtype")
+    check(bias_F.shape == shape[1:], op, "bias's shape", tuple(bias_F.shape), f"({shape[1]},), the width of qkv")
+    check_same(op, "bias", bias_F, "qkv", qkv_TF)
+    check(positions_T.shape == shape[:1], op, "positions' shape", tuple(positions_T.shape), f"({shape[0]},)")
+    integer = positions_T.dtype in (torch.int32, torch.int64)
+    check(integer, op, "positions' dtype", positions_T.dtype, "int32 or int64")
+    check(positions_T.device == qkv_TF.device, op, "positions' device", positions_T.device, f"qkv's {qkv_TF.device}")
+    check(theta > 0, op, "theta", theta, "a positive number")
+    if not qkv_TF.is_cuda:
+        return qkv_rope_ref(qkv_TF, bias_F, positions_T, theta, num_heads=num_heads, num_kv_heads=num_kv_heads)
+    check_kernel_dtype(op, "qkv", qkv_TF)
+    return _fwd(qkv_TF, bias_F, positions_T, theta, num_heads, num_kv_heads)
