@@ -64,8 +64,10 @@ clean:
 	$(PIP) torch
 	mkdir -p .make && touch $@
 
+# The demo compiles CUDA where there is a GPU to run it; the tests, which read the compiled code, wherever there is nvcc.
 .make/demo: .make/venv pyproject.toml $(NATIVE)
-	$(PIP) -e '.[demo]'
+	if [ -e .make/dev ]; then $(MAKE) .make/dev; \
+	else CMAKE_ARGS=-DEAGLE_CUDA=$(if $(shell command -v nvidia-smi),AUTO,OFF) $(PIP) -e '.[demo]'; fi
 	touch $@
 
 .make/dev: .make/venv pyproject.toml $(NATIVE)
