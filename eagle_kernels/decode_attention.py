@@ -79,11 +79,7 @@ def _fwd(
     if not q_SHD.is_cuda:
         extension.decode_attention_cpu(tensors, num_threads)
         return out_SHD, lse_HS
-    if not native.build_info()["has_cuda"]:
-        raise RuntimeError(
-            "decode_attention: the tensors are on a CUDA device, and eagle_kernels was built without CUDA. Put nvcc on "
-            "PATH and install it again, or pass CPU tensors."
-        )
+    native.require_cuda("decode_attention")
     device = q_SHD.device
     # The workspace is freed before the kernels ran, and safely: the allocator hands it on in this stream's order.
     extension.decode_attention_cuda(tensors, device.index, torch.cuda.current_stream(device).cuda_stream)

@@ -148,11 +148,7 @@ def _fill(
         for frames_LYX3, tiling, part_IPK in zip(groups_LYX3, tilings, out_IPK.split(counts), strict=True):
             extension.frames_to_tiles_cpu(native.view(frames_LYX3), native.view(part_IPK), tiling, num_threads)
         return
-    if not native.build_info()["has_cuda"]:
-        raise RuntimeError(
-            "frames_to_tiles: frames are on a CUDA device, and eagle_kernels was built without CUDA. Put nvcc on PATH "
-            "and install it again, or pass CPU tensors."
-        )
+    native.require_cuda("frames_to_tiles")
     groups = [(native.view(f), tiling) for f, tiling in zip(groups_LYX3, tilings, strict=True)]
     device = out_IPK.device
     workspace = out_IPK.new_empty(extension.frames_to_tiles_workspace_bytes(groups), dtype=torch.uint8)

@@ -53,11 +53,7 @@ def _fwd(
     if not out_a_THD.is_cuda:
         extension.merge_attention_cpu(tensors, num_threads)
         return out_THD, lse_HT
-    if not native.build_info()["has_cuda"]:
-        raise RuntimeError(
-            "merge_attention: the tensors are on a CUDA device, and eagle_kernels was built without CUDA. Put nvcc on "
-            "PATH and install it again, or pass CPU tensors."
-        )
+    native.require_cuda("merge_attention")
     device = out_a_THD.device
     extension.merge_attention_cuda(tensors, device.index, torch.cuda.current_stream(device).cuda_stream)
     return out_THD, lse_HT

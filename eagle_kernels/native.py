@@ -33,6 +33,15 @@ def build_info() -> dict[str, Any]:
     return dict(load().build_info())
 
 
+def require_cuda(op: str) -> None:
+    """Raises RuntimeError, with what to do, when `op` was given CUDA tensors and the extension has CPU code alone."""
+    if not build_info()["has_cuda"]:
+        raise RuntimeError(
+            f"{op}: the tensors are on a CUDA device, and eagle_kernels was built without CUDA. Put nvcc on PATH and "
+            "install it again, or pass CPU tensors."
+        )
+
+
 def view(tensor: Tensor) -> View:
     """(address, shape, strides in elements, dtype name, bytes of memory from the address on)."""
     bytes_left = int(tensor.untyped_storage().nbytes()) - int(tensor.storage_offset()) * tensor.element_size()
