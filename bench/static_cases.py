@@ -99,14 +99,12 @@ def fused_cases() -> list[Case]:
         "qkv_rope",
         "rms_norm",
         "rope",
-        "scatter_visual",
         "sum_partials",
         "swiglu",
     )
-    gelu_bias, layer_norm, linear_cross_entropy, merge_2x2, qkv_rope, rms_norm, rope, scatter_visual, *rest = (
+    gelu_bias, layer_norm, linear_cross_entropy, merge_2x2, qkv_rope, rms_norm, rope, sum_partials, swiglu = (
         import_module(f"eagle_kernels.{name}") for name in names
     )
-    sum_partials, swiglu = rest
     cases = []
     for width in (3584,):
         tile = dict(zip(("ROWS", "COLS"), rms_norm._tile(width), strict=True))
@@ -141,12 +139,6 @@ def fused_cases() -> list[Case]:
     cases += [
         _fused("merge_2x2_1152", merge_2x2._kernel, PAIR=2 * 1152, INVERSE=False, **copies),
         _fused("merge_2x2_inverse_1152", merge_2x2._kernel, PAIR=2 * 1152, INVERSE=True, **copies),
-    ]
-    tile = {"C": 3584, "ROWS": scatter_visual.ROWS, "COLS": scatter_visual.COLS}
-    needs = {"NEED_DEMBEDDINGS": True, "NEED_DVISUAL": True}
-    cases += [
-        _fused("scatter_visual_fwd_3584", scatter_visual._fwd_kernel, **tile),
-        _fused("scatter_visual_bwd_3584", scatter_visual._bwd_kernel, **needs, **tile),
     ]
     half = 128 // 2
     tile = {"HALF": half, "ROWS": rope.TILE // half, "COLS": half}
@@ -226,7 +218,6 @@ def _fused(name: str, kernel: Any, *, num_warps: int = 4, **constants: int | boo
     }
     integers = {
         "positions_ptr": "*i32",
-        "rows_ptr": "*i64",
         "labels_ptr": "*i64",
         "best_ptr": "*i64",
         "num_labelled_ptr": "*i64",

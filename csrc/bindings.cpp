@@ -12,6 +12,7 @@
 #include "attention_decode.h"
 #include "attention_merge.h"
 #include "frames_to_tiles.h"
+#include "scatter_visual.h"
 
 namespace py = pybind11;
 
@@ -60,6 +61,11 @@ eagle::DecodeAttention make_decode(const View& q, const View& k, const View& v, 
           view("workspace", workspace),
           max_k_len,
           softmax_scale};
+}
+
+eagle::ScatterVisual make_scatter(const View& text, const View& visual, const View& rows, const View& whole,
+                                  bool backward) {
+  return {view("text", text), view("visual", visual), view("rows", rows), view("whole", whole), backward};
 }
 
 [[maybe_unused]] std::vector<eagle::FrameGroup> frame_groups(const std::vector<std::pair<View, eagle::Tiling>>& pairs) {
@@ -118,7 +124,15 @@ PYBIND11_MODULE(_native, m) {
   m.def("decode_attention_cpu", &eagle::decode_attention_cpu, py::call_guard<py::gil_scoped_release>(),
         py::arg("tensors"), py::arg("num_threads"), py::arg("simd") = true);
 
+  py::class_<eagle::ScatterVisual>(m, "ScatterVisual")
+      .def(py::init(&make_scatter), py::kw_only(), py::arg("text"), py::arg("visual"), py::arg("rows"),
+           py::arg("whole"), py::arg("backward"));
+  m.def("scatter_visual_cpu", &eagle::scatter_visual_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("tensors"),
+        py::arg("num_threads"));
+
 #ifdef EAGLE_CUDA_VERSION
+  m.def("scatter_visual_cuda", &eagle::scatter_visual_cuda, py::call_guard<py::gil_scoped_release>(),
+        py::arg("tensors"), py::arg("device"), py::arg("stream"));
   m.def("merge_attention_cuda", &eagle::merge_attention_cuda, py::call_guard<py::gil_scoped_release>(),
         py::arg("tensors"), py::arg("device"), py::arg("stream"));
   m.def("decode_attention_cuda", &eagle::decode_attention_cuda, py::call_guard<py::gil_scoped_release>(),
