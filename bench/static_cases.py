@@ -110,14 +110,14 @@ def fused_cases() -> list[Case]:
         tile = dict(zip(("ROWS", "COLS"), rms_norm._tile(width), strict=True))
         for prefix, add in (("rms_norm", False), ("add_rms_norm", True)):
             cases.append(_fused(f"{prefix}_fwd_{width}", rms_norm._fwd_kernel, C=width, ADD=add, **tile))
-            launch = _rows_launch(rms_norm._bwd_launch(width, (3 if add else 2) * 2))
+            launch = _rows_launch(sum_partials.whole_rows_launch(width, (3 if add else 2) * 2))
             needs = {"NEED_DH": True, "NEED_DWEIGHT": True}
             cases.append(_fused(f"{prefix}_bwd_{width}", rms_norm._bwd_kernel, C=width, ADD=add, **needs, **launch))
     for prefix, width, merge in (("", 1152, False), ("", 4608, False), ("merge_2x2_", 4608, True)):
         name = f"{prefix}layer_norm"
         tile = dict(zip(("ROWS", "COLS"), layer_norm._tile(width), strict=True))
         cases.append(_fused(f"{name}_fwd_{width}", layer_norm._fwd_kernel, C=width, MERGE=merge, **tile))
-        launch = _rows_launch(layer_norm._bwd_launch(width, 2 * 2))
+        launch = _rows_launch(sum_partials.whole_rows_launch(width, 2 * 2))
         needs = {"NEED_DX": True, "NEED_DWEIGHT": True}
         cases.append(_fused(f"{name}_bwd_{width}", layer_norm._bwd_kernel, C=width, MERGE=merge, **needs, **launch))
     cases.append(
