@@ -325,18 +325,18 @@ ctypes.CDLL({str(library)!r}).run_kernels(addresses, four(2, 2, 2, 2), four(4, 4
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_cuda_kernels_keep_their_registers(architecture):
-    """No spill, and few enough registers for four blocks of 256 threads: 64 KB on their way in a multiprocessor."""
+    """No spill, and few enough registers that a multiprocessor holds six blocks of 256 threads: 96 KB on their way."""
     found = resources("scatter_kernel", architecture)
     assert len(found) == 4  # 16, 4, 2 and 1 bytes at once
     for usage in found:
         assert usage["LOCAL"] == usage["STACK"] == usage["SHARED"] == 0
-        assert usage["REG"] <= 64
+        assert usage["REG"] <= 40
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_cuda_kernels_move_16_bytes_at_once(architecture):
     """At Eagle's width; and the compiler sees that every address is one of global memory (LDG, not the generic LD)."""
-    moves = re.findall(r"\b(LDG?|STG?)\.E((?:\.\w+)*)", machine_code(r"scatter_kernel\S*Unit", architecture))
+    moves = re.findall(r"\b(LDG?|STG?)\.E((?:\.\w+)*)", machine_code(r"scatter_kernel\S*Vector", architecture))
     assert {name for name, _ in moves} == {"LDG", "STG"}
     assert all(".128" in width for name, width in moves if name == "STG")
     wide = "".join(name for name, width in moves if ".128" in width)  # the other loads look up rows
