@@ -40,7 +40,8 @@ def overlapping(draw: st.DrawFn) -> tuple[Segments, int, int, bool, bool]:
     """The same for segments with gaps between their queries and keys that overlap, nest and repeat, in any order."""
     segments: Segments = []
     row = 0
-    for q_len, gap, k_start, k_len in draw(st.lists(st.tuples(LENGTHS, st.integers(0, 3), STARTS, LENGTHS), max_size=8)):
+    pieces = st.tuples(LENGTHS, st.integers(0, 3), STARTS, LENGTHS)
+    for q_len, gap, k_start, k_len in draw(st.lists(pieces, max_size=8)):
         segments.append((row, q_len, k_start, k_len))
         row += q_len + gap
     segments.sort(key=lambda s: s[2])  # stable: segments that start together are in any order otherwise
@@ -65,7 +66,7 @@ ONE_TOKEN = ([(0, 1, 0, 1)], 1, 1, True, True)
 WITHOUT_KEYS = ([(0, 500, 0, 3), (500, 4, 3, 0)], 504, 3, True, True)  # causal work below zero
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(documents() | overlapping())
 @example(NO_SEGMENT)
 @example(NOTHING)
@@ -172,12 +173,12 @@ def run_kernel(library: ctypes.CDLL, num_threads: int, segments: Tensor, num_tok
     )  # fmt: skip
     if error:
         raise ValueError(error.decode())
-    assert all((t[::len(t) - 1] == GUARD).all() for t in guarded)
+    assert all((t[[0, -1]] == GUARD).all() for t in guarded)
     assert (workspace[num_ints:] == GUARD).all()
     return q_tiles, k_tiles
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=200)
 @given(arguments=documents() | overlapping())
 @example(arguments=NO_SEGMENT)
 @example(arguments=NOTHING)
@@ -188,19 +189,17 @@ def test_cuda_kernel_run_on_the_cpu_gives_the_same_bits(cuda_code_for_the_cpu, a
     assert_same(run_kernel(cuda_code_for_the_cpu, FEW, segments, num_tokens_k, causal, want), want)
 
 
-def test_cuda_kernel_with_all_its_threads(cuda_code_for_the_cpu):
-    """As many threads as on a GPU, and a hundred times as many documents as those: once each, barriers being slow."""
-    segments, num_tokens, num_tokens_k, causal, covers_all = many("documents")
-    for threads, S in ((FEW, 100_000), (ALL, 2_000)):
-        S_rows = int(segments[:S, 1].sum())
-        arguments = (segments[:S], S_rows, S_rows, causal, covers_all)
-        want = _tiles_ref(*arguments)
-        assert_same(run_kernel(cuda_code_for_the_cpu, threads, segments[:S], S_rows, causal, want), want)
+@pytest.mark.parametrize(("num_threads", "num_segments"), [(FEW, 100_000), (ALL, 2_000)])
+def test_cuda_kernel_run_on_the_cpu_takes_many_segments(cuda_code_for_the_cpu, num_threads, num_segments):
+    segments, num_tokens, num_tokens_k, causal, covers_all = many("segments")
+    segments = segments[:num_segments]
+    want = _tiles_ref(segments, num_tokens, num_tokens_k, causal, covers_all)
+    assert_same(run_kernel(cuda_code_for_the_cpu, num_threads, segments, num_tokens_k, causal, want), want)
 
 
 def test_cuda_code_refuses_too_small_a_workspace(cuda_code_for_the_cpu):
     arguments = on_device(ONE_TOKEN)
-    with pytest.raises(ValueError, match="workspace needs .* contiguous int32 from an address divisible by 8"):
+    with pytest.raises(ValueError, match=r"workspace needs \d+ contiguous int32 from an address divisible by 8"):
         run_kernel(cuda_code_for_the_cpu, ALL, arguments[0], 1, True, _tiles_ref(*arguments), too_few=1)
 
 
@@ -234,7 +233,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 
 
 @pytest.mark.gpu
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(documents() | overlapping())
 @example(NO_SEGMENT)
 @example(NOTHING)
