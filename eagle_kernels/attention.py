@@ -101,7 +101,8 @@ class AttentionPlan:
         Args:   cu_seqlens, cu_seqlens_k: int32 (S + 1), from 0, not decreasing, to the number of rows.
                 num_tokens, num_tokens_k: the rows of q and of k; num_tokens_k None means the same.
                 causal: how the plan will be used. It decides the order of work only, never a number.
-        Raises: ValueError for a wrong dtype, shape or device, and for wrong offsets in CPU tensors.
+        Raises: ValueError for a wrong dtype, shape or device, and for wrong offsets in CPU tensors. RuntimeError for
+                CUDA tensors in a build without CUDA.
         """
         num_tokens_k = num_tokens if num_tokens_k is None else num_tokens_k
         _check_offsets(cu_seqlens, cu_seqlens_k, num_tokens, num_tokens_k)
@@ -126,7 +127,8 @@ class AttentionPlan:
         causal aligns each segment at its end.
 
         Args:   q_start, q_len, k_start, k_len: int32 (S).  num_tokens, num_tokens_k, causal: as in from_cu_seqlens.
-        Raises: ValueError for a wrong dtype, shape or device, and for wrong ranges in CPU tensors.
+        Raises: ValueError for a wrong dtype, shape or device, and for wrong ranges in CPU tensors. RuntimeError for
+                CUDA tensors in a build without CUDA.
         """
         num_tokens_k = num_tokens if num_tokens_k is None else num_tokens_k
         for name, x in (("q_start", q_start), ("q_len", q_len), ("k_start", k_start), ("k_len", k_len)):
@@ -1008,7 +1010,8 @@ def varlen_attention(
             only under torch.use_deterministic_algorithms, and the lengths of a plan are read on the host once.
     Raises: ValueError for a wrong dtype, device, shape, stride or head ratio, for wrong offsets in CPU tensors, and for
             what the backend cannot do. Offsets on a GPU are trusted: to check them would stop the host.
-            ImportError where flash-attn is asked for and not installed.
+            ImportError where flash-attn is asked for and not installed. RuntimeError where offsets are CUDA tensors and
+            this package was built without CUDA.
     """
     _check_inputs(q_THD, k_TKD, v_TKD, softmax_scale)
     check(backend in BACKENDS, OP, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
