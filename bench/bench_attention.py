@@ -121,7 +121,7 @@ def sdpa(pattern: Pattern, backend: SDPBackend) -> Attend:
 
 
 def torch_varlen(pattern: Pattern) -> Attend:
-    """torch.nn.attention.varlen with the window_size signature (torch >= 2.11; from 2.12 on, groups have to be named)."""
+    """torch.nn.attention.varlen with torch 2.11's window_size signature; from 2.12 on, groups must be asked for."""
     varlen = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
     parameters, shape = inspect.signature(varlen).parameters, pattern.shape
     if "window_size" not in parameters:

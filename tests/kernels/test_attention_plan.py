@@ -240,8 +240,9 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 @example(ONE_TOKEN)
 @example(WITHOUT_KEYS)
 def test_gpu_gives_the_same_bits(arguments):
+    on_gpu = on_device(arguments, "cuda")
     with no_waiting(torch.device("cuda")):
-        got = _tiles(*on_device(arguments, "cuda"))
+        got = _tiles(*on_gpu)
     assert_same([t.cpu() for t in got], _tiles_ref(*on_device(arguments)))
 
 
