@@ -28,8 +28,8 @@ struct Block {
   int64_t* sScan;   // [2, kNumThreads]
   int32_t* sCount;  // [kDigits, kNumThreads], padded
 
-  // Calls out(i, combination of value(0) .. value(i)) for all i < n and returns that of all; 0 must change nothing. What
-  // the block wrote before the call and within it is visible after.
+  // Calls out(i, combination of value(0) .. value(i)) for all i < n and returns that of all; 0 must change nothing.
+  // What the block wrote before the call and within it is visible after.
   template <class Value, class Combine, class Out>
   __device__ int64_t accumulate(int64_t n, const Value& value, const Combine& combine, const Out& out) const {
     const int64_t begin = first_of(n), end = first_after(n);
