@@ -11,6 +11,7 @@
 
 #include "attention_decode.h"
 #include "attention_merge.h"
+#include "attention_plan.h"
 #include "frames_to_tiles.h"
 
 namespace py = pybind11;
@@ -60,6 +61,11 @@ eagle::DecodeAttention make_decode(const View& q, const View& k, const View& v, 
           view("workspace", workspace),
           max_k_len,
           softmax_scale};
+}
+
+eagle::AttentionPlan make_plan(const View& segments, const View& q_tiles, const View& k_tiles, int64_t num_tokens_k,
+                               bool causal) {
+  return {view("segments", segments), view("q_tiles", q_tiles), view("k_tiles", k_tiles), num_tokens_k, causal};
 }
 
 [[maybe_unused]] std::vector<eagle::FrameGroup> frame_groups(const std::vector<std::pair<View, eagle::Tiling>>& pairs) {
@@ -118,7 +124,20 @@ PYBIND11_MODULE(_native, m) {
   m.def("decode_attention_cpu", &eagle::decode_attention_cpu, py::call_guard<py::gil_scoped_release>(),
         py::arg("tensors"), py::arg("num_threads"), py::arg("simd") = true);
 
+  py::class_<eagle::AttentionPlan>(m, "AttentionPlan")
+      .def(py::init(&make_plan), py::kw_only(), py::arg("segments"), py::arg("q_tiles"), py::arg("k_tiles"),
+           py::arg("num_tokens_k"), py::arg("causal"));
+  m.def("attention_plan_cpu", &eagle::attention_plan_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("plan"));
+  m.def("attention_plan_workspace_ints", &eagle::attention_plan_workspace_ints, py::arg("plan"));
+
 #ifdef EAGLE_CUDA_VERSION
+  m.def(
+      "attention_plan_cuda",
+      [](const eagle::AttentionPlan& plan, const View& workspace, int device, uintptr_t stream) {
+        const py::gil_scoped_release unlocked;
+        eagle::attention_plan_cuda(plan, view("workspace", workspace), device, stream);
+      },
+      py::arg("plan"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
   m.def("merge_attention_cuda", &eagle::merge_attention_cuda, py::call_guard<py::gil_scoped_release>(),
         py::arg("tensors"), py::arg("device"), py::arg("stream"));
   m.def("decode_attention_cuda", &eagle::decode_attention_cuda, py::call_guard<py::gil_scoped_release>(),
