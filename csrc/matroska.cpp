@@ -2,10 +2,9 @@
 
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <cerrno>
 #include <limits>
+#include <utility>
 
 #include "error.h"
 
@@ -37,26 +36,26 @@ enum Id : uint32_t {
 };
 constexpr uint8_t kKeyFlag = 0x80, kInvisibleFlag = 0x08, kLacingFlags = 0x06;
 
-// A window on the file. It is as long as some blocks where they are short, and a header's length where they are long.
+// A window on the file: much of it where blocks are short, since copying a few KiB is cheaper than one more call, and
+// on a disk than one more seek; a header's length where they are long. bench/results/video-opening.json.
 class Window {
  public:
-  explicit Window(int fd) : fd_(fd) {}
+  Window(int fd, int64_t begin) : fd_(fd), file_begin_(begin) {}
 
   // `count` <= 8 bytes at `at`, which end at or before `limit`; valid until the next call.
   const uint8_t* bytes(int64_t at, int64_t count, int64_t limit) {
     check(count <= limit - at, "matroska: the element at byte ", at, " reaches out of its parent.");
     if (at < begin_ || at + count > begin_ + size_) fill(at, count);
-    last_ = at;
     return buffer_.data() + (at - begin_);
   }
 
+  int64_t num_elements = 0;  // so far
+
  private:
-  static constexpr int64_t kShort = 256, kDense = 4096, kNumAhead = 16;
+  static constexpr int64_t kShort = 256, kLong = 1 << 17, kShortElement = 8192;
 
   void fill(int64_t at, int64_t count) {
-    const int64_t step = at - last_;  // about a block
-    const bool dense = step >= 0 && step < kDense;
-    const int64_t wanted = dense ? std::max(kShort, kNumAhead * step) : kShort;
+    const int64_t wanted = at - file_begin_ < num_elements * kShortElement ? kLong : kShort;
     begin_ = at;
     size_ = 0;
     while (size_ < count) {
@@ -68,8 +67,8 @@ class Window {
   }
 
   int fd_;
-  int64_t begin_ = 0, size_ = 0, last_ = 0;
-  std::array<uint8_t, kNumAhead * kDense> buffer_;
+  int64_t file_begin_, begin_ = 0, size_ = 0;
+  std::vector<uint8_t> buffer_ = std::vector<uint8_t>(kLong);
 };
 
 struct Element {
@@ -80,8 +79,8 @@ struct Element {
 
 class Scan {
  public:
-  Scan(int fd, uint64_t track_number, bool allow_invisible)
-      : window_(fd), track_number_(track_number), allow_invisible_(allow_invisible) {}
+  Scan(int fd, int64_t begin, uint64_t track_number, bool allow_invisible)
+      : window_(fd, begin), track_number_(track_number), allow_invisible_(allow_invisible) {}
 
   MatroskaBlocks run(int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end;) {
@@ -119,6 +118,7 @@ class Scan {
   static uint64_t without_marker(uint64_t number, int length) { return number ^ (uint64_t{1} << (7 * length)); }
 
   Element read_element(int64_t at, int64_t limit) {
+    ++window_.num_elements;
     int id_length, size_length;
     const auto id = static_cast<uint32_t>(read_number(at, limit, 4, &id_length));
     uint64_t size = read_number(at + id_length, limit, 8, &size_length);
@@ -246,7 +246,7 @@ class Scan {
 
 MatroskaBlocks matroska_blocks(int fd, int64_t begin, int64_t end, uint64_t track_number, bool allow_invisible) {
   check(0 <= begin && begin <= end, "matroska: bytes ", begin, " to ", end, " are no part of a file.");
-  return Scan(fd, track_number, allow_invisible).run(begin, end);
+  return Scan(fd, begin, track_number, allow_invisible).run(begin, end);
 }
 
 }  // namespace eagle

@@ -508,7 +508,9 @@ class _Reader:
                 num_keys_behind += packet.pts > last_wanted
             if trusted_from is None and not at_end:
                 continue
-            if wanted is not None and packet.pts in wanted:
+            # VP8's encoders give a picture that is not shown the time of the next one that is.
+            is_shown = self._index.codec != "vp8" or at_end or _vp8_is_shown(packet)
+            if wanted is not None and is_shown and packet.pts in wanted:
                 wanted.remove(packet.pts)
             elif drop and self._nal is not None and not at_end and is_disposable(memoryview(packet), self._nal):
                 self.num_dropped += 1

@@ -7,7 +7,7 @@ Cues name some key frames and no other frame's time, so every block's header is 
 to block. `read_tables` gives None for files that are not plain, and these are read packet by packet: more or less than
 one video track; codecs but those below; tracks that are encrypted, compressed, delayed, scaled in time or made of
 others; frames laced or with additions; a size that reaches out of the file or an element where it does not belong; two
-frames at one time, or none at the start that a decoder can begin with.
+frames shown at one time, or none at the start that a decoder can begin with.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def read_tables(path: Path) -> Tables | None:
 def _read(file: BinaryIO) -> Tables:
     file_bytes = file.seek(0, 2)
     kind, ebml_at, ebml_bytes = _element(file, 0)
-    _require(kind == EBML and ebml_bytes is not None, "no Matroska")
-    ebml = _content(file, ebml_at, ebml_bytes)
+    _require(kind == EBML, "no Matroska")
+    ebml = _content(file, ebml_at, _known(ebml_bytes))
     _check_kind(_children(ebml))
     kind, segment_at, segment_bytes = _element(file, ebml_at + len(ebml))
     _require(kind == SEGMENT, "no segment")
@@ -99,7 +99,7 @@ def _read(file: BinaryIO) -> Tables:
     is_shown_D = blocks["first_byte"] & VP8_SHOW_FRAME != 0 if codec == VP8 else np.ones(len(pts_D), np.bool_)
     _require(bool(is_key_D[0]) and pts_D[0] == pts_D.min(), "the first block is no place to start")
     _require(bool((is_shown_D | ~is_key_D).all()), "a key frame that is not shown")
-    steps = np.diff(np.sort(pts_D, kind="stable"))
+    steps = np.diff(np.sort(pts_D[is_shown_D], kind="stable"))
     _require(len(steps) == 0 or int(steps.min()) > 0, "two frames at one time")
     num_head_samples = max(1, int((np.cumsum(size_D[:HEAD_FRAMES], dtype=np.int64) <= MAX_HEAD_BYTES).sum()))
     return Tables(
@@ -141,8 +141,8 @@ def _parse(content: bytes | memoryview, at: int) -> tuple[int, int, int | None, 
     return kind, id_bytes, None if num_bytes == unknown else num_bytes, size_bytes
 
 
-def _content(file: BinaryIO, at: int, num_bytes: int | None) -> memoryview:
-    _require(num_bytes is not None and num_bytes <= MAX_HEADER_BYTES, "header of unknown size, or too large")
+def _content(file: BinaryIO, at: int, num_bytes: int) -> memoryview:
+    _require(num_bytes <= MAX_HEADER_BYTES, "headers too large")
     file.seek(at)
     content = file.read(num_bytes)
     _require(len(content) == num_bytes, "cut short")
@@ -158,10 +158,10 @@ def _headers(file: BinaryIO, at: int) -> tuple[memoryview, memoryview, int]:
             _require(len(found) == 2, "a cluster before the headers")
             return found[INFO], found[TRACKS], at
         _require(kind in (SEEK_HEAD, INFO, TRACKS, CUES, CHAPTERS, TAGS, ATTACHMENTS, VOID, CRC32), "unknown element")
-        _require(num_bytes is not None and kind not in found, "of unknown size, or there twice")
+        _require(kind not in found, "headers are there twice")
         if kind in (INFO, TRACKS):
-            found[kind] = _content(file, content_at, num_bytes)
-        at = content_at + (num_bytes or 0)
+            found[kind] = _content(file, content_at, _known(num_bytes))
+        at = content_at + _known(num_bytes)
     raise _NotPlain("no cluster")
 
 
@@ -169,12 +169,18 @@ def _children(content: memoryview) -> Elements:
     found: Elements = {}
     at = 0
     while at < len(content):
-        kind, id_bytes, num_bytes, size_bytes = _parse(content, at)
-        at += id_bytes + size_bytes
-        _require(num_bytes is not None and num_bytes <= len(content) - at, "an element reaches out of its parent")
-        found.setdefault(kind, []).append(content[at : at + (num_bytes or 0)])
-        at += num_bytes or 0
+        kind, id_bytes, size, size_bytes = _parse(content, at)
+        at, num_bytes = at + id_bytes + size_bytes, _known(size)
+        _require(num_bytes <= len(content) - at, "an element reaches out of its parent")
+        found.setdefault(kind, []).append(content[at : at + num_bytes])
+        at += num_bytes
     return found
+
+
+def _known(num_bytes: int | None) -> int:
+    if num_bytes is None:
+        raise _NotPlain("an element of unknown size")
+    return num_bytes
 
 
 def _check_kind(header: Elements) -> None:
