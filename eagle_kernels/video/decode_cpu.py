@@ -3,8 +3,8 @@
 Dims    N shown frames, K key frames, D packets in the order of storage, Y rows, X columns.
 
 `read_index` finds when each frame is shown and where a decoder may start: from the tables of an MP4 (mp4.py) or the
-block headers of a Matroska (matroska.py), whose first frame it decodes, or else in one pass over the packets. `decode_groups` then fetches the frames of planned groups
-(plan.py) by their presentation time stamp (pts):
+block headers of a Matroska (matroska.py), whose first frame it decodes, or else in one pass over the packets.
+`decode_groups` then fetches the frames of planned groups (plan.py) by their presentation time stamp (pts):
 
 - start at the group's key frame, feed until its last frame's packet went in, then drain the decoder;
 - leave out packets that nothing refers to (H.264, HEVC), where the file was found to keep its word on that;

@@ -12,6 +12,7 @@ frames shown at one time, or none at the start that a decoder can begin with.
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from fractions import Fraction
@@ -224,7 +225,7 @@ def _head(ebml: memoryview, info: memoryview, entry: memoryview, number: int, si
     """The file's own headers with this track alone, up to where the bytes of its first frames go: all of them laced in
     one block (RFC 9559, 10.3.3), so that nothing need stand between them."""
     laces = _number(sizes[0], 4) + b"".join(
-        _number(size - before + (1 << 27) - 1, 4) for before, size in zip(sizes[:-1], sizes[1:-1])
+        _number(size - before + (1 << 27) - 1, 4) for before, size in itertools.pairwise(sizes[:-1])
     )
     block = _number(number, 8) + struct.pack(">hBB", 0, KEY_AND_EBML_LACING, len(sizes) - 1) + laces
     if len(sizes) == 1:
