@@ -37,7 +37,7 @@ enum Id : uint32_t {
 constexpr uint8_t kKeyFlag = 0x80, kInvisibleFlag = 0x08, kLacingFlags = 0x06;
 
 // A window on the file: much of it where blocks are short, since copying a few KiB is cheaper than one more call, and
-// on a disk than one more seek; a header's length where they are long. bench/results/video-opening.json.
+// on a disk than one more seek; a header's length where they are long. Measured: docs/notes/video.md.
 class Window {
  public:
   Window(int fd, int64_t begin) : fd_(fd), file_begin_(begin) {}

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 import av
+from PIL import Image
 
 from eagle_kernels import native
 from eagle_kernels.video import VideoError, decode, decode_cpu, matroska, probe, sidecar
@@ -29,7 +30,7 @@ from eagle_kernels.video.decode import _decode_cpu
 from eagle_kernels.video.info import PacketIndex
 from eagle_kernels.video.plan import plan
 from eagle_kernels.video.probe import describe
-from tests.video.make import B_FRAMES, GOOD_NAMES, VPX, X265, GoldenSet, draw, read, write_video
+from tests.video.make import B_FRAMES, GOOD_NAMES, VPX, X265, GoldenSet, read, write_video
 
 NAMES = [name for name in GOOD_NAMES if name.endswith((".mkv", ".webm"))]
 ARRAYS = ("pts_N", "place_N", "key_pts_K", "key_seek_K", "key_place_K")
@@ -52,11 +53,18 @@ MADE = {
 }
 
 
+def slide(number: int) -> np.ndarray:
+    """A picture that moves slowly: pictures refer to one another, and VP9 makes hidden ones."""
+    rng = np.random.default_rng(0)
+    wall_YX3 = rng.integers(0, 255, (10, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    return wall_YX3[number // 16 : number // 16 + 48, number // 8 : number // 8 + 64]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("matroska")
     for name, how in MADE.items():
-        write_video(folder / name, (draw(i) for i in range(75)), **how)
+        write_video(folder / name, (slide(i) for i in range(75)), **how)
     return {name: folder / name for name in MADE}
 
 
@@ -106,6 +114,24 @@ def test_libav_files(made: dict[str, Path], name: str) -> None:
     assert_same_frames(made[name])
 
 
+@pytest.mark.parametrize(("name", "codec"), [("h264.mkv", "V_MPEG4/ISO/AVC"), ("hevc.mkv", "V_MPEGH/ISO/HEVC"),
+    ("vp8.webm", "V_VP8"), ("vp9_alt_ref.webm", "V_VP9"), ("av1.mkv", "V_AV1")])  # fmt: skip
+def test_key_flags_that_are_wrong_give_no_wrong_frame(
+    made: dict[str, Path], tmp_path: Path, name: str, codec: str
+) -> None:
+    """Every block is marked as a place to start at; the decoder knows better, and starts earlier."""
+    with av.open(str(made[name])) as container:
+        record = container.streams.video[0].codec_context.extradata
+    packets = [(pts, True, payload) for pts, _, payload in packets_of(made[name])]
+    path = Writer(packets, codec=codec, private=record).write(tmp_path / "all_keys.mkv")
+    index = decode_cpu.read_index(path)
+    assert len(index.key_pts_K) == 75
+    true = frames_of(decode_cpu.index_from_packets(made[name]), list(range(75)))
+    for i in range(3, 75, 7):
+        (frame,) = frames_of(index, [i])
+        assert np.array_equal(frame, true[i])
+
+
 @pytest.mark.parametrize("name", [name for name in GOOD_NAMES if not name.endswith((".mkv", ".webm"))])
 def test_other_containers_have_none(golden: GoldenSet, name: str) -> None:
     assert matroska.read_tables(golden.good[name].path) is None
@@ -147,6 +173,11 @@ def number(kind: int, value: int) -> bytes:
 
 VOID = element(0xEC, b"\0" * 300)
 CRC = element(0xBF, b"\1\2\3\4")
+_jpeg = io.BytesIO()
+Image.new("RGB", (32, 32)).save(_jpeg, "JPEG")
+_cover = element(0x466E, b"cover.jpg") + element(0x4660, b"image/jpeg") + element(0x465C, _jpeg.getvalue())
+COVER = element(0x1941A469, element(0x61A7, _cover + number(0x46AE, 1)))
+TURN = element(0x7670, number(0x7671, 0) + element(0x7675, struct.pack(">f", 90.0)))
 SOUND = number(0xD7, 2) + number(0x83, 2) + element(0x86, b"A_PCM/INT/LIT") + element(0xE1, number(0x9F, 1))
 
 
@@ -232,6 +263,8 @@ PLAIN_FILES: dict[str, dict[str, object]] = {
     "a stated length, too long": {"in_info": element(0x4489, struct.pack(">f", 9000.0))},
     "defaults in full": {"in_track": number(0x56AA, 0) + element(0x23314F, struct.pack(">f", 1.0))},
     "wide pixels": {"video": number(0xB0, 64) + number(0xBA, 48) + number(0x54B0, 96) + number(0x54BA, 48)},
+    "a cover": {"in_segment": COVER},
+    "turned": {"video": number(0xB0, 64) + number(0xBA, 48) + TURN},
     "WebM": {"in_ebml": element(0x4282, b"webm\0")},
 }
 
@@ -242,7 +275,9 @@ def test_plain_files(h264: tuple[list[tuple[int, bool, bytes]], bytes], tmp_path
     path = Writer(packets, private=record, **PLAIN_FILES[name]).write(tmp_path / "plain.mkv")
     assert_same_index(path)
     assert_same_frames(path)
-    assert (probe(path).damage is not None) == (name == "a stated length, too long")
+    info = probe(path)
+    assert (info.damage is not None) == (name == "a stated length, too long")
+    assert (info.rotation_degrees != 0) == (name == "turned")
 
 
 @pytest.mark.parametrize("scale", [1, 1_000, 100_000, 333_333, 1_000_000, 20_000_000, 1_000_000_000])
