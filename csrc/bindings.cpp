@@ -1,5 +1,6 @@
 // The one file that knows Python. Tensors arrive as (address, shape, strides, dtype name, bytes from the address on),
 // streams as integers; every call gives the interpreter's lock back while it works.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,6 +14,7 @@
 #include "attention_merge.h"
 #include "attention_plan.h"
 #include "frames_to_tiles.h"
+#include "matroska.h"
 
 namespace py = pybind11;
 
@@ -74,6 +76,27 @@ eagle::AttentionPlan make_plan(const View& segments, const View& q_tiles, const 
   return groups;
 }
 
+template <class T>
+py::array_t<T> array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::dict matroska_blocks(int fd, int64_t begin, int64_t end, uint64_t track_number, bool allow_invisible) {
+  eagle::MatroskaBlocks blocks;
+  {
+    const py::gil_scoped_release unlocked;
+    blocks = eagle::matroska_blocks(fd, begin, end, track_number, allow_invisible);
+  }
+  py::dict arrays;
+  arrays["timestamp"] = array(blocks.timestamp);
+  arrays["duration"] = array(blocks.duration);
+  arrays["offset"] = array(blocks.offset);
+  arrays["size"] = array(blocks.size);
+  arrays["is_key"] = array(blocks.is_key);
+  arrays["first_byte"] = array(blocks.first_byte);
+  return arrays;
+}
+
 py::dict build_info() {
   py::dict info;
 #ifdef EAGLE_CUDA_VERSION
@@ -108,6 +131,9 @@ PYBIND11_MODULE(_native, m) {
         eagle::frames_to_tiles_cpu(view("frames", frames), view("out", out), tiling, num_threads, simd);
       },
       py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"), py::arg("simd") = eagle::simd());
+
+  m.def("matroska_blocks", &matroska_blocks, py::arg("fd"), py::arg("begin"), py::arg("end"), py::arg("track_number"),
+        py::arg("allow_invisible"));
 
   py::class_<eagle::MergeAttention>(m, "MergeAttention")
       .def(py::init(&make_merge), py::kw_only(), py::arg("out_a"), py::arg("lse_a"), py::arg("out_b"), py::arg("lse_b"),
