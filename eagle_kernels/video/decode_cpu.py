@@ -2,9 +2,9 @@
 
 Dims    N shown frames, K key frames, D packets in the order of storage, Y rows, X columns.
 
-`read_index` finds when each frame is shown and where a decoder may start: from the tables of an MP4 (mp4.py), whose
-first frame it decodes, or else in one pass over the packets. `decode_groups` then fetches the frames of planned groups
-(plan.py) by their presentation time stamp (pts):
+`read_index` finds when each frame is shown and where a decoder may start: from the tables of an MP4 (mp4.py) or the
+block headers of a Matroska (matroska.py), whose first frame it decodes, or else in one pass over the packets.
+`decode_groups` then fetches the frames of planned groups (plan.py) by their presentation time stamp (pts):
 
 - start at the group's key frame, feed until its last frame's packet went in, then drain the decoder;
 - leave out packets that nothing refers to (H.264, HEVC), where the file was found to keep its word on that;
@@ -41,8 +41,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eagle_kernels.video import mp4
-from eagle_kernels.video.info import Orientation, PacketIndex, Samples, VideoError
+from eagle_kernels.video import matroska, mp4
+from eagle_kernels.video.info import Orientation, PacketIndex, Samples, Tables, VideoError
 from eagle_kernels.video.plan import Group, NalFormat, is_disposable, nal_format, plan
 
 try:
@@ -72,13 +72,14 @@ UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's ow
 
 
 def read_index(path: str | Path) -> PacketIndex:
-    """The stream's index: from the tables of an MP4 where they apply (mp4.py), else from one pass over its packets.
+    """The stream's index: from the tables of an MP4 (mp4.py) or the block headers of a Matroska (matroska.py) where
+    they apply, else from one pass over its packets.
 
     Decodes up to the first frame. Raises VideoError if there is no such file, it is no video, or not one frame decodes.
     """
     path = Path(path)
     _check_is_file(path)
-    tables = mp4.read_tables(path)
+    tables = mp4.read_tables(path) or matroska.read_tables(path)
     return (None if tables is None else _index_from_tables(path, tables)) or index_from_packets(path)
 
 
@@ -93,6 +94,9 @@ def index_from_packets(path: Path) -> PacketIndex:
         pts_N, place_N = pts_N[is_shown_N], place_N[is_shown_N]
         last_duration = last.duration or _usual_duration(pts_N, stream)
         ends_seconds = float((last.pts + last_duration) * stream.time_base)
+        # Where one number states the whole length (Matroska, FLV); other demuxers know each stream's from its packets.
+        states_length = stream.duration is None and container.duration is not None
+        stated_seconds = container.duration / av.time_base if states_length else None
         keys = sorted((p.pts, p.seek, i) for i, p in enumerate(packets) if p.is_key)
         keys_K3 = np.array(keys, np.int64).reshape(-1, 3)
         width_px, height_px = _square_pixels(first.width, first.height, stream.sample_aspect_ratio, path)
@@ -111,12 +115,12 @@ def index_from_packets(path: Path) -> PacketIndex:
             scaled_height_px=height_px,
             orientation=orientation,
             rotation_degrees=_rotation_degrees(orientation),
-            damage="; ".join(damage + _shortfall(container, stream, ends_seconds)) or None,
+            damage="; ".join(damage + _shortfall(stated_seconds, ends_seconds)) or None,
             samples=None,
         )
 
 
-def _index_from_tables(path: Path, tables: mp4.Tables) -> PacketIndex | None:
+def _index_from_tables(path: Path, tables: Tables) -> PacketIndex | None:
     """None if the first sample does not give a frame that agrees with the tables: the packets are to be scanned."""
     samples = Samples(
         pts_D=tables.pts_D,
@@ -143,8 +147,9 @@ def _index_from_tables(path: Path, tables: mp4.Tables) -> PacketIndex | None:
             last_duration = int(tables.duration_D[place_N[-1]]) or _usual_duration(pts_N, stream)
     except VideoError:
         return None
-    if time_base != Fraction(1, tables.timescale):
+    if time_base != tables.time_base:
         return None
+    ends_seconds = float((int(pts_N[-1]) + last_duration) * time_base)
     key_place_K = np.flatnonzero(tables.is_key_D)
     key_place_K = key_place_K[np.argsort(tables.pts_D[key_place_K], kind="stable")]
     orientation = _orientation(first)
@@ -162,7 +167,7 @@ def _index_from_tables(path: Path, tables: mp4.Tables) -> PacketIndex | None:
         scaled_height_px=height_px,
         orientation=orientation,
         rotation_degrees=_rotation_degrees(orientation),
-        damage=None,
+        damage="; ".join(_shortfall(tables.stated_seconds, ends_seconds)) or None,
         samples=lambda: samples,
     )
 
@@ -503,7 +508,9 @@ class _Reader:
                 num_keys_behind += packet.pts > last_wanted
             if trusted_from is None and not at_end:
                 continue
-            if wanted is not None and packet.pts in wanted:
+            # VP8's encoders give a picture that is not shown the time of the next one that is.
+            is_shown = self._index.codec != "vp8" or at_end or _vp8_is_shown(packet)
+            if wanted is not None and is_shown and packet.pts in wanted:
                 wanted.remove(packet.pts)
             elif drop and self._nal is not None and not at_end and is_disposable(memoryview(packet), self._nal):
                 self.num_dropped += 1
@@ -577,13 +584,9 @@ def _read_packets(
     return first, packets, damage
 
 
-def _shortfall(container: av.container.InputContainer, stream: av.VideoStream, ends_seconds: float) -> list[str]:
-    """How files are noticed whose end is cut off between two packets, where one number states the whole length
-    (Matroska, FLV). Other demuxers know each stream's own length from the packets themselves."""
-    if stream.duration is not None or container.duration is None:
-        return []
-    stated_seconds = container.duration / av.time_base
-    if stated_seconds <= ends_seconds + SHORTFALL_SECONDS:
+def _shortfall(stated_seconds: float | None, ends_seconds: float) -> list[str]:
+    """How files are noticed whose end is cut off between two packets."""
+    if stated_seconds is None or stated_seconds <= ends_seconds + SHORTFALL_SECONDS:
         return []
     return [f"the container states an end at {stated_seconds:.3f} s, its video ends at {ends_seconds:.3f} s"]
 
@@ -608,7 +611,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 def _open_head(samples: Samples, fd: int, path: Path) -> av.container.InputContainer:
-    """The small MP4 file of the first samples, in memory."""
+    """The small file of the first samples, in memory."""
     where = zip(
         samples.size_D[: samples.num_head_samples].tolist(), samples.offset_D[: samples.num_head_samples].tolist()
     )
