@@ -15,6 +15,7 @@
 #include "attention_plan.h"
 #include "frames_to_tiles.h"
 #include "matroska.h"
+#include "scatter_visual.h"
 
 namespace py = pybind11;
 
@@ -68,6 +69,11 @@ eagle::DecodeAttention make_decode(const View& q, const View& k, const View& v, 
 eagle::AttentionPlan make_plan(const View& segments, const View& q_tiles, const View& k_tiles, int64_t num_tokens_k,
                                bool causal) {
   return {view("segments", segments), view("q_tiles", q_tiles), view("k_tiles", k_tiles), num_tokens_k, causal};
+}
+
+eagle::ScatterVisual make_scatter(const View& text, const View& visual, const View& rows, const View& whole,
+                                  bool backward) {
+  return {view("text", text), view("visual", visual), view("rows", rows), view("whole", whole), backward};
 }
 
 [[maybe_unused]] std::vector<eagle::FrameGroup> frame_groups(const std::vector<std::pair<View, eagle::Tiling>>& pairs) {
@@ -156,7 +162,15 @@ PYBIND11_MODULE(_native, m) {
   m.def("attention_plan_cpu", &eagle::attention_plan_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("plan"));
   m.def("attention_plan_workspace_ints", &eagle::attention_plan_workspace_ints, py::arg("plan"));
 
+  py::class_<eagle::ScatterVisual>(m, "ScatterVisual")
+      .def(py::init(&make_scatter), py::kw_only(), py::arg("text"), py::arg("visual"), py::arg("rows"),
+           py::arg("whole"), py::arg("backward"));
+  m.def("scatter_visual_cpu", &eagle::scatter_visual_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("tensors"),
+        py::arg("num_threads"));
+
 #ifdef EAGLE_CUDA_VERSION
+  m.def("scatter_visual_cuda", &eagle::scatter_visual_cuda, py::call_guard<py::gil_scoped_release>(),
+        py::arg("tensors"), py::arg("device"), py::arg("stream"));
   m.def(
       "attention_plan_cuda",
       [](const eagle::AttentionPlan& plan, const View& workspace, int device, uintptr_t stream) {
