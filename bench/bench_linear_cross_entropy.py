@@ -48,10 +48,12 @@ def wanted(inputs: list[Tensor], labels: Tensor) -> list[Tensor]:
 def cce_exact() -> Callable[..., Tensor]:
     """cut-cross-entropy that drops no gradient and sums in fp32; skips, with the reason, where there is none."""
     package = pytest.importorskip(
-        "cut_cross_entropy", reason="cut-cross-entropy is not installed: pip install 'eagle-kernels[rivals]'"
+        "cut_cross_entropy", reason="cut-cross-entropy is not installed: docs/notes/fused_ops.md says from where"
     )
     if not hasattr(package.LinearCrossEntropyImpl, "CCE_EXACT"):
-        pytest.skip(f"cut-cross-entropy {package.__version__} has no cce_exact: pip install 'eagle-kernels[rivals]'")
+        pytest.skip(
+            f"cut-cross-entropy {package.__version__} has no cce_exact: docs/notes/fused_ops.md names a commit that has"
+        )
     return partial(package.linear_cross_entropy, impl="cce_exact")
 
 
