@@ -104,3 +104,11 @@ def test_a_second_gpu() -> None:
         )
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a.cpu(), b.cpu()), op
+
+
+@pytest.mark.parametrize("shape", [(0,), (4, 0), (2, 4, 0), (2, 0, 3)])
+@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "layer_norm", "gelu_bias", "swiglu"])
+def test_cuda_tensors_may_be_empty(op: str, shape: tuple[int, ...]) -> None:
+    with FakeTensorMode():
+        outputs = tensors(OPS[op](torch.ones(shape, device="cuda"), torch.ones(shape[-1:], device="cuda")))
+    assert all(t.shape == shape for t in outputs)

@@ -213,6 +213,14 @@ def test_gradcheck():
             assert torch.autograd.gradcheck(lambda h, v, fn=fn, w=w: fn(h, v, labels, w), (hidden, weight))
 
 
+def test_refuses_a_second_derivative(as_on_gpu, device):
+    """The gradients are constants: that of a gradient's norm would come out as 0."""
+    args, labels = inputs(6, 3, 7, torch.float32, device), some_labels(6, 7, device)
+    loss = op(*args, labels, as_on_gpu=as_on_gpu)
+    with pytest.raises(ValueError, match="linear_cross_entropy: create_graph is True; needs False"):
+        torch.autograd.grad(loss, args, create_graph=True)
+
+
 def test_opcheck(as_on_gpu, device):
     args, labels = inputs(6, 3, 7, torch.float32, device), some_labels(6, 7, device)
     torch.library.opcheck(_fwd, (*args, labels, None, -100, True, True, as_on_gpu))
