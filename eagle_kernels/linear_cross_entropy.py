@@ -291,7 +291,8 @@ def _chunk_on_cpu(
     exps_MV.scatter_add_(1, picks_M1, -here_M1.to(wide))
     g_MV = logits_MV.copy_(exps_MV.mul_(scales_M[:, None]))
     if dhidden_MC is not None:
-        dhidden_MC.copy_(g_MV @ weight_VC)
+        with torch.autocast("cpu", enabled=False):  # in the dtype of hidden, as the kernels
+            dhidden_MC.copy_(g_MV @ weight_VC)
     if dweight_VC is not None:  # torch's CPU matmul has no out_dtype
         exps_MV.copy_(g_MV)  # rounded
         dweight_VC.addmm_(exps_MV.T, hidden_MC.to(wide))

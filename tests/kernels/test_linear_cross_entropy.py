@@ -181,6 +181,14 @@ def test_no_grad_makes_no_gradients(device):
     torch.testing.assert_close(loss, linear_cross_entropy_ref(hidden, weight, labels))
 
 
+def test_autocast_changes_nothing(device):
+    args, labels = inputs(20, 16, 70, torch.float32, device), some_labels(20, 70, device)
+    want = torch.autograd.grad(linear_cross_entropy(*args, labels), args)
+    with torch.autocast(device, torch.bfloat16):
+        got = torch.autograd.grad(linear_cross_entropy(*args, labels), args)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
 def test_extreme_logits(as_on_gpu, device):
     """Logits of +-3e4: softmax is one-hot, the loss a difference of logits, and nothing overflows."""
     hidden = torch.tensor([[1.0], [-1.0]], device=device, requires_grad=True)
