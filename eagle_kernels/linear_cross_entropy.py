@@ -509,6 +509,7 @@ def linear_cross_entropy(
              the same pass.
     Raises:  ValueError when a shape, dtype or device does not match, token_weights_T requires a gradient, or, on CPU, a
              label is out of range (on a GPU and in compiled code: an assertion on the device; the host must not wait).
+             In backward, with create_graph=True: there is no second derivative.
     """
     op = "linear_cross_entropy"
     check(hidden_TC.ndim == 2 and hidden_TC.is_floating_point(), op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
