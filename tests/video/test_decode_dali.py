@@ -4,6 +4,7 @@ Without a GPU DALI decodes VP9 alone; the tests run the same calls with its CPU 
 """
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,11 @@ def dali() -> None:
 
 
 def why(path: Path, backend: str = "cuda") -> str | None:
-    from eagle_kernels.video.decode_cpu import stream_format
+    from eagle_kernels.video.decode_cpu import PacketReader
 
-    return why_not(*load(path, None), stream_format(path), backend)
+    index, info = load(path, None)
+    with closing(PacketReader(index)) as reader:
+        return why_not(index, info, reader.format, backend)
 
 
 def test_without_dali_says_what_to_install(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
