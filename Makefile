@@ -46,7 +46,8 @@ gpu:
 	mkdir -p bench/results
 	gpu=$$($(PYTHON) -c 'import torch; print("-".join(torch.cuda.get_device_name().lower().split()))') && \
 	$(PYTHON) -m pytest bench --benchmark-json bench/results/$$gpu.json && \
-	$(PYTHON) -m bench.report bench/results/$$gpu.json --out bench/results
+	$(PYTHON) -m bench.report bench/results/$$gpu.json --out bench/results && \
+	$(PYTHON) -m bench.bench_decode_dali --device mixed --out bench/results/$$gpu-decode-dali.json
 
 # What the compiler makes of every Triton kernel, for the GPUs this machine does not have.
 static: .make/dev

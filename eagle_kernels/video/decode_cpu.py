@@ -584,7 +584,7 @@ class PacketReader:
             is_interlaced=int(coder.field_order) > FIELD_PROGRESSIVE,
             width_px=coder.width,
             height_px=coder.height,
-            syntax=syntax(index.codec, coder.extradata),
+            syntax=syntax(index.codec, coder.extradata, (coder.width, coder.height)),
         )
 
     def close(self) -> None:

@@ -239,8 +239,8 @@ def _call(
             f'device="cpu" may. DALI says: {error}'
         ) from error
     rgb_of: dict[int, Tensor] = {}
-    for sample, shard in zip(frames, shards, strict=True):
-        rgb_LYX3 = torch.from_dlpack(sample)
+    for i, shard in enumerate(shards):
+        rgb_LYX3 = torch.from_dlpack(frames[i])
         needed = (len(shard.number_of), form.height_px, form.width_px, 3)
         if tuple(rgb_LYX3.shape) != needed:
             raise RuntimeError(f"{index.path}: DALI gave frames of shape {tuple(rgb_LYX3.shape)}; needs {needed}.")

@@ -25,9 +25,11 @@ from typing import NamedTuple
 from eagle_kernels.video.plan import Group, nal_format, nal_starts
 
 START_CODE = b"\0\0\1"
+VP9_HEADER_BYTES = 16  # as far as the size
 H264_IDR, H264_DELIMITER = 5, 9  # nal_unit_type: ITU-T H.264, table 7-1; 1 to 5 are slices
 H264_DELIMITER_UNIT = b"\x09\x10"  # primary_pic_type 0: intra slices alone; 7.3.2.4
 HEVC_IRAPS, HEVC_LAST_SLICE = range(16, 22), 31  # ITU-T H.265, table 7-1
+SEQUENCE_HEADERS = {"h264": 7, "hevc": 33}
 ONE_GROUP_A_STREAM = ("hevc",)
 
 
@@ -77,16 +79,18 @@ class Syntax(NamedTuple):
 
     codec: str  # "h264", "hevc" or "vp9"
     length_bytes: int  # before every NAL unit; 0: start codes, or no NAL units at all
+    headers: bytes = b""  # of H.264 and HEVC: with the sequence parameter sets
+    size_px: tuple[int, int] = (0, 0)  # of VP9
 
 
-def syntax(codec: str, extradata: bytes | None) -> Syntax | None:
+def syntax(codec: str, headers: bytes | None, size_px: tuple[int, int]) -> Syntax | None:
     """None where the codec's headers do not say how packets are laid out."""
     if codec == "vp9":
-        return Syntax(codec, 0)
-    if nal := nal_format(codec, extradata):
-        return Syntax(codec, nal.length_bytes)
-    is_annex_b = (extradata or b"").startswith((START_CODE, b"\0" + START_CODE))
-    return Syntax(codec, 0) if is_annex_b else None
+        return Syntax(codec, 0, size_px=size_px)
+    headers = headers or b""
+    if nal := nal_format(codec, headers):
+        return Syntax(codec, nal.length_bytes, headers)
+    return Syntax(codec, 0, headers) if headers.startswith((START_CODE, b"\0" + START_CODE)) else None
 
 
 class Picture(NamedTuple):
@@ -95,17 +99,19 @@ class Picture(NamedTuple):
     num_shown: int  # frames that come out for it
     num_coded: int  # pictures in it, shown or not
     is_start: bool  # nothing behind it (but leading pictures) refers to anything before it
+    changes_size: bool = False  # or may: it brings headers that differ from the stream's
 
 
 def picture(packet: bytes, syntax: Syntax) -> Picture:
-    return _vp9_picture(packet) if syntax.codec == "vp9" else _nal_picture(packet, syntax)
+    return _vp9_picture(packet, syntax) if syntax.codec == "vp9" else _nal_picture(packet, syntax)
 
 
 def _nal_picture(packet: bytes, syntax: Syntax) -> Picture:
     """A slice whose first bit behind the NAL unit's header is 1 (first_mb_in_slice is 0, it is the first slice segment)
     begins a picture: a frame, or one field. Source: ITU-T H.264, 7.3.3; ITU-T H.265, 7.3.6.1."""
-    num_pictures, is_start = 0, False
-    for at in nal_starts(packet, syntax.length_bytes):
+    num_pictures, is_start, changes = 0, False, False
+    starts_at = nal_starts(packet, syntax.length_bytes)
+    for at, next_at in zip(starts_at, [*starts_at[1:], None]):
         head = packet[at : at + 3]
         if len(head) < 3:
             continue
@@ -115,23 +121,59 @@ def _nal_picture(packet: bytes, syntax: Syntax) -> Picture:
         else:
             kind, first = head[0] >> 1 & 63, head[2] >> 7
             is_slice, starts = kind <= HEVC_LAST_SLICE, kind in HEVC_IRAPS
+        if kind == SEQUENCE_HEADERS[syntax.codec]:
+            end = None if next_at is None else next_at - (syntax.length_bytes or len(START_CODE))
+            changes = changes or packet[at:end].rstrip(b"\0") not in syntax.headers
         if is_slice and first:
             num_pictures += 1
             is_start = starts if num_pictures == 1 else is_start
-    return Picture(num_pictures, num_pictures, is_start)
+    return Picture(num_pictures, num_pictures, is_start, changes)
 
 
-def _vp9_picture(packet: bytes) -> Picture:
+def _vp9_picture(packet: bytes, syntax: Syntax) -> Picture:
     """Source: VP9 bitstream specification, version 0.6, 6.2 (uncompressed header) and annex B (superframes)."""
-    heads = [packet[at : at + 1] for at in _vp9_frame_starts(packet)]
     num_shown = num_coded = 0
-    for head in heads:
-        if not head or head[0] >> 4 != 0b1000:  # frame_marker 2, profile 0: 8 bits, 4:2:0
+    is_start, changes = False, False
+    for i, at in enumerate(_vp9_frame_starts(packet)):
+        bits = _Bits(packet[at : at + VP9_HEADER_BYTES])
+        if bits.take(4) != 0b1000:  # frame_marker 2, profile 0: 8 bits, 4:2:0
             return Picture(0, 0, False)
-        shows_existing, is_shown = head[0] & 0b1000, head[0] & 0b0010
-        num_coded += not shows_existing
-        num_shown += bool(shows_existing or is_shown)
-    return Picture(num_shown, num_coded, is_start=not heads[0][0] & 0b1100)  # no show_existing_frame, frame_type 0
+        if bits.take(1):  # show_existing_frame
+            num_shown += 1
+            continue
+        is_inter, is_shown, is_resilient = bits.take(1), bits.take(1), bits.take(1)
+        num_coded += 1
+        num_shown += is_shown
+        is_start = is_start or (i == 0 and not is_inter)
+        size_px = _vp9_size(bits, is_inter=is_inter, is_shown=is_shown, is_resilient=is_resilient)
+        changes = changes or size_px not in (None, syntax.size_px)
+    return Picture(num_shown, num_coded, is_start, changes)
+
+
+class _Bits:
+    def __init__(self, content: bytes) -> None:
+        self._value, self._left = int.from_bytes(content, "big"), 8 * len(content)
+
+    def take(self, num_bits: int) -> int:
+        """The next ones; zeros behind the end."""
+        self._left -= num_bits
+        return (self._value >> self._left if self._left >= 0 else self._value << -self._left) & ((1 << num_bits) - 1)
+
+
+def _vp9_size(bits: _Bits, *, is_inter: int, is_shown: int, is_resilient: int) -> tuple[int, int] | None:
+    """(width, height) where the header states it; None: the size of a picture referred to."""
+    is_intra_only = is_inter and not is_shown and bits.take(1)
+    if is_inter and not is_resilient:
+        bits.take(2)  # reset_frame_context
+    if not is_inter:
+        bits.take(24 + 3 + 1)  # frame_sync_code, color_space, color_range
+    elif is_intra_only:
+        bits.take(24 + 8)  # frame_sync_code, refresh_frame_flags
+    else:
+        bits.take(8 + 3 * 4)  # refresh_frame_flags; index and sign of each reference
+        if any(bits.take(1) for _ in range(3)):  # found_ref
+            return None
+    return bits.take(16) + 1, bits.take(16) + 1
 
 
 def _vp9_frame_starts(packet: bytes) -> list[int]:
@@ -171,6 +213,8 @@ def lay_out(
             held = picture(packet.content, syntax)
             if held.num_shown != 1 or (counts_coded and held.num_coded != 1):
                 return f"it has a packet of {held.num_coded} pictures, {held.num_shown} of them shown"
+            if held.changes_size:
+                return "its size or its codec's headers change on the way"
             content = packet.content if i else _delimited(packet.content, syntax)
             fed.append(Fed(content, base + rank[packet.pts], base + i, i == 0))
             reorders = max(reorders, i - rank[packet.pts])

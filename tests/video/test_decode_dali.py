@@ -17,12 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench import bench_decode_dali
+from bench.bench_decode import make_video
+from bench.bench_decode_dali import measure_here, spread, ways
 from eagle_kernels.video import VideoError, decode, decode_dali
 from eagle_kernels.video.decode_cpu import Budget, PacketReader, decode_groups
 from eagle_kernels.video.decode_dali import streams, why_not
 from eagle_kernels.video.plan import plan
 from eagle_kernels.video.probe import describe, load
-from tests.video.make import VPX, GoldenSet, draw, read, set_display_matrix, write_video
+from tests.video.make import B_FRAMES, VPX, GoldenSet, draw, read, set_display_matrix, write_video
 from tests.video.test_decode import LUMA, MATRIX_TAGS, smooth_picture, to_planes, write_planes
 
 LOSSLESS = {"lossless": "1", "g": "10"}
@@ -307,15 +310,61 @@ def test_dali_s_errors_name_the_file(golden: GoldenSet, dali: None) -> None:
         list(decode_dali._frames(index, info, np.array([3]), None))
 
 
+def test_the_bench_compares_like_with_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dali: None) -> None:
+    path = tmp_path / "made.webm"
+    make_video(path, 128, 96, 2, "libvpx-vp9")
+    for way in ways("cpu"):
+        assert measure_here(way, path, spread(path, 4), "cpu")["is_exact"]
+    decode_way, others = bench_decode_dali.decode, spread(path, 4) // 2
+    monkeypatch.setattr(
+        bench_decode_dali, "decode", lambda way, path, places, device: decode_way(way, path, others, device)
+    )
+    assert not measure_here(ways("cpu")[0], path, spread(path, 4), "cpu")["is_exact"]
+
+
+# On a GPU. 256 x 192: NVDEC takes neither HEVC nor VP9 as small as the golden set.
+X265 = "log-level=error:keyint=24:min-keyint=24:bframes=4:scenecut=0"
+GPU_FILES = {
+    "b_frames.mp4": {"options": B_FRAMES},
+    "b_frames.ts": {"options": B_FRAMES},
+    "idr_alone.mp4": {"options": {"g": "1"}},
+    "open_gop.mp4": {"options": {"x264-params": "open-gop=1:keyint=24:min-keyint=24:bframes=3:scenecut=0"}},
+    "intra_refresh.mkv": {"options": {"x264-params": "intra-refresh=1:keyint=30:bframes=2:scenecut=0"}},
+    "edit_list.mp4": {"options": B_FRAMES, "times_ms": [40 * (i - 10) for i in range(120)]},
+    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": X265 + ":open-gop=0"}},
+    "hevc_open_gop.mkv": {"codec": "libx265", "options": {"x265-params": X265 + ":open-gop=1"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": VPX},
+}
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "name", ["b_frames.mp4", "hevc.mp4", "vp9.webm", "intra_refresh.mp4", "open_gop.mp4", "variable.mkv"]
-)
-def test_gpu_gives_the_frames_asked_for(golden: GoldenSet, dali: None, name: str) -> None:
-    video = golden.good[name]
-    wanted = [len(video.numbers) - 1, 0, 5, 5, 30, 31]
-    for i, frame in zip(
-        wanted, decode(video.path, [video.times_seconds[i] for i in wanted], device="cuda"), strict=True
-    ):
-        assert frame.rgb_YX3.is_cuda
-        assert read(frame.rgb_YX3.cpu().numpy()) == video.numbers[i]
+@pytest.mark.parametrize("name", GPU_FILES)
+def test_gpu_gives_the_frames_asked_for(tmp_path: Path, dali: None, name: str) -> None:
+    path = tmp_path / name
+    write_video(path, (draw(i, 256, 192) for i in range(120)), **GPU_FILES[name])
+    info = load(path, None)[1]
+    first = 120 - info.num_frames  # hidden by an edit list
+    wanted = [info.num_frames - 1, 0, 5, 5, 30, 31, *np.random.default_rng(0).integers(0, info.num_frames, 20).tolist()]
+    frames = list(decode(path, info.frame_times_seconds[wanted], device="cuda"))
+    assert all(frame.rgb_YX3.is_cuda and frame.rgb_YX3.shape == (192, 256, 3) for frame in frames)
+    assert [read(frame.rgb_YX3.cpu().numpy()) for frame in frames] == [first + i for i in wanted]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix", LUMA)
+def test_gpu_colours_are_true(tmp_path: Path, dali: None, matrix: str, full_range: bool) -> None:
+    """Less than the CPU's: the GPU code rounds chroma before it converts."""
+    path = tmp_path / "colours.mp4"
+    true = smooth_picture(192, 256)
+    write_planes(path, to_planes(true, matrix, full_range, "centre"), MATRIX_TAGS[matrix], full_range)
+    (frame,) = decode(path, [0.0], device="cuda")
+    assert decibels(frame.rgb_YX3.cpu(), true) > 45
+
+
+@pytest.mark.gpu
+def test_gpu_turns_pictures(tmp_path: Path, dali: None) -> None:
+    path = tmp_path / "turned.mp4"
+    write_video(path, [np.rot90(draw(i, 256, 192)) for i in range(3)], options=B_FRAMES)
+    set_display_matrix(path, (0, 1, -1, 0))
+    assert [read(frame.rgb_YX3.cpu().numpy()) for frame in decode(path, [0.0, 0.08], device="cuda")] == [0, 2]

@@ -18,7 +18,7 @@ from eagle_kernels.video.shards import ONE_GROUP_A_STREAM, Packet, Stream, Synta
 from tests.video.make import GoldenSet, av, draw, read, write_video
 
 ANNEX_B, AVC = Syntax("h264", 0), Syntax("h264", 4)
-VP9 = Syntax("vp9", 0)
+VP9 = Syntax("vp9", 0, size_px=(64, 48))
 HIDDEN = {"lag-in-frames": "25", "auto-alt-ref": "1", "deadline": "realtime", "cpu-used": "6", "b": "300k", "g": "45"}
 # One picture a packet, 8-bit 4:2:0, whatever the container, the times and the groups.
 NAMES = (
@@ -154,14 +154,15 @@ def nal(content: bytes, code: Syntax) -> bytes:
 
 @pytest.mark.parametrize("code", [ANNEX_B, AVC, Syntax("h264", 2)])
 def test_pictures_of_h264(code: Syntax) -> None:
-    sps, sei, idr, p, p_rest = b"\x67\x42\x00", b"\x06\x05\x01", b"\x65\x88\x80", b"\x41\x9a\x02", b"\x41\x1a\x02"
+    code = code._replace(headers=b"\x67\x42\x00\x1e")
+    sps, sei, idr, p, p_rest = b"\x67\x42\x00\x1e", b"\x06\x05\x01", b"\x65\x88\x80", b"\x41\x9a\x02", b"\x41\x1a\x02"
     one = [nal(unit, code) for unit in (sps, sei, idr)]
-    assert picture(b"".join(one), code) == (1, 1, True)
-    assert picture(nal(p, code) + nal(p_rest, code), code) == (1, 1, False)  # two slices
-    assert picture(nal(p, code) + nal(p, code), code) == (2, 2, False)  # two fields
-    assert picture(nal(p, code) + nal(idr, code), code) == (2, 2, False)
-    assert picture(nal(sps, code), code) == (0, 0, False)
-    assert picture(nal(idr, code)[:-2], code) == (0, 0, False)  # cut short
+    assert picture(b"".join(one), code) == (1, 1, True, False)
+    assert picture(nal(p, code) + nal(p_rest, code), code) == (1, 1, False, False)  # two slices
+    assert picture(nal(p, code) + nal(p, code), code) == (2, 2, False, False)  # two fields
+    assert picture(nal(p, code) + nal(idr, code), code) == (2, 2, False, False)
+    assert picture(nal(sps, code), code) == (0, 0, False, False)
+    assert picture(nal(idr, code)[:-2], code) == (0, 0, False, False)  # cut short
 
 
 @pytest.mark.parametrize(
@@ -170,34 +171,92 @@ def test_pictures_of_h264(code: Syntax) -> None:
 )
 def test_pictures_of_hevc(kind: int, is_start: bool) -> None:
     code = Syntax("hevc", 4)
-    assert picture(nal(bytes([kind << 1, 1, 0x80]), code), code) == (1, 1, is_start)
+    assert picture(nal(bytes([kind << 1, 1, 0x80]), code), code) == (1, 1, is_start, False)
     assert picture(nal(bytes([kind << 1, 1, 0x00]), code), code).num_coded == 0  # a further segment
     assert picture(nal(bytes([35 << 1, 1, 0x80]), code), code).num_coded == 0  # a delimiter
 
 
+def vp9(*fields: tuple[int, int]) -> bytes:
+    """A frame's header of (bits, value), behind frame_marker 2 and profile 0."""
+    bits = "1000" + "".join(f"{value:0{num_bits}b}" for num_bits, value in fields)
+    return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+
+
+def vp9_key(width_px: int, height_px: int) -> bytes:
+    return vp9((4, 0b0010), (24, 0x498342), (3, 1), (1, 0), (16, width_px - 1), (16, height_px - 1))
+
+
+def vp9_inter(is_shown: int, *size: tuple[int, int]) -> bytes:
+    """size: found_ref bits, and what follows."""
+    intra_only = () if is_shown else ((1, 0),)
+    return vp9((4, 0b0100 | is_shown << 1), *intra_only, (2, 0), (8, 1), (12, 0), *size)
+
+
+KEY, INTER, HIDDEN_INTER, AGAIN = vp9_key(64, 48), vp9_inter(1, (1, 1)), vp9_inter(0, (3, 1)), vp9((4, 0b1000))
+
+
+def superframe(*frames: bytes, size_bytes: int = 1) -> bytes:
+    marker = bytes([0b11000000 | (size_bytes - 1) << 3 | len(frames) - 1])
+    return b"".join(frames) + marker + b"".join(len(f).to_bytes(size_bytes, "little") for f in frames) + marker
+
+
 def test_pictures_of_vp9() -> None:
-    key, inter, hidden, again = b"\x82\x01", b"\x86\x01", b"\x84\x01\x01", b"\x8a"
-    assert picture(key, VP9) == (1, 1, True)
-    assert picture(inter, VP9) == (1, 1, False)
-    assert picture(again, VP9) == (1, 0, False)
-    assert picture(hidden, VP9) == (0, 1, False)
-    marker = bytes([0b11000001])  # two frames, sizes of one byte
-    assert picture(hidden + inter + marker + bytes([3, 2]) + marker, VP9) == (1, 2, False)
-    marker = bytes([0b11001001])  # sizes of two bytes
-    assert picture(key + inter + marker + bytes([2, 0, 2, 0]) + marker, VP9) == (2, 2, True)
-    assert picture(b"\xa2\x01", VP9) == (0, 0, False)  # profile 2
-    assert picture(b"", VP9) == (0, 0, False)
+    assert picture(KEY, VP9) == (1, 1, True, False)
+    assert picture(INTER, VP9) == (1, 1, False, False)
+    assert picture(AGAIN, VP9) == (1, 0, False, False)
+    assert picture(HIDDEN_INTER, VP9) == (0, 1, False, False)
+    assert picture(superframe(HIDDEN_INTER, INTER), VP9) == (1, 2, False, False)
+    assert picture(superframe(KEY, INTER, AGAIN, size_bytes=3), VP9) == (3, 2, True, False)
+    assert picture(superframe(INTER, KEY), VP9) == (2, 2, False, False)
+    assert picture(b"\xa2" + KEY[1:], VP9) == (0, 0, False, False)  # profile 2
+    assert picture(b"", VP9) == (0, 0, False, False)
+
+
+@pytest.mark.parametrize(
+    ("packet", "changes"),
+    [
+        (vp9_key(64, 50), True),
+        (vp9_inter(1, (2, 1)), False),  # the size of the second reference
+        (vp9_inter(1, (3, 0), (16, 63), (16, 47)), False),
+        (vp9_inter(1, (3, 0), (16, 31), (16, 23)), True),
+        (vp9_inter(0, (3, 0), (16, 31), (16, 23)), True),
+        (vp9((4, 0b0101), (1, 1), (24, 0x498342), (8, 1), (16, 63), (16, 47)), False),  # resilient, intra only
+        (vp9((4, 0b0100), (1, 1), (2, 0), (24, 0x498342), (8, 1), (16, 63), (16, 23)), True),
+        (superframe(INTER, vp9_key(32, 24)), True),
+    ],
+)
+def test_sees_vp9_change_its_size(packet: bytes, changes: bool) -> None:
+    assert picture(packet, VP9).changes_size == changes
+
+
+@pytest.mark.parametrize("code", [ANNEX_B, AVC])
+def test_sees_headers_that_are_not_the_stream_s(code: Syntax) -> None:
+    sps, other, slice_ = b"\x67\x42\x00\x1e", b"\x67\x42\x00\x1f", b"\x65\x88\x80"
+    code = code._replace(headers=b"\x01\x42" + sps + b"\x01\x68")
+    assert picture(nal(sps, code) + nal(slice_, code), code) == (1, 1, True, False)
+    assert picture(nal(other, code) + nal(slice_, code), code) == (1, 1, True, True)
+    assert picture(nal(slice_, code) + nal(other, code), code).changes_size
+
+
+def test_sizes_of_real_vp9(golden: GoldenSet) -> None:
+    index, info = load(golden.good["vp9_odd.webm"].path, None)
+    with closing(PacketReader(index)) as reader:
+        for packet in reader.packets(Group(0, 0, info.num_frames, ())):
+            assert not picture(packet.content, Syntax("vp9", 0, size_px=(63, 47))).changes_size
+            key = picture(packet.content, Syntax("vp9", 0, size_px=(63, 48)))
+            assert key.changes_size == key.is_start
 
 
 @pytest.mark.parametrize(
     ("stored", "wanted", "reason"),
     [
         ([], [0], "can be reached from a picture that starts afresh"),
-        ([(b"\x86\x01", 0)], [0], "from a picture that starts afresh"),
-        ([(b"\x82\x01", 0), (b"\x86\x01", 3)], [2], "the times of its packets are not what its index says"),
-        ([(b"\x82\x01", 0), (b"\x86\x01", 3), (b"\x86\x01", 3)], [3], "the times of its packets are not"),
-        ([(b"\x82\x01", 0), (b"\x84\x01", 3)], [3], "a packet of 1 pictures, 0 of them shown"),
-        ([(b"\x82\x01", 0), (b"\x8a", 3)], [3], "a packet of 0 pictures, 1 of them shown"),
+        ([(INTER, 0)], [0], "from a picture that starts afresh"),
+        ([(KEY, 0), (INTER, 3)], [2], "the times of its packets are not what its index says"),
+        ([(KEY, 0), (INTER, 3), (INTER, 3)], [3], "the times of its packets are not"),
+        ([(KEY, 0), (HIDDEN_INTER, 3)], [3], "a packet of 1 pictures, 0 of them shown"),
+        ([(KEY, 0), (vp9_key(32, 24), 3)], [3], "its size or its codec's headers change on the way"),
+        ([(KEY, 0), (AGAIN, 3)], [3], "a packet of 0 pictures, 1 of them shown"),
     ],
 )
 def test_says_why_a_stream_s_numbers_are_not_known(stored: list, wanted: list, reason: str) -> None:
@@ -207,8 +266,9 @@ def test_says_why_a_stream_s_numbers_are_not_known(stored: list, wanted: list, r
 
 
 def test_syntax_follows_the_codec_s_headers() -> None:
-    assert syntax("vp9", None) == VP9
-    assert syntax("h264", b"\x01\x64\x00\x1f\xff\xe1\x00") == Syntax("h264", 4)
-    assert syntax("hevc", b"\0\0\0\1\x40\x01") == Syntax("hevc", 0)
-    assert syntax("hevc", b"\x01") is None
-    assert syntax("h264", None) is None
+    avc, annex_b = b"\x01\x64\x00\x1f\xff\xe1\x00", b"\0\0\0\1\x40\x01"
+    assert syntax("vp9", None, (64, 48)) == VP9
+    assert syntax("h264", avc, (64, 48)) == Syntax("h264", 4, avc)
+    assert syntax("hevc", annex_b, (64, 48)) == Syntax("hevc", 0, annex_b)
+    assert syntax("hevc", b"\x01", (64, 48)) is None
+    assert syntax("h264", None, (64, 48)) is None
