@@ -12,8 +12,9 @@ CPU: there is no fallback.
 
 - Hopper's NVDEC has no AV1 and neither 10-bit nor 4:2:2 nor 4:4:4 H.264 (NVIDIA's NVDEC application note, 13.0); of all
   codecs 8-bit 4:2:0 is taken here.
-- DALI's GPU code (2.4) gives each picture that it decodes the time of the next packet, and puts BUFFERED pictures into
-  order. So a packet is one picture: no field pairs, none of VP9's pictures that are not shown or shown again.
+- DALI's GPU code (2.4) gives each picture, as it is decoded, the oldest packet's time that no other has got yet, and
+  puts BUFFERED pictures into order. So a packet must be one picture: no fields, nothing of VP9's that is not shown or
+  shown again.
 - Its conversion to RGB writes pairs of columns, beyond the picture where they are odd; and takes the range from the
   codec's own headers, where VP9 and some MP4 files do not have it.
 - It conceals damage.
