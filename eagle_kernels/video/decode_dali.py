@@ -50,6 +50,7 @@ BT601 = (0.299, 0.114)
 MATRICES = {1: (0.2126, 0.0722), 2: BT601, 5: BT601, 6: BT601, 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 NUM_SHARDS = 7  # NVDEC engines of an H100 or H200; a decoder works on one, so a video must be several streams
 BUFFERED = 8  # pictures that DALI's GPU code holds to put them into the order of their times
+STREAM_BYTES = 2**31 - 2**24  # DALI counts what is left of a file in memory in 31 bits; less what Matroska adds
 CALL_BYTES = 2**30  # DALI holds all frames of one call at once, at full size
 
 
@@ -169,6 +170,9 @@ def streams(reader: PacketReader, frames: NDArray[np.int64], *, num_shards: int,
             raise refusal(index.path, stream)
         if backend == "cuda" and stream.reorders >= BUFFERED:
             raise refusal(index.path, f"{stream.reorders} of its pictures wait for one that is shown before them")
+        num_bytes = sum(len(packet.content) for packet in stream.packets)
+        if num_bytes > STREAM_BYTES:
+            raise refusal(index.path, f"{num_bytes} bytes of it must be decoded at one go")
         laid_out.append(stream)
     return laid_out
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eagle_kernels.video import decode_dali
 from eagle_kernels.video.decode_cpu import PacketReader
 from eagle_kernels.video.decode_dali import streams, with_starts_alone
 from eagle_kernels.video.info import PacketIndex
@@ -101,6 +102,13 @@ def test_leading_pictures_of_hevc_are_left_out(golden: GoldenSet) -> None:
     ((stream, _),) = made_of(index, np.array([frame]), 7)
     assert num_leading > 0
     assert len(stream.packets) == int(index.place_N[frame]) + 1 - key - num_leading
+
+
+def test_no_stream_is_larger_than_dali_reads(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, _ = load(golden.good["b_frames.mp4"].path, None)
+    monkeypatch.setattr(decode_dali, "STREAM_BYTES", 100)
+    with pytest.raises(NotImplementedError, match=r"b_frames.mp4: \d+ bytes of it must be decoded at one go"):
+        made_of(index, np.array([23]), 1)
 
 
 def test_idr_pictures_in_a_row_stay_apart(tmp_path: Path) -> None:
@@ -245,6 +253,16 @@ def test_sizes_of_real_vp9(golden: GoldenSet) -> None:
             assert not picture(packet.content, Syntax("vp9", 0, size_px=(63, 47))).changes_size
             key = picture(packet.content, Syntax("vp9", 0, size_px=(63, 48)))
             assert key.changes_size == key.is_start
+
+
+@given(
+    packet=st.binary(max_size=60),
+    code=st.sampled_from([ANNEX_B, AVC, Syntax("h264", 1), Syntax("hevc", 0), Syntax("hevc", 4), VP9]),
+)
+def test_noise_is_no_picture_or_one_but_never_an_error(packet: bytes, code: Syntax) -> None:
+    assert 0 <= picture(packet, code).num_shown <= max(8, len(packet))
+    stream = lay_out([([Packet(packet, 7)], [7])], code, counts_coded=True)
+    assert isinstance(stream, str) or stream.number_of == {7: 0}
 
 
 @pytest.mark.parametrize(
