@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,24 +110,25 @@ def with_starts_alone(reader: PacketReader, frames_M: NDArray[np.int64]) -> Pack
 
     Raises NotImplementedError where a frame has none.
     """
-    index = reader.index
-    if index.codec != "h264" or reader.format.syntax is None:
+    index, syntax = reader.index, reader.format.syntax
+    if index.codec != "h264" or syntax is None:
         return index
-    starts: dict[int, bool] = {}
+
+    @cache
+    def is_start(key: int) -> bool:
+        """-1: the beginning of the file."""
+        place = int(index.key_place_K[key]) if key >= 0 else 0
+        packets = reader.packets(Group(key, place, place + 1, ()))
+        return bool(packets) and picture(packets[0].content, syntax).is_start
+
     used: set[int] = set()
     for key in np.unique(np.searchsorted(index.key_pts_K, index.pts_N[frames_M], side="right") - 1).tolist():
-        while key >= 0:
-            if key not in starts:
-                place = int(index.key_place_K[key])
-                packets = reader.packets(Group(key, place, place + 1, ()))
-                starts[key] = bool(packets) and picture(packets[0].content, reader.format.syntax).is_start
-            if starts[key]:
-                break
+        while key >= 0 and not is_start(key):
             key -= 1
-        if key < 0:
+        if not is_start(key):
             raise refusal(index.path, "some of its frames have no IDR picture before them")
         used.add(key)
-    keys = sorted(used)
+    keys = sorted(used - {-1})
     return replace(
         index,
         key_pts_K=index.key_pts_K[keys],

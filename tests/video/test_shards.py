@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle_kernels.video import decode_dali
-from eagle_kernels.video.decode_cpu import PacketReader
+from eagle_kernels.video.decode_cpu import PacketReader, index_from_packets
 from eagle_kernels.video.decode_dali import streams, with_starts_alone
 from eagle_kernels.video.info import PacketIndex
 from eagle_kernels.video.plan import Group
@@ -102,6 +102,20 @@ def test_leading_pictures_of_hevc_are_left_out(golden: GoldenSet) -> None:
     ((stream, _),) = made_of(index, np.array([frame]), 7)
     assert num_leading > 0
     assert len(stream.packets) == int(index.place_N[frame]) + 1 - key - num_leading
+
+
+def test_pictures_that_an_edit_list_hides_are_fed_and_counted(golden: GoldenSet) -> None:
+    """libav marks their packets; they have no place in an index made of packets, and a group may start with one."""
+    video = golden.good["edit_list.mp4"]
+    index = index_from_packets(video.path)
+    assert index.samples is None and len(index.key_pts_K) == 2  # the first is hidden
+    for frames in (np.array([0]), np.array([3, 13, 14, 15, 49])):
+        found = {}
+        for stream, file in made_of(index, frames, 2):
+            pictures = decoded(file)
+            assert len(pictures) == len(stream.packets)
+            found |= {pts: read(pictures[number]) for pts, number in stream.number_of.items()}
+        assert found == {int(index.pts_N[i]): video.numbers[i] for i in frames}
 
 
 def test_no_stream_is_larger_than_dali_reads(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
