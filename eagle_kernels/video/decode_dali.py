@@ -15,8 +15,8 @@ CPU: there is no fallback.
 - DALI's GPU code (2.4) gives each picture, as it is decoded, the oldest packet's time that no other has got yet, and
   puts BUFFERED pictures into order. So a packet must be one picture: no fields, nothing of VP9's that is not shown or
   shown again.
-- Its conversion to RGB writes pairs of columns, beyond the picture where they are odd; and takes the range from the
-  codec's own headers, where VP9 and some MP4 files do not have it.
+- Its conversion to RGB writes pairs of columns, beyond the picture where they are odd; and takes the range from where
+  H.264 and HEVC state it, and not from the container. What it makes of VP9's is not known.
 - It conceals damage.
 
 Never run on a GPU yet: the tests run the same calls on VP9 with DALI's CPU code.
@@ -96,7 +96,7 @@ def why_not(info: VideoInfo, form: StreamFormat, backend: str) -> str | None:
     if backend == "cpu":
         return None
     if form.is_full_range and form.pixel_format != FULL_RANGE_FORMAT:
-        return "its colours are of full range, which its codec's headers do not say"
+        return "its colours are of full range, which no header of H.264 or HEVC says"
     if form.is_interlaced:
         return "it is interlaced"
     if form.width_px % 2 or form.height_px % 2:
@@ -209,12 +209,17 @@ def _frames(
         for numbers_L in calls(index, frames_M, form.width_px * form.height_px * 3, num_shards):
             shards = streams(reader, np.unique(numbers_L), num_shards=num_shards, backend=backend)
             rgb_of = _call(pipeline, [reader.matroska(s.packets) for s in shards], shards, index, form)
-            for i in numbers_L.tolist():
-                rgb_YX3 = put_right(rgb_of[int(index.pts_N[i])], matrix_33, index.scaled_width_px)
-                yield Frame(float(info.frame_times_seconds[i]), turned(rgb_YX3, index.orientation))
+            read: list[torch.cuda.Event] = []
+            try:
+                for i in numbers_L.tolist():
+                    rgb_YX3 = put_right(rgb_of[int(index.pts_N[i])], matrix_33, index.scaled_width_px)
+                    if device_id is not None:
+                        read.append(torch.cuda.current_stream(device_id).record_event())
+                    yield Frame(float(info.frame_times_seconds[i]), turned(rgb_YX3, index.orientation))
+            finally:
+                for event in read:  # DALI takes its memory back, and knows nothing of what torch still has to do
+                    event.synchronize()
             del rgb_of
-            if device_id is not None:  # DALI takes its memory back, and knows nothing of what torch still has to do
-                torch.cuda.current_stream(device_id).synchronize()
 
 
 def _pipeline(device_id: int | None, num_shards: int) -> Any:

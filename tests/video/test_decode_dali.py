@@ -112,11 +112,11 @@ def test_takes_colours_that_are_linear_in_what_dali_gives(tmp_path: Path, matrix
 
 
 def test_takes_full_range_from_the_codec_s_headers_alone(golden: GoldenSet, tmp_path: Path) -> None:
-    """VP9 has it in its pictures, where DALI's GPU code does not look; its CPU code does (see below)."""
+    """DALI's CPU code takes it from VP9 too (see below); what its GPU code does is not known."""
     assert why(golden.good["full_range.mp4"].path) is None
     path = tmp_path / "full.webm"
     write_video(path, [draw(0)], codec="libvpx-vp9", options=LOSSLESS, tags={"color_range": 2})
-    assert why(path) == "its colours are of full range, which its codec's headers do not say"
+    assert why(path) == "its colours are of full range, which no header of H.264 or HEVC says"
     assert why(path, "cpu") is None
 
 
