@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch import Tensor
 from bench.bench_decode import machine, make_video
 
 WHOLE = "DALI, whole file"
+FEEDING = "feeding alone"
 CODECS = {"cpu": ("libvpx-vp9", "webm"), "mixed": ("libx264", "mp4")}
 SHARDS = {"cpu": (1, 2), "mixed": (1, 2, 3, 4, 5, 6, 7)}
 SIZES = {False: (1280, 720, 60, [32]), True: (128, 96, 2, [4])}  # tiny or not: width, height, copies of 10 s, frames
@@ -78,6 +80,25 @@ def measure_here(way: str, path: Path, places: NDArray[np.int64], device: str) -
     }
 
 
+def measure_feeding(path: Path, places: NDArray[np.int64]) -> dict[str, Any]:
+    """What comes before DALI, in 7 shards: index, plan, packets, new files. Nothing is decoded but the first frame."""
+    from eagle_kernels.video import decode_dali
+    from eagle_kernels.video.decode_cpu import PacketReader
+    from eagle_kernels.video.probe import load
+
+    cpu = time.process_time()
+    with closing(PacketReader(load(path, None)[0])) as reader:
+        starts = decode_dali.with_starts_alone(reader, places)
+    with closing(PacketReader(starts)) as reader:
+        shards = decode_dali.streams(reader, places, num_shards=decode_dali.NUM_SHARDS, backend="cuda")
+        num_bytes = sum(len(reader.matroska(shard.packets)) for shard in shards)
+    return {
+        "cpu_seconds": round(time.process_time() - cpu, 3),
+        "share_of_bytes": round(num_bytes / path.stat().st_size, 3),
+        "packets_a_shard": [len(shard.packets) for shard in shards],
+    }
+
+
 def measure(way: str, path: Path, num_frames: int, device: str) -> dict[str, Any]:
     """In a process of its own."""
     command = [sys.executable, "-m", "bench.bench_decode_dali", str(path), "--frames", str(num_frames)]
@@ -108,6 +129,9 @@ def main() -> None:
         print("DALI is not installed: nothing is measured.")
         return
     width_px, height_px, num_copies, frames = SIZES[args.tiny]
+    if args.only == FEEDING:
+        print(json.dumps(measure_feeding(args.file, spread(args.file, args.frames[0]))))
+        return
     if args.only:
         print(json.dumps(measure_here(args.only, args.file, spread(args.file, args.frames[0]), args.device)))
         return
@@ -125,6 +149,8 @@ def main() -> None:
             report["note"] = args.note
         for num_frames in args.frames or frames:
             rows = report["frames"][num_frames] = {}
+            feeding = measure(FEEDING, path, num_frames, args.device)
+            print(f"{num_frames:5d}  {FEEDING:24s} {feeding['cpu_seconds']:8.3f} CPU s  {feeding}")
             for way in ways(args.device):
                 rounds = [measure(way, path, num_frames, args.device) for _ in range(args.rounds)]
                 row = rows[way] = sorted(rounds, key=lambda r: r[key])[len(rounds) // 2]
@@ -134,6 +160,7 @@ def main() -> None:
                     f"{row['times_less']:6.2f} times less{'' if row['is_exact'] else '  WRONG FRAMES'}",
                     flush=True,
                 )
+            rows[FEEDING] = feeding
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
