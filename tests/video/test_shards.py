@@ -1,5 +1,6 @@
 """Streams for a decoder that counts pictures: number n of each is the frame that was wanted, by libav's own count."""
 
+import heapq
 import io
 from contextlib import closing
 from pathlib import Path
@@ -168,6 +169,23 @@ def test_split_loses_nothing_and_balances(groups: list[Group], num_shards: int) 
     loads = [sum(group.end_place - group.first_place for group in shard) for shard in shards]
     longest = max(group.end_place - group.first_place for group in groups)
     assert max(loads) - min(loads) <= longest
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60, unique=True), st.integers(1, 25))
+def test_the_earliest_of_eight_is_the_next_where_a_stream_is_taken(times: list[int], reach: int) -> None:
+    """DALI's GPU code holds BUFFERED pictures, as they are decoded, and hands out the earliest; `reorders` is what
+    decides whether that is their order."""
+    times = sorted(times, key=lambda t: t + 7919 * t % reach)  # out of order, but not by far
+    stored = [Packet(KEY, 0), *(Packet(INTER, t) for t in times)]
+    stream = lay_out([(stored, [0])], VP9, counts_coded=True)
+    assert isinstance(stream, Stream)
+    held, given_out = [], []
+    for packet in stream.packets:
+        heapq.heappush(held, packet.pts)
+        if len(held) == decode_dali.BUFFERED:
+            given_out.append(heapq.heappop(held))
+    given_out += sorted(held)
+    assert (given_out == sorted(given_out)) == (stream.reorders < decode_dali.BUFFERED)
 
 
 def nal(content: bytes, code: Syntax) -> bytes:
