@@ -47,7 +47,9 @@ gpu:
 	mkdir -p bench/results
 	gpu=$$($(PYTHON) -c 'import torch; print("-".join(torch.cuda.get_device_name().lower().split()))') && \
 	{ $(PYTHON) -m pytest bench --benchmark-json bench/results/$$gpu.json; failed=$$?; \
-	$(PYTHON) -m bench.report bench/results/$$gpu.json --out bench/results && exit $$failed; }
+	$(PYTHON) -m bench.report bench/results/$$gpu.json --out bench/results || failed=1; \
+	$(PYTHON) -m bench.bench_decode_dali --device mixed --out bench/results/$$gpu-decode-dali.json || failed=1; \
+	exit $$failed; }
 
 # What the compiler makes of every Triton kernel, for the GPUs this machine does not have.
 static: .make/dev

@@ -37,6 +37,10 @@ Times = NDArray[np.float64]
 ROUNDS_OF_OPENING = 20
 MADE = {"made-10min-720p.mp4": (1280, 720, 60), "made-1h-360p.mp4": (640, 360, 360)}  # width, height, copies of 10 s
 REMUXED = {"made-1h-360p.mkv": "made-1h-360p.mp4"}
+ENCODERS = {
+    "libx264": {"preset": "veryfast", "crf": "26"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0"},
+}
 FPS = 30
 UNIT_FRAMES = 10 * FPS
 
@@ -167,7 +171,7 @@ def measure_opening(path: Path) -> dict[str, float]:
         return result
 
 
-def make_video(path: Path, width_px: int, height_px: int, num_copies: int) -> None:
+def make_video(path: Path, width_px: int, height_px: int, num_copies: int, codec: str = "libx264") -> None:
     """Coarse noise that slides behind a moving block, UNIT_FRAMES frames of it, then the same packets over and over."""
     import av
 
@@ -177,7 +181,7 @@ def make_video(path: Path, width_px: int, height_px: int, num_copies: int) -> No
     with tempfile.TemporaryDirectory() as folder:
         unit = Path(folder) / "unit.mp4"
         with av.open(str(unit), "w") as container:
-            stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "26"})
+            stream = container.add_stream(codec, rate=FPS, options=ENCODERS[codec])
             stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
             stream.codec_context.thread_count = 1
             for i in range(UNIT_FRAMES):

@@ -44,6 +44,7 @@ from torch import Tensor
 from eagle_kernels.video import matroska, mp4
 from eagle_kernels.video.info import Orientation, PacketIndex, Samples, Tables, VideoError
 from eagle_kernels.video.plan import Group, NalFormat, is_disposable, nal_format, plan
+from eagle_kernels.video.shards import Fed, Packet, Syntax, syntax
 
 try:
     import av
@@ -67,6 +68,8 @@ GROUPS_WORTH_A_CHECK = 8  # of DROPS_CHECKED packets; fewer are decoded whole: t
 DROPS_CHECKED = 8  # packets that must have been left out without a change in the frames behind them
 MAX_VERDICTS = 4096  # files whose check is remembered
 POLL_SECONDS = 0.1
+STEP_MILLISECONDS = 40  # between the frames of files made for others; no rate is read from it
+FIELD_PROGRESSIVE = 1  # AV_FIELD_PROGRESSIVE; 0 is unknown
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
 UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's own tools, torchcodec and OpenCV take
 
@@ -423,6 +426,32 @@ class _Reader:
                 return bool(frame.pts == pts)
         return False
 
+    def stream(self) -> av.VideoStream:
+        if self._container is None:
+            self._container = self._open()
+        return _video_stream(self._container, self._index.path)
+
+    def packets(self, group: Group) -> list[av.Packet]:
+        """All that the group's first to last packet span, in the order of storage; [] if no way leads to the first."""
+        first_pts = self._index.key_pts_K[group.key] if group.key >= 0 else None
+        for rewinds in (False, True) if group.key > 0 else (True,):
+            if rewinds:
+                self._rewind()
+            elif not self._seek(int(self._index.key_seek_K[group.key])):
+                continue
+            found: list[av.Packet] = []
+            num_left = group.end_place - group.first_place
+            for packet in self._packets(self.stream()):
+                is_first = first_pts is None or (packet.is_keyframe and packet.pts == first_pts)
+                if packet.size == 0 or not (found or is_first or packet.pts is None or packet.pts <= first_pts):
+                    break
+                if found or is_first:
+                    found.append(packet)
+                    num_left -= not packet.is_discard  # what an edit list hides has no place in the index
+                    if num_left == 0:
+                        return found
+        return []
+
     def _open(self) -> av.container.InputContainer:
         """A container that a decoder can be set up from; the packets come from it, or from the samples' places."""
         path = self._index.path
@@ -532,6 +561,59 @@ class _Reader:
                     yield frame
             if at_end:
                 return
+
+
+class StreamFormat(NamedTuple):
+    """How a video stream is stored; for executors that must know beforehand what they cannot do."""
+
+    pixel_format: str  # libav's name: "yuv420p", "yuv420p10le", ...; "" if unknown
+    matrix: int  # ITU-T H.273 MatrixCoefficients: 1 is BT.709, 2 unspecified, 5 and 6 BT.601
+    is_full_range: bool
+    is_interlaced: bool  # its pictures are, or may be, single fields
+    width_px: int  # as stored
+    height_px: int
+    syntax: Syntax | None  # None: the codec's headers do not say how packets are laid out
+
+
+class PacketReader:
+    """The packets of planned groups as they are stored, and small files made of packets: for executors that decode
+    elsewhere. Nothing is decoded here."""
+
+    def __init__(self, index: PacketIndex) -> None:
+        """Opens the file. Raises VideoError as `read_index` does."""
+        self.index = index
+        self._reader = _Reader(index, Budget(index.path, None))
+        coder = self._reader.stream().codec_context
+        self.format = StreamFormat(
+            pixel_format=coder.pix_fmt or "",
+            matrix=int(coder.colorspace),
+            is_full_range=int(coder.color_range) == ColorRange.JPEG,
+            is_interlaced=int(coder.field_order) > FIELD_PROGRESSIVE,
+            width_px=coder.width,
+            height_px=coder.height,
+            syntax=syntax(index.codec, coder.extradata, (coder.width, coder.height)),
+        )
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def packets(self, group: Group) -> list[Packet]:
+        """[] if no way leads to the first of them, or one of them has no time."""
+        stored = self._reader.packets(group)
+        return [] if any(p.pts is None for p in stored) else [Packet(bytes(p), p.pts) for p in stored]
+
+    def matroska(self, packets: Sequence[Fed]) -> bytes:
+        """A file of these packets, each shown for STEP_MILLISECONDS."""
+        content = io.BytesIO()
+        with av.open(content, "w", format="matroska") as container:
+            stream = container.add_stream_from_template(self._reader.stream())
+            for fed in packets:
+                packet = av.Packet(fed.content)
+                packet.pts, packet.dts = fed.pts * STEP_MILLISECONDS, fed.dts * STEP_MILLISECONDS
+                packet.duration, packet.time_base = STEP_MILLISECONDS, Fraction(1, 1000)
+                packet.is_keyframe, packet.stream = fed.starts_group, stream
+                container.mux(packet)
+        return content.getvalue()
 
 
 class _Packet(NamedTuple):
@@ -724,29 +806,13 @@ def _to_rgb(frame: av.VideoFrame, index: PacketIndex, reformatter: VideoReformat
         interpolation=SCALER,
         threads=1,
     )
-    rgb_YX3 = torch.from_numpy(rgb.to_ndarray())
-    transpose, flip_y, flip_x = index.orientation
+    return turned(torch.from_numpy(rgb.to_ndarray()), index.orientation)
+
+
+def turned(rgb_YX3: Tensor, orientation: Orientation) -> Tensor:
+    """(X, Y, 3) or (Y, X, 3), contiguous: stored pixels as they are shown; `rgb_YX3` itself where that is no change."""
+    transpose, flip_y, flip_x = orientation
     if transpose:
         rgb_YX3 = rgb_YX3.transpose(0, 1)
     flips = [dim for dim, flip in enumerate((flip_y, flip_x)) if flip]
     return rgb_YX3.flip(flips).contiguous() if flips else rgb_YX3.contiguous()
-
-
-class StreamFormat(NamedTuple):
-    """How the pixels of a video stream are stored; for executors that must know beforehand what they cannot do."""
-
-    pixel_format: str  # libav's name: "yuv420p", "yuv420p10le", ...; "" if unknown
-    matrix: int  # ITU-T H.273 MatrixCoefficients: 1 is BT.709, 2 unspecified, 5 and 6 BT.601
-    width_px: int  # as stored
-    height_px: int
-    num_video_streams: int  # of the whole file, cover art included
-
-
-def stream_format(path: str | Path) -> StreamFormat:
-    """Reads the container's head, and no picture. Raises VideoError as `read_index` does."""
-    path = Path(path)
-    with closing(_open(path)) as container:
-        coder = _video_stream(container, path).codec_context
-        return StreamFormat(
-            coder.pix_fmt or "", int(coder.colorspace), coder.width, coder.height, len(container.streams.video)
-        )
