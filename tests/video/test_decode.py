@@ -200,7 +200,7 @@ def test_workers_and_left_out_packets_change_no_byte(
     path = golden.good[name].path
     times = probe(path).frame_times_seconds
     in_order = [frame.rgb_YX3 for frame in decode(path, times.tolist())]
-    monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", 1)
+    monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", 0)
     rng = random.Random(1)
     sparse = sorted(rng.sample(range(len(times)), min(9, len(times))))
     for order in (list(range(len(times))), sparse, rng.sample(range(len(times)), min(9, len(times)))):
@@ -259,22 +259,26 @@ def test_packets_that_nothing_refers_to_are_left_out(
     wanted = [20, 23, 44, 68, 92, 116]
     decode_cpu._verdicts.clear()
     num_fed = []
-    for worth_a_check in (6, 5, 6):  # there are five groups: not checked, checked, known
-        monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", worth_a_check)
+    for worth_a_check in (6, 4, 6):  # the check takes 24 of 113 packets: not checked, checked, known
+        monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", worth_a_check)
         fed.clear()
         assert numbers(decode(path, [i / 25 for i in wanted])) == wanted
         num_fed.append(len(fed))
     assert num_fed[0] > 100
     assert num_fed[2] < 0.6 * num_fed[0], "B frames that no other picture refers to"
-    assert num_fed[1] < num_fed[2] + 24 + 16, "the check takes one group more, both ways"
+    assert num_fed[1] < num_fed[2] + 24 + 16, "the check takes one frame more, both ways"
 
 
 def test_a_file_that_lies_about_them_is_decoded_whole(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every packet but the key frames claims that nothing refers to it."""
     path = golden.good["b_frames.mp4"].path
     decode_cpu._verdicts.clear()
-    monkeypatch.setattr(decode_cpu, "is_disposable", lambda packet, nal: packet[4] & 31 not in (5, 7, 6, 9))
-    monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", 5)
+
+    def keys_and_wanted(packets: list[bytes], is_wanted: list[bool], nal: object, *, is_last: bool) -> list[bool]:
+        return [wanted or packet[4] & 31 in (5, 6, 7, 9) for packet, wanted in zip(packets, is_wanted, strict=True)]
+
+    monkeypatch.setattr(decode_cpu, "needed", keys_and_wanted)
+    monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", 4)
     assert numbers(decode(path, [i / 25 for i in (20, 44, 68, 92, 116)])) == [20, 44, 68, 92, 116]
     assert list(decode_cpu._verdicts.values()) == [False]
     decode_cpu._verdicts.clear()
@@ -284,7 +288,7 @@ def test_seek_modes_give_true_times(golden: GoldenSet, fed: list[int], monkeypat
     path = golden.good["b_frames.mp4"].path  # key frames every 0.96 s
     asked = [0.1, 0.9, 2.0, 4.7]
     decode_cpu._verdicts.clear()
-    monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", 1)
+    monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", 0)
     frames = list(decode(path, asked, seek="keyframe"))
     assert len(fed) <= 5, "the first frame to describe the file, four key frames, and no check"
     assert [frame.timestamp_seconds for frame in frames] == pytest.approx([0.0, 0.96, 1.92, 3.84])
