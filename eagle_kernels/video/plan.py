@@ -23,6 +23,7 @@ MAX_TOLERANCE = 0.5  # of the spacing: from there on neighbours could change pla
 TOP_LAYER = 6  # HEVC, TemporalId
 H264_PARAMETER_SETS = (7, 8, 13, 15)  # nal_unit_type
 HEVC_PARAMETER_SETS = (32, 33, 34)
+HEVC_ACCESS = {2: "TSA", 3: "TSA", 4: "STSA", 5: "STSA"}
 
 
 class Group(NamedTuple):
@@ -180,32 +181,35 @@ def needed(
 ) -> list[bool]:
     """Whether the decoder needs each packet (one picture) for the wanted ones. is_last: none behind these is wanted.
 
-    H.264: not needed is a picture that none refers to. HEVC: pictures refer to their own temporal layer and lower ones,
-    so not needed is one of a layer above those wanted behind it, nor one of the highest wanted behind it that is marked
-    as not referred to in its own layer. A packet is needed if it is cut short or holds anything that later ones share.
+    H.264: not needed is a picture that none refers to. HEVC: pictures refer to lower temporal layers, and in their own
+    to those not marked as sub-layer non-reference; and none of a layer, or higher, refers back across a picture that
+    gives access to it (TSA; STSA: none of that very layer). What the wanted ones may refer to by that, is needed; and a
+    packet that is cut short, or holds what later ones share.
+
+    Source: ITU-T H.264, 7.4.1; ITU-T H.265, 7.4.2.2 and 8.3.2.
     """
-    layer_behind = -1 if is_last else nal.top_layer  # the highest wanted behind the packet looked at
+    # Each layer counts twice: first its reference pictures, then the others, to which only higher layers refer.
+    rank_behind = -1 if is_last else 2 * nal.top_layer  # the highest that pictures behind may refer to
     are_needed = []
     for packet, wanted in zip(reversed(packets), reversed(is_wanted), strict=True):
         picture = _picture(bytes(packet), nal)
         if picture is None:
             are_needed.append(True)
-            layer_behind = nal.top_layer if wanted else layer_behind
+            rank_behind = 2 * nal.top_layer if wanted else rank_behind
             continue
-        layer, is_reference = picture
-        are_needed.append(wanted or layer < layer_behind or (layer == layer_behind and is_reference))
-        layer_behind = max(layer_behind, layer) if wanted else layer_behind
+        layer, is_reference, access = picture
+        are_needed.append(wanted or 2 * layer + (not is_reference) <= rank_behind)
+        if wanted:
+            rank_behind = max(rank_behind, 2 * layer)
+        if access == "TSA" or (access == "STSA" and rank_behind == 2 * layer):
+            rank_behind = min(rank_behind, 2 * layer - 1)
     return are_needed[::-1]
 
 
-def _picture(packet: bytes, nal: NalFormat) -> tuple[int, bool] | None:
-    """(temporal layer, whether a picture of that layer may refer to it); None if the packet does not say so plainly, or
-    holds parameter sets.
-
-    Source: ITU-T H.264, 7.4.1: nal_ref_idc. ITU-T H.265, 7.4.2.2: nal_unit_type even and below 16 is a sub-layer
-    non-reference picture (3.166).
-    """
-    layers, is_reference = set(), False
+def _picture(packet: bytes, nal: NalFormat) -> tuple[int, bool, str] | None:
+    """(temporal layer, whether a picture of that layer may refer to it, what access it gives: "", "TSA" or "STSA");
+    None if the packet does not say so plainly, or holds parameter sets."""
+    found = set()
     for head in _nal_heads(packet, nal.length_bytes):
         if len(head) < 2:
             return None
@@ -214,16 +218,14 @@ def _picture(packet: bytes, nal: NalFormat) -> tuple[int, bool] | None:
             if kind in H264_PARAMETER_SETS:
                 return None
             if 1 <= kind <= 5:
-                layers.add(0)
-                is_reference = is_reference or bool(head[0] >> 5 & 3)
+                found.add((0, bool(head[0] >> 5 & 3), ""))
         else:
             kind = head[0] >> 1 & 63
             if kind in HEVC_PARAMETER_SETS:
                 return None
             if kind < 32:
-                layers.add((head[1] & 7) - 1)
-                is_reference = is_reference or kind >= 16 or kind % 2 == 1
-    return (layers.pop(), is_reference) if len(layers) == 1 else None
+                found.add(((head[1] & 7) - 1, kind >= 16 or kind % 2 == 1, HEVC_ACCESS.get(kind, "")))
+    return found.pop() if len(found) == 1 else None
 
 
 def _nal_heads(packet: bytes, length_bytes: int) -> list[bytes]:

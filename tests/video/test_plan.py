@@ -180,8 +180,11 @@ SEI, SLICE, REF_SLICE, IDR, PPS = b"\x06\x01", b"\x01\x9a", b"\x41\x9a", b"\x65\
 HEVC_SEI, HEVC_PPS, CRA = b"\x4e\x01", b"\x44\x01", b"\x2a\x01"
 
 
-def trail(layer: int, *, is_reference: bool) -> bytes:
-    return bytes([is_reference << 1, layer + 1])
+TSA, STSA = 2, 4  # as sub-layer non-reference pictures
+
+
+def trail(layer: int, *, is_reference: bool, kind: int = 0) -> bytes:
+    return bytes([(kind + is_reference) << 1, layer + 1])
 
 
 @pytest.mark.parametrize(
@@ -227,14 +230,40 @@ def test_layers_above_those_wanted_behind_are_not_needed() -> None:
     assert places(1) == [0, 1]
 
 
-@settings(max_examples=200, deadline=None)
+def test_a_picture_that_gives_access_to_its_layer_cuts_off_what_lies_before() -> None:
+    layers = [0, 1, 2, 2, 1, 2, 2, 0, 1, 2, 2]
+
+    def places(kinds: dict[int, int], wanted: int) -> list[int]:
+        packets = [nal_units(trail(layers[i], is_reference=True, kind=kinds.get(i, 0))) for i in range(11)]
+        keep = needed(packets, [i == wanted for i in range(11)], HEVC, is_last=True)
+        return [i for i in range(11) if keep[i]]
+
+    assert places({}, 10) == list(range(11))
+    assert places({8: TSA}, 10) == [0, 7, 8, 9, 10]
+    assert places({8: STSA}, 10) == list(range(11)), "layer 2 may refer back to layer 1 and 2"
+    assert places({8: STSA, 9: STSA}, 10) == [0, 1, 4, 7, 8, 9, 10], "to layer 1 still"
+    assert places({8: STSA}, 8) == [0, 7, 8]
+    assert places({10: TSA}, 10) == [0, 1, 4, 7, 8, 10]
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 1 << 32), st.integers(1, 40), st.integers(1, 6), st.integers(1, 20))
 def test_what_layers_allow_a_picture_to_refer_to_is_fed(seed: int, length: int, num_wanted: int, window: int) -> None:
-    """Pictures of any layer, which refer to all that the standard lets them: their own layer and lower ones, but for
-    those of their own that are marked as no reference in it."""
+    """Pictures of any layer, which refer to all that the standard lets them."""
     noise = np.random.default_rng(seed)
     layers, marks = noise.integers(0, 3, length).tolist(), noise.integers(0, 2, length).astype(bool).tolist()
-    packets = [nal_units(trail(layer, is_reference=mark)) for layer, mark in zip(layers, marks, strict=True)]
+    kinds = [int(noise.choice([0, 0, 0, TSA, STSA])) if layer else 0 for layer in layers]
+    packets = [nal_units(trail(layers[i], is_reference=marks[i], kind=kinds[i])) for i in range(length)]
+
+    def may_refer(picture: int, other: int) -> bool:
+        if layers[other] > layers[picture] or (layers[other] == layers[picture] and not marks[other]):
+            return False
+        return not any(
+            (kinds[i] == TSA and layers[i] <= layers[other])
+            or (kinds[i] == STSA and layers[i] == layers[other] == layers[picture])
+            for i in range(other + 1, picture + 1)
+        )
+
     wanted = set(noise.integers(0, length, num_wanted).tolist())
     end = max(wanted) + 1
     kept: list[bool] = []
@@ -245,9 +274,10 @@ def test_what_layers_allow_a_picture_to_refer_to_is_fed(seed: int, length: int, 
     leads_to = set(wanted)
     for picture in reversed(range(end)):
         if picture in leads_to:
-            layer = layers[picture]
-            leads_to |= {i for i in range(picture) if layers[i] < layer or (layers[i] == layer and marks[i])}
+            leads_to |= {other for other in range(picture) if may_refer(picture, other)}
     assert all(kept[i] for i in leads_to)
+    if window >= end:
+        assert kept == [i in leads_to for i in range(end)], "and nothing else"
 
 
 def test_the_form_of_packets_is_read_from_the_decoder_configuration() -> None:
