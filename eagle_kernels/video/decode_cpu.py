@@ -314,9 +314,9 @@ def _drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget)
             for group in groups
             for i in group.frames
         ]
-        # The cheapest first that are long enough to tell something.
+        # The cheapest first that are long enough to leave out as many.
         lengths = [(g.end_place - g.first_place, g) for g in alone if g.end_place - g.first_place >= DROPS_CHECKED]
-        by_length = sorted(lengths, key=lambda x: (x[0] < 3 * DROPS_CHECKED, x[0]))
+        by_length = sorted(lengths, key=lambda x: (x[0] < 2 * DROPS_CHECKED, x[0]))
         num_packets = sum(g.end_place - g.first_place for g in groups)
         if not by_length or num_packets < WORTH_A_CHECK * by_length[0][0]:
             return False
@@ -789,7 +789,11 @@ class _Scaler:
 def _to_rgb(frame: av.VideoFrame, index: PacketIndex, scaler: _Scaler) -> Tensor:
     """(Y, X, 3) uint8: full range RGB by the frame's own matrix and range, square pixels, turned as shown."""
     rgb = scaler.rgb(frame, index.scaled_width_px, index.scaled_height_px)
-    rgb_YX3 = torch.from_numpy(rgb.to_ndarray())
+    (plane,) = rgb.planes
+    rows = torch.frombuffer(plane, dtype=torch.uint8)[: rgb.height * plane.line_size].view(rgb.height, plane.line_size)
+    rgb_YX3 = rows[:, : 3 * rgb.width].unflatten(1, (rgb.width, 3))
+    if rgb is frame:  # it was RGB; else the memory is nobody else's, and without padding it becomes the tensor's
+        rgb_YX3 = rgb_YX3.clone()
     transpose, flip_y, flip_x = index.orientation
     if transpose:
         rgb_YX3 = rgb_YX3.transpose(0, 1)

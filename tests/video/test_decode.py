@@ -88,8 +88,12 @@ def test_a_time_outside_the_file_raises_at_once(golden: GoldenSet, asked: float)
         decode(path, [0.0, asked])
 
 
-def test_repeats_are_frames_of_their_own(golden: GoldenSet) -> None:
-    first, second = decode(golden.good["b_frames.mp4"].path, [1.0, 1.0])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "rgb24"])
+def test_repeats_are_frames_of_their_own(tmp_path: Path, pix_fmt: str) -> None:
+    path = tmp_path / "two.mov"
+    pictures = [draw(i, 128, 96) for i in range(30)]  # 128: without padding
+    write_video(path, pictures, codec="libx264" if pix_fmt == "yuv420p" else "png", pix_fmt=pix_fmt)
+    first, second = decode(path, [1.0, 1.0])
     assert torch.equal(first.rgb_YX3, second.rgb_YX3)
     first.rgb_YX3.zero_()
     assert second.rgb_YX3.any()
