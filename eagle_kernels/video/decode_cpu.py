@@ -7,7 +7,9 @@ first frame it decodes, or else in one pass over the packets. `decode_groups` th
 (plan.py) by their presentation time stamp (pts):
 
 - start at the group's key frame, feed until its last frame's packet went in, then drain the decoder;
-- leave out packets that nothing refers to (H.264, HEVC), where the file was found to keep its word on that;
+- leave out what the wanted frames do not need, where the file was found to keep its word on that: H.264 pictures that
+  nothing refers to, HEVC pictures by their temporal layers (plan.py), AV1 frames that no chain of references leads to
+  (av1.py);
 - take the frame whose pts is exactly the one wanted. After a seek, a frame shown before the key frame that the decoder
   started from may lean on pictures that it never saw (open GOP), so such frames are never taken;
 - if that pts does not come out (the demuxer landed too late, as in MPEG-TS; the pictures after the key frame are not
@@ -369,8 +371,7 @@ class _Reader:
         self._container = self._file = None
 
     def frames(self, group: Group, *, drop: bool) -> Iterator[av.VideoFrame | None]:
-        """One for each of the group's frames, None where no way leads to it. drop: leave out packets that say of
-        themselves that nothing refers to them."""
+        """One for each of the group's frames, None where no way leads to it. drop: leave out what they do not need."""
         wanted = [int(self._index.pts_N[i]) for i in group.frames]
         self._start(group.key, wanted, drop=drop)
         by_plan = True
@@ -498,6 +499,7 @@ class _Reader:
         while drop and left:
             window, num_bytes, is_wanted = [], 0, []
             for unit in units:
+                self._budget.check()
                 window.append(unit)
                 is_wanted.append(unit.pts in left)
                 left.discard(unit.pts)

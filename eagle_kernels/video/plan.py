@@ -3,7 +3,8 @@
 Dims    N shown frames, K key frames, M times asked for.
 
 Times become frames by one of three rules (`seek`), frames become groups: a seek point, the packets to feed from there,
-the frames to keep of what comes out. A group is fed as far as its last frame needs, then the decoder is drained.
+the frames to keep of what comes out. A group is fed as far as its last frame needs, then the decoder is drained. Which
+packets on the way are needed is for H.264 and HEVC told by `needed`, for AV1 by av1.py.
 """
 
 from __future__ import annotations
