@@ -222,7 +222,7 @@ def _picture(packet: bytes, nal: NalFormat) -> tuple[int, bool, str] | None:
                 found.add((0, bool(head[0] >> 5 & 3), ""))
         else:
             kind = head[0] >> 1 & 63
-            if kind in HEVC_PARAMETER_SETS:
+            if kind in HEVC_PARAMETER_SETS or head[1] & 7 == 0:  # a layer that there is not
                 return None
             if kind < 32:
                 found.add(((head[1] & 7) - 1, kind >= 16 or kind % 2 == 1, HEVC_ACCESS.get(kind, "")))
