@@ -68,10 +68,10 @@ PLANES_FIRST = ("yuv420p", "yuvj420p", "yuv420p10le")
 FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group, and
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
 WORTH_A_CHECK = 8  # times the packets of the check must be asked for; below that all are decoded
-GROUPS_CHECKED = 8  # at most
+GROUPS_TRIED = 16  # until one leaves out enough
 WINDOW_PACKETS = 512  # that are read ahead to learn which are needed; what their end may be referred to by is kept
 WINDOW_BYTES = 1 << 24
-DROPS_CHECKED = 8  # packets that must have been left out without a change in the frames behind them
+DROPS_CHECKED = 8  # packets that must have been left out without a change in the frame behind them
 MAX_VERDICTS = 4096  # files whose check is remembered
 POLL_SECONDS = 0.1
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
@@ -301,49 +301,39 @@ _verdicts: dict[tuple[str, int, int], bool] = {}  # of (path, bytes, time change
 
 
 def _drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
-    """Decodes one frame, and more until DROPS_CHECKED packets were left out, from all the packets before it and from
-    those alone that it needs; True if it is the same to the byte. Remembered while the process runs. False, if nothing
-    is known of the file yet and the check would be too large a part of the work."""
+    """Decodes one frame from all the packets before it and from those alone that it needs; True if it is the same to
+    the byte. Remembered while the process runs. False, if nothing is known of the file yet and the check would be too
+    large a part of the work."""
     if index.codec not in ("h264", "hevc", "av1"):
         return False
     status = index.path.stat()
     file = (str(index.path.resolve()), status.st_size, status.st_mtime_ns)
     if file not in _verdicts:
-        frames = np.unique([i for group in groups for i in group.frames])
-        groups = plan(index, frames, join=False)
-        alone = [
-            Group(group.key, group.first_place, int(index.place_N[i]) + 1, (i,))
-            for group in groups
-            for i in group.frames
-        ]
-        # The cheapest first that are long enough to leave out as many.
-        lengths = [(g.end_place - g.first_place, g) for g in alone if g.end_place - g.first_place >= DROPS_CHECKED]
-        by_length = sorted(lengths, key=lambda x: (x[0] < 2 * DROPS_CHECKED, x[0]))
+        groups = plan(index, np.unique([i for group in groups for i in group.frames]), join=False)
         num_packets = sum(g.end_place - g.first_place for g in groups)
-        if not by_length or num_packets < WORTH_A_CHECK * by_length[0][0]:
+        alone = [Group(g.key, g.first_place, int(index.place_N[i]) + 1, (i,)) for g in groups for i in g.frames]
+        lengths = [(g.end_place - g.first_place, g) for g in alone]
+        cheapest_first = sorted(x for x in lengths if x[0] > DROPS_CHECKED and WORTH_A_CHECK * x[0] <= num_packets)
+        if not cheapest_first:
             return False
         if len(_verdicts) >= MAX_VERDICTS:
             _verdicts.clear()
-        _verdicts[file] = _check_drops(index, [g for _, g in by_length[:GROUPS_CHECKED]], budget)
+        _verdicts[file] = _check_drops(index, [g for _, g in cheapest_first[:GROUPS_TRIED]], budget)
     return _verdicts[file]
 
 
 def _check_drops(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
-    """Each group of one frame."""
+    """By the first of the groups, of one frame each, that leaves out DROPS_CHECKED packets; False if none does."""
     scaler = _Scaler()
     with closing(_Reader(index, budget)) as reader:
-        for group in groups:
-            (without,) = reader.frames(group, drop=True)
-            if without is None or reader.num_missed or reader.num_dropped == 0:
-                return False
-            (whole,) = reader.frames(group, drop=False)
-            if whole is None or reader.num_missed:
-                return False
-            if not torch.equal(_to_rgb(without, index, scaler), _to_rgb(whole, index, scaler)):
-                return False
-            if reader.num_dropped >= DROPS_CHECKED:
-                return True
-    return False
+        group = next((g for g in groups if reader.num_needless(g) >= DROPS_CHECKED), None)
+        if group is None:
+            return False
+        (without,) = reader.frames(group, drop=True)
+        (whole,) = reader.frames(group, drop=False)
+        if without is None or whole is None or reader.num_missed:
+            return False
+        return torch.equal(_to_rgb(without, index, scaler), _to_rgb(whole, index, scaler))
 
 
 class _Reader:
@@ -360,7 +350,6 @@ class _Reader:
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._newest_key_pts = -math.inf  # of the packets fed since the last seek
-        self.num_dropped = 0  # packets left out so far
         self.num_missed = 0  # frames that the plan did not lead to
 
     def close(self) -> None:
@@ -382,6 +371,20 @@ class _Reader:
             by_plan = by_plan and self._forward_to(pts)
             self.num_missed += not by_plan
             yield self._shown if by_plan else self._alone(pts) or self.frame(pts)
+
+    def num_needless(self, group: Group) -> int:
+        """How many packets `drop` would leave out on the way to the group's last frame, whole or in part. Decodes
+        nothing."""
+        last = int(self._index.pts_N[group.frames[-1]])
+        self._start(group.key, [last], drop=True)
+        if self._container is None:
+            return 0
+        num = 0
+        for unit, content in self._needed_units(_video_stream(self._container, self._index.path), {last}, drop=True):
+            num += content is not unit.content
+            if unit.pts == last:
+                break
+        return num
 
     def _alone(self, pts: int) -> av.VideoFrame | None:
         """That frame, with nothing fed behind it that could be damaged."""
@@ -548,7 +551,6 @@ class _Reader:
                 num_keys_behind += unit.pts > last_wanted
             if trusted_from is None and not at_end:
                 continue
-            self.num_dropped += content is not unit.content
             if not at_end and not content:
                 continue
             if wanted is not None:

@@ -273,6 +273,19 @@ def test_packets_that_nothing_refers_to_are_left_out(
     assert num_fed[1] < num_fed[2] + 24 + 16, "the check takes one frame more, both ways"
 
 
+def test_a_file_without_such_packets_costs_no_check(
+    tmp_path: Path, fed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "all_referred_to.mp4"
+    write_video(path, (draw(i) for i in range(96)), options={"preset": "veryfast", "g": "24", "bf": "0"})
+    times = probe(path).frame_times_seconds[[20, 44, 68, 92]].tolist()
+    for worth_a_check in (10**9, 0):
+        monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", worth_a_check)
+        fed.clear()
+        assert numbers(decode(path, times)) == [20, 44, 68, 92]
+        assert len(fed) == 4 * 21 + 1, "and the first frame to describe the file"
+
+
 def test_a_file_that_lies_about_them_is_decoded_whole(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every packet but the key frames claims that nothing refers to it."""
     path = golden.good["b_frames.mp4"].path
