@@ -18,7 +18,7 @@ import av
 
 from eagle_kernels.video import Frame, VideoError, decode, decode_cpu, probe
 from eagle_kernels.video.decode import frame_indices
-from tests.video.make import GOOD_NAMES, GoldenSet, draw, read, write_video
+from tests.video.make import GOOD_NAMES, X264, GoldenSet, draw, read, write_video
 
 
 def numbers(frames: Iterator[Frame]) -> list[int]:
@@ -277,7 +277,7 @@ def test_a_file_without_such_packets_costs_no_check(
     tmp_path: Path, fed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "all_referred_to.mp4"
-    write_video(path, (draw(i) for i in range(96)), options={"preset": "veryfast", "g": "24", "bf": "0"})
+    write_video(path, (draw(i) for i in range(96)), options={**X264, "g": "24", "bf": "0", "sc_threshold": "0"})
     times = probe(path).frame_times_seconds[[20, 44, 68, 92]].tolist()
     for worth_a_check in (10**9, 0):
         monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", worth_a_check)
