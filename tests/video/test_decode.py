@@ -278,12 +278,12 @@ def test_a_file_without_such_packets_costs_no_check(
 ) -> None:
     path = tmp_path / "all_referred_to.mp4"
     write_video(path, (draw(i) for i in range(96)), options={**X264, "g": "24", "bf": "0", "sc_threshold": "0"})
-    times = probe(path).frame_times_seconds[[20, 44, 68, 92]].tolist()
+    times = probe(path).frame_times_seconds[[15, 39, 63, 87]].tolist()
     for worth_a_check in (10**9, 0):
         monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", worth_a_check)
         fed.clear()
-        assert numbers(decode(path, times)) == [20, 44, 68, 92]
-        assert len(fed) == 4 * 21 + 1, "and the first frame to describe the file"
+        assert numbers(decode(path, times)) == [15, 39, 63, 87]
+        assert len(fed) == 4 * 16 + 1, "and the first frame to describe the file"
 
 
 def test_a_file_that_lies_about_them_is_decoded_whole(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
