@@ -32,7 +32,7 @@ from bench.bench_decode import machine, make_video
 
 WHOLE = "DALI, whole file"
 FEEDING = "feeding alone"
-CODECS = {"cpu": ("libvpx-vp9", "webm"), "mixed": ("libx264", "mp4")}
+CODECS = {"cpu": ("vp9", "webm"), "mixed": ("h264", "mp4")}
 SHARDS = {"cpu": (1, 2), "mixed": (1, 2, 3, 4, 5, 6, 7)}
 SIZES = {False: (1280, 720, 60, [32]), True: (128, 96, 2, [4])}  # tiny or not: width, height, copies of 10 s, frames
 SAME = 2.0  # mean difference in luma, in steps of 255, which chroma siting leaves alone; next frames differ by more
@@ -141,7 +141,7 @@ def main() -> None:
         codec, ending = CODECS[args.device]
         path = args.file or Path(folder) / f"made-{10 * num_copies}s-{height_px}p.{ending}"
         if args.file is None:
-            make_video(path, width_px, height_px, num_copies, codec)
+            make_video(path, codec, width_px, height_px, num_copies)
         key = "wall_seconds" if args.device == "mixed" else "cpu_seconds"
         report: dict[str, Any] = {"machine": machine(), "device": args.device, "file": path.name, "frames": {}}
         report["machine"]["versions"]["dali"] = dali.__version__

@@ -312,7 +312,7 @@ def test_dali_s_errors_name_the_file(golden: GoldenSet, dali: None) -> None:
 
 def test_the_bench_compares_like_with_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dali: None) -> None:
     path = tmp_path / "made.webm"
-    make_video(path, 128, 96, 2, "libvpx-vp9")
+    make_video(path, "vp9", 128, 96, 2)
     for way in ways("cpu"):
         assert measure_here(way, path, spread(path, 4), "cpu")["is_exact"]
     decode_way, others = bench_decode_dali.decode, spread(path, 4) // 2
