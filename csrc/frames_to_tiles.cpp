@@ -19,13 +19,6 @@ struct Resize {
         columns_first(target.columns_first) {}
 };
 
-// Four rows side by side -> out[i][row].
-void interleave(const uint8_t* const* rows, int64_t num_bytes, uint8_t* out) {
-  for (int64_t i = 0; i < num_bytes; ++i) {
-    for (int r = 0; r < kQuad; ++r) out[i * kQuad + r] = rows[r][i];
-  }
-}
-
 // What one thread needs to make bands, its buffers between the passes included.
 template <class T>
 class Band {

@@ -34,6 +34,13 @@ constexpr int kBandRows = 64;       // many bands for many threads; each repeats
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// Four rows side by side -> out[i][row].
+inline void interleave(const uint8_t* const* rows, int64_t num_bytes, uint8_t* out) {
+  for (int64_t i = 0; i < num_bytes; ++i) {
+    for (int r = 0; r < kQuad; ++r) out[i * kQuad + r] = rows[r][i];
+  }
+}
+
 struct QuadTaps;
 
 // The inner loops for one kind of CPU; all give the same bits, since all sums are integers. A "wide" second pass keeps
