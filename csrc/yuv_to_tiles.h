@@ -4,9 +4,9 @@
 // add up to 1 exactly; what comes out of a pass has 6 and is not clipped. Then Colours makes RGB of the three, rounded
 // once.
 //
-//   y    [L, Y, X]            u8               samples of a row contiguous, frames and rows free
-//   u, v [L, H, W]            u8               H = (Y + 1) / 2, W = (X + 1) / 2; samples of a row one apart (planar) or
-//   two (NV12) out  [L * images, P, K]   u8 | bf16 | f32  see tiles.h
+//   y    [L, Y, X]           u8               samples of a row contiguous, frames and rows free
+//   u, v [L, H, W]           u8               halves, rounded up; samples of a row one apart (planar) or two (NV12)
+//   out  [L * images, P, K]  u8 | bf16 | f32  see tiles.h
 #pragma once
 
 #include <string>
