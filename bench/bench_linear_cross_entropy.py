@@ -1,17 +1,60 @@
-"""Linear cross-entropy, forward and backward together: every token supervised, and one of ten."""
+"""Linear cross-entropy, forward and backward together: every token supervised, one of ten, and over a process group."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
 
 from bench.fused import DTYPE, WAYS_AND_LIGER, liger, random
 from bench.harness import DEVICE, measure, seconds
-from eagle_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from eagle_kernels.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_ref,
+    vocab_parallel_linear_cross_entropy,
+)
 
 pytestmark = pytest.mark.benchmark(timer=seconds)
 T, C, V = (4096, 3584, 152_064) if DEVICE == "cuda" else (64, 64, 1000)
 ALL_WAYS = (*WAYS_AND_LIGER, "cce_exact") if DEVICE == "cuda" else WAYS_AND_LIGER
+NUM_PROCESSES = torch.cuda.device_count() if DEVICE == "cuda" else 2
+
+
+def problem(supervised_percent: int) -> tuple[list[Tensor], Tensor]:
+    """[hidden (T, C), weight (V, C)], labels (T,); the same in every process."""
+    inputs = random((T, C), (V, C))
+    with torch.no_grad():
+        inputs[1] *= C**-0.5  # logits of deviation 1: at 60, bf16 logits are whole units off and no gradient is right
+    labels = torch.randint(0, V, (T,), generator=torch.Generator().manual_seed(1))
+    labels[T * supervised_percent // 100 :] = -100
+    return inputs, labels.to(DEVICE)
+
+
+def loss_and_grads(fn: Callable[..., Tensor], inputs: list[Tensor], labels: Tensor) -> list[Tensor]:
+    loss = fn(*inputs, labels)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+def wanted(inputs: list[Tensor], labels: Tensor) -> list[Tensor]:
+    return loss_and_grads(linear_cross_entropy_ref, [x.detach().float().requires_grad_() for x in inputs], labels)
+
+
+def cce_exact() -> Callable[..., Tensor]:
+    """cut-cross-entropy that drops no gradient and sums in fp32; skips, with the reason, where there is none."""
+    package = pytest.importorskip(
+        "cut_cross_entropy", reason="cut-cross-entropy is not installed: docs/notes/fused_ops.md says from where"
+    )
+    if not hasattr(package.LinearCrossEntropyImpl, "CCE_EXACT"):
+        pytest.skip(
+            f"cut-cross-entropy {package.__version__} has no cce_exact: docs/notes/fused_ops.md names a commit that has"
+        )
+    return partial(package.linear_cross_entropy, impl="cce_exact")
 
 
 @pytest.mark.parametrize("way", ALL_WAYS)
@@ -25,21 +68,75 @@ def test_loss_and_gradients(benchmark, supervised_percent, way):
     elif way == "liger":
         fn = liger("liger_fused_linear_cross_entropy")
     elif way == "cce_exact":
-        why = "cut-cross-entropy is not installed: pip install 'eagle-kernels[rivals]'"
-        fn = partial(pytest.importorskip("cut_cross_entropy", reason=why).linear_cross_entropy, impl="cce_exact")
-    inputs = random((T, C), (V, C))
-    with torch.no_grad():
-        inputs[1] *= C**-0.5  # logits of deviation 1: at 60, bf16 logits are whole units off and no gradient is right
-    labels = torch.randint(0, V, (T,), generator=torch.Generator().manual_seed(1))
-    labels[T * supervised_percent // 100 :] = -100
-    labels = labels.to(DEVICE)
-
-    def run() -> list[torch.Tensor]:
-        loss = fn(*inputs, labels)
-        return [loss.detach(), *torch.autograd.grad(loss, inputs)]
-
-    wide = [x.detach().float().requires_grad_() for x in inputs]
-    want = linear_cross_entropy_ref(*wide, labels)
-    grads = torch.autograd.grad(want, wide)
+        fn = cce_exact()
+    inputs, labels = problem(supervised_percent)
     flops = 6 * C * V * (T * supervised_percent // 100)
-    measure(benchmark, run, [want.detach(), *grads], dtype=DTYPE, flops=flops)
+    run = partial(loss_and_grads, fn, inputs, labels)
+    measure(benchmark, run, wanted(inputs, labels), dtype=DTYPE, flops=flops)
+
+
+@pytest.mark.parametrize("way", ["ours", "one process"])
+def test_vocab_parallel(benchmark, tmp_path, way):
+    """The vocabulary over a process for each GPU, two on a CPU, beside one process with all of it. This process is the
+    first of the group and its time is what counts: every collective waits for the others. FLOPs are those of a process.
+    """
+    benchmark.group = f"vocab_parallel_linear_cross_entropy, {T} x {C} x {V}, {NUM_PROCESSES} processes"
+    (hidden, weight), labels = problem(100)
+    loss, dhidden, dweight = wanted([hidden, weight], labels)
+    flops = 6 * C * V * T
+    if way == "one process":
+        run = partial(loss_and_grads, linear_cross_entropy, [hidden, weight], labels)
+        measure(benchmark, run, [loss, dhidden, dweight], dtype=DTYPE, flops=flops)
+        return
+    with process_group(tmp_path / "rendezvous") as next_round:
+        want = [loss, dhidden, dweight.chunk(NUM_PROCESSES)[0]]
+        measure(benchmark, share_of(0), want, dtype=DTYPE, flops=flops / NUM_PROCESSES, prepare=next_round)
+
+
+def share_of(rank: int) -> Callable[[], list[Tensor]]:
+    """What process `rank` of the group runs."""
+    (hidden, weight), labels = problem(100)
+    shard = weight.detach().chunk(NUM_PROCESSES)[rank].clone().requires_grad_()
+    fn = partial(vocab_parallel_linear_cross_entropy, vocab_size=V, group=dist.group.WORLD)
+    return partial(loss_and_grads, fn, [hidden, shard], labels)
+
+
+@contextmanager
+def process_group(rendezvous: Path) -> Iterator[Callable[[], None]]:
+    """Makes this process the first of the group. The function it gives waits for the others, which then run their
+    share once."""
+    others = [
+        mp.get_context("spawn").Process(target=run_share, args=(rank, rendezvous), daemon=True)
+        for rank in range(1, NUM_PROCESSES)
+    ]
+    for process in others:
+        process.start()
+    try:
+        join(0, rendezvous)
+        yield meet
+    finally:
+        for process in others:  # they wait for a round that does not come
+            process.terminate()
+            process.join()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join(rank: int, rendezvous: Path) -> None:
+    if DEVICE == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo"
+    method, timeout = f"file://{rendezvous}", timedelta(minutes=2)
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=NUM_PROCESSES, timeout=timeout)
+
+
+def meet() -> None:
+    dist.all_reduce(torch.zeros(1))
+
+
+def run_share(rank: int, rendezvous: Path) -> None:
+    join(rank, rendezvous)
+    run = share_of(rank)
+    while True:
+        meet()
+        run()

@@ -44,7 +44,7 @@ def measure_op(
 ) -> None:
     """Times one step of `op`, of its reference, or of `rival`, Liger-Kernel's function with the arguments of `op`.
 
-    step: "forward", "backward" or "both", the forward pass and then its gradients.
+    step: "forward" or "backward".
     elements_moved: of DTYPE, what must be read and written.
     """
     benchmark.group = f"{name} {step}, {' x '.join(map(str, inputs[0].shape))}"
@@ -63,12 +63,14 @@ def measure_op(
         measure(benchmark, lambda: _tuple(run(*leaves)), want, dtype=DTYPE, bytes_moved=bytes_moved)
         return
     grads = torch.autograd.grad(want, wide, [d.float() for d in douts])
-    if step == "both":
-        both = lambda: torch.autograd.grad(_tuple(run(*inputs)), inputs, douts)  # noqa: E731
-        measure(benchmark, both, grads, dtype=DTYPE, bytes_moved=bytes_moved)
-    else:
-        backward = lambda: torch.autograd.grad(outputs, inputs, douts, retain_graph=True)  # noqa: E731
-        measure(benchmark, backward, grads, dtype=DTYPE, bytes_moved=bytes_moved)
+    copies = [x.detach().clone() for x in inputs]
+
+    def restore() -> None:  # Liger-Kernel's SwiGLU writes its gradients over its inputs
+        for x, copy in zip(inputs, copies, strict=True):
+            x.data.copy_(copy)  # .data: autograd, which would refuse to go back a second time, does not see it
+
+    backward = lambda: torch.autograd.grad(outputs, inputs, douts, retain_graph=True)  # noqa: E731
+    measure(benchmark, backward, grads, dtype=DTYPE, bytes_moved=bytes_moved, prepare=restore)
 
 
 def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

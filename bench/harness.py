@@ -43,26 +43,31 @@ def measure(
     flops: float = 0,
     bytes_moved: float = 0,
     tolerance: float = 0.02,
+    prepare: Callable[[], object] = lambda: None,
 ) -> None:
     """Times `run`, and first refuses it unless its results are `want`'s, to `tolerance` of their largest value.
 
+    prepare: called before each `run` and not timed: puts back what the last one overwrote, or tells other processes.
     Adds p20, p80, and TFLOP/s (percent of a large matmul here) or TB/s (percent of a large copy here) to the result.
     """
+    prepare()
     results = run()  # compiles, if it must
-    start = seconds()
-    run()
-    rounds = min(ROUNDS, max(5, int(SECONDS_A_BENCH / (seconds() - start))))
     for i, (got, true) in enumerate(zip(results, want, strict=True)):
         error = (got.double() - true.double()).abs().max().item()
         allowed = tolerance * true.double().abs().max().item()
         if not error <= allowed:
             raise AssertionError(f"result {i} is off by {error:.3g}, allowed {allowed:.3g}: not worth measuring.")
+    prepare()
+    start = seconds()
+    run()
+    rounds = min(ROUNDS, max(5, int(SECONDS_A_BENCH / (seconds() - start))))
     flush = torch.empty(FLUSH_BYTES if DEVICE == "cuda" else 0, dtype=torch.uint8, device=DEVICE)
 
-    def empty_cache() -> None:
+    def set_up() -> None:
+        prepare()
         flush.zero_()
 
-    benchmark.pedantic(run, setup=empty_cache, rounds=rounds, warmup_rounds=min(WARM_UP_ROUNDS, rounds))
+    benchmark.pedantic(run, setup=set_up, rounds=rounds, warmup_rounds=min(WARM_UP_ROUNDS, rounds))
     if benchmark.stats is None:  # --benchmark-disable
         return
     times = sorted(benchmark.stats.stats.data)

@@ -99,27 +99,25 @@ def fused_cases() -> list[Case]:
         "qkv_rope",
         "rms_norm",
         "rope",
-        "scatter_visual",
         "sum_partials",
         "swiglu",
     )
-    gelu_bias, layer_norm, linear_cross_entropy, merge_2x2, qkv_rope, rms_norm, rope, scatter_visual, *rest = (
+    gelu_bias, layer_norm, linear_cross_entropy, merge_2x2, qkv_rope, rms_norm, rope, sum_partials, swiglu = (
         import_module(f"eagle_kernels.{name}") for name in names
     )
-    sum_partials, swiglu = rest
     cases = []
     for width in (3584,):
         tile = dict(zip(("ROWS", "COLS"), rms_norm._tile(width), strict=True))
         for prefix, add in (("rms_norm", False), ("add_rms_norm", True)):
             cases.append(_fused(f"{prefix}_fwd_{width}", rms_norm._fwd_kernel, C=width, ADD=add, **tile))
-            launch = _rows_launch(rms_norm._bwd_launch(width, (3 if add else 2) * 2))
+            launch = _rows_launch(sum_partials.whole_rows_launch(width, (3 if add else 2) * 2))
             needs = {"NEED_DH": True, "NEED_DWEIGHT": True}
             cases.append(_fused(f"{prefix}_bwd_{width}", rms_norm._bwd_kernel, C=width, ADD=add, **needs, **launch))
     for prefix, width, merge in (("", 1152, False), ("", 4608, False), ("merge_2x2_", 4608, True)):
         name = f"{prefix}layer_norm"
         tile = dict(zip(("ROWS", "COLS"), layer_norm._tile(width), strict=True))
         cases.append(_fused(f"{name}_fwd_{width}", layer_norm._fwd_kernel, C=width, MERGE=merge, **tile))
-        launch = _rows_launch(layer_norm._bwd_launch(width, 2 * 2))
+        launch = _rows_launch(sum_partials.whole_rows_launch(width, 2 * 2))
         needs = {"NEED_DX": True, "NEED_DWEIGHT": True}
         cases.append(_fused(f"{name}_bwd_{width}", layer_norm._bwd_kernel, C=width, MERGE=merge, **needs, **launch))
     cases.append(
@@ -141,12 +139,6 @@ def fused_cases() -> list[Case]:
     cases += [
         _fused("merge_2x2_1152", merge_2x2._kernel, PAIR=2 * 1152, INVERSE=False, **copies),
         _fused("merge_2x2_inverse_1152", merge_2x2._kernel, PAIR=2 * 1152, INVERSE=True, **copies),
-    ]
-    tile = {"C": 3584, "ROWS": scatter_visual.ROWS, "COLS": scatter_visual.COLS}
-    needs = {"NEED_DEMBEDDINGS": True, "NEED_DVISUAL": True}
-    cases += [
-        _fused("scatter_visual_fwd_3584", scatter_visual._fwd_kernel, **tile),
-        _fused("scatter_visual_bwd_3584", scatter_visual._bwd_kernel, **needs, **tile),
     ]
     half = 128 // 2
     tile = {"HALF": half, "ROWS": rope.TILE // half, "COLS": half}
@@ -226,7 +218,6 @@ def _fused(name: str, kernel: Any, *, num_warps: int = 4, **constants: int | boo
     }
     integers = {
         "positions_ptr": "*i32",
-        "rows_ptr": "*i64",
         "labels_ptr": "*i64",
         "best_ptr": "*i64",
         "num_labelled_ptr": "*i64",

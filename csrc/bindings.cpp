@@ -1,5 +1,6 @@
 // The one file that knows Python. Tensors arrive as (address, shape, strides, dtype name, bytes from the address on),
 // streams as integers; every call gives the interpreter's lock back while it works.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,7 +12,10 @@
 
 #include "attention_decode.h"
 #include "attention_merge.h"
+#include "attention_plan.h"
 #include "frames_to_tiles.h"
+#include "matroska.h"
+#include "scatter_visual.h"
 #include "yuv_to_tiles.h"
 
 namespace py = pybind11;
@@ -71,10 +75,41 @@ eagle::DecodeAttention make_decode(const View& q, const View& k, const View& v, 
           softmax_scale};
 }
 
+eagle::AttentionPlan make_plan(const View& segments, const View& q_tiles, const View& k_tiles, int64_t num_tokens_k,
+                               bool causal) {
+  return {view("segments", segments), view("q_tiles", q_tiles), view("k_tiles", k_tiles), num_tokens_k, causal};
+}
+
+eagle::ScatterVisual make_scatter(const View& text, const View& visual, const View& rows, const View& whole,
+                                  bool backward) {
+  return {view("text", text), view("visual", visual), view("rows", rows), view("whole", whole), backward};
+}
+
 [[maybe_unused]] std::vector<eagle::FrameGroup> frame_groups(const std::vector<std::pair<View, eagle::Tiling>>& pairs) {
   std::vector<eagle::FrameGroup> groups;
   for (const auto& [frames, tiling] : pairs) groups.push_back({view("frames", frames), tiling});
   return groups;
+}
+
+template <class T>
+py::array_t<T> array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::dict matroska_blocks(int fd, int64_t begin, int64_t end, uint64_t track_number, bool allow_invisible) {
+  eagle::MatroskaBlocks blocks;
+  {
+    const py::gil_scoped_release unlocked;
+    blocks = eagle::matroska_blocks(fd, begin, end, track_number, allow_invisible);
+  }
+  py::dict arrays;
+  arrays["timestamp"] = array(blocks.timestamp);
+  arrays["duration"] = array(blocks.duration);
+  arrays["offset"] = array(blocks.offset);
+  arrays["size"] = array(blocks.size);
+  arrays["is_key"] = array(blocks.is_key);
+  arrays["first_byte"] = array(blocks.first_byte);
+  return arrays;
 }
 
 py::dict build_info() {
@@ -124,6 +159,9 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"), py::arg("simd") = eagle::simd());
 
+  m.def("matroska_blocks", &matroska_blocks, py::arg("fd"), py::arg("begin"), py::arg("end"), py::arg("track_number"),
+        py::arg("allow_invisible"));
+
   py::class_<eagle::MergeAttention>(m, "MergeAttention")
       .def(py::init(&make_merge), py::kw_only(), py::arg("out_a"), py::arg("lse_a"), py::arg("out_b"), py::arg("lse_b"),
            py::arg("out"), py::arg("lse"));
@@ -139,7 +177,28 @@ PYBIND11_MODULE(_native, m) {
   m.def("decode_attention_cpu", &eagle::decode_attention_cpu, py::call_guard<py::gil_scoped_release>(),
         py::arg("tensors"), py::arg("num_threads"), py::arg("simd") = true);
 
+  py::class_<eagle::AttentionPlan>(m, "AttentionPlan")
+      .def(py::init(&make_plan), py::kw_only(), py::arg("segments"), py::arg("q_tiles"), py::arg("k_tiles"),
+           py::arg("num_tokens_k"), py::arg("causal"));
+  m.def("attention_plan_cpu", &eagle::attention_plan_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("plan"));
+  m.def("attention_plan_workspace_ints", &eagle::attention_plan_workspace_ints, py::arg("plan"));
+
+  py::class_<eagle::ScatterVisual>(m, "ScatterVisual")
+      .def(py::init(&make_scatter), py::kw_only(), py::arg("text"), py::arg("visual"), py::arg("rows"),
+           py::arg("whole"), py::arg("backward"));
+  m.def("scatter_visual_cpu", &eagle::scatter_visual_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("tensors"),
+        py::arg("num_threads"));
+
 #ifdef EAGLE_CUDA_VERSION
+  m.def("scatter_visual_cuda", &eagle::scatter_visual_cuda, py::call_guard<py::gil_scoped_release>(),
+        py::arg("tensors"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "attention_plan_cuda",
+      [](const eagle::AttentionPlan& plan, const View& workspace, int device, uintptr_t stream) {
+        const py::gil_scoped_release unlocked;
+        eagle::attention_plan_cuda(plan, view("workspace", workspace), device, stream);
+      },
+      py::arg("plan"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
   m.def("merge_attention_cuda", &eagle::merge_attention_cuda, py::call_guard<py::gil_scoped_release>(),
         py::arg("tensors"), py::arg("device"), py::arg("stream"));
   m.def("decode_attention_cuda", &eagle::decode_attention_cuda, py::call_guard<py::gil_scoped_release>(),

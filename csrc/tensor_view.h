@@ -10,23 +10,24 @@
 
 namespace eagle {
 
-enum class DType { kUint8, kInt32, kFloat16, kBfloat16, kFloat32 };
+enum class DType { kUint8, kInt32, kInt64, kFloat16, kBfloat16, kFloat32 };
 
 inline const char* dtype_name(DType dtype) {
-  constexpr const char* names[] = {"uint8", "int32", "float16", "bfloat16", "float32"};
+  constexpr const char* names[] = {"uint8", "int32", "int64", "float16", "bfloat16", "float32"};
   return names[static_cast<int>(dtype)];
 }
 
 inline int64_t element_bytes(DType dtype) {
-  constexpr int64_t bytes[] = {1, 4, 2, 2, 4};
+  constexpr int64_t bytes[] = {1, 4, 8, 2, 2, 4};
   return bytes[static_cast<int>(dtype)];
 }
 
 inline DType parse_dtype(const std::string& name) {
-  for (const DType dtype : {DType::kUint8, DType::kInt32, DType::kFloat16, DType::kBfloat16, DType::kFloat32}) {
+  for (const DType dtype :
+       {DType::kUint8, DType::kInt32, DType::kInt64, DType::kFloat16, DType::kBfloat16, DType::kFloat32}) {
     if (name == dtype_name(dtype)) return dtype;
   }
-  throw std::invalid_argument("dtype is " + name + "; needs uint8, int32, float16, bfloat16 or float32.");
+  throw std::invalid_argument("dtype is " + name + "; needs uint8, int32, int64, float16, bfloat16 or float32.");
 }
 
 struct TensorView {

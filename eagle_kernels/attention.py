@@ -28,12 +28,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from eagle_kernels import native
 from eagle_kernels.checks import KERNEL_DTYPES, check, check_same, on_device_of
 
 OP = "varlen_attention"
 Backend = Literal["eagle", "flash_attn"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-TILE = 128  # rows that one entry of a tile table stands for; every BLOCK divides it
+TILE = 128  # rows that one entry of a tile table stands for; every BLOCK divides it; kTile of csrc/attention_plan.h
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2_E = 1.4426950408889634
 DELTA_BLOCK = 32  # rows a program of the backward preprocess
@@ -100,7 +101,8 @@ class AttentionPlan:
         Args:   cu_seqlens, cu_seqlens_k: int32 (S + 1), from 0, not decreasing, to the number of rows.
                 num_tokens, num_tokens_k: the rows of q and of k; num_tokens_k None means the same.
                 causal: how the plan will be used. It decides the order of work only, never a number.
-        Raises: ValueError for a wrong dtype, shape or device, and for wrong offsets in CPU tensors.
+        Raises: ValueError for a wrong dtype, shape or device, and for wrong offsets in CPU tensors. RuntimeError for
+                CUDA tensors in a build without CUDA.
         """
         num_tokens_k = num_tokens if num_tokens_k is None else num_tokens_k
         _check_offsets(cu_seqlens, cu_seqlens_k, num_tokens, num_tokens_k)
@@ -125,7 +127,8 @@ class AttentionPlan:
         causal aligns each segment at its end.
 
         Args:   q_start, q_len, k_start, k_len: int32 (S).  num_tokens, num_tokens_k, causal: as in from_cu_seqlens.
-        Raises: ValueError for a wrong dtype, shape or device, and for wrong ranges in CPU tensors.
+        Raises: ValueError for a wrong dtype, shape or device, and for wrong ranges in CPU tensors. RuntimeError for
+                CUDA tensors in a build without CUDA.
         """
         num_tokens_k = num_tokens if num_tokens_k is None else num_tokens_k
         for name, x in (("q_start", q_start), ("q_len", q_len), ("k_start", k_start), ("k_len", k_len)):
@@ -200,12 +203,10 @@ def _num_key_ranges(num_segments: int, covers_all: bool) -> int:
     return num_segments if covers_all else 2 * num_segments + 1
 
 
-# An op of its own, so that torch.compile takes it as one node.
-@torch.library.custom_op("eagle::attention_tiles", mutates_args=())
-def _tiles(
+def _tiles_ref(
     segments_S4: Tensor, num_tokens: int, num_tokens_k: int, causal: bool, covers_all: bool
 ) -> tuple[Tensor, Tensor]:
-    """Both tile tables, longest first.
+    """Both tile tables in plain torch, longest first, idle entries last: (-1, 0) and zeros.
 
     A query tile lies in one segment. A key tile lies between two neighbouring ends of key ranges, so that a segment
     sees all rows of the tile or none: its program adds up the segments that do, in their order, and no row mixes with
@@ -222,14 +223,14 @@ def _tiles(
     if causal:
         seen_N = torch.minimum(seen_N, row_N + TILE + k_len[s_N] - q_len[s_N])
     order_N = seen_N.masked_fill(idle_N, torch.iinfo(torch.int64).min).argsort(descending=True, stable=True)
-    q_tiles_N2 = torch.stack((segment_N.masked_fill(idle_N, -1), row_N), dim=1)[order_N]
+    q_tiles_N2 = torch.stack((segment_N.masked_fill(idle_N, -1), row_N.masked_fill(idle_N, 0)), dim=1)
 
     edges = torch.cat((k_start, k_end, k_start.new_zeros(1), k_start.new_full((1,), num_tokens_k))).sort().values
     num_ranges = _num_key_ranges(num_segments, covers_all)
     range_M, row_M = _cut(edges.diff(), _num_tiles(num_tokens_k, num_ranges))
     idle_M = range_M == len(edges) - 1
     first_M = edges[range_M.clamp(max=len(edges) - 2)] + row_M
-    num_M = (edges[(range_M + 1).clamp(max=len(edges) - 1)] - first_M).clamp(max=TILE).masked_fill(idle_M, 0)
+    num_M = (edges[(range_M + 1).clamp(max=len(edges) - 1)] - first_M).clamp(max=TILE)
     # Queries that see the tile's first row. A segment adds q_len of them from k_start on; where it is causal, one fewer
     # for each row beyond k_end - q_len; and none from k_end on. Sums over sorted ends: no table of tiles x segments.
     knee = torch.maximum(k_start, k_end - q_len) if causal else k_end
@@ -240,8 +241,8 @@ def _tiles(
     order_M = rows_M.masked_fill(idle_M, -1).argsort(descending=True, stable=True)
     end_M = torch.searchsorted(k_start, first_M, right=True)
     begin_M = torch.searchsorted(k_end.cummax(0).values, first_M, right=True).minimum(end_M)
-    k_tiles_M4 = torch.stack((first_M, num_M, begin_M, end_M), dim=1)[order_M]
-    return q_tiles_N2.int(), k_tiles_M4.int()
+    k_tiles_M4 = torch.stack((first_M, num_M, begin_M, end_M), dim=1).masked_fill(idle_M[:, None], 0)
+    return q_tiles_N2[order_N].int(), k_tiles_M4[order_M].int()
 
 
 def _sum_up_to(first_M: Tensor, key_S: Tensor, value_S: Tensor) -> Tensor:
@@ -259,8 +260,35 @@ def _cut(lengths: Tensor, num_tiles: int) -> tuple[Tensor, Tensor]:
     return range_N, (tile_N - begins[range_N]) * TILE
 
 
+@torch.library.custom_op("eagle::attention_tiles", mutates_args=())
+def _tiles(
+    segments_S4: Tensor, num_tokens: int, num_tokens_k: int, causal: bool, covers_all: bool
+) -> tuple[Tensor, Tensor]:
+    """What _tiles_ref means, by csrc/attention_plan: one launch on a GPU."""
+    q_tiles_N2, k_tiles_M4 = _tiles_fake(segments_S4, num_tokens, num_tokens_k, causal, covers_all)
+    extension = native.load()
+    plan = extension.AttentionPlan(
+        segments=native.view(segments_S4),
+        q_tiles=native.view(q_tiles_N2),
+        k_tiles=native.view(k_tiles_M4),
+        num_tokens_k=num_tokens_k,
+        causal=causal,
+    )
+    if not segments_S4.is_cuda:
+        extension.attention_plan_cpu(plan)
+        return q_tiles_N2, k_tiles_M4
+    native.require_cuda(OP)
+    workspace = segments_S4.new_empty(extension.attention_plan_workspace_ints(plan))
+    device = segments_S4.device
+    stream = torch.cuda.current_stream(device).cuda_stream
+    extension.attention_plan_cuda(plan, native.view(workspace), device.index, stream)
+    return q_tiles_N2, k_tiles_M4
+
+
 @_tiles.register_fake
-def _(segments_S4: Tensor, num_tokens: int, num_tokens_k: int, causal: bool, covers_all: bool) -> tuple[Tensor, Tensor]:
+def _tiles_fake(
+    segments_S4: Tensor, num_tokens: int, num_tokens_k: int, causal: bool, covers_all: bool
+) -> tuple[Tensor, Tensor]:
     num_segments = segments_S4.shape[0]
     num_k_tiles = _num_tiles(num_tokens_k, _num_key_ranges(num_segments, covers_all))
     return (
@@ -982,7 +1010,8 @@ def varlen_attention(
             only under torch.use_deterministic_algorithms, and the lengths of a plan are read on the host once.
     Raises: ValueError for a wrong dtype, device, shape, stride or head ratio, for wrong offsets in CPU tensors, and for
             what the backend cannot do. Offsets on a GPU are trusted: to check them would stop the host.
-            ImportError where flash-attn is asked for and not installed.
+            ImportError where flash-attn is asked for and not installed. RuntimeError where offsets are CUDA tensors and
+            this package was built without CUDA.
     """
     _check_inputs(q_THD, k_TKD, v_TKD, softmax_scale)
     check(backend in BACKENDS, OP, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")

@@ -15,14 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
-from eagle_kernels.sum_partials import sum_partials
+from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
-BACKWARD_TILE = 4096  # or one row, if that is wider: enough bytes on their way to keep the memory busy
-NUM_PARTIALS = 264  # backward's programs, two a multiprocessor of an H100; fixed, so that every GPU adds in one order
-# Of shared memory, for rows on their way: two tiles while one is summed, where they fit. Every GPU has that much.
-BUFFER_BYTES = 96 * 1024
-MAX_WIDTH = 65_536  # backward holds whole rows
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -113,17 +108,6 @@ def _tile(C: int) -> tuple[int, int]:
     return TILE // cols, cols
 
 
-def _bwd_launch(C: int, channel_bytes: int) -> tuple[int, int, int, int]:
-    """(rows, columns, warps, stages) of a backward program; channel_bytes: loaded for a channel of a row.
-
-    16 elements a thread, more only in rows beyond 16384; as many stages as BUFFER_BYTES of shared memory hold.
-    """
-    cols = triton.next_power_of_2(C)
-    rows = max(1, BACKWARD_TILE // cols)
-    tile_bytes = rows * cols * channel_bytes
-    return rows, cols, min(32, rows * cols // 512), 1 + min(2, BUFFER_BYTES // tile_bytes)
-
-
 @torch.library.custom_op("eagle::rms_norm", mutates_args=())
 def _fwd(x_TC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(y, rstd)."""
@@ -173,7 +157,7 @@ def _bwd(
     dweight_C = weight_C.new_zeros(C if need_dweight else 0)
     if T and C:
         add = dsum_TC is not None
-        rows, cols, num_warps, stages = _bwd_launch(C, (3 if add else 2) * h_TC.element_size())
+        rows, cols, num_warps, stages = whole_rows_launch(C, (3 if add else 2) * h_TC.element_size())
         num_partials = min(NUM_PARTIALS, triton.cdiv(T, rows))
         partials_PC = h_TC.new_empty((num_partials, C) if need_dweight else 0, dtype=torch.float32)
         dy_TC, h_TC = inner_contiguous(dy_TC), inner_contiguous(h_TC)

@@ -48,8 +48,8 @@ def decode(
 
     Args:    timestamps_seconds: each in [0, duration_seconds]. A time out of `frame_times_seconds` means exactly that
              frame; so does any other within 1 us before it, so that rounding to microseconds is harmless.
-             device: "cpu", or a CUDA device: NVDEC through DALI, which takes 8-bit 4:2:0 H.264, HEVC and VP9 with
-             BT.601 colours, square pixels and no turn (decode_dali.py); never yet run on a GPU.
+             device: "cpu", or a CUDA device: NVDEC through DALI, several engines for one video, for 8-bit 4:2:0
+             H.264, HEVC and VP9, with the exceptions in decode_dali.py; never yet run on a GPU.
              seek: "exact"; "keyframe": the key frame nearest to each time; "tolerance": the frame that takes the least
              decoding among those within `tolerance` times the mean distance of the times asked for (0 to 0.5; nothing
              but the exact one where a single time is asked for). Every frame comes with its own, true time.

@@ -2,9 +2,9 @@
 
 Dims    N shown frames, K key frames, D packets in the order of storage, Y rows, X columns.
 
-`read_index` finds when each frame is shown and where a decoder may start: from the tables of an MP4 (mp4.py), whose
-first frame it decodes, or else in one pass over the packets. `decode_groups` then fetches the frames of planned groups
-(plan.py) by their presentation time stamp (pts):
+`read_index` finds when each frame is shown and where a decoder may start: from the tables of an MP4 (mp4.py) or the
+block headers of a Matroska (matroska.py), whose first frame it decodes, or else in one pass over the packets.
+`decode_groups` then fetches the frames of planned groups (plan.py) by their presentation time stamp (pts):
 
 - start at the group's key frame, feed until its last frame's packet went in, then drain the decoder;
 - leave out packets that nothing refers to (H.264, HEVC), where the file was found to keep its word on that;
@@ -41,9 +41,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eagle_kernels.video import mp4
-from eagle_kernels.video.info import Orientation, PacketIndex, Samples, VideoError
+from eagle_kernels.video import matroska, mp4
+from eagle_kernels.video.info import Orientation, PacketIndex, Samples, Tables, VideoError
 from eagle_kernels.video.plan import Group, NalFormat, is_disposable, nal_format, plan
+from eagle_kernels.video.shards import Fed, Packet, Syntax, syntax
 
 try:
     import av
@@ -67,18 +68,21 @@ GROUPS_WORTH_A_CHECK = 8  # of DROPS_CHECKED packets; fewer are decoded whole: t
 DROPS_CHECKED = 8  # packets that must have been left out without a change in the frames behind them
 MAX_VERDICTS = 4096  # files whose check is remembered
 POLL_SECONDS = 0.1
+STEP_MILLISECONDS = 40  # between the frames of files made for others; no rate is read from it
+FIELD_PROGRESSIVE = 1  # AV_FIELD_PROGRESSIVE; 0 is unknown
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
 UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's own tools, torchcodec and OpenCV take
 
 
 def read_index(path: str | Path) -> PacketIndex:
-    """The stream's index: from the tables of an MP4 where they apply (mp4.py), else from one pass over its packets.
+    """The stream's index: from the tables of an MP4 (mp4.py) or the block headers of a Matroska (matroska.py) where
+    they apply, else from one pass over its packets.
 
     Decodes up to the first frame. Raises VideoError if there is no such file, it is no video, or not one frame decodes.
     """
     path = Path(path)
     _check_is_file(path)
-    tables = mp4.read_tables(path)
+    tables = mp4.read_tables(path) or matroska.read_tables(path)
     return (None if tables is None else _index_from_tables(path, tables)) or index_from_packets(path)
 
 
@@ -93,6 +97,9 @@ def index_from_packets(path: Path) -> PacketIndex:
         pts_N, place_N = pts_N[is_shown_N], place_N[is_shown_N]
         last_duration = last.duration or _usual_duration(pts_N, stream)
         ends_seconds = float((last.pts + last_duration) * stream.time_base)
+        # Where one number states the whole length (Matroska, FLV); other demuxers know each stream's from its packets.
+        states_length = stream.duration is None and container.duration is not None
+        stated_seconds = container.duration / av.time_base if states_length else None
         keys = sorted((p.pts, p.seek, i) for i, p in enumerate(packets) if p.is_key)
         keys_K3 = np.array(keys, np.int64).reshape(-1, 3)
         width_px, height_px = _square_pixels(first.width, first.height, stream.sample_aspect_ratio, path)
@@ -111,12 +118,12 @@ def index_from_packets(path: Path) -> PacketIndex:
             scaled_height_px=height_px,
             orientation=orientation,
             rotation_degrees=_rotation_degrees(orientation),
-            damage="; ".join(damage + _shortfall(container, stream, ends_seconds)) or None,
+            damage="; ".join(damage + _shortfall(stated_seconds, ends_seconds)) or None,
             samples=None,
         )
 
 
-def _index_from_tables(path: Path, tables: mp4.Tables) -> PacketIndex | None:
+def _index_from_tables(path: Path, tables: Tables) -> PacketIndex | None:
     """None if the first sample does not give a frame that agrees with the tables: the packets are to be scanned."""
     samples = Samples(
         pts_D=tables.pts_D,
@@ -143,8 +150,9 @@ def _index_from_tables(path: Path, tables: mp4.Tables) -> PacketIndex | None:
             last_duration = int(tables.duration_D[place_N[-1]]) or _usual_duration(pts_N, stream)
     except VideoError:
         return None
-    if time_base != Fraction(1, tables.timescale):
+    if time_base != tables.time_base:
         return None
+    ends_seconds = float((int(pts_N[-1]) + last_duration) * time_base)
     key_place_K = np.flatnonzero(tables.is_key_D)
     key_place_K = key_place_K[np.argsort(tables.pts_D[key_place_K], kind="stable")]
     orientation = _orientation(first)
@@ -162,7 +170,7 @@ def _index_from_tables(path: Path, tables: mp4.Tables) -> PacketIndex | None:
         scaled_height_px=height_px,
         orientation=orientation,
         rotation_degrees=_rotation_degrees(orientation),
-        damage=None,
+        damage="; ".join(_shortfall(tables.stated_seconds, ends_seconds)) or None,
         samples=lambda: samples,
     )
 
@@ -418,6 +426,32 @@ class _Reader:
                 return bool(frame.pts == pts)
         return False
 
+    def stream(self) -> av.VideoStream:
+        if self._container is None:
+            self._container = self._open()
+        return _video_stream(self._container, self._index.path)
+
+    def packets(self, group: Group) -> list[av.Packet]:
+        """All that the group's first to last packet span, in the order of storage; [] if no way leads to the first."""
+        first_pts = self._index.key_pts_K[group.key] if group.key >= 0 else None
+        for rewinds in (False, True) if group.key > 0 else (True,):
+            if rewinds:
+                self._rewind()
+            elif not self._seek(int(self._index.key_seek_K[group.key])):
+                continue
+            found: list[av.Packet] = []
+            num_left = group.end_place - group.first_place
+            for packet in self._packets(self.stream()):
+                is_first = first_pts is None or (packet.is_keyframe and packet.pts == first_pts)
+                if packet.size == 0 or not (found or is_first or packet.pts is None or packet.pts <= first_pts):
+                    break
+                if found or is_first:
+                    found.append(packet)
+                    num_left -= not packet.is_discard  # what an edit list hides has no place in the index
+                    if num_left == 0:
+                        return found
+        return []
+
     def _open(self) -> av.container.InputContainer:
         """A container that a decoder can be set up from; the packets come from it, or from the samples' places."""
         path = self._index.path
@@ -503,7 +537,9 @@ class _Reader:
                 num_keys_behind += packet.pts > last_wanted
             if trusted_from is None and not at_end:
                 continue
-            if wanted is not None and packet.pts in wanted:
+            # VP8's encoders give a picture that is not shown the time of the next one that is.
+            is_shown = self._index.codec != "vp8" or at_end or _vp8_is_shown(packet)
+            if wanted is not None and is_shown and packet.pts in wanted:
                 wanted.remove(packet.pts)
             elif drop and self._nal is not None and not at_end and is_disposable(memoryview(packet), self._nal):
                 self.num_dropped += 1
@@ -525,6 +561,59 @@ class _Reader:
                     yield frame
             if at_end:
                 return
+
+
+class StreamFormat(NamedTuple):
+    """How a video stream is stored; for executors that must know beforehand what they cannot do."""
+
+    pixel_format: str  # libav's name: "yuv420p", "yuv420p10le", ...; "" if unknown
+    matrix: int  # ITU-T H.273 MatrixCoefficients: 1 is BT.709, 2 unspecified, 5 and 6 BT.601
+    is_full_range: bool
+    is_interlaced: bool  # its pictures are, or may be, single fields
+    width_px: int  # as stored
+    height_px: int
+    syntax: Syntax | None  # None: the codec's headers do not say how packets are laid out
+
+
+class PacketReader:
+    """The packets of planned groups as they are stored, and small files made of packets: for executors that decode
+    elsewhere. Nothing is decoded here."""
+
+    def __init__(self, index: PacketIndex) -> None:
+        """Opens the file. Raises VideoError as `read_index` does."""
+        self.index = index
+        self._reader = _Reader(index, Budget(index.path, None))
+        coder = self._reader.stream().codec_context
+        self.format = StreamFormat(
+            pixel_format=coder.pix_fmt or "",
+            matrix=int(coder.colorspace),
+            is_full_range=int(coder.color_range) == ColorRange.JPEG,
+            is_interlaced=int(coder.field_order) > FIELD_PROGRESSIVE,
+            width_px=coder.width,
+            height_px=coder.height,
+            syntax=syntax(index.codec, coder.extradata, (coder.width, coder.height)),
+        )
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def packets(self, group: Group) -> list[Packet]:
+        """[] if no way leads to the first of them, or one of them has no time."""
+        stored = self._reader.packets(group)
+        return [] if any(p.pts is None for p in stored) else [Packet(bytes(p), p.pts) for p in stored]
+
+    def matroska(self, packets: Sequence[Fed]) -> bytes:
+        """A file of these packets, each shown for STEP_MILLISECONDS."""
+        content = io.BytesIO()
+        with av.open(content, "w", format="matroska") as container:
+            stream = container.add_stream_from_template(self._reader.stream())
+            for fed in packets:
+                packet = av.Packet(fed.content)
+                packet.pts, packet.dts = fed.pts * STEP_MILLISECONDS, fed.dts * STEP_MILLISECONDS
+                packet.duration, packet.time_base = STEP_MILLISECONDS, Fraction(1, 1000)
+                packet.is_keyframe, packet.stream = fed.starts_group, stream
+                container.mux(packet)
+        return content.getvalue()
 
 
 class _Packet(NamedTuple):
@@ -577,13 +666,9 @@ def _read_packets(
     return first, packets, damage
 
 
-def _shortfall(container: av.container.InputContainer, stream: av.VideoStream, ends_seconds: float) -> list[str]:
-    """How files are noticed whose end is cut off between two packets, where one number states the whole length
-    (Matroska, FLV). Other demuxers know each stream's own length from the packets themselves."""
-    if stream.duration is not None or container.duration is None:
-        return []
-    stated_seconds = container.duration / av.time_base
-    if stated_seconds <= ends_seconds + SHORTFALL_SECONDS:
+def _shortfall(stated_seconds: float | None, ends_seconds: float) -> list[str]:
+    """How files are noticed whose end is cut off between two packets."""
+    if stated_seconds is None or stated_seconds <= ends_seconds + SHORTFALL_SECONDS:
         return []
     return [f"the container states an end at {stated_seconds:.3f} s, its video ends at {ends_seconds:.3f} s"]
 
@@ -608,7 +693,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 def _open_head(samples: Samples, fd: int, path: Path) -> av.container.InputContainer:
-    """The small MP4 file of the first samples, in memory."""
+    """The small file of the first samples, in memory."""
     where = zip(
         samples.size_D[: samples.num_head_samples].tolist(), samples.offset_D[: samples.num_head_samples].tolist()
     )
@@ -721,29 +806,13 @@ def _to_rgb(frame: av.VideoFrame, index: PacketIndex, reformatter: VideoReformat
         interpolation=SCALER,
         threads=1,
     )
-    rgb_YX3 = torch.from_numpy(rgb.to_ndarray())
-    transpose, flip_y, flip_x = index.orientation
+    return turned(torch.from_numpy(rgb.to_ndarray()), index.orientation)
+
+
+def turned(rgb_YX3: Tensor, orientation: Orientation) -> Tensor:
+    """(X, Y, 3) or (Y, X, 3), contiguous: stored pixels as they are shown; `rgb_YX3` itself where that is no change."""
+    transpose, flip_y, flip_x = orientation
     if transpose:
         rgb_YX3 = rgb_YX3.transpose(0, 1)
     flips = [dim for dim, flip in enumerate((flip_y, flip_x)) if flip]
     return rgb_YX3.flip(flips).contiguous() if flips else rgb_YX3.contiguous()
-
-
-class StreamFormat(NamedTuple):
-    """How the pixels of a video stream are stored; for executors that must know beforehand what they cannot do."""
-
-    pixel_format: str  # libav's name: "yuv420p", "yuv420p10le", ...; "" if unknown
-    matrix: int  # ITU-T H.273 MatrixCoefficients: 1 is BT.709, 2 unspecified, 5 and 6 BT.601
-    width_px: int  # as stored
-    height_px: int
-    num_video_streams: int  # of the whole file, cover art included
-
-
-def stream_format(path: str | Path) -> StreamFormat:
-    """Reads the container's head, and no picture. Raises VideoError as `read_index` does."""
-    path = Path(path)
-    with closing(_open(path)) as container:
-        coder = _video_stream(container, path).codec_context
-        return StreamFormat(
-            coder.pix_fmt or "", int(coder.colorspace), coder.width, coder.height, len(container.streams.video)
-        )

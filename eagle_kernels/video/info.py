@@ -58,7 +58,7 @@ class Orientation(NamedTuple):
 class Samples:
     """Where the packets lie in the file, in the order of storage, and what opens a decoder for them.
 
-    `head` and the bytes of the first `num_head_samples` packets behind it are a small MP4 file of the same stream.
+    `head` and the bytes of the first `num_head_samples` packets behind it are a small file of the same stream.
     """
 
     pts_D: NDArray[np.int64]
@@ -67,6 +67,22 @@ class Samples:
     size_D: NDArray[np.int32]
     head: bytes
     num_head_samples: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tables:
+    """One video track, as the container's own tables or headers tell it. Times are ticks of `time_base` seconds."""
+
+    time_base: Fraction
+    pts_D: NDArray[np.int64]
+    duration_D: NDArray[np.int64]  # 0 if unknown
+    is_shown_D: NDArray[np.bool_]  # False: decoded for the sake of others, and never shown or cut away by an edit list
+    is_key_D: NDArray[np.bool_]  # a decoder may start here: sync samples and open random access points
+    offset_D: NDArray[np.int64]  # bytes from the start of the file
+    size_D: NDArray[np.int32]
+    head: bytes  # with the first `num_head_samples` samples behind it a small file: all that opening a decoder takes
+    num_head_samples: int
+    stated_seconds: float | None  # the end that the container states for all its tracks together, if it does so
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

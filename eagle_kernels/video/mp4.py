@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eagle_kernels.video.info import Tables
 
 FORMATS = (b"avc1", b"avc3", b"hvc1", b"hev1", b"vp09", b"av01")  # codecs of one picture a sample
 MAX_MOOV_BYTES = 1 << 28
@@ -29,21 +31,6 @@ MAX_TOP_BOXES = 256
 MAX_SAMPLES = 1 << 24  # 77 hours at 60 frames a second; a damaged count must not ask for memory
 HEAD_SAMPLES = 16  # enough for libav to learn how far a stream reorders its pictures
 MAX_HEAD_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Tables:
-    """One video track. Times are ticks of 1 / `timescale` seconds."""
-
-    timescale: int
-    pts_D: NDArray[np.int64]
-    duration_D: NDArray[np.int64]
-    is_shown_D: NDArray[np.bool_]  # False: decoded for the sake of others, and cut away by the edit list
-    is_key_D: NDArray[np.bool_]  # sync samples and open random access points
-    offset_D: NDArray[np.int64]  # bytes from the start of the file
-    size_D: NDArray[np.int32]
-    head: bytes  # with the first `num_head_samples` samples behind it, a small MP4: all that opening a decoder takes
-    num_head_samples: int
 
 
 class _NotSimple(Exception):
@@ -100,7 +87,7 @@ def _read(file: BinaryIO) -> Tables:
     _require(len(steps) == 0 or int(steps.min()) > 0, "two samples at one time")
     num_head_samples = max(1, int((np.cumsum(size_D[:HEAD_SAMPLES], dtype=np.int64) <= MAX_HEAD_BYTES).sum()))
     return Tables(
-        timescale=timescale,
+        time_base=Fraction(1, timescale),
         pts_D=pts_D + (delay - start),
         duration_D=duration_D,
         is_shown_D=is_shown_D,
@@ -109,6 +96,7 @@ def _read(file: BinaryIO) -> Tables:
         size_D=size_D,
         head=_head(top, track, mdia, minf, stsd, size_D[:num_head_samples].tolist()),
         num_head_samples=num_head_samples,
+        stated_seconds=None,  # the tables tell the end of each track
     )
 
 

@@ -176,7 +176,9 @@ def is_disposable(packet: bytes | memoryview, nal: NalFormat) -> bool:
     Source: ITU-T H.264, 7.4.1; ITU-T H.265, 7.4.2.2 (nal_unit_type even and below 16) and 3.166.
     """
     num_slices = 0
-    for head in _nal_heads(bytes(packet), nal.length_bytes):
+    packet = bytes(packet)
+    for at in nal_starts(packet, nal.length_bytes):
+        head = packet[at : at + 2]
         if len(head) < 2:
             return False
         if nal.codec == "h264":
@@ -194,21 +196,22 @@ def is_disposable(packet: bytes | memoryview, nal: NalFormat) -> bool:
     return num_slices > 0
 
 
-def _nal_heads(packet: bytes, length_bytes: int) -> list[bytes]:
-    """The first two bytes of every NAL unit; a last one of b"" where the lengths do not add up."""
-    heads = []
+def nal_starts(packet: bytes, length_bytes: int) -> list[int]:
+    """Where every NAL unit begins, behind its length or start code; the packet's end, last, where the lengths do not
+    add up."""
+    starts = []
     if length_bytes == 0:
         at = packet.find(b"\0\0\1")
         while at >= 0:
-            heads.append(packet[at + 3 : at + 5])
+            starts.append(at + 3)
             at = packet.find(b"\0\0\1", at + 3)
-        return heads
+        return starts
     at = 0
     while at < len(packet):
         num_bytes = int.from_bytes(packet[at : at + length_bytes], "big")
         at += length_bytes
         if num_bytes == 0 or at + num_bytes > len(packet):
-            return [*heads, b""]
-        heads.append(packet[at : at + 2])
+            return [*starts, len(packet)]
+        starts.append(at)
         at += num_bytes
-    return heads
+    return starts

@@ -18,8 +18,8 @@ CLOCK_SECONDS = 1e-3  # Matroska and FLV keep times in whole milliseconds, and p
 def probe(path: str | Path, *, index_folder: str | Path | None = None) -> VideoInfo:
     """Describes the first video stream of a file (the one marked as default, if one is; cover art is not video).
 
-    Reads an MP4's tables, or else every packet's header, but decodes one frame only. A file that is damaged or cut
-    short gives what can be read, and `damage` says what was wrong.
+    Reads the tables of an MP4 or the block headers of a Matroska, or else every packet, but decodes one frame only. A
+    file that is damaged or cut short gives what can be read, and `damage` says what was wrong.
 
     index_folder: a folder for what was found (sidecar.py). The next call there for the same unchanged file reads that
     instead. Nothing is written without it.

@@ -2,7 +2,7 @@
 
 Dims     T tokens of this step, S documents, V vocabulary.
 Cache    Each document owns a run of rows as long as its prompt plus all that it may generate, so that a step writes one
-         row a document and moves nothing; the attention's segments say how many of a run's rows are filled.
+         row a document and moves nothing. Prompts take `varlen_attention`, later steps `decode_attention`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from eagle_kernels.attention import AttentionPlan
 from eagle_model.batch import PackedBatch
+from eagle_model.model.llm import CacheRuns
 
 if TYPE_CHECKING:
     from eagle_model.model.eagle import Eagle
@@ -65,10 +66,8 @@ def greedy(
         positions = [lengths[i] + len(new_ids[i]) - 1 for i in active]
         rows_T = ints([run_starts[i] + position for i, position in zip(active, positions, strict=True)]).long()
         caches = [replace(cache, rows_T=rows_T) for cache in caches]
-        one_each = ints([1] * len(active))
-        plan = AttentionPlan.from_segments(
-            one_each.cumsum(0, dtype=torch.int32) - 1, one_each, ints([run_starts[i] for i in active]),
-            ints(positions) + 1, num_tokens=len(active), num_tokens_k=num_rows,
-        )  # fmt: skip
+        runs = CacheRuns(
+            start_S=ints([run_starts[i] for i in active]), length_S=ints(positions) + 1, longest=max(positions) + 1
+        )
         embeddings_TD = model.llm.embed_tokens(ints([new_ids[i][-1] for i in active]).long())
-        last_SD = model.llm(embeddings_TD, ints(positions), plan, caches)
+        last_SD = model.llm(embeddings_TD, ints(positions), runs, caches)

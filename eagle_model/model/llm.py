@@ -1,6 +1,6 @@
 """Qwen2.5's decoder on one packed row of documents, with an optional cache of keys and values for generation.
 
-Dims     T tokens, D width, H query heads, K key/value heads, W head width, L rows of the cache.
+Dims     T tokens, D width, H query heads, K key/value heads, W head width, L rows of the cache, S sequences.
 Weights  `language_model.model.*` of nvidia/Eagle2.5-8B; the output head (`language_model.lm_head`) belongs to Eagle,
          because the loss takes its weight and never the logits.
 Source   Qwen team 2024, arXiv:2412.15115; transformers' Qwen2Model.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from eagle_kernels.attention import AttentionPlan, Backend, varlen_attention
+from eagle_kernels.decode_attention import decode_attention
 from eagle_kernels.rms_norm import add_rms_norm, rms_norm
 from eagle_kernels.rope import rope
 from eagle_kernels.swiglu import swiglu
@@ -30,6 +31,15 @@ class LayerCache:
     rows_T: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheRuns:
+    """A step of one token a sequence: the rows of the cache that each token sees, its own the last of them."""
+
+    start_S: Tensor  # int32
+    length_S: Tensor  # int32
+    longest: int  # at least every length; the host knows it
+
+
 class Attention(nn.Module):
     def __init__(self, cfg: TextConfig, backend: Backend) -> None:
         super().__init__()
@@ -42,7 +52,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(cfg.hidden_size, kv_width)
         self.o_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size, bias=False)
 
-    def forward(self, x_TD: Tensor, positions_T: Tensor, plan: AttentionPlan, cache: LayerCache | None) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, positions_T: Tensor, plan: AttentionPlan | CacheRuns, cache: LayerCache | None
+    ) -> Tensor:
         q_THW, k_TKW, v_TKW = (
             p(x_TD).unflatten(1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -53,7 +65,10 @@ class Attention(nn.Module):
             cache.keys_LKW[cache.rows_T] = k_TKW
             cache.values_LKW[cache.rows_T] = v_TKW
             k_TKW, v_TKW = cache.keys_LKW, cache.values_LKW
-        out_THW = varlen_attention(q_THW, k_TKW, v_TKW, plan, causal=True, backend=backend)
+        if isinstance(plan, CacheRuns):
+            out_THW = decode_attention(q_THW, k_TKW, v_TKW, plan.start_S, plan.length_S, max_k_len=plan.longest)
+        else:
+            out_THW = varlen_attention(q_THW, k_TKW, v_TKW, plan, causal=True, backend=backend)
         return self.o_proj(out_THW.flatten(1))
 
 
@@ -77,7 +92,9 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(cfg)
         self.eps = cfg.rms_norm_eps
 
-    def forward(self, x_TD: Tensor, positions_T: Tensor, plan: AttentionPlan, cache: LayerCache | None) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, positions_T: Tensor, plan: AttentionPlan | CacheRuns, cache: LayerCache | None
+    ) -> Tensor:
         attended_TD = self.self_attn(rms_norm(x_TD, self.input_layernorm.weight, self.eps), positions_T, plan, cache)
         # One tensor passes between layers, not (branch, residual): a checkpointed layer then saves half as much.
         normed_TD, x_TD = add_rms_norm(attended_TD, x_TD, self.post_attention_layernorm.weight, self.eps)
@@ -96,7 +113,7 @@ class Decoder(nn.Module):
         self,
         embeddings_TD: Tensor,
         positions_T: Tensor,
-        plan: AttentionPlan,
+        plan: AttentionPlan | CacheRuns,
         caches: list[LayerCache] | None = None,
         *,
         checkpoint_activations: bool = False,
@@ -104,7 +121,7 @@ class Decoder(nn.Module):
         """(T, D) embeddings -> (T, D) hidden states after the final norm.
 
         positions_T: int32, from 0 in each document. plan: who attends to whom, the same for all layers; with caches,
-        its keys are rows of the cache.
+        its keys are rows of the cache. CacheRuns needs caches, and takes no gradient.
         """
         x_TD = embeddings_TD
         for i, layer in enumerate(self.layers):

@@ -2,7 +2,7 @@
 
 `build`: a .cu file built by the C++ compiler, so that its kernels run where there is no GPU: every thread of a block
 is a thread of the machine, __syncthreads() a barrier, __shared__ memory static. Blocks run one after another.
-`resources`: registers, spills and shared memory of a kernel in the built module."""
+`resources`: registers, spills and shared memory of a kernel in the built module; `machine_code`: its instructions."""
 
 from __future__ import annotations
 
@@ -94,12 +94,21 @@ def build(
 
 def resources(kernel: str, architecture: str) -> list[dict[str, int]]:
     """REG, STACK, SHARED and LOCAL (bytes a thread has spilled) of each instance of the kernel, for one GPU."""
+    usages = re.findall(rf"Function \S*{kernel}\S*:\s*(.*)", _cuobjdump(architecture, "-res-usage"))
+    return [{name: int(n) for name, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)} for usage in usages]
+
+
+def machine_code(kernel: str, architecture: str) -> str:
+    """The instructions, for one GPU, of the one kernel whose mangled name the pattern finds."""
+    [name] = re.findall(rf"Function (\S*{kernel}\S*):", _cuobjdump(architecture, "-res-usage"))
+    return _cuobjdump(architecture, "-sass", "-fun", name)
+
+
+def _cuobjdump(architecture: str, *options: str) -> str:
     import triton
 
     if not native.build_info()["has_cuda"]:
         pytest.skip("built without nvcc: CPU code only")
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    command = [str(cuobjdump), "-res-usage", "-arch", architecture, str(native.load().__file__)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    usages = re.findall(rf"Function \S*{kernel}\S*:\s*(.*)", text)
-    return [{name: int(n) for name, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)} for usage in usages]
+    command = [str(cuobjdump), *options, "-arch", architecture, str(native.load().__file__)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

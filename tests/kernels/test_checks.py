@@ -56,7 +56,7 @@ def tensors(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
 
 
 # A torch without CUDA cannot index fake CUDA tensors, as these do.
-INDEXING = {"varlen_attention", "varlen_attention of a plan", "scatter_visual"}
+INDEXING = {"varlen_attention", "varlen_attention of a plan"}
 COPYING = {"merge_2x2", "scatter_visual", "frames_to_tiles", "yuv_to_tiles"}
 
 
@@ -93,7 +93,6 @@ def test_a_kernel_starts_on_the_device_of_its_tensors(monkeypatch: pytest.Monkey
         "swiglu": (x, x),
         "rope": (x_THD, x_THD, ints(0, 1, 2, device=device), 1e4, False),
         "merge_2x2": (x.new_ones(1, 4, 2), False),
-        "scatter_visual": (x, x[:1], ints(1, device=device)),
         "linear_cross_entropy": (x, x, ints(0, 1, 2, dtype=torch.int64, device=device), None, -100, True, True, True),
     }.items():
         seen.clear()

@@ -72,7 +72,7 @@ ADDRESS, SHAPE, STRIDES, DTYPE, NUM_BYTES = range(5)
         ("frames", STRIDES, (60, -15, 3, 1), "frames: dim 1 has size 4 and stride -15"),
         ("frames", STRIDES, (60, 2**62, 3, 1), r"frames reaches past 2\*\*63 elements in dim 1"),
         ("frames", STRIDES, (60, 15, 1, 5), r"frames' last strides are \(1, 5\); needs \(3, 1\)"),
-        ("frames", DTYPE, "int8", "dtype is int8; needs uint8, int32, float16, bfloat16 or float32"),
+        ("frames", DTYPE, "int8", "dtype is int8; needs uint8, int32, int64, float16, bfloat16 or float32"),
         ("frames", DTYPE, "float32", "frames reaches element 59, and its memory holds 15"),
         ("frames", NUM_BYTES, 59, "frames reaches element 59, and its memory holds 59"),
         ("out", SHAPE, (1, 4, 2), r"out needs contiguous \(1, 4, 3\)"),

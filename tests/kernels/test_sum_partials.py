@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eagle_kernels.sum_partials import ROWS, sum_partials, sum_partials_ref
+from eagle_kernels.sum_partials import ROWS, sum_partials, sum_partials_ref, whole_rows_launch
 from tests.kernels.op_checks import DTYPES, far_tensor, poisoned_memory
 from tests.numerics import assert_as_good, randn
 
@@ -43,3 +43,11 @@ def test_rows_beyond_32_bits(device):
     out = torch.empty(COLS, device=device)
     _kernel[(1,)](far, out, 3, C=2**30, ROWS=ROWS, COLS=COLS)
     assert torch.equal(out, sum_partials(near, torch.float32))
+
+
+def test_buffers_of_whole_rows_fit_a_small_gpu():
+    """Whole rows: two tiles on their way where 96 KiB hold them, one, then none; never a smaller program."""
+    assert whole_rows_launch(4608, 4) == (1, 8192, 16, 3)
+    assert whole_rows_launch(4608, 8) == (1, 8192, 16, 2)
+    assert whole_rows_launch(65_536, 8) == (1, 65_536, 32, 1)
+    assert whole_rows_launch(1152, 4) == (2, 2048, 8, 3)

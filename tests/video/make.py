@@ -251,12 +251,12 @@ def make(folder: Path) -> GoldenSet:
         name = f"turned_{degrees}.mp4"
         turned = [np.rot90(draw(i), degrees // 90) for i in range(30)]  # anticlockwise: the player turns it back
         write_video(folder / name, turned, options=B_FRAMES)
-        _set_display_matrix(folder / name, matrix)
+        set_display_matrix(folder / name, matrix)
         golden.good[name] = Golden(
             folder / name, tuple(range(30)), tuple(i / 25 for i in range(30)), rotation_degrees=degrees
         )
     write_video(folder / "mirrored.mp4", [draw(i)[:, ::-1] for i in range(30)], options=B_FRAMES)
-    _set_display_matrix(folder / "mirrored.mp4", (-1, 0, 0, 1))
+    set_display_matrix(folder / "mirrored.mp4", (-1, 0, 0, 1))
     golden.good["mirrored.mp4"] = Golden(folder / "mirrored.mp4", tuple(range(30)), tuple(i / 25 for i in range(30)))
 
     # VP8 pictures that are referred to and never shown: every tenth one, by its show_frame bit (RFC 6386, 9.1).
@@ -351,7 +351,7 @@ def _hide_frames(source: Path, path: Path) -> Golden:
     return Golden(path, tuple(shown), tuple(i / 25 for i in shown), codec="vp8", is_variable=True)
 
 
-def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     """Writes (a, b, c, d) into the track header (ISO/IEC 14496-12, 8.3.2), whose muxer wrote the identity."""
     content = bytearray(path.read_bytes())
     identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)

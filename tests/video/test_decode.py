@@ -341,8 +341,10 @@ def smooth_picture(height_px: int = 96, width_px: int = 128) -> NDArray[np.float
     return np.stack([127.5 + wave + 30 * np.sin(2 * np.pi * (1.3 * x - y)) for wave in waves], axis=-1).clip(0, 255)
 
 
-def to_planes(rgb_YX3: NDArray[np.float64], matrix: str, full_range: bool) -> list[NDArray[np.uint8]]:
-    """Y'CbCr 4:2:0 by ITU-T H.273 in fp64, chroma sited on the left as in MPEG, rounded once."""
+def to_planes(
+    rgb_YX3: NDArray[np.float64], matrix: str, full_range: bool, sited: str = "left"
+) -> list[NDArray[np.uint8]]:
+    """Y'CbCr 4:2:0 by ITU-T H.273 in fp64, chroma sited on the left as in MPEG or in the centre, rounded once."""
     k_r, k_b = LUMA[matrix]
     r, g, b = np.moveaxis(rgb_YX3, -1, 0) / 255
     y = k_r * r + (1 - k_r - k_b) * g + k_b * b
@@ -351,15 +353,18 @@ def to_planes(rgb_YX3: NDArray[np.float64], matrix: str, full_range: bool) -> li
         chroma = (colour - y) / (2 * (1 - k)) * (255 if full_range else 224) + 128
         padded = np.pad(chroma, ((0, 0), (1, 1)), mode="edge")
         left = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:])[:, ::2] / 4
-        planes.append((left[::2] + left[1::2]) / 2)
+        half = left if sited == "left" else (chroma[:, ::2] + chroma[:, 1::2]) / 2
+        planes.append((half[::2] + half[1::2]) / 2)
     return [np.rint(plane).clip(0, 255).astype(np.uint8) for plane in planes]
 
 
-def write_planes(path: Path, planes: list[NDArray[np.uint8]], tag: int, full_range: bool) -> None:
-    """One lossless H.264 frame of exactly these samples."""
+def write_planes(
+    path: Path, planes: list[NDArray[np.uint8]], tag: int, full_range: bool, codec: str = "libx264"
+) -> None:
+    """One lossless frame of H.264 or VP9 of exactly these samples."""
     height_px, width_px = planes[0].shape
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"qp": "0"})
+        stream = container.add_stream(codec, rate=25, options={"qp": "0"} if codec == "libx264" else {"lossless": "1"})
         stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
         frame = av.VideoFrame(width_px, height_px, "yuv420p")
         for plane, samples in zip(frame.planes, planes, strict=True):
