@@ -29,12 +29,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -69,6 +69,8 @@ MAX_VERDICTS = 4096  # files whose check is remembered
 POLL_SECONDS = 0.1
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
 UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's own tools, torchcodec and OpenCV take
+
+T = TypeVar("T")
 
 
 def read_index(path: str | Path) -> PacketIndex:
@@ -173,8 +175,9 @@ class Budget:
     Only the time counts in which the caller waits for a frame.
     """
 
-    def __init__(self, path: Path, limit_seconds: float | None) -> None:
+    def __init__(self, path: Path, limit_seconds: float | None, stop: threading.Event | None = None) -> None:
         self._path = path
+        self._stop = stop
         self._limit_seconds = limit_seconds
         self._left_seconds = math.inf if limit_seconds is None else limit_seconds
         self._deadline = math.inf
@@ -188,9 +191,11 @@ class Budget:
         self._deadline = math.inf
 
     def check(self) -> None:
-        """Raises VideoError when the time is up, _Gone when nobody wants the frames any more."""
+        """Raises VideoError when the time is up, CancelledError when `stop` is set, _Gone when the caller has gone."""
         if self.gone.is_set():
             raise _Gone
+        if self._stop is not None and self._stop.is_set():
+            raise CancelledError
         if time.monotonic() > self._deadline:
             raise VideoError(
                 f"{self._path}: decoding took more than time_limit_seconds = {self._limit_seconds:g} s. "
@@ -202,32 +207,51 @@ class _Gone(Exception):
     """Ends a worker whose frames are not wanted any more."""
 
 
+class Picture:
+    """One decoded frame, in the thread that decoded it: valid until the function that it was given to returns."""
+
+    def __init__(self, frame: av.VideoFrame, index: PacketIndex, reformatter: VideoReformatter) -> None:
+        self._frame = frame
+        self._index = index
+        self._reformatter = reformatter
+
+    def rgb_YX3(self) -> Tensor:
+        """As `Frame.rgb_YX3`; the caller's own."""
+        return _to_rgb(self._frame, self._index, self._reformatter)
+
+
+Take = Callable[[Picture, int], T]  # what a caller makes of its m-th frame, in the worker's thread; never None
+
+
 def decode_groups(
-    index: PacketIndex, groups: Sequence[Group], *, num_workers: int, budget: Budget
-) -> Generator[Tensor | None, None, None]:
-    """For each frame of each group, in their order, (Y, X, 3) uint8 RGB, or None if it cannot be decoded.
+    index: PacketIndex, groups: Sequence[Group], take: Take[T], *, num_workers: int, budget: Budget
+) -> Generator[T | None, None, None]:
+    """For each frame of each group, in their order, what `take` makes of it, or None if it cannot be decoded.
 
     One worker: nothing is decoded before it is taken. Several: they run ahead of the caller by a bounded number of
-    frames. The pixels are the same, and each tensor given is the caller's own.
+    frames, and call `take` side by side. The pixels are the same.
     """
     drop = _drops_are_safe(index, groups, budget)
     if num_workers == 1:
-        yield from _in_turn(index, groups, drop, budget)
+        yield from _in_turn(index, groups, take, drop, budget)
     else:
-        yield from _side_by_side(index, groups, drop, budget, num_workers)
+        yield from _side_by_side(index, groups, take, drop, budget, num_workers)
 
 
-def _in_turn(index: PacketIndex, groups: Sequence[Group], drop: bool, budget: Budget) -> Iterator[Tensor | None]:
+def _in_turn(
+    index: PacketIndex, groups: Sequence[Group], take: Take[T], drop: bool, budget: Budget
+) -> Iterator[T | None]:
     reformatter = VideoReformatter()
+    number = itertools.count()
     with closing(_Reader(index, budget)) as reader:
         for group in groups:
-            for frame in reader.frames(group, drop=drop):
-                yield None if frame is None else _to_rgb(frame, index, reformatter)
+            for frame, m in zip(reader.frames(group, drop=drop), number):
+                yield None if frame is None else take(Picture(frame, index, reformatter), m)
 
 
 def _side_by_side(
-    index: PacketIndex, groups: Sequence[Group], drop: bool, budget: Budget, num_workers: int
-) -> Iterator[Tensor | None]:
+    index: PacketIndex, groups: Sequence[Group], take: Take[T], drop: bool, budget: Budget, num_workers: int
+) -> Iterator[T | None]:
     """Each group is a task with a short queue of its own; the queues are emptied in the groups' order. Tasks are begun
     in that order too, so the one that is waited for is always at work."""
     readers: queue.SimpleQueue[_Reader] = queue.SimpleQueue()  # of workers that are idle
@@ -235,11 +259,11 @@ def _side_by_side(
     for reader in every_reader:
         readers.put(reader)
 
-    def work(group: Group, done: queue.Queue[Tensor | BaseException | None]) -> None:
+    def work(group: Group, first: int, done: queue.Queue[T | BaseException | None]) -> None:
         reader, reformatter = readers.get(), VideoReformatter()
         try:
-            for frame in reader.frames(group, drop=drop):
-                put(done, None if frame is None else _to_rgb(frame, index, reformatter))
+            for m, frame in enumerate(reader.frames(group, drop=drop), first):
+                put(done, None if frame is None else take(Picture(frame, index, reformatter), m))
         except _Gone:
             pass
         except BaseException as error:  # handed to the caller, whatever it is
@@ -248,7 +272,7 @@ def _side_by_side(
         finally:
             readers.put(reader)
 
-    def put(done: queue.Queue[Tensor | BaseException | None], result: Tensor | BaseException | None) -> None:
+    def put(done: queue.Queue[T | BaseException | None], result: T | BaseException | None) -> None:
         while True:
             if budget.gone.is_set():
                 raise _Gone
@@ -258,14 +282,16 @@ def _side_by_side(
                 continue
 
     waiting = iter(groups)
-    begun: deque[tuple[Group, queue.Queue[Tensor | BaseException | None]]] = deque()
+    num_begun = 0  # frames of the groups begun
+    begun: deque[tuple[Group, queue.Queue[T | BaseException | None]]] = deque()
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="eagle-video")
     try:
         while True:
             for group in itertools.islice(waiting, num_workers * GROUPS_AHEAD - len(begun)):
-                done: queue.Queue[Tensor | BaseException | None] = queue.Queue(FRAMES_AHEAD)
-                pool.submit(work, group, done)
+                done: queue.Queue[T | BaseException | None] = queue.Queue(FRAMES_AHEAD)
+                pool.submit(work, group, num_begun, done)
                 begun.append((group, done))
+                num_begun += len(group.frames)
             if not begun:
                 return
             group, done = begun.popleft()
@@ -281,7 +307,7 @@ def _side_by_side(
             reader.close()
 
 
-def _get(done: queue.Queue[Tensor | BaseException | None], budget: Budget) -> Tensor | BaseException | None:
+def _get(done: queue.Queue[T | BaseException | None], budget: Budget) -> T | BaseException | None:
     while True:
         try:
             return done.get(timeout=POLL_SECONDS)
