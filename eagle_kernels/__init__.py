@@ -14,6 +14,7 @@ from eagle_kernels.rms_norm import add_rms_norm, rms_norm
 from eagle_kernels.rope import rope
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_kernels.swiglu import swiglu
+from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
 __all__ = [
     "AttentionPlan",
@@ -35,4 +36,5 @@ __all__ = [
     "swiglu",
     "varlen_attention",
     "vocab_parallel_linear_cross_entropy",
+    "yuv_to_tiles",
 ]

@@ -16,6 +16,7 @@ COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
     "merge_2x2_layer_norm": {"layer_norm", "merge_2x2"},
     "qkv_rope": {"rope", "sum_partials"},
     "rms_norm": {"sum_partials"},
+    "yuv_to_tiles": {"frames_to_tiles"},
 }
 ONE_FILE = {
     "av": "eagle_kernels/video/decode_cpu.py",

@@ -1,0 +1,274 @@
+"""Decoded 4:2:0 planes -> the normalised patches of their tiles, in one pass and without an RGB picture in between:
+resize each plane, convert the colours, cut, thumbnail, normalise, patchify, cast.
+
+Dims    L frames, Y x X their luma samples; chroma planes are H x W = ceil(Y / 2) x ceil(X / 2); I tiles, P patches and
+        K numbers as in frames_to_tiles.
+Resize  Each plane whole to (cols * tile_px, rows * tile_px), and to tile_px x tile_px for the thumbnail, by the integer
+        weights of frames_to_tiles: the first pass is rounded to uint8, the second keeps 6 more bits and is not clipped.
+        `pass_order` follows the plane's own size. A chroma axis sees X / 2 samples of its own for X of luma, an odd X
+        too; where the samples lie on luma's (co-sited), the picture begins a quarter of a chroma sample later:
+            "left"      across co-sited, down between two rows: MPEG-2, H.264 and HEVC unless they say otherwise
+            "center"    between luma samples both ways: MPEG-1, JPEG
+            "top_left"  co-sited both ways: BT.2020 and BT.2100 pictures
+Colours With y, u, v = 64 times the resized planes, integers, and M = round(2**13 * matrix):
+            red   = clip((M.y * y + M.vr * v + bias_red) >> 19, 0, 255)              and so the others,
+            bias  = 2**18 - 64 * (M.y * black + the chroma weights * 128)
+        One rounding to uint8, as frames_to_tiles has; then its normalisation. All integers until then, so the CPU and
+        the GPU agree to the bit.
+Numbers Converting first and resizing then would interpolate chroma twice and clip colours out of range before the
+        filter instead of after it; on smooth pictures the two agree within the rounding (docs/notes/tiles.md).
+Source  ITU-T H.273 (matrices, ranges, chroma sample location types 0 to 2); BT.601, BT.709, BT.2020 (kr and kb).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eagle_kernels.checks import check
+from eagle_kernels.frames_to_tiles import (
+    axis_weights,
+    check_grid,
+    check_tiling,
+    columns_first,
+    cut_ref,
+    patches_ref,
+    resize_pass,
+    tiles_a_frame,
+)
+
+PLANE_BITS = 6  # of a resized plane, below the point: its sums, shifted by 16, then fit 16 bits
+MATRIX_BITS = 13  # of the matrix: its largest number, 2.14, then fits 16 bits
+LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # red's and blue's share
+COSITED = {"left": (True, False), "center": (False, False), "top_left": (True, True)}  # across, down
+
+
+class Colours(NamedTuple):
+    """A colour matrix in integers of MATRIX_BITS fractional bits, and luma's black."""
+
+    y: int
+    v_to_red: int
+    u_to_green: int
+    v_to_green: int
+    u_to_blue: int
+    black: int
+
+
+def colours(matrix: str, full_range: bool) -> Colours:
+    """Y'CbCr to R'G'B', the quantisation range included: kr and kb of the matrix, H.273 equations 41 to 43."""
+    red, blue = LUMA[matrix]
+    green = 1 - red - blue
+    one = 2**MATRIX_BITS
+    luma, chroma = (one, one) if full_range else (one * 255 / 219, one * 255 / 224)
+    return Colours(
+        y=round(luma),
+        v_to_red=round(2 * (1 - red) * chroma),
+        u_to_green=round(-2 * (1 - blue) * blue / green * chroma),
+        v_to_green=round(-2 * (1 - red) * red / green * chroma),
+        u_to_blue=round(2 * (1 - blue) * chroma),
+        black=0 if full_range else 16,
+    )
+
+
+def _plane_ref(
+    plane_YX: Tensor, size: tuple[int, int], length: tuple[float, float], shift: tuple[float, float], pass_order: str
+) -> Tensor:
+    """(height_px, width_px) fp64 integers, 64 times the resized plane; all pairs are (across, down)."""
+    width_px, height_px = size
+    height, width = plane_YX.shape
+    across = axis_weights(width, width_px, length=length[0], shift=shift[0])
+    down = axis_weights(height, height_px, length=length[1], shift=shift[1])
+    if columns_first(pass_order, width, height, width_px, height_px):
+        return resize_pass(across, resize_pass(down, plane_YX).T, PLANE_BITS).T
+    return resize_pass(down, resize_pass(across, plane_YX.T).T, PLANE_BITS)
+
+
+def yuv_to_tiles_ref(
+    y_LYX: Tensor,
+    u_LHW: Tensor,
+    v_LHW: Tensor,
+    grid: tuple[int, int],
+    *,
+    matrix: str,
+    full_range: bool,
+    chroma: str = "left",
+    tile_px: int = 448,
+    patch_px: int = 14,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    layout: str = "patches",
+    pass_order: str = "horizontal",
+) -> Tensor:
+    """What the kernel means, in plain torch: `yuv_to_tiles` with the same arguments, on any device, slowly."""
+    m = colours(matrix, full_range)
+    height, width = y_LYX.shape[1:]
+    shift = (0.25 if COSITED[chroma][0] else 0.0, 0.25 if COSITED[chroma][1] else 0.0)
+
+    def resize(frame: int, size: tuple[int, int]) -> Tensor:
+        y = _plane_ref(y_LYX[frame], size, (width, height), (0.0, 0.0), pass_order)
+        u = _plane_ref(u_LHW[frame], size, (width / 2, height / 2), shift, pass_order)
+        v = _plane_ref(v_LHW[frame], size, (width / 2, height / 2), shift, pass_order)
+        y, u, v = y - m.black * 2**PLANE_BITS, u - 128 * 2**PLANE_BITS, v - 128 * 2**PLANE_BITS
+        red = m.y * y + m.v_to_red * v
+        green = m.y * y + m.u_to_green * u + m.v_to_green * v
+        blue = m.y * y + m.u_to_blue * u
+        shift_bits = MATRIX_BITS + PLANE_BITS
+        rgb = (torch.stack([red, green, blue], -1) + 2 ** (shift_bits - 1)) / 2**shift_bits
+        return rgb.floor().clamp(0, 255).to(torch.uint8)
+
+    cols, rows = grid
+    images = []
+    for frame in range(len(y_LYX)):
+        images += cut_ref(resize(frame, (cols * tile_px, rows * tile_px)), grid, tile_px)
+        if thumbnail and cols * rows > 1:
+            images.append(resize(frame, (tile_px, tile_px)))
+    tiles_IYX3 = torch.stack(images) if images else y_LYX.new_empty((0, tile_px, tile_px, 3))
+    return patches_ref(tiles_IYX3, patch_px, mean, std, dtype, layout)
+
+
+@torch.library.custom_op("eagle::yuv_to_tiles", mutates_args=())
+def _fwd(
+    y_LYX: Tensor,
+    u_LHW: Tensor,
+    v_LHW: Tensor,
+    cols: int,
+    rows: int,
+    matrix: str,
+    full_range: bool,
+    chroma: str,
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype,
+    pass_order: str,
+    num_threads: int,
+) -> Tensor:
+    return yuv_to_tiles_ref(
+        y_LYX,
+        u_LHW,
+        v_LHW,
+        (cols, rows),
+        matrix=matrix,
+        full_range=full_range,
+        chroma=chroma,
+        tile_px=tile_px,
+        patch_px=patch_px,
+        mean=mean,
+        std=std,
+        thumbnail=thumbnail,
+        dtype=dtype,
+        pass_order=pass_order,
+    ).contiguous()
+
+
+@_fwd.register_fake
+def _fwd_fake(
+    y_LYX: Tensor,
+    u_LHW: Tensor,
+    v_LHW: Tensor,
+    cols: int,
+    rows: int,
+    matrix: str,
+    full_range: bool,
+    chroma: str,
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype,
+    pass_order: str,
+    num_threads: int,
+) -> Tensor:
+    num_images = y_LYX.shape[0] * tiles_a_frame(cols, rows, thumbnail)
+    shape = (num_images, (tile_px // patch_px) ** 2, 3 * patch_px**2)
+    return torch.empty(shape, dtype=dtype, device=y_LYX.device)
+
+
+def yuv_to_tiles(
+    y_LYX: Tensor,
+    u_LHW: Tensor,
+    v_LHW: Tensor,
+    grid: tuple[int, int],
+    *,
+    matrix: Literal["bt601", "bt709", "bt2020"],
+    full_range: bool,
+    chroma: Literal["left", "center", "top_left"] = "left",
+    tile_px: int = 448,
+    patch_px: int = 14,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    layout: str = "patches",
+    pass_order: str = "horizontal",
+    num_threads: int = 0,
+) -> Tensor:
+    """Tiles of every frame, frame by frame, row by row, thumbnail last. CPU tensors take the C++ code, CUDA the kernel.
+
+    Args:    y_LYX: (L, Y, X) uint8, the samples of a row contiguous; L may be 0.
+             u_LHW, v_LHW: (L, ceil(Y / 2), ceil(X / 2)) uint8, Cb and Cr; in a row side by side (planar), or two apart
+             (NV12: uv[..., 0] and uv[..., 1]). Rows and frames of all three may lie anywhere.
+             matrix, full_range: what the stream says of its colours. full_range=False: 16 .. 235 and 16 .. 240.
+             chroma: where the chroma samples lie, see above.
+             The others as for `frames_to_tiles`.
+    Returns: (I, P, K), or (I, 3, tile_px, tile_px) with layout="tiles".
+    Raises:  ValueError when an argument is not as above; RuntimeError for CUDA tensors in a build without CUDA.
+    """
+    op = "yuv_to_tiles"
+    _check_planes(y_LYX, u_LHW, v_LHW)
+    check(matrix in LUMA, op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
+    check(chroma in COSITED, op, "chroma", repr(chroma), "'left', 'center' or 'top_left'")
+    check_grid(op, grid)
+    check_tiling(op, tile_px, patch_px, mean, std, dtype, layout, pass_order, num_threads)
+    cols, rows = grid
+    out_IPK = _fwd(
+        y_LYX,
+        u_LHW,
+        v_LHW,
+        cols,
+        rows,
+        matrix,
+        full_range,
+        chroma,
+        tile_px,
+        tile_px if layout == "tiles" else patch_px,  # a tile is its own only patch
+        mean,
+        std,
+        thumbnail,
+        dtype,
+        pass_order,
+        num_threads,
+    )
+    return out_IPK.view(-1, 3, tile_px, tile_px) if layout == "tiles" else out_IPK
+
+
+def _check_planes(y_LYX: Tensor, u_LHW: Tensor, v_LHW: Tensor) -> None:
+    op, shape = "yuv_to_tiles", tuple(y_LYX.shape)
+    check(len(shape) == 3, op, "y's shape", shape, "(L, Y, X)")
+    check(shape[1] >= 1 and shape[2] >= 1, op, "y's size (Y, X)", shape[1:], "at least one sample")
+    half = (shape[0], (shape[1] + 1) // 2, (shape[2] + 1) // 2)
+    for name, plane, needed, steps in (
+        ("y", y_LYX, shape, (1,)),
+        ("u", u_LHW, half, (1, 2)),
+        ("v", v_LHW, half, (1, 2)),
+    ):
+        check(plane.dtype == torch.uint8, op, f"{name}'s dtype", plane.dtype, "torch.uint8")
+        check(plane.device == y_LYX.device, op, f"{name}'s device", plane.device, f"y's {y_LYX.device}")
+        check(
+            tuple(plane.shape) == needed, op, f"{name}'s shape", tuple(plane.shape), f"{needed}, half of y's rounded up"
+        )
+        check(
+            plane.stride(2) in steps or needed[2] == 1,
+            op,
+            f"{name}'s stride along a row",
+            plane.stride(2),
+            " or ".join(map(str, steps)) + "; call .contiguous()",
+        )
