@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from eagle_kernels.checks import check
-from eagle_kernels.frames_to_tiles import fill_tiles, frames_to_tiles
+from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.video import Frame, decode
 from eagle_kernels.video.decode import decode_with
+from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
 if TYPE_CHECKING:
     from eagle_kernels.video.decode_cpu import Picture
@@ -69,20 +70,24 @@ def decode_tiles(
              time and how many of those asked for came before it; `out` is filled in part then.
     """
     device = torch.device(device)
-    tiles = partial(
-        frames_to_tiles,
-        grid=grid,
-        tile_px=tile_px,
-        patch_px=patch_px,
-        mean=mean,
-        std=std,
-        thumbnail=thumbnail,
-        dtype=dtype,
-        layout=layout,
-        pass_order=pass_order,
+    rgb_tiles, yuv_tiles = (
+        partial(
+            op,
+            grid=grid,
+            tile_px=tile_px,
+            patch_px=patch_px,
+            mean=mean,
+            std=std,
+            thumbnail=thumbnail,
+            dtype=dtype,
+            layout=layout,
+            pass_order=pass_order,
+            num_threads=1,  # each worker is a thread already
+        )
+        for op in (frames_to_tiles, yuv_to_tiles)
     )
     # On no device: checks the arguments and makes no pixel.
-    shape = tiles(torch.empty(len(timestamps_seconds), 1, 1, 3, dtype=torch.uint8, device="meta")).shape
+    shape = rgb_tiles(torch.empty(len(timestamps_seconds), 1, 1, 3, dtype=torch.uint8, device="meta")).shape
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=device)
     check(out.shape == shape, "decode_tiles", "out's shape", tuple(out.shape), str(tuple(shape)))
@@ -101,20 +106,20 @@ def decode_tiles(
             time_limit_seconds=time_limit_seconds,
             index_folder=index_folder,
         )
-        return DecodedTiles(_tile_in_batches(frames, tiles, out_MIPK, stop), out)
+        return DecodedTiles(_tile_in_batches(frames, rgb_tiles, out_MIPK, stop), out)
 
     def tile(picture: Picture, m: int) -> bool:
-        fill_tiles(
-            out_MIPK[m],
-            picture.rgb_YX3()[None],
-            grid,
-            tile_px=tile_px,
-            patch_px=tile_px if layout == "tiles" else patch_px,  # a tile is its own only patch
-            mean=mean,
-            std=std,
-            thumbnail=thumbnail,
-            pass_order=pass_order,
-            num_threads=1,  # this is one of several threads already
+        planes = picture.planes()
+        if planes is None:
+            out_MIPK[m] = rgb_tiles(picture.rgb_YX3()[None])
+            return True
+        out_MIPK[m] = yuv_tiles(
+            planes.y_YX[None],
+            planes.u_HW[None],
+            planes.v_HW[None],
+            matrix=planes.matrix,
+            full_range=planes.full_range,
+            chroma=planes.chroma,
         )
         return True
 

@@ -69,6 +69,10 @@ MAX_VERDICTS = 4096  # files whose check is remembered
 POLL_SECONDS = 0.1
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
 UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's own tools, torchcodec and OpenCV take
+MATRICES = {1: "bt709", SPC_UNSPECIFIED: "bt601", 5: "bt601", 6: "bt601", 9: "bt2020"}  # by H.273's number
+# Whose chroma libav takes to lie on the left ones of luma's samples; all other, as swscale does, between them. PyAV does
+# not pass on what a stream itself may say of it.
+LEFT_CHROMA = ("h264", "hevc", "mpeg2video", "mpeg4")
 
 T = TypeVar("T")
 
@@ -218,6 +222,45 @@ class Picture:
     def rgb_YX3(self) -> Tensor:
         """As `Frame.rgb_YX3`; the caller's own."""
         return _to_rgb(self._frame, self._index, self._reformatter)
+
+    def planes(self) -> Planes | None:
+        """The samples where the decoder left them; None unless they are 8-bit 4:2:0, by a matrix of MATRICES, upright.
+
+        That depends on the stream alone. Pixels need not be square.
+        """
+        frame = self._frame
+        name, matrix = frame.format.name, MATRICES.get(frame.colorspace)
+        if name not in ("yuv420p", "yuvj420p", "nv12") or matrix is None or self._index.orientation != Orientation():
+            return None
+        if any(plane.line_size < 0 for plane in frame.planes):  # rows from the bottom up: uncompressed video alone
+            return None
+        y_YX, *chroma = (_samples(plane) for plane in frame.planes)
+        height, width = (frame.height + 1) // 2, (frame.width + 1) // 2
+        u_HW, v_HW = (chroma[0][:, ::2], chroma[0][:, 1::2]) if name == "nv12" else chroma
+        return Planes(
+            y_YX=y_YX[:, : frame.width],
+            u_HW=u_HW[:height, :width],
+            v_HW=v_HW[:height, :width],
+            matrix=matrix,
+            full_range=name == "yuvj420p" or frame.color_range == ColorRange.JPEG,
+            chroma="left" if self._index.codec in LEFT_CHROMA else "center",
+        )
+
+
+class Planes(NamedTuple):
+    """One picture as it was coded: 8-bit Y'CbCr, 4:2:0, rows apart; the words are those of `yuv_to_tiles`."""
+
+    y_YX: Tensor
+    u_HW: Tensor  # H, W = Y / 2, X / 2, rounded up
+    v_HW: Tensor
+    matrix: str
+    full_range: bool
+    chroma: str
+
+
+def _samples(plane: av.video.plane.VideoPlane) -> Tensor:
+    """(rows, line size) uint8 in libav's own memory: what lies behind the picture's width is no picture."""
+    return torch.from_numpy(np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size))
 
 
 Take = Callable[[Picture, int], T]  # what a caller makes of its m-th frame, in the worker's thread; never None
