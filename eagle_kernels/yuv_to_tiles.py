@@ -28,6 +28,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from eagle_kernels import native
 from eagle_kernels.checks import check
 from eagle_kernels.frames_to_tiles import (
     axis_weights,
@@ -150,22 +151,48 @@ def _fwd(
     pass_order: str,
     num_threads: int,
 ) -> Tensor:
-    return yuv_to_tiles_ref(
+    out_IPK = _fwd_fake(
         y_LYX,
         u_LHW,
         v_LHW,
-        (cols, rows),
-        matrix=matrix,
-        full_range=full_range,
-        chroma=chroma,
-        tile_px=tile_px,
-        patch_px=patch_px,
-        mean=mean,
-        std=std,
-        thumbnail=thumbnail,
-        dtype=dtype,
-        pass_order=pass_order,
-    ).contiguous()
+        cols,
+        rows,
+        matrix,
+        full_range,
+        chroma,
+        tile_px,
+        patch_px,
+        mean,
+        std,
+        thumbnail,
+        dtype,
+        pass_order,
+        num_threads,
+    )
+    if out_IPK.numel() == 0:
+        return out_IPK
+    extension = native.load()
+    sizes = {"cols": cols, "rows": rows, "tile_px": tile_px, "patch_px": patch_px}
+    tiling = extension.Tiling(thumbnail=thumbnail, pass_order=pass_order, mean=mean, std=std, **sizes)
+    cosited_across, cosited_down = COSITED[chroma]
+    frames = extension.YuvFrames(
+        y=native.view(y_LYX),
+        u=native.view(u_LHW),
+        v=native.view(v_LHW),
+        colours=colours(matrix, full_range),
+        cosited_across=cosited_across,
+        cosited_down=cosited_down,
+    )
+    if not y_LYX.is_cuda:
+        extension.yuv_to_tiles_cpu(frames, native.view(out_IPK), tiling, num_threads)
+        return out_IPK
+    native.require_cuda("yuv_to_tiles")
+    device = out_IPK.device
+    workspace = out_IPK.new_empty(extension.yuv_to_tiles_workspace_bytes(frames, tiling), dtype=torch.uint8)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    # Freed before the kernels ran, and safely: the allocator hands the memory on in the order of this same stream.
+    extension.yuv_to_tiles_cuda(frames, native.view(out_IPK), tiling, native.view(workspace), device.index, stream)
+    return out_IPK
 
 
 @_fwd.register_fake
