@@ -1,11 +1,11 @@
 """A video file and times -> the normalised tiles of the frames shown then: decoding and tiling as one pipeline.
 
 Dims    M times asked for; I = M * (cols * rows, + 1 with a thumbnail) tiles; P, K as in frames_to_tiles.py.
-How     On the CPU the thread that decoded a frame tiles it at once, so memory holds the result and a few frames, however
-        many are asked for. On a GPU frames come from DALI and are tiled FRAMES_AT_ONCE at a time.
-Paths   Upright 8-bit 4:2:0 video by BT.601, BT.709 or BT.2020 is tiled from the decoder's own planes: no RGB picture, no
-        copy, pixels of any shape (`yuv_to_tiles`). All other video, and all on a GPU, is made RGB as `decode` gives it
-        (`frames_to_tiles`). The stream alone decides (Picture.planes in decode_cpu.py).
+How     On the CPU the thread that decoded a frame tiles it at once, so memory holds the result and a few frames,
+        however many are asked for. On a GPU frames come from DALI and are tiled FRAMES_AT_ONCE at a time.
+Paths   Upright 8-bit 4:2:0 video by BT.601, BT.709 or BT.2020 is tiled from the decoder's own planes: no RGB picture,
+        no copy, pixels of any shape (`yuv_to_tiles`). All other video, and all on a GPU, is made RGB as `decode` gives
+        it (`frames_to_tiles`). The stream alone decides (Picture.planes in decode_cpu.py).
 Numbers On smooth pictures both paths agree within their rounding; by planes chroma is interpolated once, not twice, and
         pixels that are not square are not stretched first, so at edges they differ: docs/notes/video.md.
 """

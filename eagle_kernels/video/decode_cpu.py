@@ -70,8 +70,8 @@ POLL_SECONDS = 0.1
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
 UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's own tools, torchcodec and OpenCV take
 MATRICES = {1: "bt709", SPC_UNSPECIFIED: "bt601", 5: "bt601", 6: "bt601", 9: "bt2020"}  # by H.273's number
-# Whose chroma libav takes to lie on the left ones of luma's samples; all other, as swscale does, between them. PyAV does
-# not pass on what a stream itself may say of it.
+# Whose chroma libav takes to lie on every other column of luma's samples; of all others, as swscale does, between them.
+# PyAV does not pass on what a stream itself may say of it.
 LEFT_CHROMA = ("h264", "hevc", "mpeg2video", "mpeg4")
 
 T = TypeVar("T")
