@@ -74,6 +74,7 @@ def decode(
             path,
             timestamps_seconds,
             lambda picture, _: picture.rgb_YX3(),
+            keeps_frames=True,
             seek=seek,
             tolerance=tolerance,
             num_workers=num_workers,
@@ -97,6 +98,7 @@ def decode_with(
     timestamps_seconds: Sequence[float],
     take: Callable[[Picture, int], T],
     *,
+    keeps_frames: bool = False,
     seek: str = "exact",
     tolerance: float = 0.25,
     num_workers: int = 1,
@@ -108,6 +110,7 @@ def decode_with(
 
     Args:    take: called in the thread that decoded the picture, with several workers in any order and side by side.
              It must not return None. The picture is valid in it alone.
+             keeps_frames: what it returns is large, so workers wait until it was given rather than make more.
              stop: when another thread sets it, CancelledError is raised before the next packet.
     Raises:  as `decode`, and what `take` raises.
     """
@@ -116,7 +119,8 @@ def decode_with(
     from eagle_kernels.video.decode_cpu import Budget  # here: the package imports without PyAV
 
     frames_M = choose_frames(index, info, timestamps_seconds, seek=seek, tolerance=tolerance)
-    return _decode_cpu(index, info, frames_M, take, num_workers, Budget(index.path, time_limit_seconds, stop))
+    budget = Budget(index.path, time_limit_seconds, stop)
+    return _decode_cpu(index, info, frames_M, take, keeps_frames, num_workers, budget)
 
 
 def _check_options(num_workers: int, time_limit_seconds: float | None) -> None:
@@ -137,13 +141,15 @@ def _decode_cpu(
     info: VideoInfo,
     frames_M: NDArray[np.int64],
     take: Callable[[Picture, int], T],
+    keeps_frames: bool,
     num_workers: int,
     budget: Budget,
 ) -> Generator[tuple[float, T], None, None]:
-    from eagle_kernels.video.decode_cpu import decode_groups
+    from eagle_kernels.video.decode_cpu import FRAMES_AHEAD, decode_groups
 
     groups = plan(index, frames_M, join=num_workers == 1)
-    decoded = decode_groups(index, groups, take, num_workers=num_workers, budget=budget)
+    frames_ahead = FRAMES_AHEAD if keeps_frames else 0
+    decoded = decode_groups(index, groups, take, num_workers=num_workers, frames_ahead=frames_ahead, budget=budget)
     with closing(decoded):
         for num_given, i in enumerate(frames_M.tolist()):
             budget.start()

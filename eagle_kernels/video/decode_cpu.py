@@ -61,7 +61,7 @@ SEEK_PICTURES = 4  # pictures that an ordinary H.264 decoder has read ahead to r
 # Without the last two flags swscale rounds down, repeats chroma samples, and loses 10 dB: tests/video/test_decode.py.
 # Bicubic gains nothing there and takes twice the time.
 SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group, and
+FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large, and
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
 GROUPS_WORTH_A_CHECK = 8  # of DROPS_CHECKED packets; fewer are decoded whole: the check takes one group both ways
 DROPS_CHECKED = 8  # packets that must have been left out without a change in the frames behind them
@@ -267,18 +267,25 @@ Take = Callable[[Picture, int], T]  # what a caller makes of its m-th frame, in 
 
 
 def decode_groups(
-    index: PacketIndex, groups: Sequence[Group], take: Take[T], *, num_workers: int, budget: Budget
+    index: PacketIndex,
+    groups: Sequence[Group],
+    take: Take[T],
+    *,
+    num_workers: int,
+    frames_ahead: int,
+    budget: Budget,
 ) -> Generator[T | None, None, None]:
     """For each frame of each group, in their order, what `take` makes of it, or None if it cannot be decoded.
 
-    One worker: nothing is decoded before it is taken. Several: they run ahead of the caller by a bounded number of
-    frames, and call `take` side by side. The pixels are the same.
+    One worker: nothing is decoded before it is taken. Several: they call `take` side by side, and run ahead of the
+    caller by a bounded number of groups, of each of which `frames_ahead` frames are made before they are taken; 0: all,
+    which keeps the workers busy where many frames of a group are wanted. The pixels are the same.
     """
     drop = _drops_are_safe(index, groups, budget)
     if num_workers == 1:
         yield from _in_turn(index, groups, take, drop, budget)
     else:
-        yield from _side_by_side(index, groups, take, drop, budget, num_workers)
+        yield from _side_by_side(index, groups, take, drop, budget, num_workers, frames_ahead)
 
 
 def _in_turn(
@@ -293,9 +300,15 @@ def _in_turn(
 
 
 def _side_by_side(
-    index: PacketIndex, groups: Sequence[Group], take: Take[T], drop: bool, budget: Budget, num_workers: int
+    index: PacketIndex,
+    groups: Sequence[Group],
+    take: Take[T],
+    drop: bool,
+    budget: Budget,
+    num_workers: int,
+    frames_ahead: int,
 ) -> Iterator[T | None]:
-    """Each group is a task with a short queue of its own; the queues are emptied in the groups' order. Tasks are begun
+    """Each group is a task with a queue of its own; the queues are emptied in the groups' order. Tasks are begun
     in that order too, so the one that is waited for is always at work."""
     readers: queue.SimpleQueue[_Reader] = queue.SimpleQueue()  # of workers that are idle
     every_reader = [_Reader(index, budget) for _ in range(num_workers)]
@@ -331,7 +344,7 @@ def _side_by_side(
     try:
         while True:
             for group in itertools.islice(waiting, num_workers * GROUPS_AHEAD - len(begun)):
-                done: queue.Queue[T | BaseException | None] = queue.Queue(FRAMES_AHEAD)
+                done: queue.Queue[T | BaseException | None] = queue.Queue(frames_ahead)
                 pool.submit(work, group, num_begun, done)
                 begun.append((group, done))
                 num_begun += len(group.frames)

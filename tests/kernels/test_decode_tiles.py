@@ -298,6 +298,20 @@ def test_another_thread_can_stop_the_work(golden: GoldenSet, num_workers: int, m
     assert not [t for t in threading.enumerate() if t.name.startswith("eagle-video")]
 
 
+def test_no_worker_waits_for_the_frames_of_an_earlier_group(golden: GoldenSet) -> None:
+    """Many frames of each of two groups: the second is done while the first still works on its first frame."""
+    second_done = threading.Event()
+
+    def take(picture: decode_cpu.Picture, m: int) -> bool:
+        if m == 47:
+            second_done.set()
+        return m > 0 or second_done.wait(20)
+
+    times = [i / 25 for i in range(48)]  # two groups of 24
+    taken = [ok for _, ok in decode_with(golden.good["b_frames.mp4"].path, times, take, num_workers=2)]
+    assert taken == [True] * 48
+
+
 def test_what_a_worker_raises_reaches_the_caller(golden: GoldenSet) -> None:
     def broken(picture: decode_cpu.Picture, m: int) -> bool:
         raise MemoryError("no more")
