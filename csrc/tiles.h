@@ -68,8 +68,10 @@ struct Axis {
   EAGLE_HOST_DEVICE double stretch() const { return scale() < 1.0 ? 1.0 : scale(); }
   EAGLE_HOST_DEVICE int max_taps() const { return static_cast<int>(ceil(2.0 * stretch())) * 2 + 1; }
 
-  // The weights of output pixel `i`: input pixels first .. first + count - 1, count <= max_taps().
-  EAGLE_HOST_DEVICE void taps(int64_t i, int32_t* first, int32_t* count, int32_t* weights) const {
+  // Calls each(j, weight) for the input pixels first + j of output pixel `i`; count <= max_taps(), and the weights add
+  // up to 1.
+  template <class Each>
+  EAGLE_HOST_DEVICE void weights(int64_t i, int32_t* first, int32_t* count, Each each) const {
     const double center = (static_cast<double>(i) + 0.5) * scale() + shift;
     const double support = 2.0 * stretch();
     const double shrink = 1.0 / stretch();
@@ -82,11 +84,17 @@ struct Axis {
       sum += bicubic((static_cast<double>(j + begin) - center + 0.5) * shrink);
     }
     for (int64_t j = 0; j < end - begin; ++j) {
-      const double w = bicubic((static_cast<double>(j + begin) - center + 0.5) * shrink) / sum;
-      weights[j] = static_cast<int32_t>((w < 0 ? -0.5 : 0.5) + w * (1 << kWeightBits));
+      each(j, bicubic((static_cast<double>(j + begin) - center + 0.5) * shrink) / sum);
     }
     *first = static_cast<int32_t>(begin);
     *count = static_cast<int32_t>(end - begin);
+  }
+
+  // The weights as Pillow's integers.
+  EAGLE_HOST_DEVICE void taps(int64_t i, int32_t* first, int32_t* count, int32_t* taps) const {
+    weights(i, first, count, [taps](int64_t j, double w) {
+      taps[j] = static_cast<int32_t>((w < 0 ? -0.5 : 0.5) + w * (1 << kWeightBits));
+    });
   }
 };
 
@@ -108,40 +116,6 @@ std::vector<Target> make_targets(int64_t width_px, int64_t height_px, const Tili
 EAGLE_HOST_DEVICE uint8_t round_to_pixel(int32_t sum) {
   const int32_t value = sum >> kWeightBits;
   return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
-}
-
-// The same for a second pass that keeps kPlaneBits below the point: the shift of 16 makes every int32 an int16.
-constexpr int kPlaneBits = 6;
-constexpr int kPlaneShift = kWeightBits - kPlaneBits;
-EAGLE_HOST_DEVICE int16_t round_to_plane(int32_t sum) { return static_cast<int16_t>(sum >> kPlaneShift); }
-
-// Y'CbCr -> R'G'B' in integers: the matrix with kMatrixBits below the point, each number within 16 bits.
-constexpr int kMatrixBits = 13;
-constexpr int kColourShift = kMatrixBits + kPlaneBits;
-
-struct Colours {
-  int32_t y, v_to_red, u_to_green, v_to_green, u_to_blue;
-  int32_t bias[3];  // rounds, and takes luma's black and chroma's 128 away
-
-  Colours(int y_to_all, int vr, int ug, int vg, int ub, int black)
-      : y(y_to_all), v_to_red(vr), u_to_green(ug), v_to_green(vg), u_to_blue(ub) {
-    const int chroma[] = {vr, ug + vg, ub};
-    for (int c = 0; c < 3; ++c) {
-      bias[c] = (1 << (kColourShift - 1)) - (1 << kPlaneBits) * (y * black + chroma[c] * 128);
-    }
-  }
-};
-
-EAGLE_HOST_DEVICE uint8_t round_to_colour(int32_t sum) {
-  const int32_t value = sum >> kColourShift;
-  return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
-}
-
-// One pixel of wide planes.
-EAGLE_HOST_DEVICE void to_rgb(int32_t y, int32_t u, int32_t v, const Colours& m, uint8_t* rgb) {
-  rgb[0] = round_to_colour(m.bias[0] + m.y * y + m.v_to_red * v);
-  rgb[1] = round_to_colour(m.bias[1] + m.y * y + m.u_to_green * u + m.v_to_green * v);
-  rgb[2] = round_to_colour(m.bias[2] + m.y * y + m.u_to_blue * u);
 }
 
 EAGLE_HOST_DEVICE void normalise(uint8_t value, float, float, uint8_t* out) { *out = value; }

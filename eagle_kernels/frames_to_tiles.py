@@ -38,8 +38,8 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
 
 
-def axis_weights(num_in: int, num_out: int, *, length: float | None = None, shift: float = 0.0) -> Tensor:
-    """(num_out, num_in) fp64 of the integers W: one axis of a resize as a matrix.
+def filter_weights(num_in: int, num_out: int, *, length: float | None = None, shift: float = 0.0) -> np.ndarray:
+    """(num_out, num_in) fp64, w over its sums: one axis of a resize as a matrix.
 
     The picture is `length` input pixels long (num_in, unless told) and begins `shift` pixels into the first.
     """
@@ -51,38 +51,31 @@ def axis_weights(num_in: int, num_out: int, *, length: float | None = None, shif
     end = np.minimum((center + 2 * stretch + 0.5).astype(np.int64), num_in)
     w = np.where((j >= begin) & (j < end), _cubic((j - center + 0.5) * (1 / stretch)), 0.0)
     w /= np.cumsum(w, axis=1)[:, -1:]  # cumsum adds from left to right, as Pillow does; sum() would not
+    return w
+
+
+def _weights(num_in: int, num_out: int) -> Tensor:
+    """(num_out, num_in) fp64 of the integers W."""
+    w = filter_weights(num_in, num_out)
     return torch.from_numpy(np.trunc(np.where(w < 0, -0.5, 0.5) + w * 2**WEIGHT_BITS))
 
 
-def resize_pass(weights: Tensor, pixels: Tensor, fraction_bits: int = 0) -> Tensor:
-    """One pass along dim 0 of uint8 pixels: uint8, or fp64 integers that keep `fraction_bits` bits and are not clipped.
-
-    The products are integers below 2**53, so matmul in fp64 is exact.
-    """
-    cut_bits = WEIGHT_BITS - fraction_bits
-    sums = weights.to(pixels.device) @ pixels.double().flatten(1) + 2 ** (cut_bits - 1)
-    values = (sums / 2**cut_bits).floor().unflatten(1, pixels.shape[1:])
-    return values if fraction_bits else values.clamp(0, 255).to(torch.uint8)
-
-
-def columns_first(pass_order: str, width: int, height: int, width_px: int, height_px: int) -> bool:
-    """Whether a resize of width x height to width_px x height_px takes the columns first."""
-    return pass_order == "pillow" and height_px < height and 2 * (width - width_px) < height - height_px
-
-
 def _resize_ref(frame_YX3: Tensor, width_px: int, height_px: int, pass_order: str) -> Tensor:
-    """(height_px, width_px, 3) uint8."""
+    """(height_px, width_px, 3) uint8. The products are integers below 2**53, so matmul in fp64 is exact."""
+
+    def one_pass(weights: Tensor, pixels: Tensor) -> Tensor:
+        sums = weights.to(pixels.device) @ pixels.double().flatten(1) + 2 ** (WEIGHT_BITS - 1)
+        return (sums / 2**WEIGHT_BITS).floor().clamp(0, 255).to(torch.uint8).unflatten(1, pixels.shape[1:])
 
     def down(pixels: Tensor) -> Tensor:
-        return resize_pass(axis_weights(height, height_px), pixels)
+        return one_pass(_weights(height, height_px), pixels)
 
     def across(pixels: Tensor) -> Tensor:
-        return resize_pass(axis_weights(width, width_px), pixels.transpose(0, 1)).transpose(0, 1)
+        return one_pass(_weights(width, width_px), pixels.transpose(0, 1)).transpose(0, 1)
 
     height, width = frame_YX3.shape[:2]
-    if columns_first(pass_order, width, height, width_px, height_px):
-        return across(down(frame_YX3))
-    return down(across(frame_YX3))
+    columns_first = pass_order == "pillow" and height_px < height and 2 * (width - width_px) < height - height_px
+    return across(down(frame_YX3)) if columns_first else down(across(frame_YX3))
 
 
 def cut_ref(whole_YX3: Tensor, grid: tuple[int, int], tile_px: int) -> list[Tensor]:

@@ -3,18 +3,21 @@ resize each plane, convert the colours, cut, thumbnail, normalise, patchify, cas
 
 Dims    L frames, Y x X their luma samples; chroma planes are H x W = ceil(Y / 2) x ceil(X / 2); I tiles, P patches and
         K numbers as in frames_to_tiles.
-Resize  Each plane whole to (cols * tile_px, rows * tile_px), and to tile_px x tile_px for the thumbnail, by the integer
-        weights of frames_to_tiles: the first pass is rounded to uint8, the second keeps 6 more bits and is not clipped.
-        `pass_order` follows the plane's own size. A chroma axis sees X / 2 samples of its own for X of luma, an odd X
-        too; where the samples lie on luma's (co-sited), the picture begins a quarter of a chroma sample later:
-            "left"      across co-sited, down between two rows: MPEG-2, H.264 and HEVC unless they say otherwise
+Resize  Each plane whole to (cols * tile_px, rows * tile_px), and to tile_px x tile_px for the thumbnail, rows first, by
+        the filters w of frames_to_tiles in other numbers, since there are no bytes of Pillow's to meet:
+            W[i, j] = floor(2**14 * sum_k<=j w[i, k] + 1/2) - floor(2**14 * sum_k<j w[i, k] + 1/2)
+            row[i] = (2**7 + sum_j in[j] * W[i, j]) >> 8,   out[i] = (2**13 + sum_j row[j] * W[i, j]) >> 14
+        so the weights add up to 1, and values keep 6 bits below the point and the range beyond 0 .. 255 until colours
+        are made. A chroma axis sees X / 2 samples of its own for X of luma, an odd X too; where the samples lie on
+        luma's (co-sited), the picture begins a quarter of a chroma sample later:
+        "left"      across co-sited, down between two rows: MPEG-2, H.264 and HEVC unless they say otherwise
             "center"    between luma samples both ways: MPEG-1, JPEG
             "top_left"  co-sited both ways: BT.2020 and BT.2100 pictures
 Colours With y, u, v = 64 times the resized planes, integers, and M = round(2**13 * matrix):
             red   = clip((M.y * y + M.vr * v + bias_red) >> 19, 0, 255)              and so the others,
             bias  = 2**18 - 64 * (M.y * black + the chroma weights * 128)
-        One rounding to uint8, as frames_to_tiles has; then its normalisation. All integers until then, so the CPU and
-        the GPU agree to the bit.
+        One rounding to uint8, then the normalisation of frames_to_tiles. All integers until then, so the CPU and the
+        GPU agree to the bit.
 Numbers Converting first and resizing then would interpolate chroma twice and clip colours out of range before the
         filter instead of after it; on smooth pictures the two agree within the rounding (docs/notes/tiles.md).
 Source  ITU-T H.273 (matrices, ranges, chroma sample location types 0 to 2); BT.601, BT.709, BT.2020 (kr and kb).
@@ -25,23 +28,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eagle_kernels import native
 from eagle_kernels.checks import check
 from eagle_kernels.frames_to_tiles import (
-    axis_weights,
     check_grid,
     check_tiling,
-    columns_first,
     cut_ref,
+    filter_weights,
     patches_ref,
-    resize_pass,
     tiles_a_frame,
 )
 
-PLANE_BITS = 6  # of a resized plane, below the point: its sums, shifted by 16, then fit 16 bits
+TAP_BITS = 14  # of a weight, below the point
+PLANE_BITS = 6  # of a resized plane: both fit 16 bits
 MATRIX_BITS = 13  # of the matrix: its largest number, 2.14, then fits 16 bits
 LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # red's and blue's share
 COSITED = {"left": (True, False), "center": (False, False), "top_left": (True, True)}  # across, down
@@ -74,17 +77,25 @@ def colours(matrix: str, full_range: bool) -> Colours:
     )
 
 
+def _taps(num_in: int, num_out: int, length: float, shift: float) -> Tensor:
+    """(num_out, num_in) fp64 of the integers W."""
+    upto = np.floor(np.cumsum(filter_weights(num_in, num_out, length=length, shift=shift), axis=1) * 2**TAP_BITS + 0.5)
+    return torch.from_numpy(np.diff(upto, axis=1, prepend=0.0))
+
+
 def _plane_ref(
-    plane_YX: Tensor, size: tuple[int, int], length: tuple[float, float], shift: tuple[float, float], pass_order: str
+    plane_YX: Tensor, size: tuple[int, int], length: tuple[float, float], shift: tuple[float, float]
 ) -> Tensor:
-    """(height_px, width_px) fp64 integers, 64 times the resized plane; all pairs are (across, down)."""
-    width_px, height_px = size
+    """(height_px, width_px) fp64 integers, 64 times the resized plane; all pairs are (across, down).
+
+    The products are integers below 2**53, so matmul in fp64 is exact.
+    """
     height, width = plane_YX.shape
-    across = axis_weights(width, width_px, length=length[0], shift=shift[0])
-    down = axis_weights(height, height_px, length=length[1], shift=shift[1])
-    if columns_first(pass_order, width, height, width_px, height_px):
-        return resize_pass(across, resize_pass(down, plane_YX).T, PLANE_BITS).T
-    return resize_pass(down, resize_pass(across, plane_YX.T).T, PLANE_BITS)
+    across = _taps(width, size[0], length[0], shift[0]).to(plane_YX.device)
+    down = _taps(height, size[1], length[1], shift[1]).to(plane_YX.device)
+    first_shift = TAP_BITS - PLANE_BITS
+    rows = ((plane_YX.double() @ across.T + 2 ** (first_shift - 1)) / 2**first_shift).floor()
+    return ((down @ rows + 2 ** (TAP_BITS - 1)) / 2**TAP_BITS).floor()
 
 
 def yuv_to_tiles_ref(
@@ -103,7 +114,6 @@ def yuv_to_tiles_ref(
     thumbnail: bool,
     dtype: torch.dtype = torch.bfloat16,
     layout: str = "patches",
-    pass_order: str = "horizontal",
 ) -> Tensor:
     """What the kernel means, in plain torch: `yuv_to_tiles` with the same arguments, on any device, slowly."""
     m = colours(matrix, full_range)
@@ -111,9 +121,9 @@ def yuv_to_tiles_ref(
     shift = (0.25 if COSITED[chroma][0] else 0.0, 0.25 if COSITED[chroma][1] else 0.0)
 
     def resize(frame: int, size: tuple[int, int]) -> Tensor:
-        y = _plane_ref(y_LYX[frame], size, (width, height), (0.0, 0.0), pass_order)
-        u = _plane_ref(u_LHW[frame], size, (width / 2, height / 2), shift, pass_order)
-        v = _plane_ref(v_LHW[frame], size, (width / 2, height / 2), shift, pass_order)
+        y = _plane_ref(y_LYX[frame], size, (width, height), (0.0, 0.0))
+        u = _plane_ref(u_LHW[frame], size, (width / 2, height / 2), shift)
+        v = _plane_ref(v_LHW[frame], size, (width / 2, height / 2), shift)
         y, u, v = y - m.black * 2**PLANE_BITS, u - 128 * 2**PLANE_BITS, v - 128 * 2**PLANE_BITS
         red = m.y * y + m.v_to_red * v
         green = m.y * y + m.u_to_green * u + m.v_to_green * v
@@ -148,7 +158,6 @@ def _fwd(
     std: Sequence[float],
     thumbnail: bool,
     dtype: torch.dtype,
-    pass_order: str,
     num_threads: int,
 ) -> Tensor:
     out_IPK = _fwd_fake(
@@ -166,14 +175,13 @@ def _fwd(
         std,
         thumbnail,
         dtype,
-        pass_order,
         num_threads,
     )
     if out_IPK.numel() == 0:
         return out_IPK
     extension = native.load()
     sizes = {"cols": cols, "rows": rows, "tile_px": tile_px, "patch_px": patch_px}
-    tiling = extension.Tiling(thumbnail=thumbnail, pass_order=pass_order, mean=mean, std=std, **sizes)
+    tiling = extension.Tiling(thumbnail=thumbnail, pass_order="horizontal", mean=mean, std=std, **sizes)
     cosited_across, cosited_down = COSITED[chroma]
     frames = extension.YuvFrames(
         y=native.view(y_LYX),
@@ -211,7 +219,6 @@ def _fwd_fake(
     std: Sequence[float],
     thumbnail: bool,
     dtype: torch.dtype,
-    pass_order: str,
     num_threads: int,
 ) -> Tensor:
     num_images = y_LYX.shape[0] * tiles_a_frame(cols, rows, thumbnail)
@@ -235,7 +242,6 @@ def yuv_to_tiles(
     thumbnail: bool,
     dtype: torch.dtype = torch.bfloat16,
     layout: str = "patches",
-    pass_order: str = "horizontal",
     num_threads: int = 0,
 ) -> Tensor:
     """Tiles of every frame, frame by frame, row by row, thumbnail last. CPU tensors take the C++ code, CUDA the kernel.
@@ -254,7 +260,7 @@ def yuv_to_tiles(
     check(matrix in LUMA, op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
     check(chroma in COSITED, op, "chroma", repr(chroma), "'left', 'center' or 'top_left'")
     check_grid(op, grid)
-    check_tiling(op, tile_px, patch_px, mean, std, dtype, layout, pass_order, num_threads)
+    check_tiling(op, tile_px, patch_px, mean, std, dtype, layout, "horizontal", num_threads)
     cols, rows = grid
     out_IPK = _fwd(
         y_LYX,
@@ -271,7 +277,6 @@ def yuv_to_tiles(
         std,
         thumbnail,
         dtype,
-        pass_order,
         num_threads,
     )
     return out_IPK.view(-1, 3, tile_px, tile_px) if layout == "tiles" else out_IPK
