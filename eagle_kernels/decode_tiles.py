@@ -52,7 +52,6 @@ def decode_tiles(
     thumbnail: bool = False,
     dtype: torch.dtype = torch.bfloat16,
     layout: str = "patches",
-    pass_order: str = "horizontal",
     out: Tensor | None = None,
     device: str | torch.device = "cpu",
     seek: str = "exact",
@@ -64,7 +63,7 @@ def decode_tiles(
 ) -> DecodedTiles:
     """Tiles of the frame shown at each time, in the order asked, frame by frame as `frames_to_tiles` gives them.
 
-    Args:    grid, tile_px, patch_px, mean, std, thumbnail, dtype, layout, pass_order: as `frames_to_tiles`.
+    Args:    grid, tile_px, patch_px, mean, std, thumbnail, dtype, layout: as `frames_to_tiles`.
              out: filled and returned instead of a new tensor; contiguous, of the result's shape, dtype and device.
              stop: when another thread sets it, CancelledError is raised before the next packet or batch of frames.
              timestamps_seconds and the rest: as `video.decode`. num_workers threads decode and tile; the bits do not
@@ -85,7 +84,6 @@ def decode_tiles(
             thumbnail=thumbnail,
             dtype=dtype,
             layout=layout,
-            pass_order=pass_order,
             num_threads=1,  # each worker is a thread already
         )
         for op in (frames_to_tiles, yuv_to_tiles)

@@ -56,10 +56,11 @@ def planes_by_pyav(path: Path) -> list[list[Tensor]]:
         stream = next(s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
         frames = []
         for frame in container.decode(stream):
-            planes = [
-                np.frombuffer(bytes(p), np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes
-            ]
-            frames.append([torch.from_numpy(plane.copy()) for plane in planes])
+            rows = [np.frombuffer(bytes(p), np.uint8).reshape(p.height, p.line_size) for p in frame.planes]
+            if frame.format.name == "nv12":
+                rows = [rows[0], rows[1][:, ::2], rows[1][:, 1::2]]
+            widths = (frame.width, (frame.width + 1) // 2, (frame.width + 1) // 2)
+            frames.append([torch.from_numpy(r[:, :width].copy()) for r, width in zip(rows, widths)])
         return frames
 
 
@@ -107,7 +108,7 @@ def test_colours_are_those_the_stream_names(tmp_path: Path, matrix: str, full_ra
     planes = to_planes(true_YX3, "601" if matrix == "none" else matrix, full_range)
     write_planes(tmp_path / "colour.mp4", planes, MATRIX_TAGS[matrix], full_range)
     (tile_3YX,) = decode_tiles(tmp_path / "colour.mp4", [0.0], tile_px=112, **PICTURES).tiles_IPK
-    assert decibel(tile_3YX, torch.from_numpy(true_YX3).permute(2, 0, 1)) > 50  # measured: 50.7 to 52.0
+    assert decibel(tile_3YX, torch.from_numpy(true_YX3).permute(2, 0, 1)) > 51.5  # as test_decode.py asks of RGB
 
 
 @pytest.mark.parametrize("tag", [4, 7])  # ITU-T H.273: FCC, SMPTE 240M
@@ -134,7 +135,7 @@ def test_other_matrices_go_through_rgb(tmp_path: Path, tag: int) -> None:
     ],
 )
 def test_chroma_lies_where_libav_takes_it_to_lie(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
-    """Coloured squares: the RGB of swscale, which is told, is 6 dB nearer to the right place than to the others."""
+    """Coloured squares: swscale, which is told, makes RGB that is 5 dB nearer to one place than to the others."""
     rgb_YX3 = np.random.default_rng(0).integers(90, 166, (8, 8, 3), dtype=np.uint8).repeat(14, 0).repeat(14, 1)
     with av.open(str(tmp_path / name), "w") as container:
         stream = container.add_stream(codec, rate=25)
@@ -148,20 +149,15 @@ def test_chroma_lies_where_libav_takes_it_to_lie(tmp_path: Path, name: str, code
     tiling = {"tile_px": 112, **PICTURES}
     rgb_tiles = by_rgb(tmp_path / name, [0.0], **tiling)
     tiles = decode_tiles(tmp_path / name, [0.0], **tiling).tiles_IPK
-    (planes,) = planes_by_pyav(tmp_path / name)[:1]
-    y, u, v = planes if pix_fmt != "nv12" else (planes[0], None, None)
-    assert decibel(tiles, rgb_tiles) > 45
-    if u is not None and v is not None:
-        colours = {"matrix": "bt601", "full_range": pix_fmt == "yuvj420p", "thumbnail": False}
-        others = [
-            yuv_to_tiles_ref(y[None], u[None], v[None], (1, 1), chroma=chroma, **colours, **tiling)
-            for chroma in ("left", "center", "top_left")
-        ]
-        equal = [other for other in others if torch.equal(other, tiles)]
-        assert len(equal) == 1
-        assert all(
-            decibel(other, rgb_tiles) < decibel(tiles, rgb_tiles) - 5 for other in others if other is not equal[0]
-        )
+    y, u, v = (plane[None] for plane in planes_by_pyav(tmp_path / name)[0])
+    colours = {"matrix": "bt601", "full_range": pix_fmt == "yuvj420p", "thumbnail": False}
+    by_place = [
+        yuv_to_tiles_ref(y, u, v, (1, 1), chroma=chroma, **colours, **tiling)
+        for chroma in ("left", "center", "top_left")
+    ]
+    best, second, _ = sorted(by_place, key=lambda other: -decibel(other, rgb_tiles))
+    assert torch.equal(tiles, best)
+    assert decibel(best, rgb_tiles) > decibel(second, rgb_tiles) + 5
 
 
 def test_order_repeats_and_workers_change_no_bit(golden: GoldenSet) -> None:
@@ -228,6 +224,7 @@ def test_the_result_may_be_part_of_the_caller_s_tensor(golden: GoldenSet) -> Non
         (torch.empty(3, 4, 588, dtype=torch.bfloat16), r"out's shape is \(3, 4, 588\); needs \(2, 4, 588\)"),
         (torch.empty(2, 4, 588), "out's dtype is torch.float32; needs torch.bfloat16"),
         (torch.empty(2, 4, 588, dtype=torch.bfloat16, device="meta"), "out's device is meta; needs cpu"),
+        (torch.empty(588, 4, 2, dtype=torch.bfloat16).permute(2, 1, 0), "out's strides is .*contiguous"),
     ],
 )
 def test_refuses_a_tensor_that_does_not_fit(golden: GoldenSet, out: Tensor, message: str) -> None:
