@@ -46,7 +46,7 @@ eagle::YuvFrames make_yuv_frames(const View& y, const View& u, const View& v, co
                                  bool cosited_across, bool cosited_down) {
   const auto& [luma, v_to_red, u_to_green, v_to_green, u_to_blue, black] = colours;
   return {view("y", y),   view("u", u),
-          view("v", v),   eagle::Colours(luma, v_to_red, u_to_green, v_to_green, u_to_blue, black),
+          view("v", v),   eagle::make_colours(luma, v_to_red, u_to_green, v_to_green, u_to_blue, black),
           cosited_across, cosited_down};
 }
 
@@ -159,5 +159,14 @@ PYBIND11_MODULE(_native, m) {
                                     stream);
       },
       py::arg("groups"), py::arg("out"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
+  m.def("yuv_to_tiles_workspace_bytes", &eagle::yuv_to_tiles_workspace_bytes, py::arg("frames"), py::arg("tiling"));
+  m.def(
+      "yuv_to_tiles_cuda",
+      [](const eagle::YuvFrames& frames, const View& out, const eagle::Tiling& tiling, const View& workspace,
+         int device, uintptr_t stream) {
+        const py::gil_scoped_release unlocked;
+        eagle::yuv_to_tiles_cuda(frames, view("out", out), tiling, view("workspace", workspace), device, stream);
+      },
+      py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
 #endif
 }

@@ -20,7 +20,7 @@ namespace eagle {
 
 constexpr int kTapBits = 14;   // below the point of a weight, and
 constexpr int kPlaneBits = 6;  // of a value between the passes and after them: both fit 16 bits, as no filter's weights
-                               // add up to more than 1.25 without their signs: 255 * 64 * 1.25^2 < 2^15
+                               // add up to more than 1.26 without their signs: 255 * 64 * 1.26^2 < 2^15
 constexpr int kAcrossShift = kTapBits - kPlaneBits, kDownShift = kTapBits;
 
 // The weights of output pixel `i`. The running sum is rounded and not each weight, so that they add up to 2^14 however
@@ -43,15 +43,16 @@ constexpr int kColourShift = kMatrixBits + kPlaneBits;
 struct Colours {
   int32_t y, v_to_red, u_to_green, v_to_green, u_to_blue;
   int32_t bias[3];  // rounds, and takes luma's black and chroma's 128 away
-
-  Colours(int y_to_all, int vr, int ug, int vg, int ub, int black)
-      : y(y_to_all), v_to_red(vr), u_to_green(ug), v_to_green(vg), u_to_blue(ub) {
-    const int chroma[] = {vr, ug + vg, ub};
-    for (int c = 0; c < 3; ++c) {
-      bias[c] = (1 << (kColourShift - 1)) - (1 << kPlaneBits) * (y * black + chroma[c] * 128);
-    }
-  }
 };
+
+inline Colours make_colours(int y, int v_to_red, int u_to_green, int v_to_green, int u_to_blue, int black) {
+  Colours colours{y, v_to_red, u_to_green, v_to_green, u_to_blue, {}};
+  const int chroma[] = {v_to_red, u_to_green + v_to_green, u_to_blue};
+  for (int c = 0; c < 3; ++c) {
+    colours.bias[c] = (1 << (kColourShift - 1)) - (1 << kPlaneBits) * (y * black + chroma[c] * 128);
+  }
+  return colours;
+}
 
 EAGLE_HOST_DEVICE uint8_t round_to_colour(int32_t sum) {
   const int32_t value = sum >> kColourShift;
