@@ -41,9 +41,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eagle_kernels.video import mp4
+from eagle_kernels.video import av1, mp4
 from eagle_kernels.video.info import Orientation, PacketIndex, Samples, VideoError
-from eagle_kernels.video.plan import Group, NalFormat, is_disposable, nal_format, plan
+from eagle_kernels.video.plan import Group, NalFormat, nal_format, needed, plan
 
 try:
     import av
@@ -61,9 +61,14 @@ SEEK_PICTURES = 4  # pictures that an ordinary H.264 decoder has read ahead to r
 # Without the last two flags swscale rounds down, repeats chroma samples, and loses 10 dB: tests/video/test_decode.py.
 # Bicubic gains nothing there and takes twice the time.
 SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# By way of planes swscale has vector code for this, and takes 0.6 of the time for the same bytes; not for odd heights.
+PLANES_FIRST = ("yuv420p", "yuvj420p", "yuv420p10le")
 FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large, and
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
-GROUPS_WORTH_A_CHECK = 8  # of DROPS_CHECKED packets; fewer are decoded whole: the check takes one group both ways
+WORTH_A_CHECK = 8  # times the packets of the check must be asked for; below that all are decoded
+GROUPS_CHECKED = 8  # at most
+WINDOW_PACKETS = 512  # that are read ahead to learn which are needed; what their end may be referred to by is kept
+WINDOW_BYTES = 1 << 24
 DROPS_CHECKED = 8  # packets that must have been left out without a change in the frames behind them
 MAX_VERDICTS = 4096  # files whose check is remembered
 POLL_SECONDS = 0.1
@@ -136,7 +141,8 @@ def _index_from_tables(path: Path, tables: mp4.Tables) -> PacketIndex | None:
         with open(path, "rb") as file, closing(_open_head(samples, file.fileno(), path)) as container:
             stream = _video_stream(container, path)
             content = os.pread(file.fileno(), int(samples.size_D[0]), int(samples.offset_D[0]))
-            frames = (_decode(_packet(content, samples, 0, stream)) or []) + _drain(stream)
+            unit = _Unit(int(samples.pts_D[0]), True, content, None)
+            frames = (_decode(_packet(unit, content, stream)) or []) + _drain(stream)
             if len(frames) != 1 or frames[0].is_corrupt or frames[0].pts != samples.pts_D[0]:
                 return None
             (first,) = frames
@@ -214,14 +220,14 @@ class _Gone(Exception):
 class Picture:
     """One decoded frame, in the thread that decoded it: valid until the function that it was given to returns."""
 
-    def __init__(self, frame: av.VideoFrame, index: PacketIndex, reformatter: VideoReformatter) -> None:
+    def __init__(self, frame: av.VideoFrame, index: PacketIndex, scaler: _Scaler) -> None:
         self._frame = frame
         self._index = index
-        self._reformatter = reformatter
+        self._scaler = scaler
 
     def rgb_YX3(self) -> Tensor:
         """As `Frame.rgb_YX3`; the caller's own."""
-        return _to_rgb(self._frame, self._index, self._reformatter)
+        return _to_rgb(self._frame, self._index, self._scaler)
 
     def planes(self) -> Planes | None:
         """The samples where the decoder left them; None unless they are 8-bit 4:2:0, by a matrix of MATRICES, upright.
@@ -291,12 +297,12 @@ def decode_groups(
 def _in_turn(
     index: PacketIndex, groups: Sequence[Group], take: Take[T], drop: bool, budget: Budget
 ) -> Iterator[T | None]:
-    reformatter = VideoReformatter()
+    scaler = _Scaler()
     number = itertools.count()
     with closing(_Reader(index, budget)) as reader:
         for group in groups:
             for frame, m in zip(reader.frames(group, drop=drop), number):
-                yield None if frame is None else take(Picture(frame, index, reformatter), m)
+                yield None if frame is None else take(Picture(frame, index, scaler), m)
 
 
 def _side_by_side(
@@ -316,10 +322,10 @@ def _side_by_side(
         readers.put(reader)
 
     def work(group: Group, first: int, done: queue.Queue[T | BaseException | None]) -> None:
-        reader, reformatter = readers.get(), VideoReformatter()
+        reader, scaler = readers.get(), _Scaler()
         try:
             for m, frame in enumerate(reader.frames(group, drop=drop), first):
-                put(done, None if frame is None else take(Picture(frame, index, reformatter), m))
+                put(done, None if frame is None else take(Picture(frame, index, scaler), m))
         except _Gone:
             pass
         except BaseException as error:  # handed to the caller, whatever it is
@@ -375,42 +381,47 @@ _verdicts: dict[tuple[str, int, int], bool] = {}  # of (path, bytes, time change
 
 
 def _drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
-    """Decodes one group, and more until DROPS_CHECKED packets were left out, with all its packets and with those alone
-    that others refer to; True if the frame behind them is the same to the byte. Remembered while the process runs.
-    Too few groups are not worth it: False, if nothing is known of the file yet."""
-    if index.codec not in ("h264", "hevc"):
+    """Decodes one frame, and more until DROPS_CHECKED packets were left out, from all the packets before it and from
+    those alone that it needs; True if it is the same to the byte. Remembered while the process runs. False, if nothing
+    is known of the file yet and the check would be too large a part of the work."""
+    if index.codec not in ("h264", "hevc", "av1"):
         return False
     status = index.path.stat()
     file = (str(index.path.resolve()), status.st_size, status.st_mtime_ns)
     if file not in _verdicts:
         frames = np.unique([i for group in groups for i in group.frames])
-        groups = [g for g in plan(index, frames, join=False) if g.end_place - g.first_place >= DROPS_CHECKED]
-        if len(groups) < GROUPS_WORTH_A_CHECK:
+        groups = plan(index, frames, join=False)
+        alone = [
+            Group(group.key, group.first_place, int(index.place_N[i]) + 1, (i,))
+            for group in groups
+            for i in group.frames
+        ]
+        # The cheapest first that are long enough to tell something.
+        lengths = [(g.end_place - g.first_place, g) for g in alone if g.end_place - g.first_place >= DROPS_CHECKED]
+        by_length = sorted(lengths, key=lambda x: (x[0] < 3 * DROPS_CHECKED, x[0]))
+        num_packets = sum(g.end_place - g.first_place for g in groups)
+        if not by_length or num_packets < WORTH_A_CHECK * by_length[0][0]:
             return False
         if len(_verdicts) >= MAX_VERDICTS:
             _verdicts.clear()
-        _verdicts[file] = _check_drops(index, groups, budget)
+        _verdicts[file] = _check_drops(index, [g for _, g in by_length[:GROUPS_CHECKED]], budget)
     return _verdicts[file]
 
 
 def _check_drops(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
-    num_dropped = 0
-    reformatter = VideoReformatter()
+    """Each group of one frame."""
+    scaler = _Scaler()
     with closing(_Reader(index, budget)) as reader:
-        # The shortest first that are long enough to tell something: it is the cheapest check.
-        lengths = [(g.end_place - g.first_place, g) for g in groups]
-        by_length = sorted(lengths, key=lambda x: (x[0] < 3 * DROPS_CHECKED, x[0]))
-        for _, group in by_length[:GROUPS_WORTH_A_CHECK]:
-            last_alone = group._replace(frames=group.frames[-1:])
-            before = reader.num_dropped
-            (without,) = reader.frames(last_alone, drop=True)
-            (whole,) = reader.frames(last_alone, drop=False)
-            if without is None or whole is None or reader.num_missed:
+        for group in groups:
+            (without,) = reader.frames(group, drop=True)
+            if without is None or reader.num_missed or reader.num_dropped == 0:
                 return False
-            if not torch.equal(_to_rgb(without, index, reformatter), _to_rgb(whole, index, reformatter)):
+            (whole,) = reader.frames(group, drop=False)
+            if whole is None or reader.num_missed:
                 return False
-            num_dropped += reader.num_dropped - before
-            if num_dropped >= DROPS_CHECKED:
+            if not torch.equal(_to_rgb(without, index, scaler), _to_rgb(whole, index, scaler)):
+                return False
+            if reader.num_dropped >= DROPS_CHECKED:
                 return True
     return False
 
@@ -538,8 +549,8 @@ class _Reader:
         self._place = 0
         self._frames = self._clean_frames(trusted_from=-math.inf)
 
-    def _packets(self, stream: av.VideoStream) -> Iterator[av.Packet]:
-        """From the place that the last seek went to; one of size 0 comes last."""
+    def _units(self, stream: av.VideoStream) -> Iterator[_Unit]:
+        """From the place that the last seek went to; an empty one comes last."""
         if self._samples is None or self._file is None:
             demuxed = stream.container.demux(stream)
             while True:
@@ -547,7 +558,7 @@ class _Reader:
                     packet = next(demuxed)
                 except av.error.FFmpegError:
                     packet = av.Packet()  # nothing more can be read, but what was fed can still come out
-                yield packet
+                yield _Unit(packet.pts, packet.is_keyframe, memoryview(packet) if packet.size else b"", packet)
                 if packet.size == 0:
                     return
         for place in range(self._place, len(self._samples.pts_D)):
@@ -555,8 +566,40 @@ class _Reader:
             content = os.pread(self._file.fileno(), size, int(self._samples.offset_D[place]))
             if len(content) < size:  # the file became shorter
                 break
-            yield _packet(content, self._samples, place, stream)
-        yield av.Packet()
+            yield _Unit(int(self._samples.pts_D[place]), bool(self._samples.is_key_D[place]), content, None)
+        yield _Unit(None, False, b"", None)
+
+    def _needed_units(
+        self, stream: av.VideoStream, wanted: set[int] | None, *, drop: bool
+    ) -> Iterator[tuple[_Unit, av1.Content]]:
+        """Each packet, with what of it is to be fed: with `drop`, what the decoder needs for the wanted pts. That takes
+        reading ahead, to the last of them or by WINDOW_PACKETS."""
+        units = self._units(stream)
+        references = av1.References()
+        left = set(wanted or ())
+        while drop and left:
+            window, num_bytes, is_wanted = [], 0, []
+            for unit in units:
+                window.append(unit)
+                is_wanted.append(unit.pts in left)
+                left.discard(unit.pts)
+                num_bytes += len(unit.content)
+                if not left or not unit.content or len(window) == WINDOW_PACKETS or num_bytes > WINDOW_BYTES:
+                    break
+            packets = [unit.content for unit in window]
+            if self._index.codec == "av1":
+                try:
+                    packets = references.needed(packets, is_wanted, is_last=not left)
+                except av1.NotUnderstood:
+                    drop = False
+            elif self._nal is not None:
+                keep = needed(packets, is_wanted, self._nal, is_last=not left)
+                packets = [packet if kept else b"" for packet, kept in zip(packets, keep, strict=True)]
+            yield from zip(window, packets, strict=True)
+            if not window[-1].content:
+                return
+        for unit in units:
+            yield unit, unit.content
 
     def _clean_frames(
         self, trusted_from: float | None, wanted: set[int] | None = None, *, drop: bool = False
@@ -565,7 +608,7 @@ class _Reader:
 
         trusted_from: frames shown before this pts are not taken; None: the pts of the first key frame met.
         wanted:       end when packets of all these pts were fed, or can no longer come; None: at the end of the file.
-        drop:         feed no packet, except of a wanted frame, that says of itself that nothing refers to it.
+        drop:         feed only what the wanted frames need, by what the packets say of themselves.
         """
         if self._container is None:
             return
@@ -575,27 +618,27 @@ class _Reader:
         num_keys_behind = 0
         clean: set[int] = set()  # pts fed in good order and not yet out
         broken = False
-        for packet in self._packets(stream):
+        for unit, content in self._needed_units(stream, wanted, drop=drop):
             self._budget.check()
-            at_end = packet.size == 0
-            if not at_end and packet.is_keyframe and packet.pts is not None:
+            at_end = not unit.content
+            if not at_end and unit.is_key and unit.pts is not None:
                 if trusted_from is None or broken:
-                    trusted_from, broken = packet.pts, False
-                self._newest_key_pts = max(self._newest_key_pts, packet.pts)
-                num_keys_behind += packet.pts > last_wanted
+                    trusted_from, broken = unit.pts, False
+                self._newest_key_pts = max(self._newest_key_pts, unit.pts)
+                num_keys_behind += unit.pts > last_wanted
             if trusted_from is None and not at_end:
                 continue
-            if wanted is not None and packet.pts in wanted:
-                wanted.remove(packet.pts)
-            elif drop and self._nal is not None and not at_end and is_disposable(memoryview(packet), self._nal):
-                self.num_dropped += 1
+            self.num_dropped += content is not unit.content
+            if not at_end and not content:
                 continue
-            frames = _drain(stream) if at_end else _decode(packet)
-            is_leading = trusted_from is None or packet.pts is None or packet.pts < trusted_from
+            if wanted is not None:
+                wanted.discard(unit.pts)
+            frames = _drain(stream) if at_end else _decode(_packet(unit, content, stream))
+            is_leading = trusted_from is None or unit.pts is None or unit.pts < trusted_from
             if frames is None:
                 broken = broken or not is_leading
-            elif not broken and not is_leading:
-                clean.add(packet.pts)
+            elif not broken and not is_leading and unit.pts is not None:
+                clean.add(unit.pts)
             if wanted is not None and not at_end and (not wanted or num_keys_behind > 1):
                 frames, at_end = (frames or []) + _drain(stream), True
             for frame in frames or ():
@@ -607,6 +650,15 @@ class _Reader:
                     yield frame
             if at_end:
                 return
+
+
+class _Unit(NamedTuple):
+    """One packet, as it was read."""
+
+    pts: int | None
+    is_key: bool
+    content: av1.Content  # b"": the end
+    packet: av.Packet | None  # where libav's demuxer made it
 
 
 class _Packet(NamedTuple):
@@ -697,11 +749,15 @@ def _open_head(samples: Samples, fd: int, path: Path) -> av.container.InputConta
     return _open_av(io.BytesIO(samples.head + b"".join(os.pread(fd, *at) for at in where)), path)
 
 
-def _packet(content: bytes, samples: Samples, place: int, stream: av.VideoStream) -> av.Packet:
+def _packet(unit: _Unit, content: av1.Content, stream: av.VideoStream) -> av.Packet:
+    """What is fed of a packet, for the decoder."""
+    if unit.packet is not None and content is unit.content:
+        return unit.packet
     packet = av.Packet(content)
-    packet.pts = int(samples.pts_D[place])
+    packet.pts = unit.pts
     packet.time_base = stream.time_base
-    packet.is_keyframe = bool(samples.is_key_D[place])
+    packet.is_keyframe = unit.is_key
+    packet.is_corrupt = unit.packet is not None and unit.packet.is_corrupt
     packet.stream = stream
     return packet
 
@@ -791,18 +847,30 @@ def _rotation_degrees(orientation: Orientation) -> int:
     return 180 if orientation.flip_y else 0
 
 
-def _to_rgb(frame: av.VideoFrame, index: PacketIndex, reformatter: VideoReformatter) -> Tensor:
+class _Scaler:
+    """swscale, set up for the frames of one stream."""
+
+    def __init__(self) -> None:
+        self._to_planes, self._to_pixels = VideoReformatter(), VideoReformatter()
+
+    def rgb(self, frame: av.VideoFrame, width_px: int, height_px: int) -> av.VideoFrame:
+        is_common = frame.format.name in PLANES_FIRST and frame.height % 2 == 0
+        scaled = self._to_planes.reformat(
+            frame,
+            width=width_px,
+            height=height_px,
+            format="gbrp" if is_common else "rgb24",
+            src_colorspace=UNTAGGED if frame.colorspace == SPC_UNSPECIFIED else None,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=SCALER,
+            threads=1,
+        )
+        return self._to_pixels.reformat(scaled, format="rgb24", threads=1) if is_common else scaled
+
+
+def _to_rgb(frame: av.VideoFrame, index: PacketIndex, scaler: _Scaler) -> Tensor:
     """(Y, X, 3) uint8: full range RGB by the frame's own matrix and range, square pixels, turned as shown."""
-    rgb = reformatter.reformat(
-        frame,
-        width=index.scaled_width_px,
-        height=index.scaled_height_px,
-        format="rgb24",
-        src_colorspace=UNTAGGED if frame.colorspace == SPC_UNSPECIFIED else None,
-        dst_color_range=ColorRange.JPEG,
-        interpolation=SCALER,
-        threads=1,
-    )
+    rgb = scaler.rgb(frame, index.scaled_width_px, index.scaled_height_px)
     rgb_YX3 = torch.from_numpy(rgb.to_ndarray())
     transpose, flip_y, flip_x = index.orientation
     if transpose:

@@ -63,10 +63,11 @@ def write_video(
     tags: Mapping[str, int] | None = None,
     cover: NDArray[np.uint8] | None = None,
     audio_seconds: float = 0.0,
+    recount_dts: bool = False,
 ) -> None:
     """Encodes RGB frames. `times_ms` gives each frame's own time, else they are 1 / fps apart from 0. `tags` are codec
     context attributes (color_range, colorspace, ...); frames are converted to match. `cover` becomes a JPEG attached as
-    stream 0."""
+    stream 0. `recount_dts`: for x265's temporal layers, which it gives times of decoding behind those of showing."""
     with av.open(str(path), "w", format=muxer, options=dict(muxer_options or {})) as container:
         if cover is not None:
             art = container.add_stream("mjpeg", rate=1)
@@ -99,6 +100,11 @@ def write_video(
             frame.time_base = stream.codec_context.time_base
             packets += stream.encode(frame)
         packets += stream.encode(None)
+        if recount_dts:
+            in_order = sorted(packet.pts for packet in packets)
+            delay = max(pts - packet.pts for pts, packet in zip(in_order, packets))
+            for pts, packet in zip(in_order, packets):
+                packet.dts = pts - delay
         if cover is not None:
             picture = av.VideoFrame.from_ndarray(cover, format="rgb24").reformat(format="yuvj420p")
             packets = art.encode(picture) + art.encode(None) + packets

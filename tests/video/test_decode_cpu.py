@@ -106,7 +106,7 @@ def test_rows_from_the_bottom_up_give_no_planes(golden: GoldenSet) -> None:
         graph.push(frame)
         flipped = graph.pull()
     index, _ = load(path, None)
-    upright, turned = (decode_cpu.Picture(f, index, decode_cpu.VideoReformatter()) for f in (frame, flipped))
+    upright, turned = (decode_cpu.Picture(f, index, decode_cpu._Scaler()) for f in (frame, flipped))
     assert flipped.planes[0].line_size < 0
     assert upright.planes() is not None
     assert turned.planes() is None
