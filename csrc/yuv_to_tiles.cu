@@ -63,26 +63,30 @@ __device__ void resize_plane(const Plane& plane, const Taps& across, const Taps&
   const uint8_t* gColumn =
       plane.samples + frame * plane.frame_bytes + (is_inside ? across.first[x] : 0) * plane.step_bytes;
   const int32_t from = down.first[y0], to = down.first[end_y - 1] + down.count[end_y - 1];
+  const int64_t y = y0 + row;
+  const int num_rows = is_inside ? static_cast<int>(end_y - y) : 0;  // of this thread's pixels and those between them
+  const int32_t *gFirst = down.first + y, *gCount = down.count + y, *gDown = down.weights + y * down.max_taps;
   for (int j = 0; j < kPixels; ++j) rSums[j] = 1 << (kDownShift - 1);
   for (int32_t begin = from; begin < to; begin += kMiddleRows) {
     const int32_t end = begin + kMiddleRows < to ? begin + kMiddleRows : to;
     for (int32_t source_y = begin + row; source_y < end && is_inside; source_y += kRowsAtOnce) {
       const uint8_t* gSample = gColumn + source_y * plane.row_bytes;
       int32_t sum = 1 << (kAcrossShift - 1);
+#pragma unroll 2  // more takes registers that a third block on sm_100 needs
       for (int32_t k = 0; k < across_count; ++k, gSample += plane.step_bytes) sum += *gSample * gWeights[k];
       sMiddle[(source_y - begin) * kBlockX + column] = static_cast<int16_t>(sum >> kAcrossShift);
     }
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
-      const int64_t y = y0 + row + j * kRowsAtOnce;
-      if (!is_inside || y >= end_y) continue;
-      const int32_t first = down.first[y], after = first + down.count[y];
-      const int32_t* gDown = down.weights + y * down.max_taps - first;
+      const int at = j * kRowsAtOnce;
+      if (at >= num_rows) continue;
+      const int32_t first = gFirst[at], after = first + gCount[at];
       const int32_t stop = after < end ? after : end;
-      for (int32_t k = first > begin ? first : begin; k < stop; ++k) {
-        rSums[j] += sMiddle[(k - begin) * kBlockX + column] * gDown[k];
-      }
+      const int32_t start = first > begin ? first : begin;
+      const int16_t* sValue = sMiddle + (start - begin) * kBlockX + column;
+      const int32_t* gWeight = gDown + at * down.max_taps + (start - first);
+      for (int32_t k = start; k < stop; ++k, sValue += kBlockX, ++gWeight) rSums[j] += *sValue * *gWeight;
     }
     __syncthreads();
   }

@@ -31,7 +31,7 @@ FAKE_CUDA = """
 #define __device__
 #define __shared__ static
 #define __grid_constant__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 using cudaStream_t = void*;
 struct Index { unsigned x; };
 static thread_local Index blockIdx, threadIdx, gridDim;

@@ -39,6 +39,15 @@ OPS = {
     "frames_to_tiles": lambda x, w: ek.frames_to_tiles(
         x.new_zeros(2, 4, 5, 3, dtype=torch.uint8), (2, 1), mean=(0.5,) * 3, std=(0.5,) * 3, thumbnail=True
     ),
+    "yuv_to_tiles": lambda x, w: ek.yuv_to_tiles(
+        *[x.new_zeros(2, *size, dtype=torch.uint8) for size in ((4, 5), (2, 3), (2, 3))],
+        (2, 1),
+        matrix="bt709",
+        full_range=False,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        thumbnail=True,
+    ),
 }
 
 
@@ -48,7 +57,7 @@ def tensors(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
 
 # A torch without CUDA cannot index fake CUDA tensors, as these do.
 INDEXING = {"varlen_attention", "varlen_attention of a plan", "scatter_visual"}
-COPYING = {"merge_2x2", "scatter_visual", "frames_to_tiles"}
+COPYING = {"merge_2x2", "scatter_visual", "frames_to_tiles", "yuv_to_tiles"}
 
 
 @pytest.mark.parametrize("op", [pytest.param(op, marks=pytest.mark.gpu if op in INDEXING else ()) for op in OPS])
