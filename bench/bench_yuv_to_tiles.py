@@ -132,7 +132,7 @@ def test_cpu(benchmark: Any, shape: str, way: str) -> None:
     prepare, run = WAYS[way]
     benchmark.group = shape
     benchmark.extra_info.update(clock="CPU seconds, one thread", simd=SIMD, num_frames=len(planes[0]))
-    out = benchmark.pedantic(run, args=(prepare(planes), grid), rounds=9, warmup_rounds=1)
+    out = benchmark.pedantic(run, args=(prepare(planes), grid), rounds=15, warmup_rounds=5)
     if way.startswith("ours"):
         assert torch.equal(out, ours(planes, grid))
     else:

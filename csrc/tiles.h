@@ -1,9 +1,9 @@
-// What frames_to_tiles and yuv_to_tiles have in common, on the CPU and on the GPU: the tiling and Pillow's arithmetic.
+// What frames_to_tiles and yuv_to_tiles have in common, on the CPU and on the GPU: the tiling and Pillow's filters.
 //
 // A frame of width x height is resized whole to (cols * tile_px, rows * tile_px) and cut into tiles, row by row; the
-// thumbnail, the whole frame at tile_px x tile_px, comes last. Pillow's arithmetic: filter weights as integers of 22
-// fractional bits, one pass along each axis, rounded and clipped to uint8 after each. Which axis comes first is
-// visible in the last bits, so it is an argument.
+// thumbnail, the whole frame at tile_px x tile_px, comes last. Pillow's arithmetic, which frames_to_tiles keeps: filter
+// weights as integers of 22 fractional bits, one pass along each axis, rounded and clipped to uint8 after each. Which
+// axis comes first is visible in the last bits, so it is an argument.
 //
 //   out [L * images, P, K]  u8 | bf16 | f32  contiguous; images = cols * rows (+ 1 with a thumbnail),
 //                           P = (tile_px / patch_px)^2 row by row, K = 3 * patch_px^2 as (channel, y, x);

@@ -1,12 +1,12 @@
 // Decoded 4:2:0 planes -> the normalised patches of their tiles, in one pass and without an RGB picture in between.
 //
-// Each plane is resized whole, as tiles.h says, but for its second pass, which keeps kPlaneBits below the point and
-// does not clip; then Colours makes RGB of the three, rounded once. The order of the passes follows the plane's own
-// size.
+// Each plane is resized whole, rows first, by Pillow's filters in other numbers: weights have 14 fractional bits and
+// add up to 1 exactly; what comes out of a pass has 6 and is not clipped. Then Colours makes RGB of the three, rounded
+// once.
 //
-//   y    [L, Y, X]            u8               samples of a row contiguous, frames and rows free
-//   u, v [L, (Y+1)/2, (X+1)/2] u8              samples of a row one apart (planar) or two (NV12)
-//   out  [L * images, P, K]   u8 | bf16 | f32  see tiles.h
+//   y    [L, Y, X]           u8               samples of a row contiguous, frames and rows free
+//   u, v [L, H, W]           u8               halves, rounded up; samples of a row one apart (planar) or two (NV12)
+//   out  [L * images, P, K]  u8 | bf16 | f32  see tiles.h
 #pragma once
 
 #include <string>

@@ -10,7 +10,7 @@ Resize  Each plane whole to (cols * tile_px, rows * tile_px), and to tile_px x t
         so the weights add up to 1, and values keep 6 bits below the point and the range beyond 0 .. 255 until colours
         are made. A chroma axis sees X / 2 samples of its own for X of luma, an odd X too; where the samples lie on
         luma's (co-sited), the picture begins a quarter of a chroma sample later:
-        "left"      across co-sited, down between two rows: MPEG-2, H.264 and HEVC unless they say otherwise
+            "left"      across co-sited, down between two rows: MPEG-2, H.264 and HEVC unless they say otherwise
             "center"    between luma samples both ways: MPEG-1, JPEG
             "top_left"  co-sited both ways: BT.2020 and BT.2100 pictures
 Colours With y, u, v = 64 times the resized planes, integers, and M = round(2**13 * matrix):
@@ -19,7 +19,7 @@ Colours With y, u, v = 64 times the resized planes, integers, and M = round(2**1
         One rounding to uint8, then the normalisation of frames_to_tiles. All integers until then, so the CPU and the
         GPU agree to the bit.
 Numbers Converting first and resizing then would interpolate chroma twice and clip colours out of range before the
-        filter instead of after it; on smooth pictures the two agree within the rounding (docs/notes/tiles.md).
+        filter instead of after it; on smooth pictures the two agree to 57 dB (docs/notes/tiles.md).
 Source  ITU-T H.273 (matrices, ranges, chroma sample location types 0 to 2); BT.601, BT.709, BT.2020 (kr and kb).
 """
 
@@ -62,7 +62,7 @@ class Colours(NamedTuple):
 
 
 def colours(matrix: str, full_range: bool) -> Colours:
-    """Y'CbCr to R'G'B', the quantisation range included: kr and kb of the matrix, H.273 equations 41 to 43."""
+    """Y'CbCr to R'G'B', the quantisation range included: from kr and kb, as H.273 has it."""
     red, blue = LUMA[matrix]
     green = 1 - red - blue
     one = 2**MATRIX_BITS
