@@ -7,7 +7,9 @@ first frame it decodes, or else in one pass over the packets. `decode_groups` th
 (plan.py) by their presentation time stamp (pts):
 
 - start at the group's key frame, feed until its last frame's packet went in, then drain the decoder;
-- leave out packets that nothing refers to (H.264, HEVC), where the file was found to keep its word on that;
+- leave out what the wanted frames do not need, where the file was found to keep its word on that: H.264 pictures that
+  nothing refers to, HEVC pictures by their temporal layers (plan.py), AV1 frames that no chain of references leads to
+  (av1.py);
 - take the frame whose pts is exactly the one wanted. After a seek, a frame shown before the key frame that the decoder
   started from may lean on pictures that it never saw (open GOP), so such frames are never taken;
 - if that pts does not come out (the demuxer landed too late, as in MPEG-TS; the pictures after the key frame are not
@@ -66,10 +68,10 @@ PLANES_FIRST = ("yuv420p", "yuvj420p", "yuv420p10le")
 FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large, and
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
 WORTH_A_CHECK = 8  # times the packets of the check must be asked for; below that all are decoded
-GROUPS_CHECKED = 8  # at most
+GROUPS_TRIED = 16  # until one leaves out enough
 WINDOW_PACKETS = 512  # that are read ahead to learn which are needed; what their end may be referred to by is kept
 WINDOW_BYTES = 1 << 24
-DROPS_CHECKED = 8  # packets that must have been left out without a change in the frames behind them
+DROPS_CHECKED = 8  # packets that must have been left out without a change in the frame behind them
 MAX_VERDICTS = 4096  # files whose check is remembered
 POLL_SECONDS = 0.1
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
@@ -381,49 +383,39 @@ _verdicts: dict[tuple[str, int, int], bool] = {}  # of (path, bytes, time change
 
 
 def _drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
-    """Decodes one frame, and more until DROPS_CHECKED packets were left out, from all the packets before it and from
-    those alone that it needs; True if it is the same to the byte. Remembered while the process runs. False, if nothing
-    is known of the file yet and the check would be too large a part of the work."""
+    """Decodes one frame from all the packets before it and from those alone that it needs; True if it is the same to
+    the byte. Remembered while the process runs. False, if nothing is known of the file yet and the check would be too
+    large a part of the work."""
     if index.codec not in ("h264", "hevc", "av1"):
         return False
     status = index.path.stat()
     file = (str(index.path.resolve()), status.st_size, status.st_mtime_ns)
     if file not in _verdicts:
-        frames = np.unique([i for group in groups for i in group.frames])
-        groups = plan(index, frames, join=False)
-        alone = [
-            Group(group.key, group.first_place, int(index.place_N[i]) + 1, (i,))
-            for group in groups
-            for i in group.frames
-        ]
-        # The cheapest first that are long enough to tell something.
-        lengths = [(g.end_place - g.first_place, g) for g in alone if g.end_place - g.first_place >= DROPS_CHECKED]
-        by_length = sorted(lengths, key=lambda x: (x[0] < 3 * DROPS_CHECKED, x[0]))
+        groups = plan(index, np.unique([i for group in groups for i in group.frames]), join=False)
         num_packets = sum(g.end_place - g.first_place for g in groups)
-        if not by_length or num_packets < WORTH_A_CHECK * by_length[0][0]:
+        alone = [Group(g.key, g.first_place, int(index.place_N[i]) + 1, (i,)) for g in groups for i in g.frames]
+        lengths = [(g.end_place - g.first_place, g) for g in alone]
+        cheapest_first = sorted(x for x in lengths if x[0] > DROPS_CHECKED and WORTH_A_CHECK * x[0] <= num_packets)
+        if not cheapest_first:
             return False
         if len(_verdicts) >= MAX_VERDICTS:
             _verdicts.clear()
-        _verdicts[file] = _check_drops(index, [g for _, g in by_length[:GROUPS_CHECKED]], budget)
+        _verdicts[file] = _check_drops(index, [g for _, g in cheapest_first[:GROUPS_TRIED]], budget)
     return _verdicts[file]
 
 
 def _check_drops(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
-    """Each group of one frame."""
+    """By the first of the groups, of one frame each, that leaves out DROPS_CHECKED packets; False if none does."""
     scaler = _Scaler()
     with closing(_Reader(index, budget)) as reader:
-        for group in groups:
-            (without,) = reader.frames(group, drop=True)
-            if without is None or reader.num_missed or reader.num_dropped == 0:
-                return False
-            (whole,) = reader.frames(group, drop=False)
-            if whole is None or reader.num_missed:
-                return False
-            if not torch.equal(_to_rgb(without, index, scaler), _to_rgb(whole, index, scaler)):
-                return False
-            if reader.num_dropped >= DROPS_CHECKED:
-                return True
-    return False
+        group = next((g for g in groups if reader.num_needless(g) >= DROPS_CHECKED), None)
+        if group is None:
+            return False
+        (without,) = reader.frames(group, drop=True)
+        (whole,) = reader.frames(group, drop=False)
+        if without is None or whole is None or reader.num_missed:
+            return False
+        return torch.equal(_to_rgb(without, index, scaler), _to_rgb(whole, index, scaler))
 
 
 class _Reader:
@@ -440,7 +432,6 @@ class _Reader:
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._newest_key_pts = -math.inf  # of the packets fed since the last seek
-        self.num_dropped = 0  # packets left out so far
         self.num_missed = 0  # frames that the plan did not lead to
 
     def close(self) -> None:
@@ -451,8 +442,7 @@ class _Reader:
         self._container = self._file = None
 
     def frames(self, group: Group, *, drop: bool) -> Iterator[av.VideoFrame | None]:
-        """One for each of the group's frames, None where no way leads to it. drop: leave out packets that say of
-        themselves that nothing refers to them."""
+        """One for each of the group's frames, None where no way leads to it. drop: leave out what they do not need."""
         wanted = [int(self._index.pts_N[i]) for i in group.frames]
         self._start(group.key, wanted, drop=drop)
         by_plan = True
@@ -463,6 +453,20 @@ class _Reader:
             by_plan = by_plan and self._forward_to(pts)
             self.num_missed += not by_plan
             yield self._shown if by_plan else self._alone(pts) or self.frame(pts)
+
+    def num_needless(self, group: Group) -> int:
+        """How many packets `drop` would leave out on the way to the group's last frame, whole or in part. Decodes
+        nothing."""
+        last = int(self._index.pts_N[group.frames[-1]])
+        self._start(group.key, [last], drop=True)
+        if self._container is None:
+            return 0
+        num = 0
+        for unit, content in self._needed_units(_video_stream(self._container, self._index.path), {last}, drop=True):
+            num += content is not unit.content
+            if unit.pts == last:
+                break
+        return num
 
     def _alone(self, pts: int) -> av.VideoFrame | None:
         """That frame, with nothing fed behind it that could be damaged."""
@@ -580,6 +584,7 @@ class _Reader:
         while drop and left:
             window, num_bytes, is_wanted = [], 0, []
             for unit in units:
+                self._budget.check()
                 window.append(unit)
                 is_wanted.append(unit.pts in left)
                 left.discard(unit.pts)
@@ -628,7 +633,6 @@ class _Reader:
                 num_keys_behind += unit.pts > last_wanted
             if trusted_from is None and not at_end:
                 continue
-            self.num_dropped += content is not unit.content
             if not at_end and not content:
                 continue
             if wanted is not None:
@@ -871,7 +875,11 @@ class _Scaler:
 def _to_rgb(frame: av.VideoFrame, index: PacketIndex, scaler: _Scaler) -> Tensor:
     """(Y, X, 3) uint8: full range RGB by the frame's own matrix and range, square pixels, turned as shown."""
     rgb = scaler.rgb(frame, index.scaled_width_px, index.scaled_height_px)
-    rgb_YX3 = torch.from_numpy(rgb.to_ndarray())
+    (plane,) = rgb.planes
+    rows = torch.frombuffer(plane, dtype=torch.uint8)[: rgb.height * plane.line_size].view(rgb.height, plane.line_size)
+    rgb_YX3 = rows[:, : 3 * rgb.width].unflatten(1, (rgb.width, 3))
+    if rgb is frame:  # it was RGB; else the memory is nobody else's, and without padding it becomes the tensor's
+        rgb_YX3 = rgb_YX3.clone()
     transpose, flip_y, flip_x = index.orientation
     if transpose:
         rgb_YX3 = rgb_YX3.transpose(0, 1)

@@ -3,7 +3,8 @@
 Dims    N shown frames, K key frames, M times asked for.
 
 Times become frames by one of three rules (`seek`), frames become groups: a seek point, the packets to feed from there,
-the frames to keep of what comes out. A group is fed as far as its last frame needs, then the decoder is drained.
+the frames to keep of what comes out. A group is fed as far as its last frame needs, then the decoder is drained. Which
+packets on the way are needed is for H.264 and HEVC told by `needed`, for AV1 by av1.py.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ def _picture(packet: bytes, nal: NalFormat) -> tuple[int, bool, str] | None:
                 found.add((0, bool(head[0] >> 5 & 3), ""))
         else:
             kind = head[0] >> 1 & 63
-            if kind in HEVC_PARAMETER_SETS:
+            if kind in HEVC_PARAMETER_SETS or head[1] & 7 == 0:  # a layer that there is not
                 return None
             if kind < 32:
                 found.add(((head[1] & 7) - 1, kind >= 16 or kind % 2 == 1, HEVC_ACCESS.get(kind, "")))

@@ -357,3 +357,22 @@ def test_the_last_obu_may_have_no_size() -> None:
     last = obu(6, write_frame(Header(KEY), stream.tools, stream.noise), has_size=False)
     (fed,) = References().needed([stream.sequence + last], [True], is_last=True)
     assert fed == stream.sequence + last
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(1, 12), st.data())
+def test_damage_is_understood_or_not_but_never_an_error_of_another_kind(
+    seed: int, length: int, data: st.DataObject
+) -> None:
+    packets = [bytearray(packet) for packet in random_packets(Stream(seed), length)]
+    for _ in range(data.draw(st.integers(1, 5))):
+        packet = packets[data.draw(st.integers(0, length - 1))]
+        if packet:
+            at = data.draw(st.integers(0, len(packet) - 1))
+            packet[at:] = data.draw(st.binary(max_size=3)) + packet[at + 1 :][: data.draw(st.integers(0, 40))]
+    try:
+        fed = References().needed([bytes(p) for p in packets], [True] * length, is_last=True)
+    except NotUnderstood:
+        return
+    assert len(fed) == length
+    assert all(len(after) <= len(before) for after, before in zip(fed, packets, strict=True))

@@ -18,7 +18,7 @@ import av
 
 from eagle_kernels.video import Frame, VideoError, decode, decode_cpu, probe
 from eagle_kernels.video.decode import frame_indices
-from tests.video.make import GOOD_NAMES, GoldenSet, draw, read, write_video
+from tests.video.make import GOOD_NAMES, X264, GoldenSet, draw, read, write_video
 
 
 def numbers(frames: Iterator[Frame]) -> list[int]:
@@ -88,8 +88,12 @@ def test_a_time_outside_the_file_raises_at_once(golden: GoldenSet, asked: float)
         decode(path, [0.0, asked])
 
 
-def test_repeats_are_frames_of_their_own(golden: GoldenSet) -> None:
-    first, second = decode(golden.good["b_frames.mp4"].path, [1.0, 1.0])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "rgb24"])
+def test_repeats_are_frames_of_their_own(tmp_path: Path, pix_fmt: str) -> None:
+    path = tmp_path / "two.mov"
+    pictures = [draw(i, 128, 96) for i in range(30)]  # 128: without padding
+    write_video(path, pictures, codec="libx264" if pix_fmt == "yuv420p" else "png", pix_fmt=pix_fmt)
+    first, second = decode(path, [1.0, 1.0])
     assert torch.equal(first.rgb_YX3, second.rgb_YX3)
     first.rgb_YX3.zero_()
     assert second.rgb_YX3.any()
@@ -267,6 +271,19 @@ def test_packets_that_nothing_refers_to_are_left_out(
     assert num_fed[0] > 100
     assert num_fed[2] < 0.6 * num_fed[0], "B frames that no other picture refers to"
     assert num_fed[1] < num_fed[2] + 24 + 16, "the check takes one frame more, both ways"
+
+
+def test_a_file_without_such_packets_costs_no_check(
+    tmp_path: Path, fed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "all_referred_to.mp4"
+    write_video(path, (draw(i) for i in range(96)), options={**X264, "g": "24", "bf": "0", "sc_threshold": "0"})
+    times = probe(path).frame_times_seconds[[15, 39, 63, 87]].tolist()
+    for worth_a_check in (10**9, 0):
+        monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", worth_a_check)
+        fed.clear()
+        assert numbers(decode(path, times)) == [15, 39, 63, 87]
+        assert len(fed) == 4 * 16 + 1, "and the first frame to describe the file"
 
 
 def test_a_file_that_lies_about_them_is_decoded_whole(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:

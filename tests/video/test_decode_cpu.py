@@ -111,3 +111,30 @@ def test_rows_from_the_bottom_up_give_no_planes(golden: GoldenSet) -> None:
     assert upright.planes() is not None
     assert turned.planes() is None
     assert torch.equal(turned.rgb_YX3(), upright.rgb_YX3().flip(0))
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv420p10le", "yuv422p", "yuv444p"])
+@pytest.mark.parametrize(
+    ("width_px", "height_px", "shown_px"), [(64, 48, 64), (63, 34, 63), (66, 37, 66), (64, 46, 96)]
+)
+def test_rgb_by_way_of_planes_is_the_same_to_the_byte(
+    pix_fmt: str, width_px: int, height_px: int, shown_px: int
+) -> None:
+    frame = av.VideoFrame(width_px, height_px, pix_fmt)
+    rng = np.random.default_rng(0)
+    for plane in frame.planes:
+        if pix_fmt.endswith("10le"):
+            samples = rng.integers(0, 1024, plane.buffer_size // 2, np.uint16).tobytes()
+        else:
+            samples = rng.integers(0, 256, plane.buffer_size, np.uint8).tobytes()
+        plane.update(samples)
+    direct = av.video.reformatter.VideoReformatter().reformat(
+        frame,
+        width=shown_px,
+        height=height_px,
+        format="rgb24",
+        src_colorspace=decode_cpu.UNTAGGED,
+        dst_color_range=av.video.reformatter.ColorRange.JPEG,
+        interpolation=decode_cpu.SCALER,
+    )
+    assert np.array_equal(decode_cpu._Scaler().rgb(frame, shown_px, height_px).to_ndarray(), direct.to_ndarray())

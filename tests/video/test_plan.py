@@ -208,6 +208,7 @@ def trail(layer: int, *, is_reference: bool, kind: int = 0) -> bytes:
         (HEVC, nal_units(HEVC_PPS, trail(2, is_reference=False)), True),
         (HEVC, nal_units(trail(2, is_reference=False), trail(1, is_reference=False)), True),  # of no one layer
         (HEVC, nal_units(CRA), True),
+        (HEVC, nal_units(trail(-1, is_reference=False)), True),  # no layer
     ],
 )
 def test_what_is_needed_whatever_is_wanted_behind_it(nal: NalFormat, packet: bytes, want: bool) -> None:
