@@ -2,6 +2,7 @@
 
 from eagle_kernels.attention import AttentionPlan, varlen_attention
 from eagle_kernels.decode_attention import decode_attention
+from eagle_kernels.decode_tiles import DecodedTiles, decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles, images_to_tiles
 from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
@@ -18,9 +19,11 @@ from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
 __all__ = [
     "AttentionPlan",
+    "DecodedTiles",
     "TokenStats",
     "add_rms_norm",
     "decode_attention",
+    "decode_tiles",
     "frames_to_tiles",
     "gelu_bias",
     "images_to_tiles",

@@ -31,12 +31,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ SEEK_PICTURES = 4  # pictures that an ordinary H.264 decoder has read ahead to r
 SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 # By way of planes swscale has vector code for this, and takes 0.6 of the time for the same bytes; not for odd heights.
 PLANES_FIRST = ("yuv420p", "yuvj420p", "yuv420p10le")
-FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group, and
+FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large, and
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
 WORTH_A_CHECK = 8  # times the packets of the check must be asked for; below that all are decoded
 GROUPS_TRIED = 16  # until one leaves out enough
@@ -79,6 +79,12 @@ STEP_MILLISECONDS = 40  # between the frames of files made for others; no rate i
 FIELD_PROGRESSIVE = 1  # AV_FIELD_PROGRESSIVE; 0 is unknown
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
 UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's own tools, torchcodec and OpenCV take
+MATRICES = {1: "bt709", SPC_UNSPECIFIED: "bt601", 5: "bt601", 6: "bt601", 9: "bt2020"}  # by H.273's number
+# Whose chroma libav takes to lie on every other column of luma's samples; of all others, as swscale does, between them.
+# PyAV does not pass on what a stream itself may say of it.
+LEFT_CHROMA = ("h264", "hevc", "mpeg2video", "mpeg4")
+
+T = TypeVar("T")
 
 
 def read_index(path: str | Path) -> PacketIndex:
@@ -189,8 +195,9 @@ class Budget:
     Only the time counts in which the caller waits for a frame.
     """
 
-    def __init__(self, path: Path, limit_seconds: float | None) -> None:
+    def __init__(self, path: Path, limit_seconds: float | None, stop: threading.Event | None = None) -> None:
         self._path = path
+        self._stop = stop
         self._limit_seconds = limit_seconds
         self._left_seconds = math.inf if limit_seconds is None else limit_seconds
         self._deadline = math.inf
@@ -204,9 +211,11 @@ class Budget:
         self._deadline = math.inf
 
     def check(self) -> None:
-        """Raises VideoError when the time is up, _Gone when nobody wants the frames any more."""
+        """Raises VideoError when the time is up, CancelledError when `stop` is set, _Gone when the caller has gone."""
         if self.gone.is_set():
             raise _Gone
+        if self._stop is not None and self._stop.is_set():
+            raise CancelledError
         if time.monotonic() > self._deadline:
             raise VideoError(
                 f"{self._path}: decoding took more than time_limit_seconds = {self._limit_seconds:g} s. "
@@ -218,44 +227,115 @@ class _Gone(Exception):
     """Ends a worker whose frames are not wanted any more."""
 
 
-def decode_groups(
-    index: PacketIndex, groups: Sequence[Group], *, num_workers: int, budget: Budget
-) -> Generator[Tensor | None, None, None]:
-    """For each frame of each group, in their order, (Y, X, 3) uint8 RGB, or None if it cannot be decoded.
+class Picture:
+    """One decoded frame, in the thread that decoded it: valid until the function that it was given to returns."""
 
-    One worker: nothing is decoded before it is taken. Several: they run ahead of the caller by a bounded number of
-    frames. The pixels are the same, and each tensor given is the caller's own.
+    def __init__(self, frame: av.VideoFrame, index: PacketIndex, scaler: _Scaler) -> None:
+        self._frame = frame
+        self._index = index
+        self._scaler = scaler
+
+    def rgb_YX3(self) -> Tensor:
+        """As `Frame.rgb_YX3`; the caller's own."""
+        return _to_rgb(self._frame, self._index, self._scaler)
+
+    def planes(self) -> Planes | None:
+        """The samples where the decoder left them; None unless they are 8-bit 4:2:0, by a matrix of MATRICES, upright.
+
+        That depends on the stream alone. Pixels need not be square.
+        """
+        frame = self._frame
+        name, matrix = frame.format.name, MATRICES.get(frame.colorspace)
+        if name not in ("yuv420p", "yuvj420p", "nv12") or matrix is None or self._index.orientation != Orientation():
+            return None
+        if any(plane.line_size < 0 for plane in frame.planes):  # rows from the bottom up: uncompressed video alone
+            return None
+        y_YX, *chroma = (_samples(plane) for plane in frame.planes)
+        height, width = (frame.height + 1) // 2, (frame.width + 1) // 2
+        u_HW, v_HW = (chroma[0][:, ::2], chroma[0][:, 1::2]) if name == "nv12" else chroma
+        return Planes(
+            y_YX=y_YX[:, : frame.width],
+            u_HW=u_HW[:height, :width],
+            v_HW=v_HW[:height, :width],
+            matrix=matrix,
+            full_range=name == "yuvj420p" or frame.color_range == ColorRange.JPEG,
+            chroma="left" if self._index.codec in LEFT_CHROMA else "center",
+        )
+
+
+class Planes(NamedTuple):
+    """One picture as it was coded: 8-bit Y'CbCr, 4:2:0, rows apart; the words are those of `yuv_to_tiles`."""
+
+    y_YX: Tensor
+    u_HW: Tensor  # H, W = Y / 2, X / 2, rounded up
+    v_HW: Tensor
+    matrix: str
+    full_range: bool
+    chroma: str
+
+
+def _samples(plane: av.video.plane.VideoPlane) -> Tensor:
+    """(rows, line size) uint8 in libav's own memory: what lies behind the picture's width is no picture."""
+    return torch.from_numpy(np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size))
+
+
+Take = Callable[[Picture, int], T]  # what a caller makes of its m-th frame, in the worker's thread; never None
+
+
+def decode_groups(
+    index: PacketIndex,
+    groups: Sequence[Group],
+    take: Take[T],
+    *,
+    num_workers: int,
+    frames_ahead: int,
+    budget: Budget,
+) -> Generator[T | None, None, None]:
+    """For each frame of each group, in their order, what `take` makes of it, or None if it cannot be decoded.
+
+    One worker: nothing is decoded before it is taken. Several: they call `take` side by side, and run ahead of the
+    caller by a bounded number of groups, of each of which `frames_ahead` frames are made before they are taken; 0: all,
+    which keeps the workers busy where many frames of a group are wanted. The pixels are the same.
     """
     drop = _drops_are_safe(index, groups, budget)
     if num_workers == 1:
-        yield from _in_turn(index, groups, drop, budget)
+        yield from _in_turn(index, groups, take, drop, budget)
     else:
-        yield from _side_by_side(index, groups, drop, budget, num_workers)
+        yield from _side_by_side(index, groups, take, drop, budget, num_workers, frames_ahead)
 
 
-def _in_turn(index: PacketIndex, groups: Sequence[Group], drop: bool, budget: Budget) -> Iterator[Tensor | None]:
+def _in_turn(
+    index: PacketIndex, groups: Sequence[Group], take: Take[T], drop: bool, budget: Budget
+) -> Iterator[T | None]:
     scaler = _Scaler()
+    number = itertools.count()
     with closing(_Reader(index, budget)) as reader:
         for group in groups:
-            for frame in reader.frames(group, drop=drop):
-                yield None if frame is None else _to_rgb(frame, index, scaler)
+            for frame, m in zip(reader.frames(group, drop=drop), number):
+                yield None if frame is None else take(Picture(frame, index, scaler), m)
 
 
 def _side_by_side(
-    index: PacketIndex, groups: Sequence[Group], drop: bool, budget: Budget, num_workers: int
-) -> Iterator[Tensor | None]:
-    """Each group is a task with a short queue of its own; the queues are emptied in the groups' order. Tasks are begun
+    index: PacketIndex,
+    groups: Sequence[Group],
+    take: Take[T],
+    drop: bool,
+    budget: Budget,
+    num_workers: int,
+    frames_ahead: int,
+) -> Iterator[T | None]:
+    """Each group is a task with a queue of its own; the queues are emptied in the groups' order. Tasks are begun
     in that order too, so the one that is waited for is always at work."""
     readers: queue.SimpleQueue[_Reader] = queue.SimpleQueue()  # of workers that are idle
     every_reader = [_Reader(index, budget) for _ in range(num_workers)]
     for reader in every_reader:
         readers.put(reader)
 
-    def work(group: Group, done: queue.Queue[Tensor | BaseException | None]) -> None:
+    def work(group: Group, first: int, done: queue.Queue[T | BaseException | None]) -> None:
         reader, scaler = readers.get(), _Scaler()
         try:
-            for frame in reader.frames(group, drop=drop):
-                put(done, None if frame is None else _to_rgb(frame, index, scaler))
+            for m, frame in enumerate(reader.frames(group, drop=drop), first):
+                put(done, None if frame is None else take(Picture(frame, index, scaler), m))
         except _Gone:
             pass
         except BaseException as error:  # handed to the caller, whatever it is
@@ -264,7 +344,7 @@ def _side_by_side(
         finally:
             readers.put(reader)
 
-    def put(done: queue.Queue[Tensor | BaseException | None], result: Tensor | BaseException | None) -> None:
+    def put(done: queue.Queue[T | BaseException | None], result: T | BaseException | None) -> None:
         while True:
             if budget.gone.is_set():
                 raise _Gone
@@ -274,14 +354,16 @@ def _side_by_side(
                 continue
 
     waiting = iter(groups)
-    begun: deque[tuple[Group, queue.Queue[Tensor | BaseException | None]]] = deque()
+    num_begun = 0  # frames of the groups begun
+    begun: deque[tuple[Group, queue.Queue[T | BaseException | None]]] = deque()
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="eagle-video")
     try:
         while True:
             for group in itertools.islice(waiting, num_workers * GROUPS_AHEAD - len(begun)):
-                done: queue.Queue[Tensor | BaseException | None] = queue.Queue(FRAMES_AHEAD)
-                pool.submit(work, group, done)
+                done: queue.Queue[T | BaseException | None] = queue.Queue(frames_ahead)
+                pool.submit(work, group, num_begun, done)
                 begun.append((group, done))
+                num_begun += len(group.frames)
             if not begun:
                 return
             group, done = begun.popleft()
@@ -297,7 +379,7 @@ def _side_by_side(
             reader.close()
 
 
-def _get(done: queue.Queue[Tensor | BaseException | None], budget: Budget) -> Tensor | BaseException | None:
+def _get(done: queue.Queue[T | BaseException | None], budget: Budget) -> T | BaseException | None:
     while True:
         try:
             return done.get(timeout=POLL_SECONDS)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 import av
 
 from eagle_kernels.video import VideoError, decode, decode_cpu, probe
+from eagle_kernels.video.probe import load
 from tests.video.make import GoldenSet, read
 
 
@@ -91,6 +93,24 @@ for call in (lambda: probe("x.mp4"), lambda: decode("x.mp4", [0.0])):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == ['eagle_kernels.video needs PyAV: `pip install "eagle-kernels[video]"`.'] * 2
+
+
+def test_rows_from_the_bottom_up_give_no_planes(golden: GoldenSet) -> None:
+    """libav has such frames from uncompressed video; the filter makes one of any."""
+    path = golden.good["b_frames.mp4"].path
+    graph = av.filter.Graph()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph.link_nodes(graph.add_buffer(template=stream), graph.add("vflip"), graph.add("buffersink")).configure()
+        frame = next(container.decode(stream))
+        graph.push(frame)
+        flipped = graph.pull()
+    index, _ = load(path, None)
+    upright, turned = (decode_cpu.Picture(f, index, decode_cpu._Scaler()) for f in (frame, flipped))
+    assert flipped.planes[0].line_size < 0
+    assert upright.planes() is not None
+    assert turned.planes() is None
+    assert torch.equal(turned.rgb_YX3(), upright.rgb_YX3().flip(0))
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv420p10le", "yuv422p", "yuv444p"])
