@@ -298,7 +298,10 @@ def test_makes_pixels_square(tmp_path: Path, dali: None, width_px: int) -> None:
     path = tmp_path / "stretched.webm"  # libvpx writes no pixel aspect: the index is told one
     write_video(path, [smooth_picture().astype(np.uint8)], codec="libvpx-vp9", options=LOSSLESS)
     index = replace(load(path, None)[0], scaled_width_px=width_px)
-    (same,) = decode_groups(index, plan(index, np.array([0])), num_workers=1, budget=Budget(path, None))
+    groups, budget = plan(index, np.array([0])), Budget(path, None)
+    (same,) = decode_groups(
+        index, groups, lambda picture, _: picture.rgb_YX3(), num_workers=1, frames_ahead=1, budget=budget
+    )
     (frame,) = decode_dali._frames(index, describe(index), np.array([0]), None)
     assert same is not None and frame.rgb_YX3.shape == same.shape == (96, width_px, 3)
     assert decibels(frame.rgb_YX3, same.numpy()) >= 48
