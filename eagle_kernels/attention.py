@@ -146,8 +146,8 @@ class AttentionPlan:
 def _check_offsets(cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, num_tokens: int, num_tokens_k: int) -> None:
     _check_cu_seqlens("cu_seqlens", cu_seqlens, num_tokens)
     if cu_seqlens_k is None:
-        need = f"q's {num_tokens}, or cu_seqlens_k"
-        check(num_tokens_k == num_tokens, OP, "the number of key rows", num_tokens_k, need)
+        need = "q's {}, or cu_seqlens_k"
+        check(num_tokens_k == num_tokens, OP, "the number of key rows", num_tokens_k, need, num_tokens)
         return
     check_same(OP, "cu_seqlens_k", cu_seqlens_k, "cu_seqlens", cu_seqlens)
     need = f"cu_seqlens' {tuple(cu_seqlens.shape)}"
@@ -308,8 +308,26 @@ def varlen_attention_ref(
     softmax_scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """What the kernels mean, in plain torch: SDPA a run of equal documents. Any device, fp64 too; reads cu_seqlens."""
-    if isinstance(cu_seqlens, AttentionPlan):
+    """What the kernels mean, in plain torch: SDPA a run of equal documents. Any device, fp64 too; reads cu_seqlens.
+    As the kernels, it computes in the dtype of its inputs, under torch.autocast too."""
+    with torch.autocast(q_THD.device.type, enabled=False):
+        return _varlen_attention_ref(q_THD, k_TKD, v_TKD, cu_seqlens, cu_seqlens_k, causal, softmax_scale, return_lse)
+
+
+def _varlen_attention_ref(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor | AttentionPlan,
+    cu_seqlens_k: Tensor | None,
+    causal: bool,
+    softmax_scale: float | None,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    if isinstance(cu_seqlens, AttentionPlan) and cu_seqlens.length:
+        length = cu_seqlens.length  # nothing is read, so that torch.compile takes the whole
+        segments = [(row, length, row, length) for row in range(0, cu_seqlens.num_tokens, length)]
+    elif isinstance(cu_seqlens, AttentionPlan):
         segments = cu_seqlens.segments_S4.tolist()
     else:
         ends_q = cu_seqlens.tolist()

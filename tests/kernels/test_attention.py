@@ -160,6 +160,18 @@ def test_options_of_the_public_function():
     assert [t.dtype for t in bf16] == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.parametrize("attend", [varlen_attention, varlen_attention_ref])
+def test_autocast_changes_nothing(attend, device):
+    """Each document in the dtype of the inputs, lse in fp32; one has no keys."""
+    device = device if attend is varlen_attention else "cpu"
+    inputs, cu_seqlens = qkv(7, 7, 2, 1, 16, device=device), offsets([3, 4], device)
+    options = {"cu_seqlens_k": offsets([0, 7], device), "return_lse": True}
+    want = attend(*inputs, cu_seqlens, **options)
+    with torch.autocast(device, torch.bfloat16):
+        got = attend(*inputs, cu_seqlens, **options)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
 # q lengths, k lengths, H, K, D, causal. Several tiles, several blocks a tile, several documents a block.
 KERNEL_CASES = {
     "width 16, groups of 2": ([5, 0, 40, 1], None, 4, 2, 16, True),
@@ -396,6 +408,12 @@ def test_compiles_whole(device):
         return _varlen_attention(q, k, v, AttentionPlan.uniform(len(q) // 4, 4, device=device), False, 0.25)
 
     check_compiles(attend_within_tiles, qkv(8, 8, 2, 1, 16, device=device))
+
+
+def test_public_function_compiles_whole_by_a_uniform_plan(device):
+    """On CPU tensors too, as the vision tower is."""
+    plan = AttentionPlan.uniform(3, 4, device=device)
+    check_compiles(lambda q, k, v: varlen_attention(q, k, v, plan, causal=False), qkv(12, 12, 2, 1, 16, device=device))
 
 
 @pytest.mark.gpu
