@@ -600,20 +600,23 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
     dout_ptr += head.to(tl.int64) * stride_dh * UNIT
     step_q, step_k, step_v, step_d = stride_qt * UNIT, stride_kt * UNIT, stride_vt * UNIT, stride_dt * UNIT
 
+    shift = k_len - q_len
     i = first + tl.arange(0, BLOCK_M)
     rows, ok = q_start + i, _within(i, q_len, WHOLE)
+    sees = ok
+    if CAUSAL and not UNIFORM:
+        sees = ok & (i + shift >= 0)  # a key: dq of other rows is 0, whatever q and dout hold there
     at = head.to(tl.int64) * num_tokens + rows
     lse = tl.load(lse_ptr + at, mask=ok, other=float("-inf"))
     delta = tl.load(delta_ptr + at, mask=ok, other=0.0)
-    q = _load(q_ptr, rows, ok, step_q, 0, MAIN, D)
-    dout = _load(dout_ptr, rows, ok, step_d, 0, MAIN, D)
+    q = _load(q_ptr, rows, sees, step_q, 0, MAIN, D)
+    dout = _load(dout_ptr, rows, sees, step_d, 0, MAIN, D)
     acc = tl.zeros([BLOCK_M, MAIN], tl.float32)
     if TAIL > 0:
-        q_tail = _load(q_ptr, rows, ok, step_q, MAIN, TAIL, D)
-        dout_tail = _load(dout_ptr, rows, ok, step_d, MAIN, TAIL, D)
+        q_tail = _load(q_ptr, rows, sees, step_q, MAIN, TAIL, D)
+        dout_tail = _load(dout_ptr, rows, sees, step_d, MAIN, TAIL, D)
         acc_tail = tl.zeros([BLOCK_M, TAIL], tl.float32)
 
-    shift = k_len - q_len
     end, num_seen_by_all = k_len, k_len
     if CAUSAL:
         end = tl.minimum(k_len, first + BLOCK_M + shift)
@@ -699,6 +702,9 @@ def _dkdv_kernel(  # type: ignore[no-untyped-def]
             q_start, q_len, k_start, k_len = _segment(segments_ptr, segment)
         j = (rows - k_start).to(tl.int32)  # within the segment, for all rows or for none
         j_first = (first - k_start).to(tl.int32)
+        if CAUSAL and not UNIFORM:  # without the first rows where they see no key, whatever q and dout hold there
+            num_blind = tl.maximum(q_len - k_len, 0)
+            q_start, q_len = q_start + num_blind, q_len - num_blind
         shift = k_len - q_len
         begin, end = 0, tl.where((j_first >= 0) & (j_first < k_len), q_len, 0)
         if CAUSAL:

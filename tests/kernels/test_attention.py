@@ -346,20 +346,22 @@ def test_gradient_of_lse_alone(device):
     )
 
 
-def test_row_that_sees_no_key_takes_no_gradient(device):
-    """Whatever flows into its lse: merging partial results makes NaN of (-inf) - (-inf)."""
-    plan = plan_of([5], [3], device=device)
-    q, k, v = qkv(5, 3, 1, 1, 16, device=device)
-    dlse = randn(1, 5, device=device, seed=4).detach()
-    douts = [
-        (randn(5, 1, 16, device=device, seed=5).detach(), dlse.index_fill(1, torch.arange(2, device=device), x))
-        for x in (0, torch.nan)
-    ]
-    want, got = (
-        outputs_and_grads(lambda q, k, v: _varlen_attention(q, k, v, plan, True, 0.25), (q, k, v), d) for d in douts
-    )
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, of the poisoned rows
+@pytest.mark.parametrize("poisoned", ["q", "dout", "dlse"])
+def test_row_that_sees_no_key_takes_no_gradient(poisoned, device):
+    """Whatever it holds and flows into it: merging partial results makes NaN of (-inf) - (-inf)."""
+    plan = plan_of([7, 35], [7, 15], device=device)  # in one block: rows that see none, rows that see some
+    blind = slice(7, 27)
+    dout, dlse = randn(42, 2, 16, device=device, seed=5).detach(), randn(2, 42, device=device, seed=4).detach()
+    want, got = [], []
+    for results, poison in ((want, 0.0), (got, torch.nan)):
+        q, k, v = qkv(42, 22, 2, 1, 16, device=device)
+        rows = {"q": q.detach(), "dout": dout, "dlse": dlse.T}[poisoned]
+        rows[blind] = poison
+        results += outputs_and_grads(lambda *x: _varlen_attention(*x, plan, True, 0.25), (q, k, v), (dout, dlse))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    assert not got[2][:2].any()
+    assert not got[0][blind].any()
+    assert not got[2][blind].any()
 
 
 def test_empty_row(device):
