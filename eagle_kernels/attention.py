@@ -771,22 +771,26 @@ def pieces(head_width: int) -> tuple[int, int]:
     return (main, tail) if tail < main else (2 * main, 0)
 
 
-def launches(head_width: int, dtype: torch.dtype, *, sm: int, whole: bool) -> Launches:
+def launches(head_width: int, dtype: torch.dtype, *, sm: int, whole: bool, causal: bool) -> Launches:
     """By width, dtype and chip (80, 90, 100 ...): what the compiler keeps in registers, or nearly, and what fits the
     163 KB of shared memory of sm_80 (bench/results/static). Why these: docs/notes/attention.md."""
-    width = sum(pieces(head_width))
+    main, tail = pieces(head_width)
+    width = main + tail
     if dtype == torch.float32:  # full fp32 products do not use the tensor cores
         launch = Launch(32, 32, 8 if width > 128 else 4, 1)
         return Launches(fwd=launch, dq=launch, dkdv=launch)
     hopper_up = 90 <= sm < 120  # 227 KB of shared memory; wgmma and tcgen05 leave registers free
     if width <= 80:
         fwd = Launch(128, 64, 8, 2, max_registers=128 if hopper_up and whole else None)  # masks would spill
-        return Launches(fwd=fwd, dq=Launch(128, 64, 8, 2), dkdv=Launch(64, 128, 8, 2))
+        fits = hopper_up or not causal or not tail  # else 3 KB would spill
+        dkdv = Launch(64 if fits else 32, 128, 8, 2)
+        return Launches(fwd=fwd, dq=Launch(128, 64, 8, 2), dkdv=dkdv)
     if width <= 128:
         fwd = Launch(128, 128 if hopper_up else 64, 8, 2)
         dq = Launch(128, 64, 8, 2) if hopper_up else Launch(64, 64, 4, 2)
         return Launches(fwd=fwd, dq=dq, dkdv=Launch(32, 128, 8, 2))
-    return Launches(fwd=Launch(64, 64, 8, 2), dq=Launch(64, 32, 8, 1), dkdv=Launch(32, 64, 8, 1))
+    dkdv = Launch(32, 64, 8, 1) if hopper_up or width == 256 else Launch(32, 32, 4, 1)  # 3 KB would spill
+    return Launches(fwd=Launch(64, 64, 8, 2), dq=Launch(64, 32, 8, 1), dkdv=dkdv)
 
 
 def _sm(tensor: Tensor) -> int:
@@ -835,7 +839,7 @@ def _fwd(
     lse_HT = q_THD.new_full((H, T), -torch.inf, dtype=torch.float32)
     main, tail = pieces(D)
     unit = _unit(q_THD, k_TKD, v_TKD)
-    launch = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length)).fwd
+    launch = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length), causal=causal).fwd
     if num_programs := _num_blocks(T, length, q_tiles_N2, launch.block_m) * H:
         with on_device_of(q_THD):
             _fwd_kernel[(num_programs,)](
@@ -886,7 +890,7 @@ def _bwd(
     numbers = (T, length, softmax_scale, softmax_scale * LOG2_E)
     sizes = {"G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": unit, "CAUSAL": causal, "TILE": TILE}
     sizes |= {"UNIFORM": length > 0, "WHOLE": _is_whole(length)}
-    _, dq, dkdv = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length))
+    _, dq, dkdv = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length), causal=causal)
     if T and H:
         with on_device_of(q_THD):
             _delta_kernel[(triton.cdiv(T, DELTA_BLOCK) * H,)](
@@ -1020,7 +1024,8 @@ def varlen_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * q k^T) v within each document: (T, H, D), and with return_lse also the fp32 lse, (H, T).
 
-    Differentiable in q, k and v, through the lse too. CPU tensors take `varlen_attention_ref`.
+    Differentiable in q, k and v, through the lse too. CPU tensors take `varlen_attention_ref`, of which torch.compile
+    makes one graph for a uniform plan alone: it reads other offsets.
 
     Args:   q_THD, k_TKD, v_TKD: bf16, fp16 or fp32 (on a CPU fp64 too, whose lse is fp64). The last dimension is
             contiguous, other strides are free, so that views of one fused projection need no copy (multiples of 8
