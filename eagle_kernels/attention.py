@@ -1025,7 +1025,8 @@ def varlen_attention(
     """softmax(scale * q k^T) v within each document: (T, H, D), and with return_lse also the fp32 lse, (H, T).
 
     Differentiable in q, k and v, through the lse too. CPU tensors take `varlen_attention_ref`, of which torch.compile
-    makes one graph for a uniform plan alone: it reads other offsets.
+    makes one graph for a uniform plan alone: it reads other offsets. There, an lse takes memory for all scores of a
+    document; out does not.
 
     Args:   q_THD, k_TKD, v_TKD: bf16, fp16 or fp32 (on a CPU fp64 too, whose lse is fp64). The last dimension is
             contiguous, other strides are free, so that views of one fused projection need no copy (multiples of 8
