@@ -38,16 +38,19 @@ wheel: .make/dev
 	$(BIN)/python -m build --wheel --outdir dist
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist/repaired dist/*.whl
 
-# No virtual environment: the machine's own python3 holds the CUDA build of torch. A bench that fails, a rival perhaps,
-# does not cost the report of the others; make fails with it all the same.
+# No virtual environment: the machine's own python3 holds the CUDA build of torch. A test that fails, or a bench, a rival
+# perhaps, does not cost the report of the others; make fails with it all the same.
 gpu:
 	$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU and a torch that sees it; PYTHON=... names another python3")'
+	@$(PYTHON) -c 'import hypothesis, pybind11, pytest_benchmark, pytest_timeout' || { echo "make gpu needs what the tests need: $(PYTHON) -m pip install -e '.[dev]' (keeps the torch that is there)"; exit 1; }
 	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest tests/kernels tests/model tests/video -m gpu
 	mkdir -p bench/results
-	gpu=$$($(PYTHON) -c 'import torch; print("-".join(torch.cuda.get_device_name().lower().split()))') && \
-	{ $(PYTHON) -m pytest bench --benchmark-json bench/results/$$gpu.json; failed=$$?; \
-	$(PYTHON) -m bench.report bench/results/$$gpu.json --out bench/results && exit $$failed; }
+	gpu=$$($(PYTHON) -c 'import torch; print("-".join(torch.cuda.get_device_name().lower().split()))'); failed=0; \
+	$(PYTHON) -m pytest tests/kernels tests/model tests/video -m gpu || failed=1; \
+	$(PYTHON) -m pytest bench --benchmark-json bench/results/$$gpu.json || failed=1; \
+	$(PYTHON) -m bench.report bench/results/$$gpu.json --out bench/results || failed=1; \
+	$(PYTHON) -m bench.bench_decode_dali --device mixed --out bench/results/$$gpu-decode-dali.json || failed=1; \
+	exit $$failed
 
 # What the compiler makes of every Triton kernel, for the GPUs this machine does not have.
 static: .make/dev

@@ -7,9 +7,9 @@ Every way decodes the same frames, evenly spaced, to full-size RGB; `keyframe` a
 and say how far off. CPU seconds are the number to trust on a shared machine. A way that gives frames of other times
 than asked is marked wrong. torchcodec and decord take part where they are installed.
 
-`--make` makes a 10-minute 720p and a 1-hour 360p H.264 file (x264's defaults but for the preset; 10 seconds of moving
-pictures, copied over and over), so that the numbers can be had again anywhere. The hour is also put into a Matroska,
-packet by packet, of which opening alone is measured.
+`--make` makes the files, so that the numbers can be had again anywhere: 10 seconds of moving pictures, copied over and
+over. H.264: x264's defaults but for the preset; AV1 and VP9: encoders' fast presets, a key frame every 10 seconds. The
+hour is also put into a Matroska, packet by packet, of which opening alone is measured.
 """
 
 from __future__ import annotations
@@ -35,10 +35,21 @@ from numpy.typing import NDArray
 
 Times = NDArray[np.float64]
 ROUNDS_OF_OPENING = 20
-MADE = {"made-10min-720p.mp4": (1280, 720, 60), "made-1h-360p.mp4": (640, 360, 360)}  # width, height, copies of 10 s
 REMUXED = {"made-1h-360p.mkv": "made-1h-360p.mp4"}
 FPS = 30
 UNIT_FRAMES = 10 * FPS
+ENCODERS = {
+    "h264": ("libx264", {"preset": "veryfast", "crf": "26"}),
+    "av1": ("libsvtav1", {"preset": "10", "crf": "35", "g": str(UNIT_FRAMES), "svtav1-params": "lp=1"}),
+    "vp9": ("libvpx-vp9", {"deadline": "good", "cpu-used": "5", "crf": "35", "b": "0", "g": str(UNIT_FRAMES)}),
+}
+MADE = {  # codec, width, height, copies of 10 s
+    "made-10min-720p.mp4": ("h264", 1280, 720, 60),
+    "made-1h-360p.mp4": ("h264", 640, 360, 360),
+    "made-1min-720p-av1.mp4": ("av1", 1280, 720, 6),
+    "made-10min-720p-av1.mp4": ("av1", 1280, 720, 60),
+    "made-10min-720p-vp9.webm": ("vp9", 1280, 720, 60),
+}
 
 
 def ours(path: Path, times: Times, **options: Any) -> Iterator[float]:
@@ -121,9 +132,11 @@ def measure_here(way: str, path: Path, times: Times) -> dict[str, float | bool]:
 
 
 def measure(way: str, path: Path, num_frames: int) -> dict[str, Any]:
-    """In a process of its own."""
+    """In a process of its own. A rival that cannot read the file is said to have failed."""
     command = [sys.executable, "-m", "bench.bench_decode", str(path), "--frames", str(num_frames), "--only", way]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and not way.startswith("ours"):
+        return {"failed": done.stderr.strip().splitlines()[-1][:200]}
     if done.returncode:
         raise RuntimeError(f"{way}, {num_frames} frames of {path}:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -167,17 +180,19 @@ def measure_opening(path: Path) -> dict[str, float]:
         return result
 
 
-def make_video(path: Path, width_px: int, height_px: int, num_copies: int) -> None:
+def make_video(path: Path, codec: str, width_px: int, height_px: int, num_copies: int) -> None:
     """Coarse noise that slides behind a moving block, UNIT_FRAMES frames of it, then the same packets over and over."""
     import av
+
+    encoder, options = ENCODERS[codec]
 
     rng = np.random.default_rng(0)
     shape = (height_px // 8 + 64, width_px // 8 + 64, 3)
     wall_YX3 = rng.integers(0, 255, shape, dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     with tempfile.TemporaryDirectory() as folder:
-        unit = Path(folder) / "unit.mp4"
+        unit = Path(folder) / f"unit{path.suffix}"
         with av.open(str(unit), "w") as container:
-            stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "26"})
+            stream = container.add_stream(encoder, rate=FPS, options=options)
             stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
             stream.codec_context.thread_count = 1
             for i in range(UNIT_FRAMES):
@@ -192,7 +207,11 @@ def make_video(path: Path, width_px: int, height_px: int, num_copies: int) -> No
             stream = container.streams.video[0]
             unit_ticks = round(UNIT_FRAMES / FPS / stream.time_base)
             packets = [(bytes(p), p.pts, p.dts, p.duration, p.is_keyframe) for p in container.demux(stream) if p.size]
-            target = whole.add_stream_from_template(stream)
+            if codec == "av1":  # its decoder is named otherwise than the codec, which a template does not allow for
+                target = whole.add_mux_stream(codec, rate=FPS, width=width_px, height=height_px)
+                target.extradata = stream.codec_context.extradata
+            else:
+                target = whole.add_stream_from_template(stream)
             for copy in range(num_copies):
                 for content, pts, dts, duration, is_keyframe in packets:
                     packet = av.Packet(content)
@@ -236,7 +255,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*")
-    parser.add_argument("--make", type=Path, help="a folder for the two files, made where absent")
+    parser.add_argument("--make", type=Path, help="a folder for the files, made where absent")
     parser.add_argument("--frames", type=int, nargs="*", default=[32, 128], help="none: opening alone is measured")
     parser.add_argument("--rounds", type=int, default=1, help="the median CPU time counts")
     parser.add_argument("--only", choices=WAYS, help="this way, in this process, as JSON")
@@ -268,9 +287,12 @@ def main() -> None:
             rows = about["frames"][num_frames] = {}
             for way in filter(available, WAYS):
                 results = sorted(
-                    (measure(way, path, num_frames) for _ in range(args.rounds)), key=lambda r: r["cpu_seconds"]
+                    (measure(way, path, num_frames) for _ in range(args.rounds)), key=lambda r: r.get("cpu_seconds", 0)
                 )
                 row = rows[way] = results[len(results) // 2]
+                if "failed" in row:
+                    print(f"{num_frames:5d}  {way:28s} failed: {row['failed']}", flush=True)
+                    continue
                 note = "" if row["is_exact"] else f"off by up to {row['worst_off_seconds']:.2f} s"
                 if note and way not in CHOOSES:
                     note = "WRONG FRAMES: " + note

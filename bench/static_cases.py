@@ -22,24 +22,30 @@ ATTENTION_STACK_BYTES = {
     ("dkdv", "vision_by_tables"): {80: 128, 100: 320},
     ("dkdv", "llm"): {80: 256, 100: 512},
     ("dkdv", "widest"): {80: 128, 90: 128, 100: 128},
+    ("dkdv", "two_pieces_72"): {80: 128, 90: 64, 100: 320},
+    ("fwd", "two_pieces_192"): {80: 96},
+    ("dq", "two_pieces_192"): {80: 32},
+    ("dkdv", "two_pieces_192"): {80: 96, 90: 96},
 }
 
 
 def attention_cases() -> list[Case]:
     """The vision tower (72 wide, full) by a uniform plan and by the tables; the language model (128 wide, causal, 7
-    query heads a key head); the widest."""
+    query heads a key head); the widest; two pieces, small and large, by the tables and causal."""
     shapes = [  # name, D, query heads, key heads, causal, uniform
         ("vision", 72, 16, 16, False, True),
         ("vision_by_tables", 72, 16, 16, False, False),
         ("llm", 128, 28, 4, True, False),
         ("widest", 256, 8, 4, True, False),
+        ("two_pieces_72", 72, 16, 16, True, False),
+        ("two_pieces_192", 192, 8, 4, True, False),
     ]
     return [case for shape in shapes for sm in CAPABILITIES for case in _attention_cases(*shape, sm)]
 
 
 def _attention_cases(name: str, D: int, H: int, K: int, causal: bool, uniform: bool, sm: int) -> list[Case]:
     main, tail = attention.pieces(D)
-    launches = attention.launches(D, torch.bfloat16, sm=sm, whole=uniform)
+    launches = attention.launches(D, torch.bfloat16, sm=sm, whole=uniform, causal=causal)
     shared = {
         "G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": 8, "CAUSAL": causal, "UNIFORM": uniform,
         "WHOLE": uniform, "TILE": attention.TILE,
@@ -73,7 +79,7 @@ def _attention_cases(name: str, D: int, H: int, K: int, causal: bool, uniform: b
         capabilities=(sm,),
         vectorised=True,
     )
-    return [*cases, delta] if name != "vision_by_tables" else cases  # the same kernel as the vision tower's
+    return cases if D == 72 and not uniform else [*cases, delta]  # the same kernel as the vision tower's
 
 
 def _attention_signature(names: list[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@
 #include "frames_to_tiles.h"
 #include "matroska.h"
 #include "scatter_visual.h"
+#include "yuv_to_tiles.h"
 
 namespace py = pybind11;
 
@@ -43,6 +44,14 @@ eagle::Tiling make_tiling(int cols, int rows, int tile_px, int patch_px, bool th
     tiling.stddev[c] = stddev[c];
   }
   return tiling;
+}
+
+eagle::YuvFrames make_yuv_frames(const View& y, const View& u, const View& v, const std::array<int, 6>& colours,
+                                 bool cosited_across, bool cosited_down) {
+  const auto& [luma, v_to_red, u_to_green, v_to_green, u_to_blue, black] = colours;
+  return {view("y", y),   view("u", u),
+          view("v", v),   eagle::make_colours(luma, v_to_red, u_to_green, v_to_green, u_to_blue, black),
+          cosited_across, cosited_down};
 }
 
 eagle::MergeAttention make_merge(const View& out_a, const View& lse_a, const View& out_b, const View& lse_b,
@@ -138,6 +147,18 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"), py::arg("simd") = eagle::simd());
 
+  py::class_<eagle::YuvFrames>(m, "YuvFrames")
+      .def(py::init(&make_yuv_frames), py::kw_only(), py::arg("y"), py::arg("u"), py::arg("v"), py::arg("colours"),
+           py::arg("cosited_across"), py::arg("cosited_down"));
+  m.def(
+      "yuv_to_tiles_cpu",
+      [](const eagle::YuvFrames& frames, const View& out, const eagle::Tiling& tiling, int num_threads,
+         const std::string& simd) {
+        const py::gil_scoped_release unlocked;
+        eagle::yuv_to_tiles_cpu(frames, view("out", out), tiling, num_threads, simd);
+      },
+      py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"), py::arg("simd") = eagle::simd());
+
   m.def("matroska_blocks", &matroska_blocks, py::arg("fd"), py::arg("begin"), py::arg("end"), py::arg("track_number"),
         py::arg("allow_invisible"));
 
@@ -197,5 +218,14 @@ PYBIND11_MODULE(_native, m) {
                                     stream);
       },
       py::arg("groups"), py::arg("out"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
+  m.def("yuv_to_tiles_workspace_bytes", &eagle::yuv_to_tiles_workspace_bytes, py::arg("frames"), py::arg("tiling"));
+  m.def(
+      "yuv_to_tiles_cuda",
+      [](const eagle::YuvFrames& frames, const View& out, const eagle::Tiling& tiling, const View& workspace,
+         int device, uintptr_t stream) {
+        const py::gil_scoped_release unlocked;
+        eagle::yuv_to_tiles_cuda(frames, view("out", out), tiling, view("workspace", workspace), device, stream);
+      },
+      py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
 #endif
 }

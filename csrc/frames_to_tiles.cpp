@@ -1,5 +1,5 @@
-// The CPU code. The work is cut into bands of a tile's rows, which threads take from a counter; a band keeps only the
-// rows between the two passes that its next output row needs (a ring), so memory does not grow with the frame.
+// The CPU code, in bands of a tile's rows (tiles_cpu.h); a band keeps only the rows between the two passes that its
+// next output row needs (a ring), so memory does not grow with the frame.
 //
 // Both passes read quads: four neighbours along the filtered axis lie in four neighbouring bytes, so that one
 // instruction of a vector unit multiplies and adds all four. Quads start at multiples of four, whatever the filter; the
@@ -11,32 +11,14 @@
 #include "frames_to_tiles.h"
 
 #include <algorithm>
-#include <string>
-#include <thread>
-#include <type_traits>
-#include <vector>
 
-#include "parallel.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define EAGLE_X86
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own header: gcc.gnu.org/PR105593
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#define EAGLE_AVX2 __attribute__((target("avx2")))
-#define EAGLE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
-#endif
+#include "tiles_cpu.h"
 
 namespace eagle {
 namespace {
 
-constexpr int kBandRows = 64;  // many bands for many threads; each repeats some four output rows of its first pass
 constexpr int kQuad = 4;
 constexpr int64_t kQuadBytes = 64;  // of mixed: 4 channels x 4 rows x 4 pixels
-constexpr int64_t kBlock = 64;      // values of a line that the vertical pass makes at once
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 struct QuadTaps;
 
@@ -52,8 +34,6 @@ struct InnerLoops {
                  uint8_t* planes);
   // line[i] = sum over quads and their four rows; num_values is a multiple of kBlock.
   void (*down)(const uint8_t* const* quads, const int32_t* words, int num_quads, int64_t num_values, uint8_t* line);
-  // out[i] = table[line[i]]; num_values is a multiple of kBlock.
-  void (*look_up)(const uint8_t* line, const Bfloat16* table, int64_t num_values, Bfloat16* out);
 };
 
 // The filters of one axis.
@@ -156,21 +136,12 @@ void down_portable(const uint8_t* const* quads, const int32_t* words, int num_qu
   }
 }
 
-template <class T>
-void look_up_portable(const uint8_t* line, const T* table, int64_t num_values, T* out) {
-  for (int64_t i = 0; i < num_values; ++i) out[i] = table[line[i]];
-}
-
-constexpr InnerLoops kPortable{kQuad,           encode_portable, mix_portable,
-                               across_portable, down_portable,   look_up_portable<Bfloat16>};
+constexpr InnerLoops kPortable{kQuad, encode_portable, mix_portable, across_portable, down_portable};
 
 #ifdef EAGLE_X86
 
 // A shuffle of 16 bytes: four RGB pixels (and four bytes that are not used) -> RRRR GGGG BBBB.
 #define EAGLE_SPLIT_RGB 0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, 12, 13, 14, 15
-
-inline __m128i load_16(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
-inline void store_16(uint8_t* to, __m128i value) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), value); }
 
 // A pixel more is read than a quad has, so the last quads of a row are not for vectors.
 int64_t num_vector_quads(int64_t num_pixels) { return std::max<int64_t>(0, (num_pixels * 3 - 4) / 12); }
@@ -185,12 +156,9 @@ void mix_tail(const uint8_t* const* rows, int64_t num_pixels, int64_t quad, uint
 // ----------------------------
 
 void encode_avx2(const int32_t* weights, int32_t* words) {
-  const auto pair = [](int32_t first, int32_t second) {
-    return static_cast<int32_t>((static_cast<uint32_t>(second) << 16) | (static_cast<uint32_t>(first) & 0xffffu));
-  };
   for (int odd = 0; odd < 2; ++odd) {  // the even bytes of a quad are multiplied together, then the odd ones
-    words[odd] = pair(weights[odd] & 4095, weights[odd + 2] & 4095);
-    words[odd + 2] = pair(weights[odd] >> 12, weights[odd + 2] >> 12);
+    words[odd] = word_pair(weights[odd] & 4095, weights[odd + 2] & 4095);
+    words[odd + 2] = word_pair(weights[odd] >> 12, weights[odd + 2] >> 12);
   }
 }
 
@@ -278,7 +246,7 @@ EAGLE_AVX2 void down_avx2(const uint8_t* const* quads, const int32_t* words, int
   }
 }
 
-constexpr InnerLoops kAvx2{4, encode_avx2, mix_avx2, across_avx2, down_avx2, look_up_portable<Bfloat16>};
+constexpr InnerLoops kAvx2{4, encode_avx2, mix_avx2, across_avx2, down_avx2};
 
 // ---- AVX-512 with VNNI: quads of 8 bits, so a weight is three signed digits, w = 65536 * d2 + 256 * d1 + d0
 // -----------
@@ -385,61 +353,16 @@ EAGLE_AVX512 void down_avx512(const uint8_t* const* quads, const int32_t* words,
   }
 }
 
-// The whole table in eight registers; one instruction looks 32 values up in a quarter of it.
-EAGLE_AVX512 void look_up_avx512(const uint8_t* line, const Bfloat16* table, int64_t num_values, Bfloat16* out) {
-  __m512i part[8];
-  for (int k = 0; k < 8; ++k) part[k] = _mm512_loadu_si512(table + k * 32);
-  for (int64_t i = 0; i < num_values; i += 32) {
-    const __m512i at = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(line + i)));
-    const __mmask32 second = _mm512_test_epi16_mask(at, _mm512_set1_epi16(64));
-    const __mmask32 upper = _mm512_test_epi16_mask(at, _mm512_set1_epi16(128));
-    __m512i quarter[4];
-    for (int k = 0; k < 4; ++k) quarter[k] = _mm512_permutex2var_epi16(part[2 * k], at, part[2 * k + 1]);
-    const __m512i low = _mm512_mask_blend_epi16(second, quarter[0], quarter[1]);
-    const __m512i high = _mm512_mask_blend_epi16(second, quarter[2], quarter[3]);
-    _mm512_storeu_si512(out + i, _mm512_mask_blend_epi16(upper, low, high));
-  }
-}
-
-constexpr InnerLoops kAvx512{3, encode_avx512, mix_avx512, across_avx512, down_avx512, look_up_avx512};
+constexpr InnerLoops kAvx512{3, encode_avx512, mix_avx512, across_avx512, down_avx512};
 
 #endif
 
 const InnerLoops& inner_loops(const std::string& simd) {
-  check(simd.empty() || simd == "avx2" || simd == "avx512", "frames_to_tiles: simd is '", simd,
-        "'; needs 'avx512', 'avx2' or ''.");
 #ifdef EAGLE_X86
-  const std::string widest = eagle::simd();
-  check(simd.empty() || simd == widest || widest == "avx512", "frames_to_tiles: simd is '", simd,
-        "'; this CPU has at most '", widest, "'.");
   if (simd == "avx512") return kAvx512;
   if (simd == "avx2") return kAvx2;
-#else
-  check(simd.empty(), "frames_to_tiles: simd is '", simd, "', and this build has none; needs ''.");
 #endif
   return kPortable;
-}
-
-template <class T>
-struct NormaliseTable {
-  T of[3][256];
-
-  explicit NormaliseTable(const Tiling& tiling) {
-    for (int c = 0; c < 3; ++c) {
-      for (int v = 0; v < 256; ++v) normalise(static_cast<uint8_t>(v), tiling.mean[c], tiling.stddev[c], &of[c][v]);
-    }
-  }
-};
-
-// A call to memcpy costs as much as the 28 bytes of a patch's row themselves.
-inline void copy_run(void* to, const void* from, size_t num_bytes) {
-  if (num_bytes < 16 || num_bytes > 32) {
-    memcpy(to, from, num_bytes);
-    return;
-  }
-  const size_t rest = num_bytes - 16;  // the halves overlap
-  memcpy(to, from, 16);
-  memcpy(static_cast<char*>(to) + rest, static_cast<const char*>(from) + rest, 16);
 }
 
 // What one thread needs to make bands, its buffers between the passes included.
@@ -452,11 +375,10 @@ class Band {
         out_(out),
         tiling_(tiling),
         resizes_(resizes),
-        table_(table),
         loops_(loops),
+        writer_(tiling, table),
         plane_values_(round_up(tiling.tile_px, kBlock)),
-        line_(3 * plane_values_),
-        normalised_(plane_values_) {
+        line_(3 * plane_values_) {
     const int32_t one = 1 << kWeightBits;
     for (int r = 0; r < kQuad; ++r) {
       int32_t weights[kQuad] = {};
@@ -522,7 +444,7 @@ class Band {
         loops_.mix(rows, num_pixels, mixed_.data());
         loops_.across(mixed_.data(), resize.across, x, x + tiling_.tile_px, plane_values_, planes);
       });
-      emit(i);
+      writer_.write(line_.data(), i, image_);
     }
   }
 
@@ -551,98 +473,46 @@ class Band {
       const uint8_t* planes = planes_.data();
       for (int r = 0; r < kQuad && i + r < end; ++r) {  // one row out of the four: a filter of weight one
         loops_.down(&planes, row_alone_[r], 1, 3 * plane_values_, line_.data());
-        emit(i + r);
+        writer_.write(line_.data(), i + r, image_);
       }
     }
-  }
-
-  // The line, as row y of the tile, into its patches.
-  void emit(int y) {
-    const int patch_px = tiling_.patch_px;
-    const int64_t patch_stride = int64_t{3} * patch_px * patch_px;
-    for (int c = 0; c < 3; ++c) {
-      const T* values = normalised_line(line_.data() + c * plane_values_, c);
-      T* patch = image_ + patch_offset(y, 0, tiling_.tile_px, patch_px) + int64_t{c} * patch_px * patch_px;
-      for (int x = 0; x < tiling_.tile_px; x += patch_px, patch += patch_stride) {
-        copy_run(patch, values + x, patch_px * sizeof(T));
-      }
-    }
-  }
-
-  const T* normalised_line(const uint8_t* line, int c) {
-    if constexpr (std::is_same_v<T, uint8_t>) {
-      return line;
-    } else if constexpr (std::is_same_v<T, Bfloat16>) {
-      loops_.look_up(line, table_.of[c], plane_values_, normalised_.data());
-    } else {
-      look_up_portable(line, table_.of[c], plane_values_, normalised_.data());
-    }
-    return normalised_.data();
   }
 
   const TensorView& frames_;
   const TensorView& out_;
   const Tiling& tiling_;
   const std::vector<Resize>& resizes_;
-  const NormaliseTable<T>& table_;
   const InnerLoops& loops_;
+  PatchWriter<T> writer_;
   const int64_t plane_values_;  // of one channel of a line: tile_px in whole blocks
   const uint8_t* frame_ = nullptr;
   T* image_ = nullptr;
   int32_t row_alone_[kQuad][kQuad] = {};
   std::vector<uint8_t> mixed_, ring_, planes_, shrunk_, line_;
-  std::vector<T> normalised_;
   std::vector<const uint8_t*> quads_;
 };
 
 template <class T>
 void run(const TensorView& frames, const TensorView& out, const Tiling& tiling, int num_threads,
-         const InnerLoops& loops) {
+         const std::string& simd) {
+  const InnerLoops& loops = inner_loops(simd);
   std::vector<Resize> resizes;
   for (const Target& target : make_targets(frames.shape[2], frames.shape[1], tiling)) {
     resizes.emplace_back(target, loops);
   }
-  const NormaliseTable<T> table(tiling);
+  const NormaliseTable<T> table(tiling, simd);
 
-  const int64_t threads = num_threads != 0 ? num_threads : std::max(1u, std::thread::hardware_concurrency());
-  const int64_t images = tiling.num_images();
-  // A band repeats some rows of the one above it, so whole images are cut only where threads would go idle.
-  const bool is_cut = threads > 1 && frames.shape[0] * images < 8 * threads;
-  const int band_rows = is_cut ? kBandRows : tiling.tile_px;
-  const int64_t bands = (tiling.tile_px + band_rows - 1) / band_rows;
-  const int64_t num_items = frames.shape[0] * images * bands;
-  parallel_for(num_items, num_threads, [&] {
-    return [&, band = Band<T>(frames, out, tiling, resizes, table, loops)](int64_t i) mutable {
-      const int begin = static_cast<int>(i % bands) * band_rows;
-      band.run(i / bands / images, static_cast<int>(i / bands % images), begin,
-               std::min(begin + band_rows, tiling.tile_px));
-    };
-  });
+  for_bands(frames.shape[0], tiling, num_threads, [&] { return Band<T>(frames, out, tiling, resizes, table, loops); });
 }
 
 }  // namespace
 
-std::vector<Target> make_targets(int64_t width_px, int64_t height_px, const Tiling& tiling) {
-  std::vector<Target> targets;
-  const auto add = [&](int first_image, int cols, int rows) {
-    const Axis across{width_px, int64_t{cols} * tiling.tile_px}, down{height_px, int64_t{rows} * tiling.tile_px};
-    targets.push_back({across, down, first_image, cols, columns_first(tiling.order, across, down)});
-  };
-  add(0, tiling.cols, tiling.rows);
-  if (tiling.num_images() > tiling.num_tiles()) add(tiling.num_tiles(), 1, 1);
-  return targets;
-}
-
 void check_frames_to_tiles(const std::vector<FrameGroup>& groups, const TensorView& out) {
-  // Far beyond any use, and small enough that no product below leaves its type.
-  constexpr int64_t kMaxSide = 1 << 24, kMaxTiles = 1 << 20, kMaxTile = 1 << 14;
   check(!groups.empty(), "frames_to_tiles: no frames are given; needs at least one tensor of them.");
   const Tiling& common = groups[0].tiling;
   int64_t num_images = 0;
   for (const auto& [frames, tiling] : groups) {
-    check(tiling.cols >= 1 && tiling.rows >= 1 && int64_t{tiling.cols} * tiling.rows <= kMaxTiles,
-          "frames_to_tiles: grid is (", tiling.cols, ", ", tiling.rows, "); needs both >= 1 and at most ", kMaxTiles,
-          " tiles.");
+    check_tiling("frames_to_tiles", tiling);
     check(frames.num_dims == 4 && frames.dtype == DType::kUint8 && frames.shape[3] == 3 && frames.shape[1] >= 1 &&
               frames.shape[2] >= 1 && frames.shape[1] < kMaxSide && frames.shape[2] < kMaxSide,
           "frames_to_tiles: frames need uint8 of shape (L, Y, X, 3), Y and X from 1 to ", kMaxSide - 1, ".");
@@ -656,48 +526,22 @@ void check_frames_to_tiles(const std::vector<FrameGroup>& groups, const TensorVi
           "frames_to_tiles: two groups of frames differ in more than their grids.");
     num_images += frames.shape[0] * tiling.num_images();
   }
-  check(common.patch_px >= 1 && common.tile_px >= 1 && common.tile_px <= kMaxTile &&
-            common.tile_px % common.patch_px == 0,
-        "frames_to_tiles: tile_px is ", common.tile_px, " and patch_px ", common.patch_px,
-        "; needs a tile_px from 1 to ", kMaxTile, " that patch_px divides.");
-  for (int c = 0; c < 3; ++c) {
-    check(std::isfinite(common.mean[c]) && std::isfinite(common.stddev[c]) && common.stddev[c] != 0,
-          "frames_to_tiles: mean and std of channel ", c, " are ", common.mean[c], " and ", common.stddev[c],
-          "; needs finite numbers and std != 0.");
-  }
-  check(out.dtype == DType::kUint8 || out.dtype == DType::kBfloat16 || out.dtype == DType::kFloat32,
-        "frames_to_tiles: out's dtype is ", dtype_name(out.dtype), "; needs uint8, bfloat16 or float32.");
-  const int64_t grid = common.tile_px / common.patch_px;
-  const int64_t patch_values = int64_t{3} * common.patch_px * common.patch_px;
-  check(out.num_dims == 3 && out.shape[0] == num_images && out.shape[1] == grid * grid &&
-            out.shape[2] == patch_values && out.is_contiguous(),
-        "frames_to_tiles: out needs contiguous (", num_images, ", ", grid * grid, ", ", patch_values, ").");
-}
-
-const char* simd() {
-#ifdef EAGLE_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512vnni")) {
-    return "avx512";
-  }
-  if (__builtin_cpu_supports("avx2")) return "avx2";
-#endif
-  return "";
+  check_tiles_out("frames_to_tiles", out, common, num_images);
 }
 
 void frames_to_tiles_cpu(const TensorView& frames, const TensorView& out, const Tiling& tiling, int num_threads,
                          const std::string& simd) {
   check_frames_to_tiles({{frames, tiling}}, out);
   check(num_threads >= 0, "frames_to_tiles: num_threads is ", num_threads, "; needs >= 0 (0: one for each CPU).");
-  const InnerLoops& loops = inner_loops(simd);
+  check_simd("frames_to_tiles", simd);
   if (frames.shape[0] == 0) return;
   switch (out.dtype) {
     case DType::kUint8:
-      return run<uint8_t>(frames, out, tiling, num_threads, loops);
+      return run<uint8_t>(frames, out, tiling, num_threads, simd);
     case DType::kBfloat16:
-      return run<Bfloat16>(frames, out, tiling, num_threads, loops);
+      return run<Bfloat16>(frames, out, tiling, num_threads, simd);
     case DType::kFloat32:
-      return run<float>(frames, out, tiling, num_threads, loops);
+      return run<float>(frames, out, tiling, num_threads, simd);
     default:  // refused above
       return;
   }

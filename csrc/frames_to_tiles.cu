@@ -8,28 +8,16 @@
 #include <vector>
 
 #include "frames_to_tiles.h"
+#include "tiles.cuh"
 
 namespace eagle {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kBlockX = 64, kBlockY = 32;             // output pixels of a block of threads
-constexpr int kRowsAtOnce = kThreads / kBlockX;       // a thread makes one pixel in each kRowsAtOnce-th row
-constexpr int kPixels = kBlockY / kRowsAtOnce;        // output pixels of a thread
 constexpr int kMiddlePixels = 4096;                   // between the passes; 12 KiB of shared memory
 constexpr int kMiddleRows = kMiddlePixels / kBlockX;  // rows first: rows of the frame, kBlockX wide
 constexpr int kMiddleCols = kMiddlePixels / kBlockY;  // columns first: columns of the frame, kBlockY high
 constexpr int64_t kMaxBlocks = 1 << 20;
-constexpr int kTapsBlocks = 8;       // blocks for the weights of one axis
-constexpr int kMaxJobs = 128;        // of one launch: they travel as its arguments, at most 32764 bytes
-constexpr int64_t kAlignment = 256;  // bytes
-
-int64_t align(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-struct Taps {
-  int32_t *first, *count, *weights;  // in the workspace; max_taps weights for each output pixel
-  int max_taps;
-};
+constexpr int kMaxJobs = 128;  // of one launch: they travel as its arguments, at most 32764 bytes
 
 // One resize of the frames of one tensor.
 struct Job {
@@ -138,9 +126,7 @@ __device__ void make_block(const Batch& batch, const Job& job, int64_t frame, in
   for (int j = 0; j < kPixels; ++j) {
     const int64_t y = y0 + row + j * kRowsAtOnce;
     if (y >= end_y) continue;
-    const int64_t tile = y / tile_px * job.cols + x / tile_px;
-    T* to = gImages + tile * 3 * tile_px * tile_px +
-            patch_offset(static_cast<int>(y % tile_px), static_cast<int>(x % tile_px), tile_px, patch_px);
+    T* to = pixel_of_tiles(gImages, y, x, job.cols, tile_px, patch_px);
     for (int c = 0; c < 3; ++c) to[c * patch_values] = sTable[c][round_to_pixel(rSums[j][c])];
   }
 }
@@ -149,9 +135,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) tiles_kernel(const __grid_constant__ Batch batch) {
   __shared__ uint8_t sMiddle[3 * kMiddlePixels];
   __shared__ T sTable[3][256];
-  for (int i = static_cast<int>(threadIdx.x); i < 3 * 256; i += kThreads) {
-    normalise(static_cast<uint8_t>(i % 256), batch.mean[i / 256], batch.stddev[i / 256], &sTable[i / 256][i % 256]);
-  }
+  fill_table(batch.mean, batch.stddev, sTable);
   __syncthreads();
   const int64_t num_blocks = batch.jobs[batch.num_jobs - 1].end_block;
   for (int64_t b = blockIdx.x; b < num_blocks; b += gridDim.x) {
@@ -169,8 +153,6 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(const __grid_constant__
   }
 }
 
-int64_t taps_bytes(const Axis& axis) { return align(axis.out * (2 + axis.max_taps()) * int64_t{sizeof(int32_t)}); }
-
 template <class T>
 void launch(const Batch& batch, cudaStream_t stream) {
   const int64_t num_blocks = batch.jobs[batch.num_jobs - 1].end_block;
@@ -186,11 +168,6 @@ void run(const std::vector<FrameGroup>& groups, const TensorView& out, const Ten
          cudaStream_t stream) {
   T* images = static_cast<T*>(out.data);
   uint8_t* next = static_cast<uint8_t*>(workspace.data);
-  const auto make_taps = [&](const Axis& axis) {
-    int32_t* first = reinterpret_cast<int32_t*>(next);
-    next += taps_bytes(axis);
-    return Taps{first, first + axis.out, first + 2 * axis.out, axis.max_taps()};
-  };
   Batch batch{};
   for (size_t g = 0; g < groups.size(); ++g) {
     const TensorView& frames = groups[g].frames;
@@ -213,8 +190,8 @@ void run(const std::vector<FrameGroup>& groups, const TensorView& out, const Ten
                                       tiling.num_images(),
                                       target.across,
                                       target.down,
-                                      make_taps(target.across),
-                                      make_taps(target.down),
+                                      make_taps(target.across, next),
+                                      make_taps(target.down, next),
                                       target.cols,
                                       static_cast<int>(blocks_across),
                                       target.columns_first,
@@ -244,11 +221,7 @@ int64_t frames_to_tiles_workspace_bytes(const std::vector<FrameGroup>& groups) {
 void frames_to_tiles_cuda(const std::vector<FrameGroup>& groups, const TensorView& out, const TensorView& workspace,
                           int device, uintptr_t stream) {
   check_frames_to_tiles(groups, out);
-  const int64_t needed = frames_to_tiles_workspace_bytes(groups);
-  check(workspace.dtype == DType::kUint8 && workspace.is_contiguous() && workspace.num_elements() >= needed &&
-            reinterpret_cast<uintptr_t>(workspace.data) % kAlignment == 0,
-        "frames_to_tiles: workspace has ", workspace.num_elements(), " bytes; needs ", needed,
-        " contiguous ones at an address divisible by ", kAlignment, ".");
+  check_workspace("frames_to_tiles", workspace, frames_to_tiles_workspace_bytes(groups));
   const DeviceGuard guard(device);
   const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
   switch (out.dtype) {

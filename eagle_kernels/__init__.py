@@ -2,6 +2,7 @@
 
 from eagle_kernels.attention import AttentionPlan, varlen_attention
 from eagle_kernels.decode_attention import decode_attention
+from eagle_kernels.decode_tiles import DecodedTiles, decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles, images_to_tiles
 from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
@@ -14,12 +15,15 @@ from eagle_kernels.rms_norm import add_rms_norm, rms_norm
 from eagle_kernels.rope import rope
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_kernels.swiglu import swiglu
+from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
 __all__ = [
     "AttentionPlan",
+    "DecodedTiles",
     "TokenStats",
     "add_rms_norm",
     "decode_attention",
+    "decode_tiles",
     "frames_to_tiles",
     "gelu_bias",
     "images_to_tiles",
@@ -35,4 +39,5 @@ __all__ = [
     "swiglu",
     "varlen_attention",
     "vocab_parallel_linear_cross_entropy",
+    "yuv_to_tiles",
 ]

@@ -146,8 +146,8 @@ class AttentionPlan:
 def _check_offsets(cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, num_tokens: int, num_tokens_k: int) -> None:
     _check_cu_seqlens("cu_seqlens", cu_seqlens, num_tokens)
     if cu_seqlens_k is None:
-        need = f"q's {num_tokens}, or cu_seqlens_k"
-        check(num_tokens_k == num_tokens, OP, "the number of key rows", num_tokens_k, need)
+        need = "q's {}, or cu_seqlens_k"
+        check(num_tokens_k == num_tokens, OP, "the number of key rows", num_tokens_k, need, num_tokens)
         return
     check_same(OP, "cu_seqlens_k", cu_seqlens_k, "cu_seqlens", cu_seqlens)
     need = f"cu_seqlens' {tuple(cu_seqlens.shape)}"
@@ -308,8 +308,26 @@ def varlen_attention_ref(
     softmax_scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """What the kernels mean, in plain torch: SDPA a run of equal documents. Any device, fp64 too; reads cu_seqlens."""
-    if isinstance(cu_seqlens, AttentionPlan):
+    """What the kernels mean, in plain torch: SDPA a run of equal documents. Any device, fp64 too; reads cu_seqlens.
+    As the kernels, it computes in the dtype of its inputs, under torch.autocast too."""
+    with torch.autocast(q_THD.device.type, enabled=False):
+        return _varlen_attention_ref(q_THD, k_TKD, v_TKD, cu_seqlens, cu_seqlens_k, causal, softmax_scale, return_lse)
+
+
+def _varlen_attention_ref(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor | AttentionPlan,
+    cu_seqlens_k: Tensor | None,
+    causal: bool,
+    softmax_scale: float | None,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    if isinstance(cu_seqlens, AttentionPlan) and cu_seqlens.length:
+        length = cu_seqlens.length  # nothing is read, so that torch.compile takes the whole
+        segments = [(row, length, row, length) for row in range(0, cu_seqlens.num_tokens, length)]
+    elif isinstance(cu_seqlens, AttentionPlan):
         segments = cu_seqlens.segments_S4.tolist()
     else:
         ends_q = cu_seqlens.tolist()
@@ -582,20 +600,23 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
     dout_ptr += head.to(tl.int64) * stride_dh * UNIT
     step_q, step_k, step_v, step_d = stride_qt * UNIT, stride_kt * UNIT, stride_vt * UNIT, stride_dt * UNIT
 
+    shift = k_len - q_len
     i = first + tl.arange(0, BLOCK_M)
     rows, ok = q_start + i, _within(i, q_len, WHOLE)
+    sees = ok
+    if CAUSAL and not UNIFORM:
+        sees = ok & (i + shift >= 0)  # a key: dq of other rows is 0, whatever q and dout hold there
     at = head.to(tl.int64) * num_tokens + rows
     lse = tl.load(lse_ptr + at, mask=ok, other=float("-inf"))
     delta = tl.load(delta_ptr + at, mask=ok, other=0.0)
-    q = _load(q_ptr, rows, ok, step_q, 0, MAIN, D)
-    dout = _load(dout_ptr, rows, ok, step_d, 0, MAIN, D)
+    q = _load(q_ptr, rows, sees, step_q, 0, MAIN, D)
+    dout = _load(dout_ptr, rows, sees, step_d, 0, MAIN, D)
     acc = tl.zeros([BLOCK_M, MAIN], tl.float32)
     if TAIL > 0:
-        q_tail = _load(q_ptr, rows, ok, step_q, MAIN, TAIL, D)
-        dout_tail = _load(dout_ptr, rows, ok, step_d, MAIN, TAIL, D)
+        q_tail = _load(q_ptr, rows, sees, step_q, MAIN, TAIL, D)
+        dout_tail = _load(dout_ptr, rows, sees, step_d, MAIN, TAIL, D)
         acc_tail = tl.zeros([BLOCK_M, TAIL], tl.float32)
 
-    shift = k_len - q_len
     end, num_seen_by_all = k_len, k_len
     if CAUSAL:
         end = tl.minimum(k_len, first + BLOCK_M + shift)
@@ -681,6 +702,9 @@ def _dkdv_kernel(  # type: ignore[no-untyped-def]
             q_start, q_len, k_start, k_len = _segment(segments_ptr, segment)
         j = (rows - k_start).to(tl.int32)  # within the segment, for all rows or for none
         j_first = (first - k_start).to(tl.int32)
+        if CAUSAL and not UNIFORM:  # without the first rows where they see no key, whatever q and dout hold there
+            num_blind = tl.maximum(q_len - k_len, 0)
+            q_start, q_len = q_start + num_blind, q_len - num_blind
         shift = k_len - q_len
         begin, end = 0, tl.where((j_first >= 0) & (j_first < k_len), q_len, 0)
         if CAUSAL:
@@ -747,22 +771,26 @@ def pieces(head_width: int) -> tuple[int, int]:
     return (main, tail) if tail < main else (2 * main, 0)
 
 
-def launches(head_width: int, dtype: torch.dtype, *, sm: int, whole: bool) -> Launches:
+def launches(head_width: int, dtype: torch.dtype, *, sm: int, whole: bool, causal: bool) -> Launches:
     """By width, dtype and chip (80, 90, 100 ...): what the compiler keeps in registers, or nearly, and what fits the
     163 KB of shared memory of sm_80 (bench/results/static). Why these: docs/notes/attention.md."""
-    width = sum(pieces(head_width))
+    main, tail = pieces(head_width)
+    width = main + tail
     if dtype == torch.float32:  # full fp32 products do not use the tensor cores
         launch = Launch(32, 32, 8 if width > 128 else 4, 1)
         return Launches(fwd=launch, dq=launch, dkdv=launch)
     hopper_up = 90 <= sm < 120  # 227 KB of shared memory; wgmma and tcgen05 leave registers free
     if width <= 80:
         fwd = Launch(128, 64, 8, 2, max_registers=128 if hopper_up and whole else None)  # masks would spill
-        return Launches(fwd=fwd, dq=Launch(128, 64, 8, 2), dkdv=Launch(64, 128, 8, 2))
+        fits = hopper_up or not causal or not tail  # else 3 KB would spill
+        dkdv = Launch(64 if fits else 32, 128, 8, 2)
+        return Launches(fwd=fwd, dq=Launch(128, 64, 8, 2), dkdv=dkdv)
     if width <= 128:
         fwd = Launch(128, 128 if hopper_up else 64, 8, 2)
         dq = Launch(128, 64, 8, 2) if hopper_up else Launch(64, 64, 4, 2)
         return Launches(fwd=fwd, dq=dq, dkdv=Launch(32, 128, 8, 2))
-    return Launches(fwd=Launch(64, 64, 8, 2), dq=Launch(64, 32, 8, 1), dkdv=Launch(32, 64, 8, 1))
+    dkdv = Launch(32, 64, 8, 1) if hopper_up or width == 256 else Launch(32, 32, 4, 1)  # 3 KB would spill
+    return Launches(fwd=Launch(64, 64, 8, 2), dq=Launch(64, 32, 8, 1), dkdv=dkdv)
 
 
 def _sm(tensor: Tensor) -> int:
@@ -811,7 +839,7 @@ def _fwd(
     lse_HT = q_THD.new_full((H, T), -torch.inf, dtype=torch.float32)
     main, tail = pieces(D)
     unit = _unit(q_THD, k_TKD, v_TKD)
-    launch = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length)).fwd
+    launch = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length), causal=causal).fwd
     if num_programs := _num_blocks(T, length, q_tiles_N2, launch.block_m) * H:
         with on_device_of(q_THD):
             _fwd_kernel[(num_programs,)](
@@ -862,7 +890,7 @@ def _bwd(
     numbers = (T, length, softmax_scale, softmax_scale * LOG2_E)
     sizes = {"G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": unit, "CAUSAL": causal, "TILE": TILE}
     sizes |= {"UNIFORM": length > 0, "WHOLE": _is_whole(length)}
-    _, dq, dkdv = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length))
+    _, dq, dkdv = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length), causal=causal)
     if T and H:
         with on_device_of(q_THD):
             _delta_kernel[(triton.cdiv(T, DELTA_BLOCK) * H,)](
@@ -996,7 +1024,9 @@ def varlen_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * q k^T) v within each document: (T, H, D), and with return_lse also the fp32 lse, (H, T).
 
-    Differentiable in q, k and v, through the lse too. CPU tensors take `varlen_attention_ref`.
+    Differentiable in q, k and v, through the lse too. CPU tensors take `varlen_attention_ref`, of which torch.compile
+    makes one graph for a uniform plan alone: it reads other offsets. There, an lse takes memory for all scores of a
+    document; out does not.
 
     Args:   q_THD, k_TKD, v_TKD: bf16, fp16 or fp32 (on a CPU fp64 too, whose lse is fp64). The last dimension is
             contiguous, other strides are free, so that views of one fused projection need no copy (multiples of 8

@@ -6,10 +6,14 @@ from torch import Tensor
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def check(ok: bool, op: str, argument: str, got: object, need: str) -> None:
-    """Raises ValueError "op: argument is <got>; needs <need>." unless `ok`."""
+def check(ok: bool, op: str, argument: str, got: object, need: str, *sizes: int) -> None:
+    """Raises ValueError "op: argument is <got>; needs <need>." unless `ok`.
+
+    `need` has a {} for each of `sizes`: dimensions that differ from batch to batch, which an f-string at the call would
+    make constants of the graph under torch.compile, so that each batch would compile anew.
+    """
     if not ok:
-        raise ValueError(f"{op}: {argument} is {got}; needs {need}.")
+        raise ValueError(f"{op}: {argument} is {got}; needs {need.format(*sizes) if sizes else need}.")
 
 
 def check_same(op: str, argument: str, tensor: Tensor, like_name: str, like: Tensor) -> None:

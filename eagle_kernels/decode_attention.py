@@ -177,7 +177,7 @@ def decode_attention(
         check(tuple(x.shape) == (S,), OP, f"{name}'s shape", tuple(x.shape), f"(sequences,), {(S,)}")
         check(x.is_contiguous(), OP, f"{name}'s strides", x.stride(), "(1,)")
     max_k_len = L if max_k_len is None else max_k_len
-    check(0 <= max_k_len <= L, OP, "max_k_len", max_k_len, f"0 to the {L} rows of k")
+    check(0 <= max_k_len <= L, OP, "max_k_len", max_k_len, "0 to the {} rows of k", L)
     check(softmax_scale is None or softmax_scale > 0, OP, "softmax_scale", softmax_scale, "None or a number > 0")
     check(num_threads >= 0, OP, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
     scale = D**-0.5 if softmax_scale is None else softmax_scale

@@ -38,16 +38,25 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
 
 
-def _weights(num_in: int, num_out: int) -> Tensor:
-    """(num_out, num_in) fp64 of the integers W: one axis of a resize as a matrix."""
-    scale = num_in / num_out
+def filter_weights(num_in: int, num_out: int, *, length: float | None = None, shift: float = 0.0) -> np.ndarray:
+    """(num_out, num_in) fp64, w over its sums: one axis of a resize as a matrix.
+
+    The picture is `length` input pixels long (num_in, unless told) and begins `shift` pixels into the first.
+    """
+    scale = (num_in if length is None else length) / num_out
     stretch = max(scale, 1.0)
-    center = (np.arange(num_out)[:, None] + 0.5) * scale
+    center = (np.arange(num_out)[:, None] + 0.5) * scale + shift
     j = np.arange(num_in)[None, :]
     begin = np.maximum((center - 2 * stretch + 0.5).astype(np.int64), 0)
     end = np.minimum((center + 2 * stretch + 0.5).astype(np.int64), num_in)
     w = np.where((j >= begin) & (j < end), _cubic((j - center + 0.5) * (1 / stretch)), 0.0)
     w /= np.cumsum(w, axis=1)[:, -1:]  # cumsum adds from left to right, as Pillow does; sum() would not
+    return w
+
+
+def _weights(num_in: int, num_out: int) -> Tensor:
+    """(num_out, num_in) fp64 of the integers W."""
+    w = filter_weights(num_in, num_out)
     return torch.from_numpy(np.trunc(np.where(w < 0, -0.5, 0.5) + w * 2**WEIGHT_BITS))
 
 
@@ -69,6 +78,28 @@ def _resize_ref(frame_YX3: Tensor, width_px: int, height_px: int, pass_order: st
     return across(down(frame_YX3)) if columns_first else down(across(frame_YX3))
 
 
+def cut_ref(whole_YX3: Tensor, grid: tuple[int, int], tile_px: int) -> list[Tensor]:
+    """The tiles of a whole resized frame, row by row."""
+    cols, rows = grid
+    tiles = whole_YX3.unflatten(0, (rows, tile_px)).unflatten(2, (cols, tile_px)).transpose(1, 2)
+    return list(tiles.flatten(0, 1))
+
+
+def patches_ref(
+    tiles_IYX3: Tensor, patch_px: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, layout: str
+) -> Tensor:
+    """uint8 tiles normalised, cast and laid out."""
+    tiles_I3YX = tiles_IYX3.permute(0, 3, 1, 2)
+    if dtype != torch.uint8:
+        mean_311, std_311 = (torch.tensor(v, device=tiles_IYX3.device).view(3, 1, 1) for v in (mean, std))
+        tiles_I3YX = ((tiles_I3YX.float() / 255 - mean_311) / std_311).to(dtype)
+    if layout == "tiles":
+        return tiles_I3YX.contiguous()
+    side = tiles_IYX3.shape[1] // patch_px
+    blocks = tiles_I3YX.unflatten(3, (side, patch_px)).unflatten(2, (side, patch_px))  # I, 3, y, dy, x, dx
+    return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
 def frames_to_tiles_ref(
     frames_LYX3: Tensor,
     grid: tuple[int, int],
@@ -86,21 +117,11 @@ def frames_to_tiles_ref(
     cols, rows = grid
     images = []
     for frame_YX3 in frames_LYX3:
-        whole = _resize_ref(frame_YX3, cols * tile_px, rows * tile_px, pass_order)
-        tiles = whole.unflatten(0, (rows, tile_px)).unflatten(2, (cols, tile_px)).transpose(1, 2).flatten(0, 1)
-        images += list(tiles)
+        images += cut_ref(_resize_ref(frame_YX3, cols * tile_px, rows * tile_px, pass_order), grid, tile_px)
         if thumbnail and cols * rows > 1:
             images.append(_resize_ref(frame_YX3, tile_px, tile_px, pass_order))
     tiles_IYX3 = torch.stack(images) if images else frames_LYX3.new_empty((0, tile_px, tile_px, 3))
-    tiles_I3YX = tiles_IYX3.permute(0, 3, 1, 2)
-    if dtype != torch.uint8:
-        mean_311, std_311 = (torch.tensor(v, device=frames_LYX3.device).view(3, 1, 1) for v in (mean, std))
-        tiles_I3YX = ((tiles_I3YX.float() / 255 - mean_311) / std_311).to(dtype)
-    if layout == "tiles":
-        return tiles_I3YX.contiguous()
-    side = tile_px // patch_px
-    blocks = tiles_I3YX.unflatten(3, (side, patch_px)).unflatten(2, (side, patch_px))  # I, 3, y, dy, x, dx
-    return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    return patches_ref(tiles_IYX3, patch_px, mean, std, dtype, layout)
 
 
 @torch.library.custom_op("eagle::frames_to_tiles", mutates_args=())
@@ -144,7 +165,7 @@ def _fill(
     common = {"tile_px": tile_px, "patch_px": patch_px, "thumbnail": thumbnail, "pass_order": pass_order}
     tilings = [extension.Tiling(cols=c, rows=r, mean=mean, std=std, **common) for c, r in zip(cols, rows, strict=True)]
     if not groups_LYX3[0].is_cuda:
-        counts = [len(f) * _tiles_a_frame(c, r, thumbnail) for f, c, r in zip(groups_LYX3, cols, rows, strict=True)]
+        counts = [len(f) * tiles_a_frame(c, r, thumbnail) for f, c, r in zip(groups_LYX3, cols, rows, strict=True)]
         for frames_LYX3, tiling, part_IPK in zip(groups_LYX3, tilings, out_IPK.split(counts), strict=True):
             extension.frames_to_tiles_cpu(native.view(frames_LYX3), native.view(part_IPK), tiling, num_threads)
         return
@@ -157,7 +178,7 @@ def _fill(
     extension.frames_to_tiles_cuda(groups, native.view(out_IPK), native.view(workspace), device.index, stream)
 
 
-def _tiles_a_frame(cols: int, rows: int, thumbnail: bool) -> int:
+def tiles_a_frame(cols: int, rows: int, thumbnail: bool) -> int:
     return cols * rows + (1 if thumbnail and cols * rows > 1 else 0)
 
 
@@ -175,7 +196,7 @@ def _fwd_fake(
     pass_order: str,
     num_threads: int,
 ) -> Tensor:
-    num_images = frames_LYX3.shape[0] * _tiles_a_frame(cols, rows, thumbnail)
+    num_images = frames_LYX3.shape[0] * tiles_a_frame(cols, rows, thumbnail)
     shape = (num_images, (tile_px // patch_px) ** 2, 3 * patch_px**2)
     return torch.empty(shape, dtype=dtype, device=frames_LYX3.device)
 
@@ -216,7 +237,7 @@ def _images_fwd_fake(
     pass_order: str,
     num_threads: int,
 ) -> Tensor:
-    num_images = sum(_tiles_a_frame(c, r, thumbnail) for c, r in zip(cols, rows, strict=True))
+    num_images = sum(tiles_a_frame(c, r, thumbnail) for c, r in zip(cols, rows, strict=True))
     shape = (num_images, (tile_px // patch_px) ** 2, 3 * patch_px**2)
     return torch.empty(shape, dtype=dtype, device=images_YX3[0].device)
 
@@ -248,8 +269,8 @@ def frames_to_tiles(
     Raises:  ValueError when an argument is not as above; RuntimeError for CUDA tensors in a build without CUDA.
     """
     _check_frames(frames_LYX3)
-    _check_grid(grid)
-    _check_tiling(tile_px, patch_px, mean, std, dtype, layout, pass_order, num_threads)
+    check_grid("frames_to_tiles", grid)
+    check_tiling("frames_to_tiles", tile_px, patch_px, mean, std, dtype, layout, pass_order, num_threads)
     cols, rows = grid
     if layout == "tiles":  # a tile is its own only patch
         out_IPK = _fwd(frames_LYX3, cols, rows, tile_px, tile_px, mean, std, thumbnail, dtype, pass_order, num_threads)
@@ -293,8 +314,8 @@ def images_to_tiles(
         check(image_YX3.dim() == 3, op, "an image's shape", tuple(image_YX3.shape), "(Y, X, 3)")
         check(image_YX3.device == images_YX3[0].device, op, "an image's device", image_YX3.device, "one for all")
         _check_frames(image_YX3[None])
-        _check_grid(grid)
-    _check_tiling(tile_px, patch_px, mean, std, dtype, layout, pass_order, num_threads)
+        check_grid("frames_to_tiles", grid)
+    check_tiling("frames_to_tiles", tile_px, patch_px, mean, std, dtype, layout, pass_order, num_threads)
     cols, rows = [c for c, _ in grids], [r for _, r in grids]
     patch_px = tile_px if layout == "tiles" else patch_px  # a tile is its own only patch
     out_IPK = _images_fwd(
@@ -318,11 +339,12 @@ def _check_frames(frames_LYX3: Tensor) -> None:
     )
 
 
-def _check_grid(grid: tuple[int, int]) -> None:
-    check(len(grid) == 2 and min(grid) >= 1, "frames_to_tiles", "grid", tuple(grid), "(cols, rows), both >= 1")
+def check_grid(op: str, grid: tuple[int, int]) -> None:
+    check(len(grid) == 2 and min(grid) >= 1, op, "grid", tuple(grid), "(cols, rows), both >= 1")
 
 
-def _check_tiling(
+def check_tiling(
+    op: str,
     tile_px: int,
     patch_px: int,
     mean: Sequence[float],
@@ -332,7 +354,6 @@ def _check_tiling(
     pass_order: str,
     num_threads: int,
 ) -> None:
-    op = "frames_to_tiles"
     check(tile_px >= 1, op, "tile_px", tile_px, "at least 1")
     check(patch_px >= 1 and tile_px % patch_px == 0, op, "patch_px", patch_px, f"a divisor of tile_px = {tile_px}")
     for name, values in (("mean", mean), ("std", std)):

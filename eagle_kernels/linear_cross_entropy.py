@@ -428,13 +428,13 @@ def _loss(
     T = len(hidden_TC)
     check_same(op, "weight", weight_VC, "hidden", hidden_TC)
     good = labels_T.shape == (T,) and labels_T.dtype == torch.int64
-    check(good, op, "labels", f"{labels_T.dtype} {tuple(labels_T.shape)}", f"int64 and ({T},)")
+    check(good, op, "labels", f"{labels_T.dtype} {tuple(labels_T.shape)}", "int64 and ({},)", T)
     check(labels_T.device == hidden_TC.device, op, "labels' device", labels_T.device, f"{hidden_TC.device}")
     if token_weights_T is not None:
         w = token_weights_T
         wide = torch.promote_types(hidden_TC.dtype, torch.float32)
         good = w.shape == (T,) and w.dtype == wide
-        check(good, op, "token_weights", f"{w.dtype} {tuple(w.shape)}", f"{wide} and ({T},)")
+        check(good, op, "token_weights", f"{w.dtype} {tuple(w.shape)}", f"{wide} and ({{}},)", T)
         check(w.device == hidden_TC.device, op, "token_weights' device", w.device, f"{hidden_TC.device}")
         check(not w.requires_grad, op, "token_weights' requires_grad", True, "a constant: detach it")
     if hidden_TC.is_cuda:

@@ -267,7 +267,7 @@ def qkv_rope(
     check(qkv_TF.is_floating_point(), op, "qkv's dtype", qkv_TF.dtype, "a floating dtype")
     check(bias_F.shape == shape[1:], op, "bias's shape", tuple(bias_F.shape), f"({shape[1]},), the width of qkv")
     check_same(op, "bias", bias_F, "qkv", qkv_TF)
-    check(positions_T.shape == shape[:1], op, "positions' shape", tuple(positions_T.shape), f"({shape[0]},)")
+    check(positions_T.shape == shape[:1], op, "positions' shape", tuple(positions_T.shape), "({},)", shape[0])
     integer = positions_T.dtype in (torch.int32, torch.int64)
     check(integer, op, "positions' dtype", positions_T.dtype, "int32 or int64")
     check(positions_T.device == qkv_TF.device, op, "positions' device", positions_T.device, f"qkv's {qkv_TF.device}")

@@ -126,9 +126,9 @@ def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tup
     check(q_THD.ndim == 3 and q_shape[2] % 2 == 0, "rope", "q's shape", q_shape, "(T, H, D) with D even")
     check(q_THD.is_floating_point(), "rope", "q's dtype", q_THD.dtype, "a floating dtype")
     fits = k_TKD.ndim == 3 and k_shape[::2] == q_shape[::2]
-    check(fits, "rope", "k's shape", k_shape, f"(T, K, D) with q's T = {q_shape[0]} and D = {q_shape[2]}")
+    check(fits, "rope", "k's shape", k_shape, "(T, K, D) with q's T = {} and D = {}", q_shape[0], q_shape[2])
     check_same("rope", "k", k_TKD, "q", q_THD)
-    check(positions_T.shape == q_shape[:1], "rope", "positions' shape", tuple(positions_T.shape), f"({q_shape[0]},)")
+    check(positions_T.shape == q_shape[:1], "rope", "positions' shape", tuple(positions_T.shape), "({},)", q_shape[0])
     integer = positions_T.dtype in (torch.int32, torch.int64)
     check(integer, "rope", "positions' dtype", positions_T.dtype, "int32 or int64")
     check(positions_T.device == q_THD.device, "rope", "positions' device", positions_T.device, f"q's {q_THD.device}")

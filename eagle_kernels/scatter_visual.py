@@ -103,8 +103,8 @@ def scatter_visual(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor) -> 
     integer = rows_N.ndim == 1 and rows_N.dtype in (torch.int32, torch.int64)
     check(integer, OP, "rows", f"{rows_N.dtype} {tuple(rows_N.shape)}", "int32 or int64 and (N,)")
     num_visual, num_rows = visual_NC.shape[0], rows_N.shape[0]
-    check(num_visual == num_rows, OP, "the number of visual tokens", num_visual, f"{num_rows}, the number of rows")
-    check(num_rows <= T, OP, "rows", f"{num_rows} rows", f"at most {T}, one for each of the embeddings")
+    check(num_visual == num_rows, OP, "the number of visual tokens", num_visual, "{}, the number of rows", num_rows)
+    check(num_rows <= T, OP, "the number of rows", num_rows, "at most {}, one for each of the embeddings", T)
     check_same(OP, "visual", visual_NC, "embeddings", embeddings_TC)
     check(rows_N.device == embeddings_TC.device, OP, "rows' device", rows_N.device, f"{embeddings_TC.device}")
     return _fwd(embeddings_TC, visual_NC, rows_N)

@@ -1,9 +1,15 @@
-"""Where tests run: kernels on the GPU where there is one, else Triton's interpreter on CPU tensors."""
+"""Where tests run: kernels on the GPU where there is one, else Triton's interpreter on CPU tensors. Golden videos."""
+
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.video.make import GoldenSet
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is decorated: Triton reads it then
@@ -23,3 +29,12 @@ def device() -> str:
     """Where kernels run: "cuda", or "cpu" under Triton's interpreter. Call the op itself, not its public function,
     which sends CPU tensors to the reference."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> GoldenSet:
+    """The golden set, built once a session (about two seconds)."""
+    from tests.video.make import av, make  # here: without PyAV the tests are skipped, and a conftest cannot be
+
+    av.logging.set_level(None)  # libav prints about every damaged file
+    return make(tmp_path_factory.mktemp("golden"))

@@ -7,7 +7,9 @@ block headers of a Matroska (matroska.py), whose first frame it decodes, or else
 `decode_groups` then fetches the frames of planned groups (plan.py) by their presentation time stamp (pts):
 
 - start at the group's key frame, feed until its last frame's packet went in, then drain the decoder;
-- leave out packets that nothing refers to (H.264, HEVC), where the file was found to keep its word on that;
+- leave out what the wanted frames do not need, where the file was found to keep its word on that: H.264 pictures that
+  nothing refers to, HEVC pictures by their temporal layers (plan.py), AV1 frames that no chain of references leads to
+  (av1.py);
 - take the frame whose pts is exactly the one wanted. After a seek, a frame shown before the key frame that the decoder
   started from may lean on pictures that it never saw (open GOP), so such frames are never taken;
 - if that pts does not come out (the demuxer landed too late, as in MPEG-TS; the pictures after the key frame are not
@@ -29,21 +31,22 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eagle_kernels.video import matroska, mp4
+from eagle_kernels.video import av1, matroska, mp4
 from eagle_kernels.video.info import Orientation, PacketIndex, Samples, Tables, VideoError
-from eagle_kernels.video.plan import Group, NalFormat, is_disposable, nal_format, plan
+from eagle_kernels.video.plan import Group, NalFormat, nal_format, needed, plan
+from eagle_kernels.video.shards import Fed, Packet, Syntax, syntax
 
 try:
     import av
@@ -61,14 +64,27 @@ SEEK_PICTURES = 4  # pictures that an ordinary H.264 decoder has read ahead to r
 # Without the last two flags swscale rounds down, repeats chroma samples, and loses 10 dB: tests/video/test_decode.py.
 # Bicubic gains nothing there and takes twice the time.
 SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group, and
+# By way of planes swscale has vector code for this, and takes 0.6 of the time for the same bytes; not for odd heights.
+PLANES_FIRST = ("yuv420p", "yuvj420p", "yuv420p10le")
+FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large, and
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
-GROUPS_WORTH_A_CHECK = 8  # of DROPS_CHECKED packets; fewer are decoded whole: the check takes one group both ways
-DROPS_CHECKED = 8  # packets that must have been left out without a change in the frames behind them
+WORTH_A_CHECK = 8  # times the packets of the check must be asked for; below that all are decoded
+GROUPS_TRIED = 16  # until one leaves out enough
+WINDOW_PACKETS = 512  # that are read ahead to learn which are needed; what their end may be referred to by is kept
+WINDOW_BYTES = 1 << 24
+DROPS_CHECKED = 8  # packets that must have been left out without a change in the frame behind them
 MAX_VERDICTS = 4096  # files whose check is remembered
 POLL_SECONDS = 0.1
+STEP_MILLISECONDS = 40  # between the frames of files made for others; no rate is read from it
+FIELD_PROGRESSIVE = 1  # AV_FIELD_PROGRESSIVE; 0 is unknown
 SPC_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, ITU-T H.273 MatrixCoefficients 2
 UNTAGGED = Colorspace.ITU601  # for streams that name no matrix: what libav's own tools, torchcodec and OpenCV take
+MATRICES = {1: "bt709", SPC_UNSPECIFIED: "bt601", 5: "bt601", 6: "bt601", 9: "bt2020"}  # by H.273's number
+# Whose chroma libav takes to lie on every other column of luma's samples; of all others, as swscale does, between them.
+# PyAV does not pass on what a stream itself may say of it.
+LEFT_CHROMA = ("h264", "hevc", "mpeg2video", "mpeg4")
+
+T = TypeVar("T")
 
 
 def read_index(path: str | Path) -> PacketIndex:
@@ -134,7 +150,8 @@ def _index_from_tables(path: Path, tables: Tables) -> PacketIndex | None:
         with open(path, "rb") as file, closing(_open_head(samples, file.fileno(), path)) as container:
             stream = _video_stream(container, path)
             content = os.pread(file.fileno(), int(samples.size_D[0]), int(samples.offset_D[0]))
-            frames = (_decode(_packet(content, samples, 0, stream)) or []) + _drain(stream)
+            unit = _Unit(int(samples.pts_D[0]), True, content, None)
+            frames = (_decode(_packet(unit, content, stream)) or []) + _drain(stream)
             if len(frames) != 1 or frames[0].is_corrupt or frames[0].pts != samples.pts_D[0]:
                 return None
             (first,) = frames
@@ -178,8 +195,9 @@ class Budget:
     Only the time counts in which the caller waits for a frame.
     """
 
-    def __init__(self, path: Path, limit_seconds: float | None) -> None:
+    def __init__(self, path: Path, limit_seconds: float | None, stop: threading.Event | None = None) -> None:
         self._path = path
+        self._stop = stop
         self._limit_seconds = limit_seconds
         self._left_seconds = math.inf if limit_seconds is None else limit_seconds
         self._deadline = math.inf
@@ -193,9 +211,11 @@ class Budget:
         self._deadline = math.inf
 
     def check(self) -> None:
-        """Raises VideoError when the time is up, _Gone when nobody wants the frames any more."""
+        """Raises VideoError when the time is up, CancelledError when `stop` is set, _Gone when the caller has gone."""
         if self.gone.is_set():
             raise _Gone
+        if self._stop is not None and self._stop.is_set():
+            raise CancelledError
         if time.monotonic() > self._deadline:
             raise VideoError(
                 f"{self._path}: decoding took more than time_limit_seconds = {self._limit_seconds:g} s. "
@@ -207,44 +227,115 @@ class _Gone(Exception):
     """Ends a worker whose frames are not wanted any more."""
 
 
-def decode_groups(
-    index: PacketIndex, groups: Sequence[Group], *, num_workers: int, budget: Budget
-) -> Generator[Tensor | None, None, None]:
-    """For each frame of each group, in their order, (Y, X, 3) uint8 RGB, or None if it cannot be decoded.
+class Picture:
+    """One decoded frame, in the thread that decoded it: valid until the function that it was given to returns."""
 
-    One worker: nothing is decoded before it is taken. Several: they run ahead of the caller by a bounded number of
-    frames. The pixels are the same, and each tensor given is the caller's own.
+    def __init__(self, frame: av.VideoFrame, index: PacketIndex, scaler: _Scaler) -> None:
+        self._frame = frame
+        self._index = index
+        self._scaler = scaler
+
+    def rgb_YX3(self) -> Tensor:
+        """As `Frame.rgb_YX3`; the caller's own."""
+        return _to_rgb(self._frame, self._index, self._scaler)
+
+    def planes(self) -> Planes | None:
+        """The samples where the decoder left them; None unless they are 8-bit 4:2:0, by a matrix of MATRICES, upright.
+
+        That depends on the stream alone. Pixels need not be square.
+        """
+        frame = self._frame
+        name, matrix = frame.format.name, MATRICES.get(frame.colorspace)
+        if name not in ("yuv420p", "yuvj420p", "nv12") or matrix is None or self._index.orientation != Orientation():
+            return None
+        if any(plane.line_size < 0 for plane in frame.planes):  # rows from the bottom up: uncompressed video alone
+            return None
+        y_YX, *chroma = (_samples(plane) for plane in frame.planes)
+        height, width = (frame.height + 1) // 2, (frame.width + 1) // 2
+        u_HW, v_HW = (chroma[0][:, ::2], chroma[0][:, 1::2]) if name == "nv12" else chroma
+        return Planes(
+            y_YX=y_YX[:, : frame.width],
+            u_HW=u_HW[:height, :width],
+            v_HW=v_HW[:height, :width],
+            matrix=matrix,
+            full_range=name == "yuvj420p" or frame.color_range == ColorRange.JPEG,
+            chroma="left" if self._index.codec in LEFT_CHROMA else "center",
+        )
+
+
+class Planes(NamedTuple):
+    """One picture as it was coded: 8-bit Y'CbCr, 4:2:0, rows apart; the words are those of `yuv_to_tiles`."""
+
+    y_YX: Tensor
+    u_HW: Tensor  # H, W = Y / 2, X / 2, rounded up
+    v_HW: Tensor
+    matrix: str
+    full_range: bool
+    chroma: str
+
+
+def _samples(plane: av.video.plane.VideoPlane) -> Tensor:
+    """(rows, line size) uint8 in libav's own memory: what lies behind the picture's width is no picture."""
+    return torch.from_numpy(np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size))
+
+
+Take = Callable[[Picture, int], T]  # what a caller makes of its m-th frame, in the worker's thread; never None
+
+
+def decode_groups(
+    index: PacketIndex,
+    groups: Sequence[Group],
+    take: Take[T],
+    *,
+    num_workers: int,
+    frames_ahead: int,
+    budget: Budget,
+) -> Generator[T | None, None, None]:
+    """For each frame of each group, in their order, what `take` makes of it, or None if it cannot be decoded.
+
+    One worker: nothing is decoded before it is taken. Several: they call `take` side by side, and run ahead of the
+    caller by a bounded number of groups, of each of which `frames_ahead` frames are made before they are taken; 0: all,
+    which keeps the workers busy where many frames of a group are wanted. The pixels are the same.
     """
     drop = _drops_are_safe(index, groups, budget)
     if num_workers == 1:
-        yield from _in_turn(index, groups, drop, budget)
+        yield from _in_turn(index, groups, take, drop, budget)
     else:
-        yield from _side_by_side(index, groups, drop, budget, num_workers)
+        yield from _side_by_side(index, groups, take, drop, budget, num_workers, frames_ahead)
 
 
-def _in_turn(index: PacketIndex, groups: Sequence[Group], drop: bool, budget: Budget) -> Iterator[Tensor | None]:
-    reformatter = VideoReformatter()
+def _in_turn(
+    index: PacketIndex, groups: Sequence[Group], take: Take[T], drop: bool, budget: Budget
+) -> Iterator[T | None]:
+    scaler = _Scaler()
+    number = itertools.count()
     with closing(_Reader(index, budget)) as reader:
         for group in groups:
-            for frame in reader.frames(group, drop=drop):
-                yield None if frame is None else _to_rgb(frame, index, reformatter)
+            for frame, m in zip(reader.frames(group, drop=drop), number):
+                yield None if frame is None else take(Picture(frame, index, scaler), m)
 
 
 def _side_by_side(
-    index: PacketIndex, groups: Sequence[Group], drop: bool, budget: Budget, num_workers: int
-) -> Iterator[Tensor | None]:
-    """Each group is a task with a short queue of its own; the queues are emptied in the groups' order. Tasks are begun
+    index: PacketIndex,
+    groups: Sequence[Group],
+    take: Take[T],
+    drop: bool,
+    budget: Budget,
+    num_workers: int,
+    frames_ahead: int,
+) -> Iterator[T | None]:
+    """Each group is a task with a queue of its own; the queues are emptied in the groups' order. Tasks are begun
     in that order too, so the one that is waited for is always at work."""
     readers: queue.SimpleQueue[_Reader] = queue.SimpleQueue()  # of workers that are idle
     every_reader = [_Reader(index, budget) for _ in range(num_workers)]
     for reader in every_reader:
         readers.put(reader)
 
-    def work(group: Group, done: queue.Queue[Tensor | BaseException | None]) -> None:
-        reader, reformatter = readers.get(), VideoReformatter()
+    def work(group: Group, first: int, done: queue.Queue[T | BaseException | None]) -> None:
+        reader, scaler = readers.get(), _Scaler()
         try:
-            for frame in reader.frames(group, drop=drop):
-                put(done, None if frame is None else _to_rgb(frame, index, reformatter))
+            for m, frame in enumerate(reader.frames(group, drop=drop), first):
+                put(done, None if frame is None else take(Picture(frame, index, scaler), m))
         except _Gone:
             pass
         except BaseException as error:  # handed to the caller, whatever it is
@@ -253,7 +344,7 @@ def _side_by_side(
         finally:
             readers.put(reader)
 
-    def put(done: queue.Queue[Tensor | BaseException | None], result: Tensor | BaseException | None) -> None:
+    def put(done: queue.Queue[T | BaseException | None], result: T | BaseException | None) -> None:
         while True:
             if budget.gone.is_set():
                 raise _Gone
@@ -263,14 +354,16 @@ def _side_by_side(
                 continue
 
     waiting = iter(groups)
-    begun: deque[tuple[Group, queue.Queue[Tensor | BaseException | None]]] = deque()
+    num_begun = 0  # frames of the groups begun
+    begun: deque[tuple[Group, queue.Queue[T | BaseException | None]]] = deque()
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="eagle-video")
     try:
         while True:
             for group in itertools.islice(waiting, num_workers * GROUPS_AHEAD - len(begun)):
-                done: queue.Queue[Tensor | BaseException | None] = queue.Queue(FRAMES_AHEAD)
-                pool.submit(work, group, done)
+                done: queue.Queue[T | BaseException | None] = queue.Queue(frames_ahead)
+                pool.submit(work, group, num_begun, done)
                 begun.append((group, done))
+                num_begun += len(group.frames)
             if not begun:
                 return
             group, done = begun.popleft()
@@ -286,7 +379,7 @@ def _side_by_side(
             reader.close()
 
 
-def _get(done: queue.Queue[Tensor | BaseException | None], budget: Budget) -> Tensor | BaseException | None:
+def _get(done: queue.Queue[T | BaseException | None], budget: Budget) -> T | BaseException | None:
     while True:
         try:
             return done.get(timeout=POLL_SECONDS)
@@ -298,44 +391,39 @@ _verdicts: dict[tuple[str, int, int], bool] = {}  # of (path, bytes, time change
 
 
 def _drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
-    """Decodes one group, and more until DROPS_CHECKED packets were left out, with all its packets and with those alone
-    that others refer to; True if the frame behind them is the same to the byte. Remembered while the process runs.
-    Too few groups are not worth it: False, if nothing is known of the file yet."""
-    if index.codec not in ("h264", "hevc"):
+    """Decodes one frame from all the packets before it and from those alone that it needs; True if it is the same to
+    the byte. Remembered while the process runs. False, if nothing is known of the file yet and the check would be too
+    large a part of the work."""
+    if index.codec not in ("h264", "hevc", "av1"):
         return False
     status = index.path.stat()
     file = (str(index.path.resolve()), status.st_size, status.st_mtime_ns)
     if file not in _verdicts:
-        frames = np.unique([i for group in groups for i in group.frames])
-        groups = [g for g in plan(index, frames, join=False) if g.end_place - g.first_place >= DROPS_CHECKED]
-        if len(groups) < GROUPS_WORTH_A_CHECK:
+        groups = plan(index, np.unique([i for group in groups for i in group.frames]), join=False)
+        num_packets = sum(g.end_place - g.first_place for g in groups)
+        alone = [Group(g.key, g.first_place, int(index.place_N[i]) + 1, (i,)) for g in groups for i in g.frames]
+        lengths = [(g.end_place - g.first_place, g) for g in alone]
+        cheapest_first = sorted(x for x in lengths if x[0] > DROPS_CHECKED and WORTH_A_CHECK * x[0] <= num_packets)
+        if not cheapest_first:
             return False
         if len(_verdicts) >= MAX_VERDICTS:
             _verdicts.clear()
-        _verdicts[file] = _check_drops(index, groups, budget)
+        _verdicts[file] = _check_drops(index, [g for _, g in cheapest_first[:GROUPS_TRIED]], budget)
     return _verdicts[file]
 
 
 def _check_drops(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
-    num_dropped = 0
-    reformatter = VideoReformatter()
+    """By the first of the groups, of one frame each, that leaves out DROPS_CHECKED packets; False if none does."""
+    scaler = _Scaler()
     with closing(_Reader(index, budget)) as reader:
-        # The shortest first that are long enough to tell something: it is the cheapest check.
-        lengths = [(g.end_place - g.first_place, g) for g in groups]
-        by_length = sorted(lengths, key=lambda x: (x[0] < 3 * DROPS_CHECKED, x[0]))
-        for _, group in by_length[:GROUPS_WORTH_A_CHECK]:
-            last_alone = group._replace(frames=group.frames[-1:])
-            before = reader.num_dropped
-            (without,) = reader.frames(last_alone, drop=True)
-            (whole,) = reader.frames(last_alone, drop=False)
-            if without is None or whole is None or reader.num_missed:
-                return False
-            if not torch.equal(_to_rgb(without, index, reformatter), _to_rgb(whole, index, reformatter)):
-                return False
-            num_dropped += reader.num_dropped - before
-            if num_dropped >= DROPS_CHECKED:
-                return True
-    return False
+        group = next((g for g in groups if reader.num_needless(g) >= DROPS_CHECKED), None)
+        if group is None:
+            return False
+        (without,) = reader.frames(group, drop=True)
+        (whole,) = reader.frames(group, drop=False)
+        if without is None or whole is None or reader.num_missed:
+            return False
+        return torch.equal(_to_rgb(without, index, scaler), _to_rgb(whole, index, scaler))
 
 
 class _Reader:
@@ -352,7 +440,6 @@ class _Reader:
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._newest_key_pts = -math.inf  # of the packets fed since the last seek
-        self.num_dropped = 0  # packets left out so far
         self.num_missed = 0  # frames that the plan did not lead to
 
     def close(self) -> None:
@@ -363,8 +450,7 @@ class _Reader:
         self._container = self._file = None
 
     def frames(self, group: Group, *, drop: bool) -> Iterator[av.VideoFrame | None]:
-        """One for each of the group's frames, None where no way leads to it. drop: leave out packets that say of
-        themselves that nothing refers to them."""
+        """One for each of the group's frames, None where no way leads to it. drop: leave out what they do not need."""
         wanted = [int(self._index.pts_N[i]) for i in group.frames]
         self._start(group.key, wanted, drop=drop)
         by_plan = True
@@ -375,6 +461,20 @@ class _Reader:
             by_plan = by_plan and self._forward_to(pts)
             self.num_missed += not by_plan
             yield self._shown if by_plan else self._alone(pts) or self.frame(pts)
+
+    def num_needless(self, group: Group) -> int:
+        """How many packets `drop` would leave out on the way to the group's last frame, whole or in part. Decodes
+        nothing."""
+        last = int(self._index.pts_N[group.frames[-1]])
+        self._start(group.key, [last], drop=True)
+        if self._container is None:
+            return 0
+        num = 0
+        for unit, content in self._needed_units(_video_stream(self._container, self._index.path), {last}, drop=True):
+            num += content is not unit.content
+            if unit.pts == last:
+                break
+        return num
 
     def _alone(self, pts: int) -> av.VideoFrame | None:
         """That frame, with nothing fed behind it that could be damaged."""
@@ -423,6 +523,34 @@ class _Reader:
                 return bool(frame.pts == pts)
         return False
 
+    def stream(self) -> av.VideoStream:
+        if self._container is None:
+            self._container = self._open()
+        return _video_stream(self._container, self._index.path)
+
+    def units(self, group: Group) -> list[_Unit]:
+        """All that the group's first to last packet span, in the order of storage; [] if no way leads to the first."""
+        first_pts = self._index.key_pts_K[group.key] if group.key >= 0 else None
+        for rewinds in (False, True) if group.key > 0 else (True,):
+            if rewinds:
+                self._rewind()
+            elif not self._seek(int(self._index.key_seek_K[group.key])):
+                continue
+            found: list[_Unit] = []
+            num_left = group.end_place - group.first_place
+            for unit in self._units(self.stream()):
+                is_first = first_pts is None or (unit.is_key and unit.pts == first_pts)
+                is_before = unit.pts is None or (first_pts is not None and unit.pts <= first_pts)
+                if not unit.content or not (found or is_first or is_before):
+                    break
+                if found or is_first:
+                    found.append(unit)
+                    # What an edit list hides has no place in the index that libav's demuxer gave.
+                    num_left -= unit.packet is None or not unit.packet.is_discard
+                    if num_left == 0:
+                        return found
+        return []
+
     def _open(self) -> av.container.InputContainer:
         """A container that a decoder can be set up from; the packets come from it, or from the samples' places."""
         path = self._index.path
@@ -461,8 +589,8 @@ class _Reader:
         self._place = 0
         self._frames = self._clean_frames(trusted_from=-math.inf)
 
-    def _packets(self, stream: av.VideoStream) -> Iterator[av.Packet]:
-        """From the place that the last seek went to; one of size 0 comes last."""
+    def _units(self, stream: av.VideoStream) -> Iterator[_Unit]:
+        """From the place that the last seek went to; an empty one comes last."""
         if self._samples is None or self._file is None:
             demuxed = stream.container.demux(stream)
             while True:
@@ -470,7 +598,7 @@ class _Reader:
                     packet = next(demuxed)
                 except av.error.FFmpegError:
                     packet = av.Packet()  # nothing more can be read, but what was fed can still come out
-                yield packet
+                yield _Unit(packet.pts, packet.is_keyframe, memoryview(packet) if packet.size else b"", packet)
                 if packet.size == 0:
                     return
         for place in range(self._place, len(self._samples.pts_D)):
@@ -478,8 +606,41 @@ class _Reader:
             content = os.pread(self._file.fileno(), size, int(self._samples.offset_D[place]))
             if len(content) < size:  # the file became shorter
                 break
-            yield _packet(content, self._samples, place, stream)
-        yield av.Packet()
+            yield _Unit(int(self._samples.pts_D[place]), bool(self._samples.is_key_D[place]), content, None)
+        yield _Unit(None, False, b"", None)
+
+    def _needed_units(
+        self, stream: av.VideoStream, wanted: set[int] | None, *, drop: bool
+    ) -> Iterator[tuple[_Unit, av1.Content]]:
+        """Each packet, with what of it is to be fed: with `drop`, what the decoder needs for the wanted pts. That takes
+        reading ahead, to the last of them or by WINDOW_PACKETS."""
+        units = self._units(stream)
+        references = av1.References()
+        left = set(wanted or ())
+        while drop and left:
+            window, num_bytes, is_wanted = [], 0, []
+            for unit in units:
+                self._budget.check()
+                window.append(unit)
+                is_wanted.append(unit.pts in left)
+                left.discard(unit.pts)
+                num_bytes += len(unit.content)
+                if not left or not unit.content or len(window) == WINDOW_PACKETS or num_bytes > WINDOW_BYTES:
+                    break
+            packets = [unit.content for unit in window]
+            if self._index.codec == "av1":
+                try:
+                    packets = references.needed(packets, is_wanted, is_last=not left)
+                except av1.NotUnderstood:
+                    drop = False
+            elif self._nal is not None:
+                keep = needed(packets, is_wanted, self._nal, is_last=not left)
+                packets = [packet if kept else b"" for packet, kept in zip(packets, keep, strict=True)]
+            yield from zip(window, packets, strict=True)
+            if not window[-1].content:
+                return
+        for unit in units:
+            yield unit, unit.content
 
     def _clean_frames(
         self, trusted_from: float | None, wanted: set[int] | None = None, *, drop: bool = False
@@ -488,7 +649,7 @@ class _Reader:
 
         trusted_from: frames shown before this pts are not taken; None: the pts of the first key frame met.
         wanted:       end when packets of all these pts were fed, or can no longer come; None: at the end of the file.
-        drop:         feed no packet, except of a wanted frame, that says of itself that nothing refers to it.
+        drop:         feed only what the wanted frames need, by what the packets say of themselves.
         """
         if self._container is None:
             return
@@ -498,29 +659,27 @@ class _Reader:
         num_keys_behind = 0
         clean: set[int] = set()  # pts fed in good order and not yet out
         broken = False
-        for packet in self._packets(stream):
+        for unit, content in self._needed_units(stream, wanted, drop=drop):
             self._budget.check()
-            at_end = packet.size == 0
-            if not at_end and packet.is_keyframe and packet.pts is not None:
+            at_end = not unit.content
+            if not at_end and unit.is_key and unit.pts is not None:
                 if trusted_from is None or broken:
-                    trusted_from, broken = packet.pts, False
-                self._newest_key_pts = max(self._newest_key_pts, packet.pts)
-                num_keys_behind += packet.pts > last_wanted
+                    trusted_from, broken = unit.pts, False
+                self._newest_key_pts = max(self._newest_key_pts, unit.pts)
+                num_keys_behind += unit.pts > last_wanted
             if trusted_from is None and not at_end:
                 continue
-            # VP8's encoders give a picture that is not shown the time of the next one that is.
-            is_shown = self._index.codec != "vp8" or at_end or _vp8_is_shown(packet)
-            if wanted is not None and is_shown and packet.pts in wanted:
-                wanted.remove(packet.pts)
-            elif drop and self._nal is not None and not at_end and is_disposable(memoryview(packet), self._nal):
-                self.num_dropped += 1
+            if not at_end and not content:
                 continue
-            frames = _drain(stream) if at_end else _decode(packet)
-            is_leading = trusted_from is None or packet.pts is None or packet.pts < trusted_from
+            # VP8's encoders give a picture that is not shown the time of the next one that is.
+            if wanted is not None and (self._index.codec != "vp8" or at_end or _vp8_is_shown(content)):
+                wanted.discard(unit.pts)
+            frames = _drain(stream) if at_end else _decode(_packet(unit, content, stream))
+            is_leading = trusted_from is None or unit.pts is None or unit.pts < trusted_from
             if frames is None:
                 broken = broken or not is_leading
-            elif not broken and not is_leading:
-                clean.add(packet.pts)
+            elif not broken and not is_leading and unit.pts is not None:
+                clean.add(unit.pts)
             if wanted is not None and not at_end and (not wanted or num_keys_behind > 1):
                 frames, at_end = (frames or []) + _drain(stream), True
             for frame in frames or ():
@@ -532,6 +691,69 @@ class _Reader:
                     yield frame
             if at_end:
                 return
+
+
+class StreamFormat(NamedTuple):
+    """How a video stream is stored; for executors that must know beforehand what they cannot do."""
+
+    pixel_format: str  # libav's name: "yuv420p", "yuv420p10le", ...; "" if unknown
+    matrix: int  # ITU-T H.273 MatrixCoefficients: 1 is BT.709, 2 unspecified, 5 and 6 BT.601
+    is_full_range: bool
+    is_interlaced: bool  # its pictures are, or may be, single fields
+    width_px: int  # as stored
+    height_px: int
+    syntax: Syntax | None  # None: the codec's headers do not say how packets are laid out
+
+
+class PacketReader:
+    """The packets of planned groups as they are stored, and small files made of packets: for executors that decode
+    elsewhere. Nothing is decoded here."""
+
+    def __init__(self, index: PacketIndex) -> None:
+        """Opens the file. Raises VideoError as `read_index` does."""
+        self.index = index
+        self._reader = _Reader(index, Budget(index.path, None))
+        coder = self._reader.stream().codec_context
+        self.format = StreamFormat(
+            pixel_format=coder.pix_fmt or "",
+            matrix=int(coder.colorspace),
+            is_full_range=int(coder.color_range) == ColorRange.JPEG,
+            is_interlaced=int(coder.field_order) > FIELD_PROGRESSIVE,
+            width_px=coder.width,
+            height_px=coder.height,
+            syntax=syntax(index.codec, coder.extradata, (coder.width, coder.height)),
+        )
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def packets(self, group: Group) -> list[Packet]:
+        """[] if no way leads to the first of them, or one of them has no time."""
+        stored = [(unit.content, unit.pts) for unit in self._reader.units(group)]
+        found = [Packet(bytes(content), pts) for content, pts in stored if pts is not None]
+        return found if len(found) == len(stored) else []
+
+    def matroska(self, packets: Sequence[Fed]) -> bytes:
+        """A file of these packets, each shown for STEP_MILLISECONDS."""
+        content = io.BytesIO()
+        with av.open(content, "w", format="matroska") as container:
+            stream = container.add_stream_from_template(self._reader.stream())
+            for fed in packets:
+                packet = av.Packet(fed.content)
+                packet.pts, packet.dts = fed.pts * STEP_MILLISECONDS, fed.dts * STEP_MILLISECONDS
+                packet.duration, packet.time_base = STEP_MILLISECONDS, Fraction(1, 1000)
+                packet.is_keyframe, packet.stream = fed.starts_group, stream
+                container.mux(packet)
+        return content.getvalue()
+
+
+class _Unit(NamedTuple):
+    """One packet, as it was read."""
+
+    pts: int | None
+    is_key: bool
+    content: av1.Content  # b"": the end
+    packet: av.Packet | None  # where libav's demuxer made it
 
 
 class _Packet(NamedTuple):
@@ -565,7 +787,7 @@ def _read_packets(
         if first is None:
             frames = _drain(stream) if at_end else _decode(packet)
             first = next((frame for frame in frames or () if not frame.is_corrupt), None)
-        if at_end or packet.is_discard or (codec == "vp8" and not _vp8_is_shown(packet)):
+        if at_end or packet.is_discard or (codec == "vp8" and not _vp8_is_shown(memoryview(packet))):
             continue
         if packet.pts is None:
             raise VideoError(_no_times(path, container.format.name))
@@ -618,11 +840,15 @@ def _open_head(samples: Samples, fd: int, path: Path) -> av.container.InputConta
     return _open_av(io.BytesIO(samples.head + b"".join(os.pread(fd, *at) for at in where)), path)
 
 
-def _packet(content: bytes, samples: Samples, place: int, stream: av.VideoStream) -> av.Packet:
+def _packet(unit: _Unit, content: av1.Content, stream: av.VideoStream) -> av.Packet:
+    """What is fed of a packet, for the decoder."""
+    if unit.packet is not None and content is unit.content:
+        return unit.packet
     packet = av.Packet(content)
-    packet.pts = int(samples.pts_D[place])
+    packet.pts = unit.pts
     packet.time_base = stream.time_base
-    packet.is_keyframe = bool(samples.is_key_D[place])
+    packet.is_keyframe = unit.is_key
+    packet.is_corrupt = unit.packet is not None and unit.packet.is_corrupt
     packet.stream = stream
     return packet
 
@@ -674,9 +900,9 @@ def _drain(stream: av.VideoStream) -> list[av.VideoFrame]:
         return []
 
 
-def _vp8_is_shown(packet: av.Packet) -> bool:
+def _vp8_is_shown(content: av1.Content) -> bool:
     """VP8 stores pictures that are only referred to in packets of their own; RFC 6386, 9.1: bit 4 is show_frame."""
-    return bool(memoryview(packet)[0] & 0x10)
+    return bool(content[0] & 0x10)
 
 
 def _usual_duration(pts_N: NDArray[np.int64], stream: av.VideoStream) -> int:
@@ -712,41 +938,42 @@ def _rotation_degrees(orientation: Orientation) -> int:
     return 180 if orientation.flip_y else 0
 
 
-def _to_rgb(frame: av.VideoFrame, index: PacketIndex, reformatter: VideoReformatter) -> Tensor:
+class _Scaler:
+    """swscale, set up for the frames of one stream."""
+
+    def __init__(self) -> None:
+        self._to_planes, self._to_pixels = VideoReformatter(), VideoReformatter()
+
+    def rgb(self, frame: av.VideoFrame, width_px: int, height_px: int) -> av.VideoFrame:
+        is_common = frame.format.name in PLANES_FIRST and frame.height % 2 == 0
+        scaled = self._to_planes.reformat(
+            frame,
+            width=width_px,
+            height=height_px,
+            format="gbrp" if is_common else "rgb24",
+            src_colorspace=UNTAGGED if frame.colorspace == SPC_UNSPECIFIED else None,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=SCALER,
+            threads=1,
+        )
+        return self._to_pixels.reformat(scaled, format="rgb24", threads=1) if is_common else scaled
+
+
+def _to_rgb(frame: av.VideoFrame, index: PacketIndex, scaler: _Scaler) -> Tensor:
     """(Y, X, 3) uint8: full range RGB by the frame's own matrix and range, square pixels, turned as shown."""
-    rgb = reformatter.reformat(
-        frame,
-        width=index.scaled_width_px,
-        height=index.scaled_height_px,
-        format="rgb24",
-        src_colorspace=UNTAGGED if frame.colorspace == SPC_UNSPECIFIED else None,
-        dst_color_range=ColorRange.JPEG,
-        interpolation=SCALER,
-        threads=1,
-    )
-    rgb_YX3 = torch.from_numpy(rgb.to_ndarray())
-    transpose, flip_y, flip_x = index.orientation
+    rgb = scaler.rgb(frame, index.scaled_width_px, index.scaled_height_px)
+    (plane,) = rgb.planes
+    rows = torch.frombuffer(plane, dtype=torch.uint8)[: rgb.height * plane.line_size].view(rgb.height, plane.line_size)
+    rgb_YX3 = rows[:, : 3 * rgb.width].unflatten(1, (rgb.width, 3))
+    if rgb is frame:  # it was RGB; else the memory is nobody else's, and without padding it becomes the tensor's
+        rgb_YX3 = rgb_YX3.clone()
+    return turned(rgb_YX3, index.orientation)
+
+
+def turned(rgb_YX3: Tensor, orientation: Orientation) -> Tensor:
+    """(X, Y, 3) or (Y, X, 3), contiguous: stored pixels as they are shown; `rgb_YX3` itself where that is no change."""
+    transpose, flip_y, flip_x = orientation
     if transpose:
         rgb_YX3 = rgb_YX3.transpose(0, 1)
     flips = [dim for dim, flip in enumerate((flip_y, flip_x)) if flip]
     return rgb_YX3.flip(flips).contiguous() if flips else rgb_YX3.contiguous()
-
-
-class StreamFormat(NamedTuple):
-    """How the pixels of a video stream are stored; for executors that must know beforehand what they cannot do."""
-
-    pixel_format: str  # libav's name: "yuv420p", "yuv420p10le", ...; "" if unknown
-    matrix: int  # ITU-T H.273 MatrixCoefficients: 1 is BT.709, 2 unspecified, 5 and 6 BT.601
-    width_px: int  # as stored
-    height_px: int
-    num_video_streams: int  # of the whole file, cover art included
-
-
-def stream_format(path: str | Path) -> StreamFormat:
-    """Reads the container's head, and no picture. Raises VideoError as `read_index` does."""
-    path = Path(path)
-    with closing(_open(path)) as container:
-        coder = _video_stream(container, path).codec_context
-        return StreamFormat(
-            coder.pix_fmt or "", int(coder.colorspace), coder.width, coder.height, len(container.streams.video)
-        )

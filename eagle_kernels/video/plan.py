@@ -3,11 +3,13 @@
 Dims    N shown frames, K key frames, M times asked for.
 
 Times become frames by one of three rules (`seek`), frames become groups: a seek point, the packets to feed from there,
-the frames to keep of what comes out. A group is fed as far as its last frame needs, then the decoder is drained.
+the frames to keep of what comes out. A group is fed as far as its last frame needs, then the decoder is drained. Which
+packets on the way are needed is for H.264 and HEVC told by `needed`, for AV1 by av1.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,10 @@ TOLERANCE_SECONDS = 1e-6  # a time this little before a frame's own means that f
 JOIN_PICTURES = 4  # a seek that skips no more than this many pictures is not worth restarting a decoder for
 SEEKS = ("exact", "keyframe", "tolerance")
 MAX_TOLERANCE = 0.5  # of the spacing: from there on neighbours could change places
+TOP_LAYER = 6  # HEVC, TemporalId
+H264_PARAMETER_SETS = (7, 8, 13, 15)  # nal_unit_type
+HEVC_PARAMETER_SETS = (32, 33, 34)
+HEVC_ACCESS = {2: "TSA", 3: "TSA", 4: "STSA", 5: "STSA"}
 
 
 class Group(NamedTuple):
@@ -151,64 +157,95 @@ class NalFormat(NamedTuple):
 
     codec: str  # "h264" or "hevc"
     length_bytes: int  # before every NAL unit; 0: start codes (ITU-T H.264, annex B)
-    top_layer: int  # HEVC: the highest temporal layer; nothing refers to a picture of it marked so
+    top_layer: int  # the highest temporal layer there may be; H.264: 0
 
 
 def nal_format(codec: str, extradata: bytes | None) -> NalFormat | None:
-    """None where it is not known which packets nothing refers to, so that none may be dropped.
+    """None where it is not known how the packets hold pictures.
 
     Source: ISO/IEC 14496-15, 5.3.3.1 (avcC) and 8.3.3.1 (hvcC).
     """
     record = extradata or b""
+    top_layer = TOP_LAYER if codec == "hevc" else 0
+    if codec in ("h264", "hevc") and (record[:3] == b"\0\0\1" or record[:4] == b"\0\0\0\1"):
+        return NalFormat(codec, 0, top_layer)
     if codec == "h264" and len(record) >= 7 and record[0] == 1:
-        return NalFormat(codec, (record[4] & 3) + 1, 0)
-    if codec == "h264" and (record[:3] == b"\0\0\1" or record[:4] == b"\0\0\0\1"):
-        return NalFormat(codec, 0, 0)
-    if codec == "hevc" and len(record) >= 23 and record[0] == 1 and (num_layers := record[21] >> 3 & 7):
-        return NalFormat(codec, (record[21] & 3) + 1, num_layers - 1)
+        return NalFormat(codec, (record[4] & 3) + 1, top_layer)
+    if codec == "hevc" and len(record) >= 23 and record[0] == 1:
+        num_layers = record[21] >> 3 & 7  # 0: unknown
+        return NalFormat(codec, (record[21] & 3) + 1, num_layers - 1 if num_layers else top_layer)
     return None
 
 
-def is_disposable(packet: bytes | memoryview, nal: NalFormat) -> bool:
-    """Whether the packet says that no other picture refers to its own: every slice has nal_ref_idc 0 (H.264), or is a
-    sub-layer non-reference picture of the highest temporal layer (HEVC). A packet that is cut short is not.
+def needed(
+    packets: Sequence[bytes | memoryview], is_wanted: Sequence[bool], nal: NalFormat, *, is_last: bool
+) -> list[bool]:
+    """Whether the decoder needs each packet (one picture) for the wanted ones. is_last: none behind these is wanted.
 
-    Source: ITU-T H.264, 7.4.1; ITU-T H.265, 7.4.2.2 (nal_unit_type even and below 16) and 3.166.
+    H.264: not needed is a picture that none refers to. HEVC: pictures refer to lower temporal layers, and in their own
+    to those not marked as sub-layer non-reference; and none of a layer, or higher, refers back across a picture that
+    gives access to it (TSA; STSA: none of that very layer). What the wanted ones may refer to by that, is needed; and a
+    packet that is cut short, or holds what later ones share.
+
+    Source: ITU-T H.264, 7.4.1; ITU-T H.265, 7.4.2.2 and 8.3.2.
     """
-    num_slices = 0
-    for head in _nal_heads(bytes(packet), nal.length_bytes):
+    # Each layer counts twice: first its reference pictures, then the others, to which only higher layers refer.
+    rank_behind = -1 if is_last else 2 * nal.top_layer  # the highest that pictures behind may refer to
+    are_needed = []
+    for packet, wanted in zip(reversed(packets), reversed(is_wanted), strict=True):
+        picture = _picture(bytes(packet), nal)
+        if picture is None:
+            are_needed.append(True)
+            rank_behind = 2 * nal.top_layer if wanted else rank_behind
+            continue
+        layer, is_reference, access = picture
+        are_needed.append(wanted or 2 * layer + (not is_reference) <= rank_behind)
+        if wanted:
+            rank_behind = max(rank_behind, 2 * layer)
+        if access == "TSA" or (access == "STSA" and rank_behind == 2 * layer):
+            rank_behind = min(rank_behind, 2 * layer - 1)
+    return are_needed[::-1]
+
+
+def _picture(packet: bytes, nal: NalFormat) -> tuple[int, bool, str] | None:
+    """(temporal layer, whether a picture of that layer may refer to it, what access it gives: "", "TSA" or "STSA");
+    None if the packet does not say so plainly, or holds parameter sets."""
+    found = set()
+    for at in nal_starts(packet, nal.length_bytes):
+        head = packet[at : at + 2]
         if len(head) < 2:
-            return False
+            return None
         if nal.codec == "h264":
-            if not 1 <= head[0] & 31 <= 5:
-                continue
-            if head[0] >> 5 & 3:
-                return False
+            kind = head[0] & 31
+            if kind in H264_PARAMETER_SETS:
+                return None
+            if 1 <= kind <= 5:
+                found.add((0, bool(head[0] >> 5 & 3), ""))
         else:
-            kind, layer = head[0] >> 1 & 63, (head[1] & 7) - 1
-            if kind >= 32:
-                continue
-            if kind >= 16 or kind % 2 or layer != nal.top_layer:
-                return False
-        num_slices += 1
-    return num_slices > 0
+            kind = head[0] >> 1 & 63
+            if kind in HEVC_PARAMETER_SETS or head[1] & 7 == 0:  # a layer that there is not
+                return None
+            if kind < 32:
+                found.add(((head[1] & 7) - 1, kind >= 16 or kind % 2 == 1, HEVC_ACCESS.get(kind, "")))
+    return found.pop() if len(found) == 1 else None
 
 
-def _nal_heads(packet: bytes, length_bytes: int) -> list[bytes]:
-    """The first two bytes of every NAL unit; a last one of b"" where the lengths do not add up."""
-    heads = []
+def nal_starts(packet: bytes, length_bytes: int) -> list[int]:
+    """Where every NAL unit begins, behind its length or start code; the packet's end, last, where the lengths do not
+    add up."""
+    starts = []
     if length_bytes == 0:
         at = packet.find(b"\0\0\1")
         while at >= 0:
-            heads.append(packet[at + 3 : at + 5])
+            starts.append(at + 3)
             at = packet.find(b"\0\0\1", at + 3)
-        return heads
+        return starts
     at = 0
     while at < len(packet):
         num_bytes = int.from_bytes(packet[at : at + length_bytes], "big")
         at += length_bytes
         if num_bytes == 0 or at + num_bytes > len(packet):
-            return [*heads, b""]
-        heads.append(packet[at : at + 2])
+            return [*starts, len(packet)]
+        starts.append(at)
         at += num_bytes
-    return heads
+    return starts

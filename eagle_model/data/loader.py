@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -42,13 +43,16 @@ class DataConfig:
     seed: int = 0
     on_bad_sample: str = "raise"  # or "skip": counted, listed in Loader.skipped and in the state
     num_workers: int = 2  # threads, and rows that are loaded ahead
+    num_decode_workers: int = 1  # threads for each video that is being decoded, inside each of num_workers
+    index_folder: str | None = None  # keeps what planning finds in videos, for decoding and for the next start
     allow_outside_root: bool = False
 
     def __post_init__(self) -> None:
         if self.on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"DataConfig: on_bad_sample is {self.on_bad_sample!r}; needs 'raise' or 'skip'.")
-        if self.num_workers < 1:
-            raise ValueError(f"DataConfig: num_workers is {self.num_workers}; needs at least 1.")
+        for name in ("num_workers", "num_decode_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"DataConfig: {name} is {getattr(self, name)}; needs at least 1.")
         config = self.processor_config(ProcessorConfig())
         if config.tokens_per_tile > self.context_tokens:
             raise ValueError(
@@ -93,7 +97,7 @@ class Loader:
     calling `next` again tries the same row again). "skip": the sample is left out, a row that it was in gets shorter,
     and (sample id, reason) goes to `skipped` once. Files alone decide what fails, so a resume skips the same.
 
-    Raises DataError if the recipe is unusable or no sample is left.
+    Raises DataError if the recipe is unusable or no sample is left; OSError if index_folder cannot be made.
     """
 
     def __init__(self, config: DataConfig, processor: Processor) -> None:
@@ -104,7 +108,14 @@ class Loader:
                     f"Loader: {name} is {ours} in the data config and {theirs} in the processor; needs one."
                 )
         self.config = config
-        self.processor = Processor(processor.tokenizer, config.processor_config(processor.config))
+        if config.index_folder is not None:  # here, since for each video it would count as a bad sample
+            Path(config.index_folder).mkdir(parents=True, exist_ok=True)
+        self.processor = Processor(
+            processor.tokenizer,
+            config.processor_config(processor.config),
+            num_decode_workers=config.num_decode_workers,
+            index_folder=config.index_folder,
+        )
         self._skipped: dict[tuple[str, str], None] = {}  # a set that keeps its order
         self._plans: list[SamplePlan] = []
         self._entries: list[int] = []  # indices of _plans: what one epoch shows, repeats included

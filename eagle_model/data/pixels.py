@@ -3,8 +3,7 @@
 Dims    I tiles, P = (tile_px / patch_px)**2 patches a tile, K = 3 * patch_px**2, L frames, Y and X pixels.
 Images  Pillow decodes FORMATS; EXIF orientation is applied, EXIF that cannot be read is ignored, as viewers do;
         transparency goes onto white; 16-bit gray is scaled, not cut.
-Videos  `eagle_kernels.video` decodes frame by frame, and each frame becomes one tile at once: a decoded frame is never
-        held longer than that.
+Videos  `eagle_kernels.decode_tiles`: each frame becomes one tile in the thread that decodes it, and is not kept.
 """
 
 from __future__ import annotations
@@ -13,17 +12,18 @@ import struct
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
-from eagle_kernels.video import VideoError, decode
+from eagle_kernels.video import VideoError
 from eagle_model.data.media import DataError, Sample, visual_order
 from eagle_model.data.sampling import VisualPlan
-from eagle_model.data.tiling import Grid
 
 MAX_IMAGE_PX = 89_478_485  # width x height; 256 MiB as RGB, and where Pillow too begins to suspect a bomb
 PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
@@ -142,58 +142,48 @@ def load_patches(
     patch_px: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    num_decode_workers: int = 1,
+    index_folder: str | Path | None = None,
     stop: threading.Event | None = None,
 ) -> Tensor:
     """Patches of all tiles, (I, P, K) in PIXELS_DTYPE: images with their grid and thumbnail, videos one tile a frame.
 
-    stop: when another thread sets it, CancelledError is raised before the next image or frame.
-    Raises DataError when a file cannot be decoded or gives another number of tiles than the plan, naming both.
+    num_decode_workers, index_folder: as `video.decode`; they change no bit.
+    stop: when another thread sets it, CancelledError is raised before the next image or packet of a video.
+    Raises DataError when a file cannot be decoded, or the text shows other media than the plan counted, naming both.
     """
-
-    def tiles(frames_LYX3: Tensor, grid: Grid) -> Tensor:
-        return frames_to_tiles(
-            frames_LYX3,
-            grid,
-            tile_px=tile_px,
-            patch_px=patch_px,
-            mean=mean,
-            std=std,
-            thumbnail=True,
-            dtype=PIXELS_DTYPE,
-            num_threads=1,  # the loader's workers are threads already
-        )
-
     num_tiles = sum(grid.num_tiles for grid in plan.grids) + sum(len(times) for times in plan.timestamps_seconds)
     patches_IPK = torch.empty(num_tiles, (tile_px // patch_px) ** 2, 3 * patch_px**2, dtype=PIXELS_DTYPE)
+    tiling: dict[str, Any] = {"tile_px": tile_px, "patch_px": patch_px, "mean": mean, "std": std, "dtype": PIXELS_DTYPE}
     filled = 0
-
-    def put(more_IPK: Tensor) -> None:
-        nonlocal filled
-        num_more = more_IPK.shape[0]
-        if filled + num_more <= num_tiles:
-            patches_IPK[filled : filled + num_more] = more_IPK
-        filled += num_more
-
     for kind, k in visual_order(sample):
-        _check_stop(stop)
+        if stop is not None and stop.is_set():
+            raise CancelledError
         if kind == "image":
-            put(tiles(load_image(sample.images[k].path)[None], plan.grids[k]))
+            grid = plan.grids[k]
+            patches_IPK[filled : filled + grid.num_tiles] = frames_to_tiles(
+                load_image(sample.images[k].path)[None],
+                grid,
+                thumbnail=True,
+                num_threads=1,  # the loader's workers are threads already
+                **tiling,
+            )
+            filled += grid.num_tiles
             continue
         video, times = sample.videos[k], plan.timestamps_seconds[k]
-        before = filled
         try:
-            for frame in decode(video.path, times):
-                _check_stop(stop)
-                put(tiles(frame.rgb_YX3[None], Grid(1, 1)))
+            decode_tiles(
+                video.path,
+                times,
+                out=patches_IPK[filled : filled + len(times)],
+                num_workers=num_decode_workers,
+                index_folder=index_folder,
+                stop=stop,
+                **tiling,
+            )
         except (VideoError, OSError) as error:
             raise DataError(f"video {video.path} cannot be decoded: {error}") from error
-        if filled - before != len(times):
-            raise DataError(f"video {video.path} gave {filled - before} frames, but the plan asked for {len(times)}.")
+        filled += len(times)
     if filled != num_tiles:
-        raise DataError(f"{sample.id}: the files gave {filled} tiles, but the plan has {num_tiles}.")
+        raise DataError(f"{sample.id}: its text shows {filled} tiles, but the plan has {num_tiles}.")
     return patches_IPK
-
-
-def _check_stop(stop: threading.Event | None) -> None:
-    if stop is not None and stop.is_set():
-        raise CancelledError

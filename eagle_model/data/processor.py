@@ -96,11 +96,24 @@ class LoadedSample(NamedTuple):
 
 
 class Processor:
-    """Everything between a sample and its tensors. Not changed by use; safe to share between threads."""
+    """Everything between a sample and its tensors. Not changed by use; safe to share between threads.
 
-    def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig) -> None:
+    num_decode_workers: threads that decode one video; index_folder: keeps the indexes of videos, as `video.probe` does.
+    Neither changes a number, and neither is saved.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: ProcessorConfig,
+        *,
+        num_decode_workers: int = 1,
+        index_folder: str | Path | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.config = config
+        self.num_decode_workers = num_decode_workers
+        self.index_folder = index_folder
         self.encoder = ChatEncoder(tokenizer, system=config.system)
 
     def plan_sample(
@@ -113,7 +126,7 @@ class Processor:
         """
         try:
             images = [image_size(image.path) for image in sample.images]
-            clips = [_clip(video) for video in sample.videos]
+            clips = [_clip(video, self.index_folder) for video in sample.videos]
             visual = sampling.plan(
                 self.config.sampling(max_tiles),
                 images=images,
@@ -164,6 +177,8 @@ class Processor:
                 patch_px=self.config.patch_px,
                 mean=self.config.mean,
                 std=self.config.std,
+                num_decode_workers=self.num_decode_workers,
+                index_folder=self.index_folder,
                 stop=stop,
             )
         except DataError as error:
@@ -234,7 +249,7 @@ class _Clip(NamedTuple):
     duration_seconds: float
 
 
-def _clip(video: VideoRef) -> _Clip:
+def _clip(video: VideoRef, index_folder: str | Path | None) -> _Clip:
     """The frames shown in [start, end), or the one on show at `start` where none begins in it.
 
     The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
@@ -243,7 +258,7 @@ def _clip(video: VideoRef) -> _Clip:
     if not os.path.isfile(video.path):  # pathlib's raises for a name that is too long
         raise DataError(f"video {video.path} does not exist or is not a file.")
     try:
-        info = probe(video.path)
+        info = probe(video.path, index_folder=index_folder)
     except (VideoError, OSError) as error:
         raise DataError(f"video {video.path} cannot be read: {error}") from error
     if info.damage is not None:

@@ -81,6 +81,8 @@ CHANGEABLE_ON_RESUME = frozenset(
         "keep_last",
         "data.recipe",  # the data may have moved; that it is the same data, the loader's state checks
         "data.num_workers",
+        "data.num_decode_workers",
+        "data.index_folder",
         "data.on_bad_sample",
     }
 )

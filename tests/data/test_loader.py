@@ -120,6 +120,23 @@ def test_threads_change_nothing(recipe: Recipe, processor: Processor, monkeypatc
 # ---- resume
 
 
+def test_decode_workers_and_kept_indexes_change_nothing(recipe: Recipe, processor: Processor, tmp_path: Path) -> None:
+    path = recipe(ROWS)
+    indexes = tmp_path / "made" / "indexes"
+    with loader_of(path, processor) as loader:
+        plain, state = epoch_of(loader), loader.state_dict()
+    for _ in ("made", "read"):
+        with loader_of(path, processor, num_decode_workers=2, index_folder=str(indexes)) as loader:
+            assert list(indexes.iterdir()), "planning keeps them"
+            for a, b in zip(plain, epoch_of(loader), strict=True):
+                assert_same(a, b)
+            assert loader.state_dict() == state
+            loader.load_state_dict(state)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        Loader(config_of(path, index_folder=str(tmp_path / "file")), processor)
+
+
 def test_resume_is_exact_after_every_batch_and_across_epochs(recipe: Recipe, processor: Processor) -> None:
     path = recipe(ROWS)
     with loader_of(path, processor) as loader:
@@ -287,20 +304,19 @@ def test_a_bug_is_no_bad_sample(recipe: Recipe, processor: Processor, monkeypatc
 def test_close_ends_threads_promptly_in_the_middle_of_a_video(
     recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eagle_model.data import pixels
+    from eagle_kernels.video import decode_cpu
 
-    decode, started = pixels.decode, threading.Event()
+    decode, started = decode_cpu._decode, threading.Event()
 
-    def slow(path: Path, times: tuple[float, ...]):  # type: ignore[no-untyped-def]
-        for frame in decode(path, times):
-            started.set()
-            time.sleep(0.1)
-            yield frame
+    def slow(packet: object) -> object:
+        started.set()
+        time.sleep(0.1)
+        return decode(packet)
 
-    monkeypatch.setattr(pixels, "decode", slow)
     before = set(threading.enumerate())
     rows = [chat_row(video=["long.mp4"] * 4, id=f"s{i}") for i in range(8)]
-    loader = Loader(config_of(recipe(rows), context_tokens=1024, num_workers=2), processor)
+    loader = Loader(config_of(recipe(rows), context_tokens=1024, num_workers=2, num_decode_workers=2), processor)
+    monkeypatch.setattr(decode_cpu, "_decode", slow)
 
     def ask() -> None:
         with pytest.raises(CancelledError):
@@ -350,6 +366,7 @@ def test_wrong_configs(recipe: Recipe, processor: Processor) -> None:
     for changes, message in [
         ({"on_bad_sample": "ignore"}, "on_bad_sample is 'ignore'; needs 'raise' or 'skip'"),
         ({"num_workers": 0}, "num_workers is 0; needs at least 1"),
+        ({"num_decode_workers": 0}, "num_decode_workers is 0; needs at least 1"),
         ({"tile_px": 60}, "tile_px is 60; needs a multiple of 2 \\* patch_px = 28"),
         (
             {"context_tokens": 3},

@@ -250,36 +250,36 @@ def test_text_alone_has_no_tiles() -> None:
     assert patches_IPK.shape == (0, 16, 588)
 
 
-def test_another_number_of_frames_or_tiles_names_both(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = parse_sample(chat_row(video="clip.mp4"), root=media, where="rows:1")
-    decode = pixels.decode
-    monkeypatch.setattr(pixels, "decode", lambda path, times: list(decode(path, times))[:-1])
-    with pytest.raises(DataError, match=r"clip\.mp4 gave 1 frames, but the plan asked for 2"):
-        load_patches(sample, plan_of([], (0.0, 1.0)), **SIZES)  # type: ignore[arg-type]
+def test_other_tiles_than_planned_name_both_numbers(media: Path) -> None:
     unnamed = Sample("s4", (Turn("user", "no placeholder"),), (ImageRef(media / "wide.png"),))
-    with pytest.raises(DataError, match="s4: the files gave 0 tiles, but the plan has 4"):
+    with pytest.raises(DataError, match="s4: its text shows 0 tiles, but the plan has 4"):
         load_patches(unnamed, plan_of([Grid(3, 1)]), **SIZES)  # type: ignore[arg-type]
 
 
-def test_frames_are_decoded_one_at_a_time(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before frame i + 1 is asked for, frame i is already a tile."""
-    events: list[str] = []
-    decode, to_tiles = pixels.decode, pixels.frames_to_tiles
+def test_workers_and_kept_indexes_change_no_bit(media: Path, tmp_path: Path) -> None:
+    sample = parse_sample(chat_row(video="long.mp4"), root=media, where="rows:1")
+    plan = plan_of([], tuple(i / 10 for i in range(0, 60, 7)))
+    plain = load_patches(sample, plan, **SIZES)  # type: ignore[arg-type]
+    for _ in ("made", "read"):
+        options = {"num_decode_workers": 2, "index_folder": tmp_path / "indexes"}
+        assert torch.equal(load_patches(sample, plan, **options, **SIZES), plain)  # type: ignore[arg-type]
+        (kept,) = (tmp_path / "indexes").iterdir()
+        assert kept.name.startswith("long.mp4")
 
-    def spy_decode(path: Path, times: tuple[float, ...]):  # type: ignore[no-untyped-def]
-        for frame in decode(path, times):
-            events.append("frame")
-            yield frame
 
-    def spy_tiles(*args, **kwargs):  # type: ignore[no-untyped-def]
-        events.append("tile")
-        return to_tiles(*args, **kwargs)
+def test_a_video_is_tiled_into_the_sample_s_own_tensor(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor of the video's tiles beside it: that would double the peak."""
+    seen: list[Tensor] = []
+    whole = pixels.decode_tiles
 
-    monkeypatch.setattr(pixels, "decode", spy_decode)
-    monkeypatch.setattr(pixels, "frames_to_tiles", spy_tiles)
-    sample = parse_sample(chat_row(video="clip.mp4"), root=media, where="rows:1")
-    load_patches(sample, plan_of([], (0.0, 0.5, 1.0)), **SIZES)  # type: ignore[arg-type]
-    assert events == ["frame", "tile"] * 3
+    def spy(*args, **kwargs):  # type: ignore[no-untyped-def]
+        seen.append(kwargs["out"])
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(pixels, "decode_tiles", spy)
+    sample = parse_sample(chat_row("<image> <video>", image="square.png", video="clip.mp4"), root=media, where="rows:1")
+    patches_IPK = load_patches(sample, plan_of([Grid(1, 1)], (0.0, 0.5)), **SIZES)  # type: ignore[arg-type]
+    assert [out.data_ptr() for out in seen] == [patches_IPK[1:].data_ptr()]
 
 
 def test_bad_video_files_are_data_errors(tmp_path: Path, media: Path) -> None:

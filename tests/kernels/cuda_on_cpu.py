@@ -10,8 +10,9 @@ import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -29,6 +30,8 @@ FAKE_CUDA = """
 #define __global__
 #define __device__
 #define __shared__ static
+#define __grid_constant__
+#define __launch_bounds__(...)
 using cudaStream_t = void*;
 struct Index { unsigned x; };
 static thread_local Index blockIdx, threadIdx, gridDim;
@@ -58,8 +61,16 @@ void launch(Kernel kernel, unsigned blocks, unsigned threads, Args... args) {
 """
 
 
-def build(folder: Path, name: str, num_launches: int, entry_point: str, others: Sequence[str]) -> ctypes.CDLL:
-    """csrc/<name>.cu, whose launches must be `num_launches`, with `entry_point` after it and csrc's files `others`."""
+def build(
+    folder: Path,
+    name: str,
+    num_launches: int,
+    entry_point: str,
+    others: Sequence[str],
+    constants: Mapping[str, str] = MappingProxyType({}),
+) -> ctypes.CDLL:
+    """csrc/<name>.cu, whose launches must be `num_launches`, with `entry_point` after it and csrc's files `others`;
+    `constants` get other values, so that small cases reach their limits."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("needs a C++ compiler")
@@ -70,6 +81,9 @@ def build(folder: Path, name: str, num_launches: int, entry_point: str, others: 
         flags=re.DOTALL,
     )
     assert num_found == num_launches
+    for constant, value in constants.items():
+        source, num_found = re.subn(rf"(constexpr \w+ {constant}) = [^;]+;", rf"\1 = {value};", source)
+        assert num_found == 1
     (folder / "kernels.cpp").write_text(FAKE_CUDA + source + entry_point)
     library = folder / "kernels.so"
     files = [folder / "kernels.cpp", *(CSRC / other for other in others)]

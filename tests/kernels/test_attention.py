@@ -160,6 +160,18 @@ def test_options_of_the_public_function():
     assert [t.dtype for t in bf16] == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.parametrize("attend", [varlen_attention, varlen_attention_ref])
+def test_autocast_changes_nothing(attend, device):
+    """Each document in the dtype of the inputs, lse in fp32; one has no keys."""
+    device = device if attend is varlen_attention else "cpu"
+    inputs, cu_seqlens = qkv(7, 7, 2, 1, 16, device=device), offsets([3, 4], device)
+    options = {"cu_seqlens_k": offsets([0, 7], device), "return_lse": True}
+    want = attend(*inputs, cu_seqlens, **options)
+    with torch.autocast(device, torch.bfloat16):
+        got = attend(*inputs, cu_seqlens, **options)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
 # q lengths, k lengths, H, K, D, causal. Several tiles, several blocks a tile, several documents a block.
 KERNEL_CASES = {
     "width 16, groups of 2": ([5, 0, 40, 1], None, 4, 2, 16, True),
@@ -334,20 +346,22 @@ def test_gradient_of_lse_alone(device):
     )
 
 
-def test_row_that_sees_no_key_takes_no_gradient(device):
-    """Whatever flows into its lse: merging partial results makes NaN of (-inf) - (-inf)."""
-    plan = plan_of([5], [3], device=device)
-    q, k, v = qkv(5, 3, 1, 1, 16, device=device)
-    dlse = randn(1, 5, device=device, seed=4).detach()
-    douts = [
-        (randn(5, 1, 16, device=device, seed=5).detach(), dlse.index_fill(1, torch.arange(2, device=device), x))
-        for x in (0, torch.nan)
-    ]
-    want, got = (
-        outputs_and_grads(lambda q, k, v: _varlen_attention(q, k, v, plan, True, 0.25), (q, k, v), d) for d in douts
-    )
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, of the poisoned rows
+@pytest.mark.parametrize("poisoned", ["q", "dout", "dlse"])
+def test_row_that_sees_no_key_takes_no_gradient(poisoned, device):
+    """Whatever it holds and flows into it: merging partial results makes NaN of (-inf) - (-inf)."""
+    plan = plan_of([7, 35], [7, 15], device=device)  # in one block: rows that see none, rows that see some
+    blind = slice(7, 27)
+    dout, dlse = randn(42, 2, 16, device=device, seed=5).detach(), randn(2, 42, device=device, seed=4).detach()
+    want, got = [], []
+    for results, poison in ((want, 0.0), (got, torch.nan)):
+        q, k, v = qkv(42, 22, 2, 1, 16, device=device)
+        rows = {"q": q.detach(), "dout": dout, "dlse": dlse.T}[poisoned]
+        rows[blind] = poison
+        results += outputs_and_grads(lambda *x: _varlen_attention(*x, plan, True, 0.25), (q, k, v), (dout, dlse))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    assert not got[2][:2].any()
+    assert not got[0][blind].any()
+    assert not got[2][blind].any()
 
 
 def test_empty_row(device):
@@ -396,6 +410,12 @@ def test_compiles_whole(device):
         return _varlen_attention(q, k, v, AttentionPlan.uniform(len(q) // 4, 4, device=device), False, 0.25)
 
     check_compiles(attend_within_tiles, qkv(8, 8, 2, 1, 16, device=device))
+
+
+def test_public_function_compiles_whole_by_a_uniform_plan(device):
+    """On CPU tensors too, as the vision tower is."""
+    plan = AttentionPlan.uniform(3, 4, device=device)
+    check_compiles(lambda q, k, v: varlen_attention(q, k, v, plan, causal=False), qkv(12, 12, 2, 1, 16, device=device))
 
 
 @pytest.mark.gpu
@@ -497,8 +517,9 @@ def test_pieces_hold_the_head_width(head_width):
     assert tail & (tail - 1) == 0
     assert tail == 0 or 16 <= tail < main
     assert {72: (64, 16), 80: (64, 16), 96: (64, 32), 128: (128, 0)}.get(head_width, (main, tail)) == (main, tail)
-    for dtype, sm, whole in product((torch.float32, torch.bfloat16), (80, 90, 100), (False, True)):
-        launched = launches(head_width, dtype, sm=sm, whole=whole)
+    yes_no = (False, True)
+    for dtype, sm, whole, causal in product((torch.float32, torch.bfloat16), (80, 90, 100), yes_no, yes_no):
+        launched = launches(head_width, dtype, sm=sm, whole=whole, causal=causal)
         assert all(TILE % x.block_m == TILE % x.block_n == 0 for x in launched)
 
 

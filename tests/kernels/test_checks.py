@@ -1,11 +1,15 @@
 """What every op's public function does with CUDA tensors, as far as a machine without a GPU can show it."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import eagle_kernels as ek
+from eagle_kernels.attention import _varlen_attention
 from eagle_kernels.checks import on_device_of
 
 
@@ -39,6 +43,15 @@ OPS = {
     "frames_to_tiles": lambda x, w: ek.frames_to_tiles(
         x.new_zeros(2, 4, 5, 3, dtype=torch.uint8), (2, 1), mean=(0.5,) * 3, std=(0.5,) * 3, thumbnail=True
     ),
+    "yuv_to_tiles": lambda x, w: ek.yuv_to_tiles(
+        *[x.new_zeros(2, *size, dtype=torch.uint8) for size in ((4, 5), (2, 3), (2, 3))],
+        (2, 1),
+        matrix="bt709",
+        full_range=False,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        thumbnail=True,
+    ),
 }
 
 
@@ -48,7 +61,7 @@ def tensors(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
 
 # A torch without CUDA cannot index fake CUDA tensors, as these do.
 INDEXING = {"varlen_attention", "varlen_attention of a plan"}
-COPYING = {"merge_2x2", "scatter_visual", "frames_to_tiles"}
+COPYING = {"merge_2x2", "scatter_visual", "frames_to_tiles", "yuv_to_tiles"}
 
 
 @pytest.mark.parametrize("op", [pytest.param(op, marks=pytest.mark.gpu if op in INDEXING else ()) for op in OPS])
@@ -104,6 +117,61 @@ def test_a_second_gpu() -> None:
         )
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a.cpu(), b.cpu()), op
+
+
+def attend_by_offsets(q_THD: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """What varlen_attention does with CUDA tensors; its offsets are read on a CPU, which is no part of a graph."""
+    num_tokens = q_THD.shape[0]
+    made = ek.AttentionPlan.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, num_tokens_k=num_tokens)
+    return _varlen_attention(q_THD, q_THD, q_THD, made, True, 0.25)[0]
+
+
+def rows(T: int, device: str = "cpu") -> Tensor:
+    return torch.ones(T, 2, 16, device=device)
+
+
+def numbers(T: int, device: str = "cpu") -> Tensor:
+    return torch.arange(T, dtype=torch.int32, device=device)
+
+
+OF_MANY_SIZES: dict[str, tuple[Callable[..., object], Callable[[int], tuple[Tensor, ...]]]] = {
+    "varlen_attention": (attend_by_offsets, lambda T: (rows(T, "meta"), numbers(T // 2, "meta"))),
+    "decode_attention": (
+        ek.decode_attention,
+        lambda T: (rows(T), rows(T + 9), rows(T + 9), numbers(T), torch.ones(T, dtype=torch.int32)),
+    ),
+    "merge_attention": (
+        lambda out, lse: ek.merge_attention(out, lse, out, lse),
+        lambda T: (rows(T), torch.zeros(2, T)),
+    ),
+    "rope": (lambda x, positions: ek.rope(x, x, positions, 1e4), lambda T: (rows(T), numbers(T))),
+    "qkv_rope": (
+        lambda x, bias, positions: ek.qkv_rope(x, bias, positions, 1e4, num_heads=2, num_kv_heads=1),
+        lambda T: (rows(T).flatten(1), torch.ones(32), numbers(T)),
+    ),
+    "linear_cross_entropy": (
+        ek.linear_cross_entropy,
+        lambda T: (torch.ones(T, 16), torch.ones(99, 16), numbers(T).long(), torch.ones(T)),
+    ),
+    "scatter_visual": (
+        ek.scatter_visual,
+        lambda T: (torch.ones(T, 16), torch.ones(T // 2, 16), numbers(T // 2)),
+    ),
+    "swiglu": (ek.swiglu, lambda T: (torch.ones(T, 16), torch.ones(T, 16))),
+    "rms_norm": (lambda x, w: ek.rms_norm(x, w, 1e-6), lambda T: (torch.ones(T, 16), torch.ones(16))),
+}
+
+
+@pytest.mark.parametrize("op", OF_MANY_SIZES)
+def test_a_new_number_of_rows_compiles_nothing(op: str) -> None:
+    """Batches have other lengths each: torch.compile makes one graph of sizes, after a first of constants."""
+    fn, arguments = OF_MANY_SIZES[op]
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(fn, fullgraph=True, backend=counter)
+    for T in (7, 12, 31, 16, 22):
+        compiled(*arguments(T))
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize("shape", [(0,), (4, 0), (2, 4, 0), (2, 0, 3)])

@@ -185,7 +185,7 @@ V2 = torch.ones(2, 3)
         (E5, V2, [2, 1], r"rows\[1\] is 1; needs rows strictly ascending"),
         (E5, V2, [-1, 1], r"rows\[0\] is -1; needs rows"),
         (E5, V2, [0, 5], r"rows\[1\] is 5; needs rows"),
-        (E5, torch.ones(9, 3), [0] * 9, "rows is 9 rows; needs at most 5, one for each of the embeddings"),
+        (E5, torch.ones(9, 3), [0] * 9, "the number of rows is 9; needs at most 5, one for each of the embeddings"),
         (E5[:, :0], V2[:, :0], [4, 3], r"rows\[1\] is 3; needs rows"),
         (E5, V2[:, :2], [0, 1], r"visual's shape is \(2, 2\); needs \(N, 3\), the width of the embeddings"),
         (E5, V2.half(), [0, 1], "visual's dtype is torch.float16; needs embeddings's torch.float32"),

@@ -63,10 +63,11 @@ def write_video(
     tags: Mapping[str, int] | None = None,
     cover: NDArray[np.uint8] | None = None,
     audio_seconds: float = 0.0,
+    recount_dts: bool = False,
 ) -> None:
     """Encodes RGB frames. `times_ms` gives each frame's own time, else they are 1 / fps apart from 0. `tags` are codec
     context attributes (color_range, colorspace, ...); frames are converted to match. `cover` becomes a JPEG attached as
-    stream 0."""
+    stream 0. `recount_dts`: for x265's temporal layers, which it gives times of decoding behind those of showing."""
     with av.open(str(path), "w", format=muxer, options=dict(muxer_options or {})) as container:
         if cover is not None:
             art = container.add_stream("mjpeg", rate=1)
@@ -99,6 +100,11 @@ def write_video(
             frame.time_base = stream.codec_context.time_base
             packets += stream.encode(frame)
         packets += stream.encode(None)
+        if recount_dts:
+            in_order = sorted(packet.pts for packet in packets)
+            delay = max(pts - packet.pts for pts, packet in zip(in_order, packets))
+            for pts, packet in zip(in_order, packets):
+                packet.dts = pts - delay
         if cover is not None:
             picture = av.VideoFrame.from_ndarray(cover, format="rgb24").reformat(format="yuvj420p")
             packets = art.encode(picture) + art.encode(None) + packets
@@ -251,12 +257,12 @@ def make(folder: Path) -> GoldenSet:
         name = f"turned_{degrees}.mp4"
         turned = [np.rot90(draw(i), degrees // 90) for i in range(30)]  # anticlockwise: the player turns it back
         write_video(folder / name, turned, options=B_FRAMES)
-        _set_display_matrix(folder / name, matrix)
+        set_display_matrix(folder / name, matrix)
         golden.good[name] = Golden(
             folder / name, tuple(range(30)), tuple(i / 25 for i in range(30)), rotation_degrees=degrees
         )
     write_video(folder / "mirrored.mp4", [draw(i)[:, ::-1] for i in range(30)], options=B_FRAMES)
-    _set_display_matrix(folder / "mirrored.mp4", (-1, 0, 0, 1))
+    set_display_matrix(folder / "mirrored.mp4", (-1, 0, 0, 1))
     golden.good["mirrored.mp4"] = Golden(folder / "mirrored.mp4", tuple(range(30)), tuple(i / 25 for i in range(30)))
 
     # VP8 pictures that are referred to and never shown: every tenth one, by its show_frame bit (RFC 6386, 9.1).
@@ -351,7 +357,7 @@ def _hide_frames(source: Path, path: Path) -> Golden:
     return Golden(path, tuple(shown), tuple(i / 25 for i in shown), codec="vp8", is_variable=True)
 
 
-def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     """Writes (a, b, c, d) into the track header (ISO/IEC 14496-12, 8.3.2), whose muxer wrote the identity."""
     content = bytearray(path.read_bytes())
     identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)

@@ -18,7 +18,7 @@ import av
 
 from eagle_kernels.video import Frame, VideoError, decode, decode_cpu, probe
 from eagle_kernels.video.decode import frame_indices
-from tests.video.make import GOOD_NAMES, GoldenSet, draw, read, write_video
+from tests.video.make import GOOD_NAMES, X264, GoldenSet, draw, read, write_video
 
 
 def numbers(frames: Iterator[Frame]) -> list[int]:
@@ -88,8 +88,12 @@ def test_a_time_outside_the_file_raises_at_once(golden: GoldenSet, asked: float)
         decode(path, [0.0, asked])
 
 
-def test_repeats_are_frames_of_their_own(golden: GoldenSet) -> None:
-    first, second = decode(golden.good["b_frames.mp4"].path, [1.0, 1.0])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "rgb24"])
+def test_repeats_are_frames_of_their_own(tmp_path: Path, pix_fmt: str) -> None:
+    path = tmp_path / "two.mov"
+    pictures = [draw(i, 128, 96) for i in range(30)]  # 128: without padding
+    write_video(path, pictures, codec="libx264" if pix_fmt == "yuv420p" else "png", pix_fmt=pix_fmt)
+    first, second = decode(path, [1.0, 1.0])
     assert torch.equal(first.rgb_YX3, second.rgb_YX3)
     first.rgb_YX3.zero_()
     assert second.rgb_YX3.any()
@@ -200,7 +204,7 @@ def test_workers_and_left_out_packets_change_no_byte(
     path = golden.good[name].path
     times = probe(path).frame_times_seconds
     in_order = [frame.rgb_YX3 for frame in decode(path, times.tolist())]
-    monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", 1)
+    monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", 0)
     rng = random.Random(1)
     sparse = sorted(rng.sample(range(len(times)), min(9, len(times))))
     for order in (list(range(len(times))), sparse, rng.sample(range(len(times)), min(9, len(times)))):
@@ -259,32 +263,108 @@ def test_packets_that_nothing_refers_to_are_left_out(
     wanted = [20, 23, 44, 68, 92, 116]
     decode_cpu._verdicts.clear()
     num_fed = []
-    for worth_a_check in (6, 5, 6):  # there are five groups: not checked, checked, known
-        monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", worth_a_check)
+    for worth_a_check in (6, 4, 6):  # the check takes 24 of 113 packets: not checked, checked, known
+        monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", worth_a_check)
         fed.clear()
         assert numbers(decode(path, [i / 25 for i in wanted])) == wanted
         num_fed.append(len(fed))
     assert num_fed[0] > 100
     assert num_fed[2] < 0.6 * num_fed[0], "B frames that no other picture refers to"
-    assert num_fed[1] < num_fed[2] + 24 + 16, "the check takes one group more, both ways"
+    assert num_fed[1] < num_fed[2] + 24 + 16, "the check takes one frame more, both ways"
+
+
+def test_a_file_without_such_packets_costs_no_check(
+    tmp_path: Path, fed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "all_referred_to.mp4"
+    write_video(path, (draw(i) for i in range(96)), options={**X264, "g": "24", "bf": "0", "sc_threshold": "0"})
+    times = probe(path).frame_times_seconds[[15, 39, 63, 87]].tolist()
+    for worth_a_check in (10**9, 0):
+        monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", worth_a_check)
+        fed.clear()
+        assert numbers(decode(path, times)) == [15, 39, 63, 87]
+        assert len(fed) == 4 * 16 + 1, "and the first frame to describe the file"
 
 
 def test_a_file_that_lies_about_them_is_decoded_whole(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every packet but the key frames claims that nothing refers to it."""
     path = golden.good["b_frames.mp4"].path
     decode_cpu._verdicts.clear()
-    monkeypatch.setattr(decode_cpu, "is_disposable", lambda packet, nal: packet[4] & 31 not in (5, 7, 6, 9))
-    monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", 5)
+
+    def keys_and_wanted(packets: list[bytes], is_wanted: list[bool], nal: object, *, is_last: bool) -> list[bool]:
+        return [wanted or packet[4] & 31 in (5, 6, 7, 9) for packet, wanted in zip(packets, is_wanted, strict=True)]
+
+    monkeypatch.setattr(decode_cpu, "needed", keys_and_wanted)
+    monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", 4)
     assert numbers(decode(path, [i / 25 for i in (20, 44, 68, 92, 116)])) == [20, 44, 68, 92, 116]
     assert list(decode_cpu._verdicts.values()) == [False]
     decode_cpu._verdicts.clear()
+
+
+def moving_pictures(num_frames: int, width_px: int = 128, height_px: int = 96) -> Iterator[NDArray[np.uint8]]:
+    """Coarse noise that slides, and a block that jumps: something for every picture to refer to."""
+    noise_YX3 = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    for i in range(num_frames):
+        rgb_YX3 = noise_YX3[i % 200 : i % 200 + height_px, 2 * i % 300 : 2 * i % 300 + width_px].copy()
+        rgb_YX3[:16, 7 * i % 112 : 7 * i % 112 + 16] = i % 256
+        yield rgb_YX3
+
+
+SVT = {"preset": "10", "crf": "40", "g": "300"}
+X265_LAYERS = "log-level=error:keyint=250:bframes=7:rc-lookahead=20:b-adapt=0:scenecut=0:temporal-layers="
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options", "share_fed"),
+    [
+        ("layers.mp4", "libsvtav1", {**SVT, "svtav1-params": "lp=1:hierarchical-levels=4"}, 0.3),
+        ("layers.mkv", "libsvtav1", {**SVT, "svtav1-params": "lp=1:hierarchical-levels=5"}, 0.3),
+        ("low_delay.mp4", "libsvtav1", {**SVT, "svtav1-params": "lp=1:pred-struct=1"}, 0.6),
+        ("grain.mp4", "libsvtav1", {**SVT, "svtav1-params": "lp=1:film-grain=20"}, 0.4),
+        ("switch.mp4", "libsvtav1", {**SVT, "svtav1-params": "lp=1:sframe-dist=32:sframe-mode=2"}, 1.0),
+        ("three.mp4", "libx265", {"preset": "ultrafast", "x265-params": X265_LAYERS + "3"}, 0.4),
+        ("four.mp4", "libx265", {"preset": "ultrafast", "x265-params": X265_LAYERS + "4"}, 0.3),
+        ("four.mkv", "libx265", {"preset": "ultrafast", "x265-params": X265_LAYERS + "4"}, 0.3),
+    ],
+)
+def test_only_what_the_wanted_frames_lean_on_is_decoded(
+    tmp_path: Path,
+    name: str,
+    codec: str,
+    options: dict[str, str],
+    share_fed: float,
+    fed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the byte, for frames chosen by chance; a stream that uses more than is followed is decoded whole."""
+    path = tmp_path / name
+    write_video(path, moving_pictures(160), codec=codec, options=options, recount_dts=codec == "libx265")
+    times = probe(path).frame_times_seconds
+    whole = [frame.rgb_YX3 for frame in decode(path, times.tolist())]
+    monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", 0)
+    for seed in range(6):
+        wanted = sorted(random.Random(seed).sample(range(160), 5))
+        list(decode(path, times[wanted].tolist()))  # the check
+        fed.clear()
+        frames = list(decode(path, times[wanted].tolist()))
+        assert [frame.timestamp_seconds for frame in frames] == times[wanted].tolist()
+        assert all(torch.equal(frame.rgb_YX3, whole[i]) for i, frame in zip(wanted, frames, strict=True))
+        num_whole = wanted[-1] + 1
+        assert (len(fed) >= num_whole) if share_fed == 1.0 else (len(fed) < share_fed * num_whole + 6), (
+            len(fed),
+            num_whole,
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(decode_cpu, "WINDOW_PACKETS", 37)  # what lies at the end of a window is kept as well
+            frames = list(decode(path, times[wanted].tolist()))
+        assert all(torch.equal(frame.rgb_YX3, whole[i]) for i, frame in zip(wanted, frames, strict=True))
 
 
 def test_seek_modes_give_true_times(golden: GoldenSet, fed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     path = golden.good["b_frames.mp4"].path  # key frames every 0.96 s
     asked = [0.1, 0.9, 2.0, 4.7]
     decode_cpu._verdicts.clear()
-    monkeypatch.setattr(decode_cpu, "GROUPS_WORTH_A_CHECK", 1)
+    monkeypatch.setattr(decode_cpu, "WORTH_A_CHECK", 0)
     frames = list(decode(path, asked, seek="keyframe"))
     assert len(fed) <= 5, "the first frame to describe the file, four key frames, and no check"
     assert [frame.timestamp_seconds for frame in frames] == pytest.approx([0.0, 0.96, 1.92, 3.84])
@@ -341,8 +421,10 @@ def smooth_picture(height_px: int = 96, width_px: int = 128) -> NDArray[np.float
     return np.stack([127.5 + wave + 30 * np.sin(2 * np.pi * (1.3 * x - y)) for wave in waves], axis=-1).clip(0, 255)
 
 
-def to_planes(rgb_YX3: NDArray[np.float64], matrix: str, full_range: bool) -> list[NDArray[np.uint8]]:
-    """Y'CbCr 4:2:0 by ITU-T H.273 in fp64, chroma sited on the left as in MPEG, rounded once."""
+def to_planes(
+    rgb_YX3: NDArray[np.float64], matrix: str, full_range: bool, sited: str = "left"
+) -> list[NDArray[np.uint8]]:
+    """Y'CbCr 4:2:0 by ITU-T H.273 in fp64, chroma sited on the left as in MPEG or in the centre, rounded once."""
     k_r, k_b = LUMA[matrix]
     r, g, b = np.moveaxis(rgb_YX3, -1, 0) / 255
     y = k_r * r + (1 - k_r - k_b) * g + k_b * b
@@ -351,15 +433,18 @@ def to_planes(rgb_YX3: NDArray[np.float64], matrix: str, full_range: bool) -> li
         chroma = (colour - y) / (2 * (1 - k)) * (255 if full_range else 224) + 128
         padded = np.pad(chroma, ((0, 0), (1, 1)), mode="edge")
         left = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:])[:, ::2] / 4
-        planes.append((left[::2] + left[1::2]) / 2)
+        half = left if sited == "left" else (chroma[:, ::2] + chroma[:, 1::2]) / 2
+        planes.append((half[::2] + half[1::2]) / 2)
     return [np.rint(plane).clip(0, 255).astype(np.uint8) for plane in planes]
 
 
-def write_planes(path: Path, planes: list[NDArray[np.uint8]], tag: int, full_range: bool) -> None:
-    """One lossless H.264 frame of exactly these samples."""
+def write_planes(
+    path: Path, planes: list[NDArray[np.uint8]], tag: int, full_range: bool, codec: str = "libx264"
+) -> None:
+    """One lossless frame of H.264 or VP9 of exactly these samples."""
     height_px, width_px = planes[0].shape
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"qp": "0"})
+        stream = container.add_stream(codec, rate=25, options={"qp": "0"} if codec == "libx264" else {"lossless": "1"})
         stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
         frame = av.VideoFrame(width_px, height_px, "yuv420p")
         for plane, samples in zip(frame.planes, planes, strict=True):

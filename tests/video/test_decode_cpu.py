@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
+import av
+
 from eagle_kernels.video import VideoError, decode, decode_cpu, probe
+from eagle_kernels.video.probe import load
 from tests.video.make import GoldenSet, read
 
 
@@ -89,3 +93,48 @@ for call in (lambda: probe("x.mp4"), lambda: decode("x.mp4", [0.0])):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == ['eagle_kernels.video needs PyAV: `pip install "eagle-kernels[video]"`.'] * 2
+
+
+def test_rows_from_the_bottom_up_give_no_planes(golden: GoldenSet) -> None:
+    """libav has such frames from uncompressed video; the filter makes one of any."""
+    path = golden.good["b_frames.mp4"].path
+    graph = av.filter.Graph()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph.link_nodes(graph.add_buffer(template=stream), graph.add("vflip"), graph.add("buffersink")).configure()
+        frame = next(container.decode(stream))
+        graph.push(frame)
+        flipped = graph.pull()
+    index, _ = load(path, None)
+    upright, turned = (decode_cpu.Picture(f, index, decode_cpu._Scaler()) for f in (frame, flipped))
+    assert flipped.planes[0].line_size < 0
+    assert upright.planes() is not None
+    assert turned.planes() is None
+    assert torch.equal(turned.rgb_YX3(), upright.rgb_YX3().flip(0))
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv420p10le", "yuv422p", "yuv444p"])
+@pytest.mark.parametrize(
+    ("width_px", "height_px", "shown_px"), [(64, 48, 64), (63, 34, 63), (66, 37, 66), (64, 46, 96)]
+)
+def test_rgb_by_way_of_planes_is_the_same_to_the_byte(
+    pix_fmt: str, width_px: int, height_px: int, shown_px: int
+) -> None:
+    frame = av.VideoFrame(width_px, height_px, pix_fmt)
+    rng = np.random.default_rng(0)
+    for plane in frame.planes:
+        if pix_fmt.endswith("10le"):
+            samples = rng.integers(0, 1024, plane.buffer_size // 2, np.uint16).tobytes()
+        else:
+            samples = rng.integers(0, 256, plane.buffer_size, np.uint8).tobytes()
+        plane.update(samples)
+    direct = av.video.reformatter.VideoReformatter().reformat(
+        frame,
+        width=shown_px,
+        height=height_px,
+        format="rgb24",
+        src_colorspace=decode_cpu.UNTAGGED,
+        dst_color_range=av.video.reformatter.ColorRange.JPEG,
+        interpolation=decode_cpu.SCALER,
+    )
+    assert np.array_equal(decode_cpu._Scaler().rgb(frame, shown_px, height_px).to_ndarray(), direct.to_ndarray())

@@ -26,10 +26,8 @@ from PIL import Image
 
 from eagle_kernels import native
 from eagle_kernels.video import VideoError, decode, decode_cpu, matroska, probe, sidecar
-from eagle_kernels.video.decode import _decode_cpu
 from eagle_kernels.video.info import PacketIndex
 from eagle_kernels.video.plan import plan
-from eagle_kernels.video.probe import describe
 from tests.video.make import B_FRAMES, GOOD_NAMES, VPX, X265, GoldenSet, read, write_video
 
 NAMES = [name for name in GOOD_NAMES if name.endswith((".mkv", ".webm"))]
@@ -89,9 +87,13 @@ def hidden_places(index: PacketIndex) -> np.ndarray:
 
 
 def frames_of(index: PacketIndex, asked: Sequence[int]) -> list[np.ndarray]:
-    info = describe(index)
-    budget = decode_cpu.Budget(index.path, 60)
-    return [frame.rgb_YX3.numpy() for frame in _decode_cpu(index, info, np.array(asked), 1, budget)]
+    groups, budget = plan(index, np.array(asked)), decode_cpu.Budget(index.path, 60)
+    frames = decode_cpu.decode_groups(
+        index, groups, lambda picture, _: picture.rgb_YX3().numpy(), num_workers=1, frames_ahead=1, budget=budget
+    )
+    found = [frame for frame in frames if frame is not None]
+    assert len(found) == len(asked)
+    return found
 
 
 def assert_same_frames(path: Path) -> None:

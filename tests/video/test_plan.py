@@ -15,8 +15,8 @@ from eagle_kernels.video.plan import (
     JOIN_PICTURES,
     NalFormat,
     choose_frames,
-    is_disposable,
     nal_format,
+    needed,
     plan,
 )
 from eagle_kernels.video.probe import describe
@@ -175,34 +175,110 @@ def nal_units(*units: bytes) -> bytes:
     return b"".join(struct.pack(">I", len(unit)) + unit for unit in units)
 
 
-AVC, AVC_START_CODES, HEVC = NalFormat("h264", 4, 0), NalFormat("h264", 0, 0), NalFormat("hevc", 4, 1)
-SEI, SLICE, REF_SLICE, IDR = b"\x06\x01", b"\x01\x9a", b"\x41\x9a", b"\x65\x88"
-TRAIL_N_0, TRAIL_N_1, TRAIL_R_1, CRA, HEVC_SEI = b"\x00\x01", b"\x00\x02", b"\x02\x02", b"\x2a\x01", b"\x4e\x01"
+AVC, AVC_START_CODES, HEVC = NalFormat("h264", 4, 0), NalFormat("h264", 0, 0), NalFormat("hevc", 4, 2)
+SEI, SLICE, REF_SLICE, IDR, PPS = b"\x06\x01", b"\x01\x9a", b"\x41\x9a", b"\x65\x88", b"\x68\xce"
+HEVC_SEI, HEVC_PPS, CRA = b"\x4e\x01", b"\x44\x01", b"\x2a\x01"
+
+
+TSA, STSA = 2, 4  # as sub-layer non-reference pictures
+
+
+def trail(layer: int, *, is_reference: bool, kind: int = 0) -> bytes:
+    return bytes([(kind + is_reference) << 1, layer + 1])
 
 
 @pytest.mark.parametrize(
     ("nal", "packet", "want"),
     [
-        (AVC, nal_units(SLICE), True),
-        (AVC, nal_units(SEI, SLICE, SLICE), True),
-        (AVC, nal_units(REF_SLICE), False),
-        (AVC, nal_units(SLICE, REF_SLICE), False),  # one field of two
-        (AVC, nal_units(IDR), False),
-        (AVC, nal_units(SEI), False),  # no picture
-        (AVC, nal_units(SLICE)[:-1], False),  # cut short
-        (AVC, nal_units(SLICE) + b"\0\0\0\0", False),
-        (AVC, b"", False),
-        (AVC_START_CODES, b"\0\0\0\1" + SEI + b"\0\0\1" + SLICE, True),
-        (AVC_START_CODES, b"\0\0\0\1" + SEI + b"\0\0\1" + REF_SLICE, False),
-        (HEVC, nal_units(HEVC_SEI, TRAIL_N_1), True),
-        (HEVC, nal_units(TRAIL_N_0), False),  # the layer above may refer to it
-        (HEVC, nal_units(TRAIL_R_1), False),
-        (HEVC, nal_units(CRA), False),
+        (AVC, nal_units(SLICE), False),
+        (AVC, nal_units(SEI, SLICE, SLICE), False),
+        (AVC, nal_units(REF_SLICE), True),
+        (AVC, nal_units(SLICE, REF_SLICE), True),  # one field of two
+        (AVC, nal_units(IDR), True),
+        (AVC, nal_units(SEI), True),  # no picture
+        (AVC, nal_units(PPS, SLICE), True),  # later pictures may go by it
+        (AVC, nal_units(SLICE)[:-1], True),  # cut short
+        (AVC, nal_units(SLICE) + b"\0\0\0\0", True),
+        (AVC, b"", True),
+        (AVC_START_CODES, b"\0\0\0\1" + SEI + b"\0\0\1" + SLICE, False),
+        (AVC_START_CODES, b"\0\0\0\1" + SEI + b"\0\0\1" + REF_SLICE, True),
+        (HEVC, nal_units(HEVC_SEI, trail(2, is_reference=False)), False),
+        (HEVC, nal_units(trail(1, is_reference=False)), True),  # the layer above may refer to it
+        (HEVC, nal_units(trail(2, is_reference=True)), True),
+        (HEVC, nal_units(HEVC_PPS, trail(2, is_reference=False)), True),
+        (HEVC, nal_units(trail(2, is_reference=False), trail(1, is_reference=False)), True),  # of no one layer
+        (HEVC, nal_units(CRA), True),
+        (HEVC, nal_units(trail(-1, is_reference=False)), True),  # no layer
     ],
 )
-def test_what_nothing_refers_to(nal: NalFormat, packet: bytes, want: bool) -> None:
-    assert is_disposable(packet, nal) is want
-    assert is_disposable(memoryview(packet), nal) is want
+def test_what_is_needed_whatever_is_wanted_behind_it(nal: NalFormat, packet: bytes, want: bool) -> None:
+    for form in (packet, memoryview(packet)):
+        assert needed([form], [False], nal, is_last=False) == [want]
+        assert needed([form], [True], nal, is_last=True) == [True]
+
+
+def test_layers_above_those_wanted_behind_are_not_needed() -> None:
+    layers = [0, 2, 1, 2, 0, 2, 1, 2]
+    packets = [nal_units(trail(layer, is_reference=layer < 2)) for layer in layers]
+
+    def places(wanted: int) -> list[int]:
+        keep = needed(packets, [i == wanted for i in range(8)], HEVC, is_last=True)
+        return [i for i in range(8) if keep[i]]
+
+    assert places(4) == [0, 4]
+    assert places(6) == [0, 2, 4, 6]
+    assert places(7) == [0, 2, 4, 6, 7]
+    assert places(1) == [0, 1]
+
+
+def test_a_picture_that_gives_access_to_its_layer_cuts_off_what_lies_before() -> None:
+    layers = [0, 1, 2, 2, 1, 2, 2, 0, 1, 2, 2]
+
+    def places(kinds: dict[int, int], wanted: int) -> list[int]:
+        packets = [nal_units(trail(layers[i], is_reference=True, kind=kinds.get(i, 0))) for i in range(11)]
+        keep = needed(packets, [i == wanted for i in range(11)], HEVC, is_last=True)
+        return [i for i in range(11) if keep[i]]
+
+    assert places({}, 10) == list(range(11))
+    assert places({8: TSA}, 10) == [0, 7, 8, 9, 10]
+    assert places({8: STSA}, 10) == list(range(11)), "layer 2 may refer back to layer 1 and 2"
+    assert places({8: STSA, 9: STSA}, 10) == [0, 1, 4, 7, 8, 9, 10], "to layer 1 still"
+    assert places({8: STSA}, 8) == [0, 7, 8]
+    assert places({10: TSA}, 10) == [0, 1, 4, 7, 8, 10]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(1, 40), st.integers(1, 6), st.integers(1, 20))
+def test_what_layers_allow_a_picture_to_refer_to_is_fed(seed: int, length: int, num_wanted: int, window: int) -> None:
+    """Pictures of any layer, which refer to all that the standard lets them."""
+    noise = np.random.default_rng(seed)
+    layers, marks = noise.integers(0, 3, length).tolist(), noise.integers(0, 2, length).astype(bool).tolist()
+    kinds = [int(noise.choice([0, 0, 0, TSA, STSA])) if layer else 0 for layer in layers]
+    packets = [nal_units(trail(layers[i], is_reference=marks[i], kind=kinds[i])) for i in range(length)]
+
+    def may_refer(picture: int, other: int) -> bool:
+        if layers[other] > layers[picture] or (layers[other] == layers[picture] and not marks[other]):
+            return False
+        return not any(
+            (kinds[i] == TSA and layers[i] <= layers[other])
+            or (kinds[i] == STSA and layers[i] == layers[other] == layers[picture])
+            for i in range(other + 1, picture + 1)
+        )
+
+    wanted = set(noise.integers(0, length, num_wanted).tolist())
+    end = max(wanted) + 1
+    kept: list[bool] = []
+    for at in range(0, end, window):
+        part = range(at, min(at + window, end))
+        is_wanted = [i in wanted for i in part]
+        kept += needed([packets[i] for i in part], is_wanted, HEVC, is_last=at + window >= end)
+    leads_to = set(wanted)
+    for picture in reversed(range(end)):
+        if picture in leads_to:
+            leads_to |= {other for other in range(picture) if may_refer(picture, other)}
+    assert all(kept[i] for i in leads_to)
+    if window >= end:
+        assert kept == [i in leads_to for i in range(end)], "and nothing else"
 
 
 def test_the_form_of_packets_is_read_from_the_decoder_configuration() -> None:
@@ -211,7 +287,9 @@ def test_the_form_of_packets_is_read_from_the_decoder_configuration() -> None:
     hvcc[0], hvcc[21] = 1, 2 << 3 | 1
     assert nal_format("h264", avcc) == ("h264", 4, 0)
     assert nal_format("h264", b"\0\0\0\1\x67") == ("h264", 0, 0)
+    assert nal_format("hevc", b"\0\0\1\x40") == ("hevc", 0, 6)
     assert nal_format("hevc", bytes(hvcc)) == ("hevc", 2, 1)
     hvcc[21] = 1  # the number of layers is unknown
-    for codec, record in (("hevc", bytes(hvcc)), ("hevc", b"\0\0\0\1\x40"), ("h264", None), ("vp9", avcc)):
+    assert nal_format("hevc", bytes(hvcc)) == ("hevc", 2, 6)
+    for codec, record in (("hevc", bytes(hvcc[:22])), ("h264", None), ("vp9", avcc)):
         assert nal_format(codec, record) is None

@@ -1,0 +1,306 @@
+"""Decoded 4:2:0 planes -> the normalised patches of their tiles, in one pass and without an RGB picture in between:
+resize each plane, convert the colours, cut, thumbnail, normalise, patchify, cast.
+
+Dims    L frames, Y x X their luma samples; chroma planes are H x W = ceil(Y / 2) x ceil(X / 2); I tiles, P patches and
+        K numbers as in frames_to_tiles.
+Resize  Each plane whole to (cols * tile_px, rows * tile_px), and to tile_px x tile_px for the thumbnail, rows first, by
+        the filters w of frames_to_tiles in other numbers, since there are no bytes of Pillow's to meet:
+            W[i, j] = floor(2**14 * sum_k<=j w[i, k] + 1/2) - floor(2**14 * sum_k<j w[i, k] + 1/2)
+            row[i] = (2**7 + sum_j in[j] * W[i, j]) >> 8,   out[i] = (2**13 + sum_j row[j] * W[i, j]) >> 14
+        so the weights add up to 1, and values keep 6 bits below the point and the range beyond 0 .. 255 until colours
+        are made. A chroma axis sees X / 2 samples of its own for X of luma, an odd X too; where the samples lie on
+        luma's (co-sited), the picture begins a quarter of a chroma sample later:
+            "left"      across co-sited, down between two rows: MPEG-2, H.264 and HEVC unless they say otherwise
+            "center"    between luma samples both ways: MPEG-1, JPEG
+            "top_left"  co-sited both ways: BT.2020 and BT.2100 pictures
+Colours With y, u, v = 64 times the resized planes, integers, and M = round(2**13 * matrix):
+            red   = clip((M.y * y + M.vr * v + bias_red) >> 19, 0, 255)              and so the others,
+            bias  = 2**18 - 64 * (M.y * black + the chroma weights * 128)
+        One rounding to uint8, then the normalisation of frames_to_tiles. All integers until then, so the CPU and the
+        GPU agree to the bit.
+Numbers Converting first and resizing then would interpolate chroma twice and clip colours out of range before the
+        filter instead of after it; on smooth pictures the two agree to 57 dB (docs/notes/tiles.md).
+Source  ITU-T H.273 (matrices, ranges, chroma sample location types 0 to 2); BT.601, BT.709, BT.2020 (kr and kb).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eagle_kernels import native
+from eagle_kernels.checks import check
+from eagle_kernels.frames_to_tiles import (
+    check_grid,
+    check_tiling,
+    cut_ref,
+    filter_weights,
+    patches_ref,
+    tiles_a_frame,
+)
+
+TAP_BITS = 14  # of a weight, below the point
+PLANE_BITS = 6  # of a resized plane: both fit 16 bits
+MATRIX_BITS = 13  # of the matrix: its largest number, 2.14, then fits 16 bits
+LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # red's and blue's share
+COSITED = {"left": (True, False), "center": (False, False), "top_left": (True, True)}  # across, down
+
+
+class Colours(NamedTuple):
+    """A colour matrix in integers of MATRIX_BITS fractional bits, and luma's black."""
+
+    y: int
+    v_to_red: int
+    u_to_green: int
+    v_to_green: int
+    u_to_blue: int
+    black: int
+
+
+def colours(matrix: str, full_range: bool) -> Colours:
+    """Y'CbCr to R'G'B', the quantisation range included: from kr and kb, as H.273 has it."""
+    red, blue = LUMA[matrix]
+    green = 1 - red - blue
+    one = 2**MATRIX_BITS
+    luma, chroma = (one, one) if full_range else (one * 255 / 219, one * 255 / 224)
+    return Colours(
+        y=round(luma),
+        v_to_red=round(2 * (1 - red) * chroma),
+        u_to_green=round(-2 * (1 - blue) * blue / green * chroma),
+        v_to_green=round(-2 * (1 - red) * red / green * chroma),
+        u_to_blue=round(2 * (1 - blue) * chroma),
+        black=0 if full_range else 16,
+    )
+
+
+def _taps(num_in: int, num_out: int, length: float, shift: float) -> Tensor:
+    """(num_out, num_in) fp64 of the integers W."""
+    upto = np.floor(np.cumsum(filter_weights(num_in, num_out, length=length, shift=shift), axis=1) * 2**TAP_BITS + 0.5)
+    return torch.from_numpy(np.diff(upto, axis=1, prepend=0.0))
+
+
+def _plane_ref(
+    plane_YX: Tensor, size: tuple[int, int], length: tuple[float, float], shift: tuple[float, float]
+) -> Tensor:
+    """(height_px, width_px) fp64 integers, 64 times the resized plane; all pairs are (across, down).
+
+    The products are integers below 2**53, so matmul in fp64 is exact.
+    """
+    height, width = plane_YX.shape
+    across = _taps(width, size[0], length[0], shift[0]).to(plane_YX.device)
+    down = _taps(height, size[1], length[1], shift[1]).to(plane_YX.device)
+    first_shift = TAP_BITS - PLANE_BITS
+    rows = ((plane_YX.double() @ across.T + 2 ** (first_shift - 1)) / 2**first_shift).floor()
+    return ((down @ rows + 2 ** (TAP_BITS - 1)) / 2**TAP_BITS).floor()
+
+
+def yuv_to_tiles_ref(
+    y_LYX: Tensor,
+    u_LHW: Tensor,
+    v_LHW: Tensor,
+    grid: tuple[int, int],
+    *,
+    matrix: str,
+    full_range: bool,
+    chroma: str = "left",
+    tile_px: int = 448,
+    patch_px: int = 14,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    layout: str = "patches",
+) -> Tensor:
+    """What the kernel means, in plain torch: `yuv_to_tiles` with the same arguments, on any device, slowly."""
+    m = colours(matrix, full_range)
+    height, width = y_LYX.shape[1:]
+    shift = (0.25 if COSITED[chroma][0] else 0.0, 0.25 if COSITED[chroma][1] else 0.0)
+
+    def resize(frame: int, size: tuple[int, int]) -> Tensor:
+        y = _plane_ref(y_LYX[frame], size, (width, height), (0.0, 0.0))
+        u = _plane_ref(u_LHW[frame], size, (width / 2, height / 2), shift)
+        v = _plane_ref(v_LHW[frame], size, (width / 2, height / 2), shift)
+        y, u, v = y - m.black * 2**PLANE_BITS, u - 128 * 2**PLANE_BITS, v - 128 * 2**PLANE_BITS
+        red = m.y * y + m.v_to_red * v
+        green = m.y * y + m.u_to_green * u + m.v_to_green * v
+        blue = m.y * y + m.u_to_blue * u
+        shift_bits = MATRIX_BITS + PLANE_BITS
+        rgb = (torch.stack([red, green, blue], -1) + 2 ** (shift_bits - 1)) / 2**shift_bits
+        return rgb.floor().clamp(0, 255).to(torch.uint8)
+
+    cols, rows = grid
+    images = []
+    for frame in range(len(y_LYX)):
+        images += cut_ref(resize(frame, (cols * tile_px, rows * tile_px)), grid, tile_px)
+        if thumbnail and cols * rows > 1:
+            images.append(resize(frame, (tile_px, tile_px)))
+    tiles_IYX3 = torch.stack(images) if images else y_LYX.new_empty((0, tile_px, tile_px, 3))
+    return patches_ref(tiles_IYX3, patch_px, mean, std, dtype, layout)
+
+
+@torch.library.custom_op("eagle::yuv_to_tiles", mutates_args=())
+def _fwd(
+    y_LYX: Tensor,
+    u_LHW: Tensor,
+    v_LHW: Tensor,
+    cols: int,
+    rows: int,
+    matrix: str,
+    full_range: bool,
+    chroma: str,
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype,
+    num_threads: int,
+) -> Tensor:
+    out_IPK = _fwd_fake(
+        y_LYX,
+        u_LHW,
+        v_LHW,
+        cols,
+        rows,
+        matrix,
+        full_range,
+        chroma,
+        tile_px,
+        patch_px,
+        mean,
+        std,
+        thumbnail,
+        dtype,
+        num_threads,
+    )
+    if out_IPK.numel() == 0:
+        return out_IPK
+    extension = native.load()
+    sizes = {"cols": cols, "rows": rows, "tile_px": tile_px, "patch_px": patch_px}
+    tiling = extension.Tiling(thumbnail=thumbnail, pass_order="horizontal", mean=mean, std=std, **sizes)
+    cosited_across, cosited_down = COSITED[chroma]
+    frames = extension.YuvFrames(
+        y=native.view(y_LYX),
+        u=native.view(u_LHW),
+        v=native.view(v_LHW),
+        colours=colours(matrix, full_range),
+        cosited_across=cosited_across,
+        cosited_down=cosited_down,
+    )
+    if not y_LYX.is_cuda:
+        extension.yuv_to_tiles_cpu(frames, native.view(out_IPK), tiling, num_threads)
+        return out_IPK
+    native.require_cuda("yuv_to_tiles")
+    device = out_IPK.device
+    workspace = out_IPK.new_empty(extension.yuv_to_tiles_workspace_bytes(frames, tiling), dtype=torch.uint8)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    # Freed before the kernels ran, and safely: the allocator hands the memory on in the order of this same stream.
+    extension.yuv_to_tiles_cuda(frames, native.view(out_IPK), tiling, native.view(workspace), device.index, stream)
+    return out_IPK
+
+
+@_fwd.register_fake
+def _fwd_fake(
+    y_LYX: Tensor,
+    u_LHW: Tensor,
+    v_LHW: Tensor,
+    cols: int,
+    rows: int,
+    matrix: str,
+    full_range: bool,
+    chroma: str,
+    tile_px: int,
+    patch_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype,
+    num_threads: int,
+) -> Tensor:
+    num_images = y_LYX.shape[0] * tiles_a_frame(cols, rows, thumbnail)
+    shape = (num_images, (tile_px // patch_px) ** 2, 3 * patch_px**2)
+    return torch.empty(shape, dtype=dtype, device=y_LYX.device)
+
+
+def yuv_to_tiles(
+    y_LYX: Tensor,
+    u_LHW: Tensor,
+    v_LHW: Tensor,
+    grid: tuple[int, int],
+    *,
+    matrix: Literal["bt601", "bt709", "bt2020"],
+    full_range: bool,
+    chroma: Literal["left", "center", "top_left"] = "left",
+    tile_px: int = 448,
+    patch_px: int = 14,
+    mean: Sequence[float],
+    std: Sequence[float],
+    thumbnail: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    layout: str = "patches",
+    num_threads: int = 0,
+) -> Tensor:
+    """Tiles of every frame, frame by frame, row by row, thumbnail last. CPU tensors take the C++ code, CUDA the kernel.
+
+    Args:    y_LYX: (L, Y, X) uint8, the samples of a row contiguous; L may be 0.
+             u_LHW, v_LHW: (L, ceil(Y / 2), ceil(X / 2)) uint8, Cb and Cr; in a row side by side (planar), or two apart
+             (NV12: uv[..., 0] and uv[..., 1]). Rows and frames of all three may lie anywhere.
+             matrix, full_range: what the stream says of its colours. full_range=False: 16 .. 235 and 16 .. 240.
+             chroma: where the chroma samples lie, see above.
+             The others as for `frames_to_tiles`.
+    Returns: (I, P, K), or (I, 3, tile_px, tile_px) with layout="tiles".
+    Raises:  ValueError when an argument is not as above; RuntimeError for CUDA tensors in a build without CUDA.
+    """
+    op = "yuv_to_tiles"
+    _check_planes(y_LYX, u_LHW, v_LHW)
+    check(matrix in LUMA, op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
+    check(chroma in COSITED, op, "chroma", repr(chroma), "'left', 'center' or 'top_left'")
+    check_grid(op, grid)
+    check_tiling(op, tile_px, patch_px, mean, std, dtype, layout, "horizontal", num_threads)
+    cols, rows = grid
+    out_IPK = _fwd(
+        y_LYX,
+        u_LHW,
+        v_LHW,
+        cols,
+        rows,
+        matrix,
+        full_range,
+        chroma,
+        tile_px,
+        tile_px if layout == "tiles" else patch_px,  # a tile is its own only patch
+        mean,
+        std,
+        thumbnail,
+        dtype,
+        num_threads,
+    )
+    return out_IPK.view(-1, 3, tile_px, tile_px) if layout == "tiles" else out_IPK
+
+
+def _check_planes(y_LYX: Tensor, u_LHW: Tensor, v_LHW: Tensor) -> None:
+    op, shape = "yuv_to_tiles", tuple(y_LYX.shape)
+    check(len(shape) == 3, op, "y's shape", shape, "(L, Y, X)")
+    check(shape[1] >= 1 and shape[2] >= 1, op, "y's size (Y, X)", shape[1:], "at least one sample")
+    half = (shape[0], (shape[1] + 1) // 2, (shape[2] + 1) // 2)
+    for name, plane, needed, steps in (
+        ("y", y_LYX, shape, (1,)),
+        ("u", u_LHW, half, (1, 2)),
+        ("v", v_LHW, half, (1, 2)),
+    ):
+        check(plane.dtype == torch.uint8, op, f"{name}'s dtype", plane.dtype, "torch.uint8")
+        check(plane.device == y_LYX.device, op, f"{name}'s device", plane.device, f"y's {y_LYX.device}")
+        check(
+            tuple(plane.shape) == needed, op, f"{name}'s shape", tuple(plane.shape), f"{needed}, half of y's rounded up"
+        )
+        check(
+            plane.stride(2) in steps or needed[2] == 1,
+            op,
+            f"{name}'s stride along a row",
+            plane.stride(2),
+            " or ".join(map(str, steps)) + "; call .contiguous()",
+        )
