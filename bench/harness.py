@@ -48,7 +48,8 @@ def measure(
     """Times `run`, and first refuses it unless its results are `want`'s, to `tolerance` of their largest value.
 
     prepare: called before each `run` and not timed: puts back what the last one overwrote, or tells other processes.
-    Adds p20, p80, and TFLOP/s (percent of a large matmul here) or TB/s (percent of a large copy here) to the result.
+    Adds to the result: p20, p80, and TFLOP/s (percent of a large matmul here) or TB/s (percent of a large copy here);
+    on a GPU peak_bytes, the most memory that a run takes beside its inputs, results included.
     """
     prepare()
     results = run()  # compiles, if it must
@@ -58,9 +59,14 @@ def measure(
         if not error <= allowed:
             raise AssertionError(f"result {i} is off by {error:.3g}, allowed {allowed:.3g}: not worth measuring.")
     prepare()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        allocated_bytes = torch.cuda.memory_allocated()
     start = seconds()
     run()
     rounds = min(ROUNDS, max(5, int(SECONDS_A_BENCH / (seconds() - start))))
+    if DEVICE == "cuda":
+        benchmark.extra_info["peak_bytes"] = torch.cuda.max_memory_allocated() - allocated_bytes
     flush = torch.empty(FLUSH_BYTES if DEVICE == "cuda" else 0, dtype=torch.uint8, device=DEVICE)
 
     def set_up() -> None:

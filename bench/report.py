@@ -30,6 +30,7 @@ class Row:
     unit: str  # "TB/s", "TFLOP/s" or ""
     rate: float | None
     percent_of_ceiling: float | None
+    peak_bytes: int | None  # the most memory taken beside the inputs, results included; None on a CPU
 
     @property
     def work(self) -> float:
@@ -62,6 +63,7 @@ def read_rows(results: dict[str, Any]) -> list[Row]:
                 unit=unit,
                 rate=rate,
                 percent_of_ceiling=percent,
+                peak_bytes=info.get("peak_bytes"),
             )
         )
     return rows
@@ -79,7 +81,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"torch {machine['torch']}, triton {machine['triton']}, Python {machine['python_version']}; "
         f"{results['datetime'][:10]}, commit {commit.get('id') or 'unknown'}{dirty}.",
         "Median of the rounds, p20 and p80. The ceiling is a large copy (TB/s) or matmul (TFLOP/s) of the same run.",
-        "Times ours: how many times as long as ours it takes.",
+        "Times ours: how many times as long as ours it takes. Peak memory: beside the inputs, results included.",
     ]
     if "gpu" not in machine:
         lines += [
@@ -89,8 +91,8 @@ def markdown(results: dict[str, Any]) -> str:
         ]
     lines += [
         "",
-        "| bench | way | median | p20 to p80 | rate | of the ceiling | times ours |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| bench | way | median | p20 to p80 | rate | of the ceiling | times ours | peak memory |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     rows = read_rows(results)
     ours = {row.group: row.median_seconds for row in rows if row.way == OURS}
@@ -98,10 +100,10 @@ def markdown(results: dict[str, Any]) -> str:
         rate = f"{row.rate / 1e12:.3g} {row.unit}" if row.rate is not None else ""
         percent = f"{row.percent_of_ceiling:.0f} %" if row.percent_of_ceiling is not None else ""
         times = f"{row.median_seconds / ours[row.group]:.2f}" if row.group in ours else ""
+        peak = f"{row.peak_bytes / 1e9:.3g} GB" if row.peak_bytes is not None else ""
         spread = f"{_time(row.p20_seconds)} to {_time(row.p80_seconds)}"
-        lines.append(
-            f"| {row.group} | {row.way} | {_time(row.median_seconds)} | {spread} | {rate} | {percent} | {times} |"
-        )
+        cells = [row.group, row.way, _time(row.median_seconds), spread, rate, percent, times, peak]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -33,6 +33,11 @@ def inner_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """(..., C) as (T, C), without a copy where that can be; reshape(-1, C) would not know T where C is 0."""
+    return x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
+
+
 def on_device_of(tensor: Tensor) -> torch.cuda.device_of:
     """Makes a CUDA tensor's device the current one, on which Triton launches; does nothing for a CPU tensor."""
     return torch.cuda.device_of(tensor)

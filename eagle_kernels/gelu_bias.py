@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
 from eagle_kernels.sum_partials import sum_partials
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
@@ -151,4 +151,4 @@ def gelu_bias(x: Tensor, bias: Tensor) -> Tensor:
     if not x.is_cuda:
         return gelu_bias_ref(x, bias)
     check_kernel_dtype(op, "x", x)
-    return _fwd(x.reshape(-1, x.shape[-1]), bias).view(x.shape)
+    return _fwd(as_rows(x), bias).view(x.shape)

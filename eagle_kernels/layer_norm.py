@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
@@ -210,4 +210,4 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if not x.is_cuda:
         return layer_norm_ref(x, weight, bias, eps)
     check_kernel_dtype(op, "x", x)
-    return _fwd(x.reshape(-1, x.shape[-1]), weight, bias, eps)[0].view(x.shape)
+    return _fwd(as_rows(x), weight, bias, eps)[0].view(x.shape)

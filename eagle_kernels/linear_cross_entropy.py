@@ -291,7 +291,8 @@ def _chunk_on_cpu(
     exps_MV.scatter_add_(1, picks_M1, -here_M1.to(wide))
     g_MV = logits_MV.copy_(exps_MV.mul_(scales_M[:, None]))
     if dhidden_MC is not None:
-        dhidden_MC.copy_(g_MV @ weight_VC)
+        with torch.autocast("cpu", enabled=False):  # in the dtype of hidden, as the kernels
+            dhidden_MC.copy_(g_MV @ weight_VC)
     if dweight_VC is not None:  # torch's CPU matmul has no out_dtype
         exps_MV.copy_(g_MV)  # rounded
         dweight_VC.addmm_(exps_MV.T, hidden_MC.to(wide))
@@ -395,6 +396,9 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _grad(ctx, dloss, *_):  # type: ignore[no-untyped-def]
+    # Its tensors are constants: a second derivative would come out as 0 instead of failing.
+    need = "False: there is no second derivative"
+    check(not torch.is_grad_enabled(), "linear_cross_entropy", "create_graph", True, need)
     dhidden_TC, dweight_VC, scale = ctx.saved_tensors
     factor_1 = (dloss * scale)[None]  # of one dim: one without would be rounded to dhidden's dtype first
     grads = [
@@ -439,10 +443,10 @@ def _loss(
     labelled_T = labels_T != ignore_index
     in_range_T = ((labels_T >= 0) & (labels_T < vocab_size)) | (labels_T == ignore_index)
     in_range = in_range_T.all()
-    need = f"0 <= label < {vocab_size}, or ignore_index = {ignore_index}"
-    if hidden_TC.is_cuda or torch.compiler.is_compiling():
-        torch._assert_async(in_range, f"{op}: a label is out of range; needs {need}.")
+    if hidden_TC.is_cuda or torch.compiler.is_compiling():  # in words: compiled code may not know the numbers yet
+        torch._assert_async(in_range, f"{op}: a label is out of range; needs 0 <= label < V, or ignore_index.")
     elif not in_range:
+        need = f"0 <= label < {vocab_size}, or ignore_index = {ignore_index}"
         check(False, op, "a label", int(labels_T[~in_range_T][0]), need)
     num_processes, process = (1, 0) if group is None else (group.size(), group.rank())
     most_rows = -(-vocab_size // num_processes)  # of any process: all of them must take the same chunks
@@ -505,6 +509,7 @@ def linear_cross_entropy(
              the same pass.
     Raises:  ValueError when a shape, dtype or device does not match, token_weights_T requires a gradient, or, on CPU, a
              label is out of range (on a GPU and in compiled code: an assertion on the device; the host must not wait).
+             In backward, with create_graph=True: there is no second derivative.
     """
     op = "linear_cross_entropy"
     check(hidden_TC.ndim == 2 and hidden_TC.is_floating_point(), op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")

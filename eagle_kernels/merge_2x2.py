@@ -6,8 +6,6 @@ Grads   A permutation of elements: its gradient is the inverse permutation.
 Source  `pixel_shuffle` (factor 0.5) of Eagle 2.5, arXiv:2504.15271, and InternVL.
 """
 
-from math import isqrt
-
 import torch
 import triton
 import triton.language as tl
@@ -18,9 +16,14 @@ from eagle_kernels.checks import check, on_device_of
 COLS = 1024  # elements a program copies: 8 a thread, one 16-byte load of bf16
 
 
+def side_of(num_patches: int) -> int:
+    """Of a square tile. Not isqrt: torch.compile cannot follow it where the number is not a constant."""
+    return round(num_patches**0.5)
+
+
 def merge_2x2_ref(patches_IPC: Tensor) -> Tensor:
     """What the kernel means, in plain torch. Any device, any dtype; tests differentiate through it."""
-    half = isqrt(patches_IPC.shape[1]) // 2
+    half = side_of(patches_IPC.shape[1]) // 2
     blocks = patches_IPC.unflatten(1, (half, 2, half, 2))  # I, a, dy, b, dx, C
     return blocks.transpose(2, 3).flatten(3).flatten(1, 2)  # I, Q, 4C
 
@@ -48,7 +51,7 @@ def _merge(x: Tensor, inverse: bool) -> Tensor:
     if x.numel():
         with on_device_of(x):
             _kernel[(I * P // 2, triton.cdiv(2 * C, COLS))](
-                x.contiguous(), out, isqrt(P) // 2, PAIR=2 * C, INVERSE=inverse, COLS=COLS
+                x.contiguous(), out, side_of(P) // 2, PAIR=2 * C, INVERSE=inverse, COLS=COLS
             )
     return out
 
@@ -78,7 +81,6 @@ def merge_2x2(patches_IPC: Tensor) -> Tensor:
     """
     check(patches_IPC.ndim == 3, "merge_2x2", "patches' shape", tuple(patches_IPC.shape), "(I, P, C)")
     P = patches_IPC.shape[1]
-    check(
-        isqrt(P) ** 2 == P and P % 2 == 0, "merge_2x2", "the number of patches a tile", P, "the square of an even side"
-    )
+    square = side_of(P) ** 2 == P and P % 2 == 0
+    check(square, "merge_2x2", "the number of patches a tile", P, "the square of an even side")
     return _merge(patches_IPC, False) if patches_IPC.is_cuda else merge_2x2_ref(patches_IPC)

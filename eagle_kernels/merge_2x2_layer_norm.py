@@ -8,14 +8,12 @@ Numbers As layer_norm: its very kernels, which find a token's channels at two pl
 Source  The first two steps of Eagle 2.5's connector, arXiv:2504.15271.
 """
 
-from math import isqrt
-
 import torch
 from torch import Tensor
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same
 from eagle_kernels.layer_norm import launch_bwd, launch_fwd, layer_norm_ref
-from eagle_kernels.merge_2x2 import merge_2x2_ref
+from eagle_kernels.merge_2x2 import merge_2x2_ref, side_of
 
 
 def merge_2x2_layer_norm_ref(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
@@ -30,7 +28,7 @@ def _fwd(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> t
     if P == 0:
         stats = [patches_IPC.new_empty(0, dtype=torch.float32) for _ in range(2)]
         return patches_IPC.new_empty(I, 0, 4 * C), stats[0], stats[1]
-    y_TE, mean_T, rstd_T = launch_fwd(patches_IPC.contiguous(), weight_E, bias_E, eps, isqrt(P) // 2)
+    y_TE, mean_T, rstd_T = launch_fwd(patches_IPC.contiguous(), weight_E, bias_E, eps, side_of(P) // 2)
     return y_TE.view(I, P // 4, 4 * C), mean_T, rstd_T
 
 
@@ -45,7 +43,7 @@ def _bwd(
     need_dweight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dpatches, dweight, dbias); an empty tensor stands for one that is not needed."""
-    half, need = isqrt(patches_IPC.shape[1]) // 2, (need_dpatches, need_dweight)
+    half, need = side_of(patches_IPC.shape[1]) // 2, (need_dpatches, need_dweight)
     return launch_bwd(dy_IQE.flatten(0, 1), patches_IPC.contiguous(), weight_E, mean_T, rstd_T, half, need)
 
 
@@ -94,7 +92,7 @@ def merge_2x2_layer_norm(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, 
     good = patches_IPC.ndim == 3 and patches_IPC.is_floating_point()
     check(good, op, "patches", f"{patches_IPC.dtype} {tuple(patches_IPC.shape)}", "a floating dtype and (I, P, C)")
     _, P, C = patches_IPC.shape
-    check(isqrt(P) ** 2 == P and P % 2 == 0, op, "the number of patches a tile", P, "the square of an even side")
+    check(side_of(P) ** 2 == P and P % 2 == 0, op, "the number of patches a tile", P, "the square of an even side")
     for name, tensor in (("weight", weight_E), ("bias", bias_E)):
         check(tensor.shape == (4 * C,), op, f"{name}'s shape", tuple(tensor.shape), f"({4 * C},), 4 x patches' width")
         check_same(op, name, tensor, "patches", patches_IPC)

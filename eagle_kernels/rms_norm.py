@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
@@ -244,7 +244,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if not x.is_cuda:
         return rms_norm_ref(x, weight, eps)
     check_kernel_dtype("rms_norm", "x", x)
-    return _fwd(x.reshape(-1, x.shape[-1]), weight, eps)[0].view(x.shape)
+    return _fwd(as_rows(x), weight, eps)[0].view(x.shape)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -258,6 +258,5 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     if not x.is_cuda:
         return add_rms_norm_ref(x, residual, weight, eps)
     check_kernel_dtype("add_rms_norm", "x", x)
-    C = x.shape[-1]
-    y_TC, h_TC, _ = _add_fwd(x.reshape(-1, C), residual.reshape(-1, C), weight, eps)
+    y_TC, h_TC, _ = _add_fwd(as_rows(x), as_rows(residual), weight, eps)
     return y_TC.view(x.shape), h_TC.view(x.shape)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
 
 TILE = 2048  # elements a program: 16 a thread, two 16-byte loads of bf16
 
@@ -131,5 +131,4 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if not gate.is_cuda:
         return swiglu_ref(gate, up)
     check_kernel_dtype("swiglu", "gate", gate)
-    width = gate.shape[-1]
-    return _fwd(gate.reshape(-1, width), up.reshape(-1, width)).view(gate.shape)
+    return _fwd(as_rows(gate), as_rows(up)).view(gate.shape)

@@ -20,7 +20,7 @@ RESULTS = {
     "datetime": "2026-01-02T03:04:05",
     "benchmarks": [
         bench("norm, 4", "liger", 3e-3, terabytes_per_second=1.0, percent_of_copy=40.0),
-        bench("norm, 4", "ours", 1.5e-3, terabytes_per_second=2.0, percent_of_copy=80.0),
+        bench("norm, 4", "ours", 1.5e-3, terabytes_per_second=2.0, percent_of_copy=80.0, peak_bytes=25e8),
         bench("attention, 4", "ours", 2e-5, tflops=600.0, percent_of_matmul=75.0),
     ],
 }
@@ -33,9 +33,9 @@ def test_table_says_where_and_how_fast() -> None:
     assert "On a CPU" not in text
     lines = text.splitlines()[-3:]
     assert lines == [  # sorted by bench, ours first
-        "| attention, 4 | ours | 20 us | 18 us to 24 us | 600 TFLOP/s | 75 % | 1.00 |",
-        "| norm, 4 | ours | 1.5 ms | 1.35 ms to 1.8 ms | 2 TB/s | 80 % | 1.00 |",
-        "| norm, 4 | liger | 3 ms | 2.7 ms to 3.6 ms | 1 TB/s | 40 % | 2.00 |",
+        "| attention, 4 | ours | 20 us | 18 us to 24 us | 600 TFLOP/s | 75 % | 1.00 |  |",
+        "| norm, 4 | ours | 1.5 ms | 1.35 ms to 1.8 ms | 2 TB/s | 80 % | 1.00 | 2.5 GB |",
+        "| norm, 4 | liger | 3 ms | 2.7 ms to 3.6 ms | 1 TB/s | 40 % | 2.00 |  |",
     ]
 
 
@@ -55,7 +55,7 @@ def test_rows_know_their_work_and_ceiling() -> None:
 
 def test_a_bench_that_counts_nothing_has_empty_cells() -> None:
     results = {**RESULTS, "benchmarks": [bench("decode", "ours", 1e-3)]}
-    assert markdown(results).endswith("| decode | ours | 1 ms | 900 us to 1.2 ms |  |  | 1.00 |\n")
+    assert markdown(results).endswith("| decode | ours | 1 ms | 900 us to 1.2 ms |  |  | 1.00 |  |\n")
 
 
 def test_writes_table_and_plot(tmp_path: Path) -> None:

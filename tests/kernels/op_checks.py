@@ -58,14 +58,17 @@ def check_as_good(ours: Callable, ref: Callable, inputs: Sequence[Tensor], *, fa
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
-def check_compiles(fn: Callable, inputs: Sequence[Tensor]) -> None:
-    """torch.compile takes fn whole, forward and backward, and changes nothing; on a GPU with all that it generates."""
+def check_compiles(fn: Callable, inputs: Sequence[Tensor], *, unknown_sizes: bool = True) -> None:
+    """torch.compile takes fn whole, forward and backward, and changes nothing, also where it does not know the sizes;
+    on a GPU with all that it generates."""
     eager = fn(*inputs)
     douts = [torch.ones_like(o) for o in ((eager,) if isinstance(eager, Tensor) else eager)]
     backend = "inductor" if inputs[0].is_cuda else "aot_eager"
-    compiled = torch.compile(fn, fullgraph=True, backend=backend)
-    for a, b in zip(outputs_and_grads(fn, inputs, douts), outputs_and_grads(compiled, inputs, douts), strict=True):
-        torch.testing.assert_close(a, b)
+    want = outputs_and_grads(fn, inputs, douts)
+    for dynamic in (None, True) if unknown_sizes else (None,):
+        torch.compiler.reset()  # or code for known sizes would do for the others
+        compiled = torch.compile(fn, fullgraph=True, dynamic=dynamic, backend=backend)
+        torch.testing.assert_close(outputs_and_grads(compiled, inputs, douts), want)
 
 
 def far_tensor(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: str) -> Tensor:

@@ -172,3 +172,11 @@ def test_a_new_number_of_rows_compiles_nothing(op: str) -> None:
     for T in (7, 12, 31, 16, 22):
         compiled(*arguments(T))
     assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("shape", [(0,), (4, 0), (2, 4, 0), (2, 0, 3)])
+@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "layer_norm", "gelu_bias", "swiglu"])
+def test_cuda_tensors_may_be_empty(op: str, shape: tuple[int, ...]) -> None:
+    with FakeTensorMode():
+        outputs = tensors(OPS[op](torch.ones(shape, device="cuda"), torch.ones(shape[-1:], device="cuda")))
+    assert all(t.shape == shape for t in outputs)

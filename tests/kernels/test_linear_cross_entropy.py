@@ -181,6 +181,14 @@ def test_no_grad_makes_no_gradients(device):
     torch.testing.assert_close(loss, linear_cross_entropy_ref(hidden, weight, labels))
 
 
+def test_autocast_changes_nothing(device):
+    args, labels = inputs(20, 16, 70, torch.float32, device), some_labels(20, 70, device)
+    want = torch.autograd.grad(linear_cross_entropy(*args, labels), args)
+    with torch.autocast(device, torch.bfloat16):
+        got = torch.autograd.grad(linear_cross_entropy(*args, labels), args)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
 def test_extreme_logits(as_on_gpu, device):
     """Logits of +-3e4: softmax is one-hot, the loss a difference of logits, and nothing overflows."""
     hidden = torch.tensor([[1.0], [-1.0]], device=device, requires_grad=True)
@@ -211,6 +219,14 @@ def test_gradcheck():
     for fn in (linear_cross_entropy, linear_cross_entropy_ref):
         for w in (None, weights):
             assert torch.autograd.gradcheck(lambda h, v, fn=fn, w=w: fn(h, v, labels, w), (hidden, weight))
+
+
+def test_refuses_a_second_derivative(as_on_gpu, device):
+    """The gradients are constants: that of a gradient's norm would come out as 0."""
+    args, labels = inputs(6, 3, 7, torch.float32, device), some_labels(6, 7, device)
+    loss = op(*args, labels, as_on_gpu=as_on_gpu)
+    with pytest.raises(ValueError, match="linear_cross_entropy: create_graph is True; needs False"):
+        torch.autograd.grad(loss, args, create_graph=True)
 
 
 def test_opcheck(as_on_gpu, device):
@@ -486,7 +502,8 @@ def check_edges(group):
         vocab_parallel_linear_cross_entropy(hidden, part, labels + 8, vocab_size=8, group=group, ignore_index=-92)
 
 
-def test_vocab_parallel_on_4_and_on_2_processes(tmp_path):
+def test_vocab_parallel_on_4_and_on_2_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # with a GPU too: gloo's processes have CPU tensors
     mp.spawn(in_processes, (tmp_path / "rendezvous",), nprocs=4)
 
 
