@@ -24,8 +24,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = 50 if DEVICE == "cuda" else 5
 SECONDS_A_BENCH = 5  # 128K tokens of attention take a second or more: 5 rounds then, not 50
 WARM_UP_ROUNDS = 5 if DEVICE == "cuda" else 1
-# More than any L2: each round finds a cold cache. And so much for a GPU to write (0.3 ms at 3 TB/s) that Python has queued
-# a run's kernels behind it before the first can start: what the host takes to launch them is not measured.
+# More than any L2: each round finds a cold cache. And so much for a GPU to write (0.3 ms at 3 TB/s) that Python has
+# queued a run's kernels behind it before the first can start: what the host takes to launch them is not measured.
 FLUSH_BYTES = 2**30
 
 
