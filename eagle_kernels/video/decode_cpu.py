@@ -598,8 +598,10 @@ class _Reader:
                     packet = next(demuxed)
                 except av.error.FFmpegError:
                     packet = av.Packet()  # nothing more can be read, but what was fed can still come out
-                yield _Unit(packet.pts, packet.is_keyframe, memoryview(packet) if packet.size else b"", packet)
-                if packet.size == 0:
+                at_end = _is_end(packet)
+                if packet.size or at_end:
+                    yield _Unit(packet.pts, packet.is_keyframe, memoryview(packet) if packet.size else b"", packet)
+                if at_end:
                     return
         for place in range(self._place, len(self._samples.pts_D)):
             size = int(self._samples.size_D[place])
@@ -779,11 +781,13 @@ def _read_packets(
     at_end = False
     while not at_end:
         try:
-            packet = next(demuxed)  # one of size 0 comes last
+            packet = next(demuxed)
         except av.error.FFmpegError as error:
             damage.append(f"reading stops after {len(packets)} frames ({error.strerror})")
             packet = av.Packet()
-        at_end = packet.size == 0
+        at_end = _is_end(packet)
+        if packet.size == 0 and not at_end:
+            continue
         if first is None:
             frames = _drain(stream) if at_end else _decode(packet)
             first = next((frame for frame in frames or () if not frame.is_corrupt), None)
@@ -804,6 +808,12 @@ def _read_packets(
     if num_corrupt := sum(p.is_corrupt for p in packets):
         damage.append(f"{num_corrupt} of {len(packets)} frames are damaged")
     return first, packets, damage
+
+
+def _is_end(packet: av.Packet) -> bool:
+    """PyAV's demuxer ends with an empty packet without times. Empty ones that have times stand for a frame that was
+    dropped, as in MP4 and AVI; to a decoder they would be the end."""
+    return packet.size == 0 and packet.pts is None and packet.dts is None
 
 
 def _shortfall(stated_seconds: float | None, ends_seconds: float) -> list[str]:
