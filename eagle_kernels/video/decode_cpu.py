@@ -69,7 +69,7 @@ PLANES_FIRST = ("yuv420p", "yuvj420p", "yuv420p10le")
 FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large, and
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
 WORTH_A_CHECK = 8  # times the packets of the check must be asked for; below that all are decoded
-GROUPS_TRIED = 16  # until one leaves out enough
+GROUPS_TRIED = 16  # each a quarter longer than the last, until one leaves out enough
 WINDOW_PACKETS = 512  # that are read ahead to learn which are needed; what their end may be referred to by is kept
 WINDOW_BYTES = 1 << 24
 DROPS_CHECKED = 8  # packets that must have been left out without a change in the frame behind them
@@ -96,16 +96,28 @@ def read_index(path: str | Path) -> PacketIndex:
     path = Path(path)
     _check_is_file(path)
     tables = mp4.read_tables(path) or matroska.read_tables(path)
-    return (None if tables is None else _index_from_tables(path, tables)) or index_from_packets(path)
+    if tables is None:
+        return index_from_packets(path)
+    starts_seconds = int(tables.pts_D[tables.is_shown_D].min()) * tables.time_base
+    return _index_from_tables(path, tables) or index_from_packets(path, starts_seconds)
 
 
-def index_from_packets(path: Path) -> PacketIndex:
-    """The index by one pass over the packets of the file's video stream; errors as in `read_index`."""
+def index_from_packets(path: Path, starts_seconds: Fraction | None = None) -> PacketIndex:
+    """The index by one pass over the packets of the file's video stream; errors as in `read_index`.
+
+    starts_seconds: when its first frame is shown, where the container says so: frames from there on count, be they
+    damaged, so that the others keep their times.
+    """
     with closing(_open(path)) as container:
         stream = _video_stream(container, path)
         first, packets, damage = _read_packets(container, stream, path)
         pts_N, place_N = np.unique(np.array([p.pts for p in packets], np.int64), return_index=True)
-        is_shown_N = pts_N >= first.pts  # leading pictures of a stream that was cut are never shown
+        starts_at = first.pts
+        if starts_seconds is not None and starts_seconds < first.pts * stream.time_base:
+            starts_at = math.ceil(starts_seconds / stream.time_base)
+            num_lost = int(((pts_N >= starts_at) & (pts_N < first.pts)).sum())
+            damage.append(f"the first frame that decodes has {num_lost} before it")
+        is_shown_N = pts_N >= starts_at  # leading pictures of a stream that was cut are never shown
         last = packets[place_N[-1]]
         pts_N, place_N = pts_N[is_shown_N], place_N[is_shown_N]
         last_duration = last.duration or _usual_duration(pts_N, stream)
@@ -403,7 +415,11 @@ def _drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget)
         num_packets = sum(g.end_place - g.first_place for g in groups)
         alone = [Group(g.key, g.first_place, int(index.place_N[i]) + 1, (i,)) for g in groups for i in g.frames]
         lengths = [(g.end_place - g.first_place, g) for g in alone]
-        cheapest_first = sorted(x for x in lengths if x[0] > DROPS_CHECKED and WORTH_A_CHECK * x[0] <= num_packets)
+        cheapest_first: list[tuple[int, Group]] = []
+        for length, group in sorted(lengths):
+            is_longer = length > (1.25 * cheapest_first[-1][0] if cheapest_first else DROPS_CHECKED)
+            if is_longer and WORTH_A_CHECK * length <= num_packets:
+                cheapest_first.append((length, group))
         if not cheapest_first:
             return False
         if len(_verdicts) >= MAX_VERDICTS:
