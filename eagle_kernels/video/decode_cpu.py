@@ -68,6 +68,7 @@ SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FUL
 PLANES_FIRST = ("yuv420p", "yuvj420p", "yuv420p10le")
 FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large, and
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
+SAME_BREAKS = 3  # starts that all end at one packet: it is damaged, and no earlier start leads past it
 WORTH_A_CHECK = 8  # times the packets of the check must be asked for; below that all are decoded
 GROUPS_TRIED = 16  # each a quarter longer than the last, until one leaves out enough
 WINDOW_PACKETS = 512  # that are read ahead to learn which are needed; what their end may be referred to by is kept
@@ -456,6 +457,7 @@ class _Reader:
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._newest_key_pts = -math.inf  # of the packets fed since the last seek
+        self._broke_at: int | None = None  # pts of the first packet since the last seek that the decoder refused
         self.num_missed = 0  # frames that the plan did not lead to
 
     def close(self) -> None:
@@ -515,9 +517,14 @@ class _Reader:
         if self._shown is not None and self._shown.pts < pts and not self._seek_helps(key) and self._forward_to(pts):
             return self._shown
         step = 1
+        breaks: list[int | None] = []
         while key > 0:
+            self._broke_at = None
             if self._seek(int(self._index.key_seek_K[key])) and self._forward_to(pts):
                 return self._shown
+            breaks.append(self._broke_at)
+            if len(breaks) >= SAME_BREAKS and breaks[-1] is not None and len(set(breaks[-SAME_BREAKS:])) == 1:
+                return None
             key, step = key - step, step * 2
         self._rewind()
         return self._shown if self._forward_to(pts) else None
@@ -673,6 +680,7 @@ class _Reader:
             return
         stream = _video_stream(self._container, self._index.path)
         self._newest_key_pts = -math.inf
+        self._broke_at = None
         last_wanted = max(wanted) if wanted else math.inf
         num_keys_behind = 0
         clean: set[int] = set()  # pts fed in good order and not yet out
@@ -694,6 +702,8 @@ class _Reader:
                 wanted.discard(unit.pts)
             frames = _drain(stream) if at_end else _decode(_packet(unit, content, stream))
             is_leading = trusted_from is None or unit.pts is None or unit.pts < trusted_from
+            if frames is None and not is_leading and self._broke_at is None:
+                self._broke_at = unit.pts
             if frames is None:
                 broken = broken or not is_leading
             elif not broken and not is_leading and unit.pts is not None:

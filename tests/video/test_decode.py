@@ -204,6 +204,22 @@ def test_a_start_that_is_damaged_moves_no_time(golden: GoldenSet, tmp_path: Path
         next(decode(path, [0.0]))
 
 
+def test_a_damaged_packet_is_not_tried_from_every_key_frame(tmp_path: Path, fed: list[int]) -> None:
+    path = tmp_path / "one_packet.mp4"
+    write_video(path, (draw(i) for i in range(480)), options={**X264, "g": "12", "bf": "0", "sc_threshold": "0"})
+    samples = decode_cpu.read_index(path).samples
+    assert samples is not None
+    begin, size = int(samples().offset_D[434]), int(samples().size_D[434])
+    content = bytearray(path.read_bytes())
+    content[begin : begin + size] = random.Random(0).randbytes(size)
+    path.write_bytes(content)
+    fed.clear()
+    assert numbers(decode(path, [433 / 25, 444 / 25])) == [433, 444]
+    with pytest.raises(VideoError, match=r"frame 440 at 17\.600000 s is damaged or missing"):
+        next(decode(path, [440 / 25]))
+    assert len(fed) < 200, "and not all that lie before it, twice"
+
+
 def test_a_cut_off_file_gives_its_frames(golden: GoldenSet) -> None:
     for name in ("truncated.mp4", "truncated.mkv"):
         path = golden.bad[name]
