@@ -68,8 +68,9 @@ SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FUL
 PLANES_FIRST = ("yuv420p", "yuvj420p", "yuv420p10le")
 FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large, and
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker: what bounds the memory
+SAME_BREAKS = 3  # starts that all end at one packet: it is damaged, and no earlier start leads past it
 WORTH_A_CHECK = 8  # times the packets of the check must be asked for; below that all are decoded
-GROUPS_TRIED = 16  # until one leaves out enough
+GROUPS_TRIED = 16  # each a quarter longer than the last, until one leaves out enough
 WINDOW_PACKETS = 512  # that are read ahead to learn which are needed; what their end may be referred to by is kept
 WINDOW_BYTES = 1 << 24
 DROPS_CHECKED = 8  # packets that must have been left out without a change in the frame behind them
@@ -96,16 +97,28 @@ def read_index(path: str | Path) -> PacketIndex:
     path = Path(path)
     _check_is_file(path)
     tables = mp4.read_tables(path) or matroska.read_tables(path)
-    return (None if tables is None else _index_from_tables(path, tables)) or index_from_packets(path)
+    if tables is None:
+        return index_from_packets(path)
+    starts_seconds = int(tables.pts_D[tables.is_shown_D].min()) * tables.time_base
+    return _index_from_tables(path, tables) or index_from_packets(path, starts_seconds)
 
 
-def index_from_packets(path: Path) -> PacketIndex:
-    """The index by one pass over the packets of the file's video stream; errors as in `read_index`."""
+def index_from_packets(path: Path, starts_seconds: Fraction | None = None) -> PacketIndex:
+    """The index by one pass over the packets of the file's video stream; errors as in `read_index`.
+
+    starts_seconds: when its first frame is shown, where the container says so: frames from there on count, be they
+    damaged, so that the others keep their times.
+    """
     with closing(_open(path)) as container:
         stream = _video_stream(container, path)
         first, packets, damage = _read_packets(container, stream, path)
         pts_N, place_N = np.unique(np.array([p.pts for p in packets], np.int64), return_index=True)
-        is_shown_N = pts_N >= first.pts  # leading pictures of a stream that was cut are never shown
+        starts_at = first.pts
+        if starts_seconds is not None and starts_seconds < first.pts * stream.time_base:
+            starts_at = math.ceil(starts_seconds / stream.time_base)
+            num_lost = int(((pts_N >= starts_at) & (pts_N < first.pts)).sum())
+            damage.append(f"the first frame that decodes has {num_lost} before it")
+        is_shown_N = pts_N >= starts_at  # leading pictures of a stream that was cut are never shown
         last = packets[place_N[-1]]
         pts_N, place_N = pts_N[is_shown_N], place_N[is_shown_N]
         last_duration = last.duration or _usual_duration(pts_N, stream)
@@ -403,7 +416,11 @@ def _drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget)
         num_packets = sum(g.end_place - g.first_place for g in groups)
         alone = [Group(g.key, g.first_place, int(index.place_N[i]) + 1, (i,)) for g in groups for i in g.frames]
         lengths = [(g.end_place - g.first_place, g) for g in alone]
-        cheapest_first = sorted(x for x in lengths if x[0] > DROPS_CHECKED and WORTH_A_CHECK * x[0] <= num_packets)
+        cheapest_first: list[tuple[int, Group]] = []
+        for length, group in sorted(lengths):
+            is_longer = length > (1.25 * cheapest_first[-1][0] if cheapest_first else DROPS_CHECKED)
+            if is_longer and WORTH_A_CHECK * length <= num_packets:
+                cheapest_first.append((length, group))
         if not cheapest_first:
             return False
         if len(_verdicts) >= MAX_VERDICTS:
@@ -440,6 +457,7 @@ class _Reader:
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._newest_key_pts = -math.inf  # of the packets fed since the last seek
+        self._broke_at: int | None = None  # pts of the first packet since the last seek that the decoder refused
         self.num_missed = 0  # frames that the plan did not lead to
 
     def close(self) -> None:
@@ -499,9 +517,14 @@ class _Reader:
         if self._shown is not None and self._shown.pts < pts and not self._seek_helps(key) and self._forward_to(pts):
             return self._shown
         step = 1
+        breaks: list[int | None] = []
         while key > 0:
+            self._broke_at = None
             if self._seek(int(self._index.key_seek_K[key])) and self._forward_to(pts):
                 return self._shown
+            breaks.append(self._broke_at)
+            if len(breaks) >= SAME_BREAKS and breaks[-1] is not None and len(set(breaks[-SAME_BREAKS:])) == 1:
+                return None
             key, step = key - step, step * 2
         self._rewind()
         return self._shown if self._forward_to(pts) else None
@@ -598,8 +621,10 @@ class _Reader:
                     packet = next(demuxed)
                 except av.error.FFmpegError:
                     packet = av.Packet()  # nothing more can be read, but what was fed can still come out
-                yield _Unit(packet.pts, packet.is_keyframe, memoryview(packet) if packet.size else b"", packet)
-                if packet.size == 0:
+                at_end = _is_end(packet)
+                if packet.size or at_end:
+                    yield _Unit(packet.pts, packet.is_keyframe, memoryview(packet) if packet.size else b"", packet)
+                if at_end:
                     return
         for place in range(self._place, len(self._samples.pts_D)):
             size = int(self._samples.size_D[place])
@@ -655,6 +680,7 @@ class _Reader:
             return
         stream = _video_stream(self._container, self._index.path)
         self._newest_key_pts = -math.inf
+        self._broke_at = None
         last_wanted = max(wanted) if wanted else math.inf
         num_keys_behind = 0
         clean: set[int] = set()  # pts fed in good order and not yet out
@@ -676,6 +702,8 @@ class _Reader:
                 wanted.discard(unit.pts)
             frames = _drain(stream) if at_end else _decode(_packet(unit, content, stream))
             is_leading = trusted_from is None or unit.pts is None or unit.pts < trusted_from
+            if frames is None and not is_leading and self._broke_at is None:
+                self._broke_at = unit.pts
             if frames is None:
                 broken = broken or not is_leading
             elif not broken and not is_leading and unit.pts is not None:
@@ -779,11 +807,13 @@ def _read_packets(
     at_end = False
     while not at_end:
         try:
-            packet = next(demuxed)  # one of size 0 comes last
+            packet = next(demuxed)
         except av.error.FFmpegError as error:
             damage.append(f"reading stops after {len(packets)} frames ({error.strerror})")
             packet = av.Packet()
-        at_end = packet.size == 0
+        at_end = _is_end(packet)
+        if packet.size == 0 and not at_end:
+            continue
         if first is None:
             frames = _drain(stream) if at_end else _decode(packet)
             first = next((frame for frame in frames or () if not frame.is_corrupt), None)
@@ -804,6 +834,12 @@ def _read_packets(
     if num_corrupt := sum(p.is_corrupt for p in packets):
         damage.append(f"{num_corrupt} of {len(packets)} frames are damaged")
     return first, packets, damage
+
+
+def _is_end(packet: av.Packet) -> bool:
+    """PyAV's demuxer ends with an empty packet without times. Empty ones that have times stand for a frame that was
+    dropped, as in MP4 and AVI; to a decoder they would be the end."""
+    return packet.size == 0 and packet.pts is None and packet.dts is None
 
 
 def _shortfall(stated_seconds: float | None, ends_seconds: float) -> list[str]:

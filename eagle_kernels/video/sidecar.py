@@ -1,9 +1,9 @@
 """The index of a video, kept in a folder beside the data set: numbers only, as JSON and zlib.
 
-Layout  MAGIC, u32 length of the header, the header (JSON, UTF-8), then the arrays' bytes, each compressed by itself.
-        The header names the video by its size and the time it was last changed, the scalars, and each array's dtype,
-        length and compressed length; an array whose steps are all the same is just (first, step), and times are kept as
-        their steps.
+Layout  MAGIC, u32 length of the header, u32 CRC-32 of all behind it, the header (JSON, UTF-8), then the arrays' bytes,
+        each compressed by itself. The header names the video by its size and the time it was last changed, the scalars,
+        and each array's dtype, length and compressed length; an array whose steps are all the same is just
+        (first, step), and times are kept as their steps.
 
 A sidecar that does not fit its video any more, or is damaged, is no sidecar: `read` gives None and `make` replaces it.
 The arrays that only a decoder needs are unpacked when one is opened.
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from eagle_kernels.video.info import Orientation, PacketIndex, Samples
 
-MAGIC = b"eagle-video-1\n"  # the number is the format's; another one is another file
+MAGIC = b"eagle-video-2\n"  # the number is the format's; another one is another file
 SUFFIX = ".eagleindex"
 COMPRESSION = 6
 PLAIN = ("codec", "last_duration", "scaled_width_px", "scaled_height_px", "rotation_degrees", "damage")
@@ -56,14 +56,14 @@ def read(path: str | Path, index_folder: str | Path) -> PacketIndex | None:
         content = sidecar_path(path, index_folder).read_bytes()
         if not content.startswith(MAGIC):
             return None
-        start = len(MAGIC) + 4
-        (num_bytes,) = struct.unpack_from("<I", content, len(MAGIC))
+        start = len(MAGIC) + 8
+        num_bytes, check = struct.unpack_from("<II", content, len(MAGIC))
+        if check != zlib.crc32(memoryview(content)[start:]):
+            return None
         header = json.loads(content[start : start + num_bytes])
         if header["video"] != _stamp(path):
             return None
         packed = memoryview(content)[start + num_bytes :]
-        if header["check"] != zlib.crc32(packed):
-            return None
         plain: dict[str, Any] = {name: header[name] for name in PLAIN}
         arrays: dict[str, Any] = {name: _unpack(header["arrays"][name], packed, name) for name in ARRAYS}
         lengths = {name: header["arrays"][name]["length"] for name in header["arrays"]}
@@ -124,7 +124,6 @@ def _write(index: PacketIndex, video: list[int] | None, target: Path) -> None:
     packed = b"".join(parts)
     header = {
         "video": video,
-        "check": zlib.crc32(packed),
         "time_base": [index.time_base.numerator, index.time_base.denominator],
         "orientation": list(index.orientation),
         "head": base64.b64encode(samples.head).decode() if samples is not None else None,
@@ -133,11 +132,12 @@ def _write(index: PacketIndex, video: list[int] | None, target: Path) -> None:
         **{name: getattr(index, name) for name in PLAIN},
     }
     encoded = json.dumps(header).encode()
+    check = zlib.crc32(encoded + packed)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + struct.pack("<I", len(encoded)) + encoded + packed)
+            file.write(MAGIC + struct.pack("<II", len(encoded), check) + encoded + packed)
         os.replace(beside, target)
     except BaseException:
         os.unlink(beside)

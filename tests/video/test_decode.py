@@ -1,5 +1,6 @@
 """decode(): the frame shown at a time, on every file of the golden set; its order, laziness, errors and colours."""
 
+import contextlib
 import random
 import threading
 import time
@@ -180,6 +181,45 @@ def test_damage_is_named_and_never_painted_over(golden: GoldenSet) -> None:
         assert 0 < missing < 40
 
 
+@pytest.mark.parametrize("name", ["b_frames.mp4", "late_start.mp4", "edit_list.mp4", "b_frames.mkv", "vp9.webm"])
+def test_a_start_that_is_damaged_moves_no_time(golden: GoldenSet, tmp_path: Path, name: str) -> None:
+    good = golden.good[name]
+    samples = decode_cpu.read_index(good.path).samples
+    assert samples is not None
+    begin, size = int(samples().offset_D[0]), int(samples().size_D[0])
+    content = bytearray(good.path.read_bytes())
+    content[begin : begin + size] = random.Random(0).randbytes(size)
+    path = tmp_path / name
+    path.write_bytes(content)
+    info = probe(path)
+    assert info.num_frames == len(good.numbers)
+    assert "the first frame that decodes has" in str(info.damage)
+    given = 0
+    for number, time_seconds in zip(good.numbers, info.frame_times_seconds.tolist(), strict=True):
+        with contextlib.suppress(VideoError):
+            assert numbers(decode(path, [time_seconds])) == [number]
+            given += 1
+    assert 0 < given < info.num_frames
+    with pytest.raises(VideoError, match=r"frame 0 at 0\.000000 s is damaged or missing"):
+        next(decode(path, [0.0]))
+
+
+def test_a_damaged_packet_is_not_tried_from_every_key_frame(tmp_path: Path, fed: list[int]) -> None:
+    path = tmp_path / "one_packet.mp4"
+    write_video(path, (draw(i) for i in range(480)), options={**X264, "g": "12", "bf": "0", "sc_threshold": "0"})
+    samples = decode_cpu.read_index(path).samples
+    assert samples is not None
+    begin, size = int(samples().offset_D[434]), int(samples().size_D[434])
+    content = bytearray(path.read_bytes())
+    content[begin : begin + size] = random.Random(0).randbytes(size)
+    path.write_bytes(content)
+    fed.clear()
+    assert numbers(decode(path, [433 / 25, 444 / 25])) == [433, 444]
+    with pytest.raises(VideoError, match=r"frame 440 at 17\.600000 s is damaged or missing"):
+        next(decode(path, [440 / 25]))
+    assert len(fed) < 200, "and not all that lie before it, twice"
+
+
 def test_a_cut_off_file_gives_its_frames(golden: GoldenSet) -> None:
     for name in ("truncated.mp4", "truncated.mkv"):
         path = golden.bad[name]
@@ -271,6 +311,15 @@ def test_packets_that_nothing_refers_to_are_left_out(
     assert num_fed[0] > 100
     assert num_fed[2] < 0.6 * num_fed[0], "B frames that no other picture refers to"
     assert num_fed[1] < num_fed[2] + 24 + 16, "the check takes one frame more, both ways"
+
+
+def test_the_check_finds_its_frame_where_all_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "dense.mp4"
+    options = {**X264, "g": "100", "x264-params": "bframes=3:b-pyramid=normal:scenecut=0"}
+    write_video(path, (draw(i) for i in range(400)), options=options)
+    decode_cpu._verdicts.clear()
+    assert numbers(decode(path, probe(path).frame_times_seconds)) == list(range(400))
+    assert list(decode_cpu._verdicts.values()) == [True]
 
 
 def test_a_file_without_such_packets_costs_no_check(

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,9 @@ pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 import av
 
-from eagle_kernels.video import VideoError, decode, decode_cpu, probe
+from eagle_kernels.video import VideoError, decode, decode_cpu, mp4, probe
 from eagle_kernels.video.probe import load
-from tests.video.make import GoldenSet, read
+from tests.video.make import X264, X265, GoldenSet, draw, read, write_video
 
 
 @pytest.mark.parametrize(("transpose", "flip_y", "flip_x"), list(itertools.product([False, True], repeat=3)))
@@ -62,6 +63,28 @@ def test_a_file_that_shrinks_while_it_is_read_ends_in_an_error(golden: GoldenSet
     os.truncate(path, 2000)
     with pytest.raises(VideoError, match=r"frame 100 at 4\.000000 s is damaged or missing"):
         next(frames)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_an_empty_sample_stands_for_a_dropped_frame_and_is_no_end(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "dropped.mp4"
+    options = {**X265, "x265-params": "log-level=error:keyint=1"} if codec == "libx265" else {**X264, "g": "1"}
+    write_video(path, (draw(i) for i in range(20)), codec=codec, options=options)
+    tables = mp4.read_tables(path)
+    assert tables is not None
+    content, place = bytearray(path.read_bytes()), 10
+    begin, size = int(tables.offset_D[place]), int(tables.size_D[place])
+    end = int(tables.offset_D[-1] + tables.size_D[-1])
+    content[begin:end] = content[begin + size : end] + bytes(size)
+    struct.pack_into(">I", content, content.find(b"stsz") + 16 + 4 * place, 0)
+    path.write_bytes(content)
+    info = probe(path)
+    assert (info.num_frames, info.duration_seconds) == (19, pytest.approx(0.8))
+    left = [*range(place), *range(place + 1, 20)]
+    for times in (info.frame_times_seconds, info.frame_times_seconds[::-1]):
+        assert sorted(read(f.rgb_YX3.numpy()) for f in decode(path, times)) == left
+    (frame,) = decode(path, [0.4])
+    assert read(frame.rgb_YX3.numpy()) == place - 1, "shown longer"
 
 
 def test_files_are_closed(golden: GoldenSet) -> None:
