@@ -156,6 +156,7 @@ def _check_offsets(cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, num_tokens: 
 
 
 def _check_cu_seqlens(name: str, cu_seqlens: Tensor, num_tokens: int) -> None:
+    check(isinstance(cu_seqlens, Tensor), OP, name, type(cu_seqlens), "a torch tensor of int32, (S + 1,)")
     check(cu_seqlens.dtype == torch.int32, OP, f"{name}'s dtype", cu_seqlens.dtype, "int32")
     shape = tuple(cu_seqlens.shape)
     check(len(shape) == 1 and shape[0] >= 1, OP, f"{name}'s shape", shape, "(S + 1,), one dimension that starts with 0")
@@ -1056,8 +1057,8 @@ def varlen_attention(
         device = plan.segments_S4.device
         check(device == q_THD.device, OP, "the plan's device", device, f"q's {q_THD.device}")
     else:
-        check(plan.device == q_THD.device, OP, "cu_seqlens' device", plan.device, f"q's {q_THD.device}")
         _check_offsets(plan, cu_seqlens_k, num_rows, num_rows_k)
+        check(plan.device == q_THD.device, OP, "cu_seqlens' device", plan.device, f"q's {q_THD.device}")
     if not q_THD.is_cuda:
         return varlen_attention_ref(
             q_THD, k_TKD, v_TKD, plan,

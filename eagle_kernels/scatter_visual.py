@@ -96,6 +96,7 @@ def scatter_visual(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor) -> 
     looking would make the host wait, that last one is an assertion on the device. RuntimeError for CUDA tensors in a
     build without CUDA.
     """
+    check(isinstance(rows_N, Tensor), OP, "rows", type(rows_N), "a torch tensor")
     check(embeddings_TC.ndim == 2, OP, "embeddings' shape", tuple(embeddings_TC.shape), "(T, C)")
     T, C = embeddings_TC.shape
     fits = visual_NC.ndim == 2 and visual_NC.shape[1] == C

@@ -258,6 +258,7 @@ def yuv_to_tiles(
     op = "yuv_to_tiles"
     _check_planes(y_LYX, u_LHW, v_LHW)
     check(matrix in LUMA, op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
+    check(isinstance(full_range, bool), op, "full_range", repr(full_range), "True or False: what the stream says")
     check(chroma in COSITED, op, "chroma", repr(chroma), "'left', 'center' or 'top_left'")
     check_grid(op, grid)
     check_tiling(op, tile_px, patch_px, mean, std, dtype, layout, "horizontal", num_threads)
@@ -283,7 +284,10 @@ def yuv_to_tiles(
 
 
 def _check_planes(y_LYX: Tensor, u_LHW: Tensor, v_LHW: Tensor) -> None:
-    op, shape = "yuv_to_tiles", tuple(y_LYX.shape)
+    op = "yuv_to_tiles"
+    for name, given in (("y", y_LYX), ("u", u_LHW), ("v", v_LHW)):
+        check(isinstance(given, Tensor), op, name, type(given), "a torch tensor")
+    shape = tuple(y_LYX.shape)
     check(len(shape) == 3, op, "y's shape", shape, "(L, Y, X)")
     check(shape[1] >= 1 and shape[2] >= 1, op, "y's size (Y, X)", shape[1:], "at least one sample")
     half = (shape[0], (shape[1] + 1) // 2, (shape[2] + 1) // 2)

@@ -22,6 +22,7 @@ import torch
 from eagle_kernels import native
 
 USAGE_ERROR = 2
+INTERRUPTED = 130  # as shells say it
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
 EXTRAS |= {"typer": "serve"}  # what `pip install .` alone leaves out, and the extra that brings it
 DEFAULT_NEW_TOKENS = 512  # of an answer
@@ -54,8 +55,11 @@ console = Console(markup=False, highlight=False)
 
 
 def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows each line as it comes
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except ModuleNotFoundError as error:
         _ask_for(error)
     except (ValueError, OSError) as error:  # ours are all ValueErrors: DataError, VideoError, ConfigError, ...
@@ -83,7 +87,7 @@ def doctor() -> None:
     table = Table("part", "state", "what it gives", box=None)
     table.add_row("eagle-kernels", _version("eagle-kernels") or "not installed", f"Python {platform.python_version()}")
     build = native.build_info()
-    table.add_row("native module", "built", ", ".join(f"{key} {value}" for key, value in build.items()))
+    table.add_row("native module", "built", ", ".join(f"{key} {value}" for key, value in build.items() if value != ""))
     table.add_row("torch", torch.__version__, f"{torch.get_num_threads()} threads on {os.cpu_count()} CPUs")
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
@@ -94,12 +98,12 @@ def doctor() -> None:
     for package, gives, extra in [
         ("triton", "the Triton kernels", ""),
         ("av", "video on the CPU", "video"),
+        ("nvidia-dali-cuda130", "video on a GPU", "dali"),
         ("tokenizers", "text, `eagle plan` and `eagle chat`", "serve"),
         ("matplotlib", "`eagle train` and its report", "train"),
         ("pytest-benchmark", "`eagle bench`, from a checkout", "bench"),
         ("flash-attn", "a rival in the benches", "flash-attn"),
         ("liger-kernel", "a rival in the benches", "rivals"),
-        ("cut-cross-entropy", "a rival in the benches", "rivals"),
     ]:
         found = _version(package)
         table.add_row(package, found or "missing", gives if found else f"{gives}: pip install 'eagle-kernels[{extra}]'")
@@ -305,9 +309,11 @@ def bench(
     if not (folder / "harness.py").is_file():
         raise ValueError(
             f"the benches are not part of the installed package, and {root} is no checkout. Clone the repository, "
-            "run pip install -e '.[bench]' --no-build-isolation there, and eagle bench again."
+            "run pip install -e '.[bench]' there, and eagle bench again."
         )
-    missing = [p for p in ("pytest", "pytest_benchmark", "matplotlib") if importlib.util.find_spec(p) is None]
+    missing = [
+        p for p in ("pytest", "pytest_benchmark", "pytest_timeout", "matplotlib") if importlib.util.find_spec(p) is None
+    ]
     if missing:
         raise ValueError(f"the benches need {', '.join(missing)}: pip install 'eagle-kernels[bench]'")
     benches = [path for path in folder.glob("bench_*.py") if "def test_" in path.read_text()]  # not the scripts

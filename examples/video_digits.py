@@ -40,7 +40,8 @@ from eagle_model.train.trainer import Trainer
 
 ASKED = {"movement": "which way does the digit move?", "needle": "which digit is in frame k?"}
 CHANCE = {"movement": 1 / 4, "needle": 1 / 10}
-WANTED_MOVEMENT = 0.9  # the demo fails below this
+WANTED_MOVEMENT = 0.9  # the demo fails below this, and
+MOST_SHUFFLED = 0.4  # above this: chance is 0.25, and single frames must not give the answer away
 VIDEOS_A_ROW = 25  # of an evaluation batch
 console = Console()
 
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900, help="training steps")
     parser.add_argument("--videos", type=int, default=4500, help="training videos")
     args = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it comes
     begin = time.perf_counter()
     args.run.mkdir(parents=True, exist_ok=True)
 
@@ -146,7 +148,12 @@ def main() -> None:
     print(f'Ask it yourself: .venv/bin/eagle chat {run} {clip} --ask "{digit_videos.ASK_MOVEMENT}"')
     if scores["movement"] < WANTED_MOVEMENT:
         raise SystemExit(f"movement is {scores['movement']:.1%}; needs {WANTED_MOVEMENT:.0%}")
+    if scores["shuffled"] > MOST_SHUFFLED:
+        raise SystemExit(f"with shuffled frames it is {scores['shuffled']:.1%}; needs {MOST_SHUFFLED:.0%} at most")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

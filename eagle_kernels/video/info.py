@@ -36,6 +36,7 @@ class VideoInfo:
         bool  # some frame lies more than 1 ms and 1 tick of the container's clock off an even spacing
     )
     frame_times_seconds: NDArray[np.float64]  # (N,) ascending, read-only
+    key_frames: NDArray[np.int64]  # (K,) numbers of the shown frames that decoding can start at, ascending, read-only
     damage: str | None  # what was wrong with the file, when it had to be read only in part; else None
 
 

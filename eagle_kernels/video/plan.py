@@ -56,11 +56,9 @@ def frame_indices(info: VideoInfo, timestamps_seconds: object) -> NDArray[np.int
     return np.where(~is_own_M & (times_N[next_M] - asked_M <= TOLERANCE_SECONDS), next_M, at_M)
 
 
-def nearest_key_frames(
-    index: PacketIndex, info: VideoInfo, asked_M: NDArray[np.float64], exact_M: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def nearest_key_frames(info: VideoInfo, asked_M: NDArray[np.float64], exact_M: NDArray[np.int64]) -> NDArray[np.int64]:
     """(M,) the shown key frame nearest to each time, a tie takes the earlier; `exact_M` where the file has none."""
-    keys = np.flatnonzero(np.isin(index.pts_N, index.key_pts_K, assume_unique=True))
+    keys = info.key_frames
     if len(keys) == 0:
         return exact_M
     times = info.frame_times_seconds[keys]
@@ -112,7 +110,7 @@ def choose_frames(
     if seek == "exact" or len(exact_M) == 0:
         return exact_M
     if seek == "keyframe":
-        return nearest_key_frames(index, info, asked_M, exact_M)
+        return nearest_key_frames(info, asked_M, exact_M)
     return cheapest_frames(index, info, asked_M, exact_M, tolerance)
 
 

@@ -46,7 +46,10 @@ def describe(index: PacketIndex) -> VideoInfo:
     """The packets' numbers as a player would tell them."""
     tick_seconds = float(index.time_base)
     times_N = (index.pts_N - index.pts_N[0]) * tick_seconds
-    times_N.flags.writeable = False
+    place_K = np.searchsorted(index.pts_N, index.key_pts_K).clip(max=len(times_N) - 1)
+    key_frames = np.unique(place_K[index.pts_N[place_K] == index.key_pts_K])  # an edit list may hide some
+    for array in (times_N, key_frames):
+        array.flags.writeable = False
     num_frames = len(times_N)
     duration_seconds = float(times_N[-1] + index.last_duration * tick_seconds)
     even_N = np.linspace(0.0, times_N[-1], num_frames)
@@ -65,5 +68,6 @@ def describe(index: PacketIndex) -> VideoInfo:
         frames_per_second=num_frames / duration_seconds if duration_seconds > 0 else 0.0,
         is_variable_frame_rate=off_seconds > 1.01 * max(tick_seconds, CLOCK_SECONDS),  # 1 %: floating point
         frame_times_seconds=times_N,
+        key_frames=key_frames,
         damage=index.damage,
     )

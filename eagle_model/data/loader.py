@@ -40,6 +40,7 @@ class DataConfig:
     frames_per_second: float = 2.0
     min_frames: int = 8
     max_frames: int = 512
+    key_frames_only: bool = False
     seed: int = 0
     on_bad_sample: str = "raise"  # or "skip": counted, listed in Loader.skipped and in the state
     num_workers: int = 2  # threads, and rows that are loaded ahead
@@ -71,6 +72,7 @@ class DataConfig:
             frames_per_second=self.frames_per_second,
             min_frames=self.min_frames,
             max_frames=self.max_frames,
+            key_frames_only=self.key_frames_only,
         )
 
 
@@ -109,7 +111,13 @@ class Loader:
                 )
         self.config = config
         if config.index_folder is not None:  # here, since for each video it would count as a bad sample
-            Path(config.index_folder).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(config.index_folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(
+                    f"DataConfig: index_folder is {config.index_folder!r}, which cannot be made ({error.strerror}); "
+                    "needs a folder that can be written."
+                ) from error
         self.processor = Processor(
             processor.tokenizer,
             config.processor_config(processor.config),

@@ -41,6 +41,9 @@ class ProcessorConfig:
     frames_per_second: float = 2.0  # a video is sampled no denser
     min_frames: int = 8
     max_frames: int = 512
+    key_frames_only: bool = (
+        False  # sample videos from the frames that decoding can start at: the cheapest, unevenly spread
+    )
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     system: str = DEFAULT_SYSTEM  # the system turn of conversations that have none; "" for none
@@ -126,7 +129,7 @@ class Processor:
         """
         try:
             images = [image_size(image.path) for image in sample.images]
-            clips = [_clip(video, self.index_folder) for video in sample.videos]
+            clips = [_clip(video, self.index_folder, self.config.key_frames_only) for video in sample.videos]
             visual = sampling.plan(
                 self.config.sampling(max_tiles),
                 images=images,
@@ -217,7 +220,9 @@ class Processor:
         folder = Path(folder)
         for name in (TOKENIZER_FILE, CONFIG_FILE):
             if not (folder / name).is_file():
-                raise ValueError(f"{folder} has no {name}; needs a folder that Processor.save_pretrained wrote.")
+                raise ValueError(
+                    f"{folder} has no {name}; needs a folder that Processor.save_pretrained wrote, as a run's is."
+                )
         try:
             values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -245,12 +250,13 @@ class Processor:
 
 
 class _Clip(NamedTuple):
-    frame_times_seconds: np.ndarray  # from the file's first shown frame
+    frame_times_seconds: np.ndarray  # to sample from, counted from the file's first shown frame
     duration_seconds: float
 
 
-def _clip(video: VideoRef, index_folder: str | Path | None) -> _Clip:
-    """The frames shown in [start, end), or the one on show at `start` where none begins in it.
+def _clip(video: VideoRef, index_folder: str | Path | None, key_frames_only: bool) -> _Clip:
+    """The frames shown in [start, end), or the one on show at `start` where none begins in it; of these the key frames,
+    if they alone are wanted and the clip has any.
 
     The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
     lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
@@ -279,4 +285,6 @@ def _clip(video: VideoRef, index_folder: str | Path | None) -> _Clip:
     times = times[first:last]
     if len(times) == 1:
         return _Clip(times, 1 / info.frames_per_second if info.frames_per_second > 0 else 1.0)
-    return _Clip(times, float(times[-1] - times[0]) * len(times) / (len(times) - 1))
+    duration_seconds = float(times[-1] - times[0]) * len(times) / (len(times) - 1)
+    keys = info.key_frames[(info.key_frames >= first) & (info.key_frames < last)]
+    return _Clip(info.frame_times_seconds[keys] if key_frames_only and len(keys) else times, duration_seconds)

@@ -133,7 +133,7 @@ def test_decode_workers_and_kept_indexes_change_nothing(recipe: Recipe, processo
             assert loader.state_dict() == state
             loader.load_state_dict(state)
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OSError, match=r"DataConfig: index_folder is '.*file', which cannot be made \(File exists\)"):
         Loader(config_of(path, index_folder=str(tmp_path / "file")), processor)
 
 

@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -55,6 +56,22 @@ def test_clips(
     assert len(video.timestamps_seconds) == count
     assert video.timestamps_seconds[0] == pytest.approx(first)
     assert video.frames_per_second == pytest.approx(count / seconds)
+
+
+def test_key_frames_alone(tokenizer: Tokenizer, media: Path) -> None:
+    """Of a clip without one, all of its frames."""
+    keys = (probe(media / "long.mp4").key_frames / 10).tolist()
+    assert keys == pytest.approx([0.0, 0.8, 1.6, 2.4, 3.2, 4.0, 4.8, 5.6])
+    processor = Processor(tokenizer, tiny_config(frames_per_second=10, key_frames_only=True))
+    for start, end, want in ((None, None, keys), (1.0, 4.0, [1.6, 2.4, 3.2]), (0.1, 0.4, [0.1, 0.2, 0.3])):
+        sample = Sample("s", (Turn("user", "<video-1>"),), (), (VideoRef(media / "long.mp4", start, end),))
+        plan = processor.plan_sample(sample)
+        (video,) = plan.videos
+        assert video.timestamps_seconds == pytest.approx(want)
+        assert video.frames_per_second == pytest.approx(len(want) / ((end or 6.0) - (start or 0.0)))
+        _, patches_IPK = processor.load_sample(plan)
+        levels = (patches_IPK.float().mean((1, 2)) + 1) * 127.5
+        np.testing.assert_allclose(levels, [40 * seconds for seconds in want], atol=3)
 
 
 def test_a_file_of_one_frame(processor: Processor, tmp_path: Path) -> None:

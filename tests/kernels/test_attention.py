@@ -628,6 +628,7 @@ def test_errors():
     refused(r"v's shape is \(5, 2, 16\); needs k's \(6, 2, 16\)", q, k, v[:5], cu)
     refused("query heads is 3; needs a multiple of the 2", q[:, :3], k, v, cu)
     refused("softmax_scale is -1.0; needs None or a number > 0", q, k, v, cu, softmax_scale=-1.0)
+    refused("cu_seqlens is <class 'list'>; needs a torch tensor of int32", q, k, v, [0, 6])
     refused("cu_seqlens's dtype is torch.int64; needs int32", q, k, v, cu.long())
     refused(r"cu_seqlens's shape is \(1, 3\); needs \(S \+ 1,\)", q, k, v, cu[None])
     refused("cu_seqlens' device is meta; needs q's cpu", q, k, v, cu.to("meta"))

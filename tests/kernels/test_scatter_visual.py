@@ -201,6 +201,11 @@ def test_refuses(embeddings, visual, rows, message):
     assert embeddings.is_meta or not embeddings.any()  # nothing was written
 
 
+def test_refuses_rows_that_are_no_tensor():
+    with pytest.raises(ValueError, match="scatter_visual: rows is <class 'list'>; needs a torch tensor"):
+        scatter_visual(E5, V2, [0, 1])
+
+
 def test_compiled_code_refuses_wrong_rows():
     compiled = torch.compile(scatter_visual, fullgraph=True, backend="aot_eager")
     with pytest.raises(ValueError, match=r"scatter_visual: rows\[1\] is 1; needs rows strictly ascending"):

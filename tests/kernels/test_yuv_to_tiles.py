@@ -387,6 +387,7 @@ GOOD = {"y_LYX": Y, "u_LHW": U, "v_LHW": V, "grid": (1, 1), "tile_px": 28, "thum
         ({"v_LHW": V.to("meta")}, "v's device is meta; needs y's cpu"),
         ({"y_LYX": Y.mT.contiguous().mT}, r"y's stride along a row is 4; needs 1; call .contiguous\(\)"),
         ({"u_LHW": U[..., :1].expand(1, 2, 3)}, r"u's stride along a row is 0; needs 1 or 2; call .contiguous\(\)"),
+        ({"full_range": None}, "full_range is None; needs True or False"),
         ({"matrix": "bt470"}, "matrix is 'bt470'; needs 'bt601', 'bt709' or 'bt2020'"),
         ({"chroma": "top"}, "chroma is 'top'; needs 'left', 'center' or 'top_left'"),
         ({"grid": (0, 1)}, r"grid is \(0, 1\); needs \(cols, rows\), both >= 1"),

@@ -38,6 +38,16 @@ def test_times_are_those_of_a_sequential_decode(golden: GoldenSet, name: str) ->
     np.testing.assert_allclose(probe(path).frame_times_seconds, np.array(times) - times[0], atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["b_frames.mp4", "b_frames.mkv", "open_gop.mp4", "open_gop.ts"])
+def test_key_frames_are_those_of_a_sequential_decode(golden: GoldenSet, name: str) -> None:
+    path = golden.good[name].path
+    with av.open(str(path)) as container:
+        is_key = [frame.key_frame for frame in container.decode(container.streams.video[0])]
+    found = probe(path).key_frames
+    assert set(np.flatnonzero(is_key)) <= set(found.tolist())  # those of open groups are no key frames to the decoder
+    assert found[0] == 0 and (np.diff(found) > 0).all() and len(found) < len(is_key)
+
+
 def test_reads_a_string_path(golden: GoldenSet) -> None:
     assert probe(str(golden.good["one_frame.mp4"].path)).num_frames == 1
 
