@@ -108,8 +108,8 @@ def test_refuses_tilings_that_make_no_sense():
 
 def test_other_python_threads_run_meanwhile():
     """The interpreter's lock is given back: this thread never waits as long as the call takes."""
-    frames = torch.zeros(1, 2000, 2000, 3, dtype=torch.uint8).expand(40, -1, -1, -1)
-    out = torch.empty(40, 1, 3 * 448 * 448, dtype=torch.uint8)
+    frames = torch.zeros(1, 2000, 2000, 3, dtype=torch.uint8).expand(200, -1, -1, -1)
+    out = torch.empty(200, 1, 3 * 448 * 448, dtype=torch.uint8)
     arguments = native.view(frames), native.view(out), tiling(tile_px=448, patch_px=448), 1
     seconds: list[float] = []
 
