@@ -8,8 +8,8 @@ and say how far off. CPU seconds are the number to trust on a shared machine. A 
 than asked is marked wrong. torchcodec and decord take part where they are installed.
 
 `--make` makes the files, so that the numbers can be had again anywhere: 10 seconds of moving pictures, copied over and
-over. H.264 and VP9: the encoders' defaults but for the speed; AV1: a fast preset, a key frame every 10 seconds. The hour
-is also put into a Matroska, packet by packet, of which opening alone is measured.
+over. H.264 and VP9: the encoders' defaults but for the speed; AV1: a fast preset, a key frame every 10 seconds. The
+hour is also put into a Matroska, packet by packet, of which opening alone is measured.
 """
 
 from __future__ import annotations
