@@ -131,11 +131,26 @@ def measure_here(way: str, path: Path, times: Times) -> dict[str, float | bool]:
     }
 
 
-def measure(way: str, path: Path, num_frames: int) -> dict[str, Any]:
-    """In a process of its own. A rival that cannot read the file is said to have failed."""
-    command = [sys.executable, "-m", "bench.bench_decode", str(path), "--frames", str(num_frames), "--only", way]
+def spread(path: Path, num_frames: int) -> NDArray[np.int64]:
+    """Numbers of evenly spaced frames, the first and the last among them."""
+    from eagle_kernels.video import probe
+
+    return np.linspace(0, probe(path).num_frames - 1, num_frames).round().astype(np.int64)
+
+
+def evenly_spaced(path: Path, num_frames: int) -> Times:
+    from eagle_kernels.video import probe
+
+    return probe(path).frame_times_seconds[spread(path, num_frames)]
+
+
+def in_own_process(
+    module: str, path: Path, num_frames: int, way: str, *options: str, may_fail: bool = False
+) -> dict[str, Any]:
+    """What `python -m bench.<module> PATH --frames N --only WAY` prints last, as JSON; `may_fail`: or why it failed."""
+    command = [sys.executable, "-m", f"bench.{module}", str(path), "--frames", str(num_frames), "--only", way, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and not way.startswith("ours"):
+    if done.returncode and may_fail:
         return {"failed": done.stderr.strip().splitlines()[-1][:200]}
     if done.returncode:
         raise RuntimeError(f"{way}, {num_frames} frames of {path}:\n{done.stderr}")
@@ -221,6 +236,15 @@ def make_video(path: Path, codec: str, width_px: int, height_px: int, num_copies
                     whole.mux(packet)
 
 
+def made_files(folder: Path) -> list[Path]:
+    """Those of MADE, made where absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, about in MADE.items():
+        if not (folder / name).exists():
+            make_video(folder / name, *about)
+    return [folder / name for name in MADE]
+
+
 def remux(source: Path, path: Path) -> None:
     """The same packets in the container that the name of `path` asks for."""
     import av
@@ -262,19 +286,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.only:
-        from eagle_kernels.video import probe
-
-        info = probe(args.files[0])
-        places = np.linspace(0, info.num_frames - 1, args.frames[0]).round().astype(int)
-        print(json.dumps(measure_here(args.only, args.files[0], info.frame_times_seconds[places])))
+        print(json.dumps(measure_here(args.only, args.files[0], evenly_spaced(args.files[0], args.frames[0]))))
         return
     files = list(args.files)
     if args.make:
-        args.make.mkdir(parents=True, exist_ok=True)
-        for name, about in MADE.items():
-            if not (args.make / name).exists():
-                make_video(args.make / name, *about)
-            files.append(args.make / name)
+        files += made_files(args.make)
         for name, source in REMUXED.items():
             if not (args.make / name).exists():
                 remux(args.make / source, args.make / name)
@@ -286,9 +302,11 @@ def main() -> None:
         for num_frames in args.frames if path.name not in REMUXED else ():
             rows = about["frames"][num_frames] = {}
             for way in filter(available, WAYS):
-                results = sorted(
-                    (measure(way, path, num_frames) for _ in range(args.rounds)), key=lambda r: r.get("cpu_seconds", 0)
-                )
+                may_fail = not way.startswith("ours")
+                rounds = [
+                    in_own_process("bench_decode", path, num_frames, way, may_fail=may_fail) for _ in range(args.rounds)
+                ]
+                results = sorted(rounds, key=lambda r: r.get("cpu_seconds", 0))
                 row = rows[way] = results[len(results) // 2]
                 if "failed" in row:
                     print(f"{num_frames:5d}  {way:28s} failed: {row['failed']}", flush=True)

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import closing
@@ -28,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.bench_decode import machine, make_video
+from bench.bench_decode import in_own_process, machine, make_video, spread
 
 WHOLE = "DALI, whole file"
 FEEDING = "feeding alone"
@@ -99,21 +97,6 @@ def measure_feeding(path: Path, places: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def measure(way: str, path: Path, num_frames: int, device: str) -> dict[str, Any]:
-    """In a process of its own."""
-    command = [sys.executable, "-m", "bench.bench_decode_dali", str(path), "--frames", str(num_frames)]
-    done = subprocess.run([*command, "--device", device, "--only", way], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{way}, {num_frames} frames of {path}:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def spread(path: Path, num_frames: int) -> NDArray[np.int64]:
-    from eagle_kernels.video import probe
-
-    return np.linspace(0, probe(path).num_frames - 1, num_frames).round().astype(np.int64)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?", help="another one than the made one")
@@ -151,10 +134,13 @@ def main() -> None:
             report["note"] = args.note
         for num_frames in args.frames or frames:
             rows = report["frames"][num_frames] = {}
-            feeding = measure(FEEDING, path, num_frames, args.device)
+            feeding = in_own_process("bench_decode_dali", path, num_frames, FEEDING, "--device", args.device)
             print(f"{num_frames:5d}  {FEEDING:24s} {feeding['cpu_seconds']:8.3f} CPU s  {feeding}")
             for way in ways(args.device):
-                rounds = [measure(way, path, num_frames, args.device) for _ in range(args.rounds)]
+                rounds = [
+                    in_own_process("bench_decode_dali", path, num_frames, way, "--device", args.device)
+                    for _ in range(args.rounds)
+                ]
                 row = rows[way] = sorted(rounds, key=lambda r: r[key])[len(rounds) // 2]
                 row["times_less"] = round(rows[WHOLE][key] / row[key], 2)
                 print(

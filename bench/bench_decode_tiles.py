@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from bench.bench_decode import MADE, machine, make_video
+from bench.bench_decode import evenly_spaced, in_own_process, machine, made_files
 
 Times = NDArray[np.float64]
 Found = tuple[list[float], Tensor]  # the frames' times; (M, 3, TILE_PX, TILE_PX) bf16, or (M, P, K) patches
@@ -147,38 +145,21 @@ def measure_here(way: str, path: Path, times: Times) -> dict[str, float | bool]:
     }
 
 
-def measure(way: str, path: Path, num_frames: int) -> dict[str, Any]:
-    """In a process of its own."""
-    command = [sys.executable, "-m", "bench.bench_decode_tiles", str(path), "--frames", str(num_frames), "--only", way]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{way}, {num_frames} frames of {path}:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*")
-    parser.add_argument("--make", type=Path, help="a folder for the two files of bench_decode, made where absent")
+    parser.add_argument("--make", type=Path, help="a folder for the files of bench_decode, made where absent")
     parser.add_argument("--frames", type=int, nargs="*", default=[32, 128, 512])
     parser.add_argument("--rounds", type=int, default=1, help="the median CPU time counts")
     parser.add_argument("--only", choices=WAYS, help="this way, in this process, as JSON")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.only:
-        from eagle_kernels.video import probe
-
-        info = probe(args.files[0])
-        places = np.linspace(0, info.num_frames - 1, args.frames[0]).round().astype(int)
-        print(json.dumps(measure_here(args.only, args.files[0], info.frame_times_seconds[places])))
+        print(json.dumps(measure_here(args.only, args.files[0], evenly_spaced(args.files[0], args.frames[0]))))
         return
     files = list(args.files)
     if args.make:
-        args.make.mkdir(parents=True, exist_ok=True)
-        for name, about in MADE.items():
-            if not (args.make / name).exists():
-                make_video(args.make / name, *about)
-            files.append(args.make / name)
+        files += made_files(args.make)
     report: dict[str, Any] = {"machine": machine(), "files": {}}
     for path in files:
         print(path.name)
@@ -186,9 +167,8 @@ def main() -> None:
         for num_frames in args.frames:
             rows = report["files"][path.name]["frames"][num_frames] = {}
             for way in filter(available, WAYS):
-                results = sorted(
-                    (measure(way, path, num_frames) for _ in range(args.rounds)), key=lambda r: r["cpu_seconds"]
-                )
+                rounds = [in_own_process("bench_decode_tiles", path, num_frames, way) for _ in range(args.rounds)]
+                results = sorted(rounds, key=lambda r: r["cpu_seconds"])
                 row = rows[way] = results[len(results) // 2]
                 note = "" if row["is_exact"] else f"off by up to {row['worst_off_seconds']:.2f} s"
                 if note and way not in CHOOSES:

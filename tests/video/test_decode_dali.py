@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench import bench_decode_dali
-from bench.bench_decode import make_video
-from bench.bench_decode_dali import measure_here, spread, ways
+from bench.bench_decode import make_video, spread
+from bench.bench_decode_dali import measure_here, ways
 from eagle_kernels.video import VideoError, decode, decode_dali
 from eagle_kernels.video.decode_cpu import Budget, PacketReader, decode_groups
 from eagle_kernels.video.decode_dali import streams, why_not
