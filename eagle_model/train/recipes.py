@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from eagle_model.data.loader import DataConfig
-from eagle_model.train.config import ConfigError, OptimizerConfig, TrainConfig
+from eagle_model.fields import ConfigError
+from eagle_model.train.config import OptimizerConfig, TrainConfig
 
 
 def tiny() -> TrainConfig:
