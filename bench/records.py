@@ -2,10 +2,13 @@
 
     python -m pytest bench/bench_rms_norm.py -p bench.records --records results.jsonl --seconds-left 60
 
-A line of the file is one JSON object:  {"machine_info", "commit_info", "datetime"}, once a run;  {"started": test}  before
-a test;  {"test", "outcome", "seconds", "reason", "bench"}  after it;  {"missing": package, "test": file}  for a file that
-cannot be imported without that package. A test with a result is not run again. One that was started twice and never
-ended took its process down with it: it counts as "crashed".
+Each line of the file is one JSON object:
+    {"machine_info", "commit_info", "datetime"}                 once a run
+    {"started": test}                                           before a test
+    {"test", "outcome", "seconds", "reason", "bench"}           after it
+    {"missing": package, "test": file}                          a file that cannot be imported without that package
+A test with a result is not run again. One that was started twice and never ended took its process down with it: it
+counts as "crashed".
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m bench.session --minutes 12 --out bench/results
 
 Stages, in order: doctor; a first test of every kernel, then the next of each; the model's real shapes; benches by
-importance. A stage that is out of its share of the minutes leaves the rest for the next call: called again, with the same
-code on the same machine, it goes on where it stopped, after a kill too.
+importance. A stage that is out of its share of the minutes leaves the rest for the next call: called again, with the
+same code on the same machine, it goes on where it stopped, after a kill too.
 
 Writes  <machine>-<commit>.jsonl  every result as it comes (records.py);  <machine>.json, .md, .png  the benches, as
         report.py makes them;  <machine>-session.md  the summary: stages, what was missing, goals, calibration.
@@ -74,7 +74,7 @@ class Goal:
     times: float
 
 
-# What the field's published figures on an H100 make a fair aim: docs/notes/attention.md, docs/notes/linear_cross_entropy.md.
+# Fair aims by what peers publish for an H100: docs/notes/attention.md and linear_cross_entropy.md.
 GOALS = (
     Goal(group="attention forward, vision", rival="flash-attn 2", times=1.3),
     Goal(group="attention forward, vision", rival="flash-attn 4", times=1.0),
