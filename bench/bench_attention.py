@@ -23,7 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bench.harness import DEVICE, measure, seconds
-from eagle_kernels.attention import AttentionPlan, varlen_attention, varlen_attention_ref
+from eagle_kernels.attention import varlen_attention, varlen_attention_ref
+from eagle_kernels.attention_plan import AttentionPlan
 
 pytestmark = pytest.mark.benchmark(timer=seconds)
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from eagle_kernels.attention import AttentionPlan
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_model.batch import PackedBatch
 from eagle_model.files import write_json

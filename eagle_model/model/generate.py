@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from eagle_kernels.attention import AttentionPlan
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_model.batch import PackedBatch
 from eagle_model.model.llm import CacheRuns
 

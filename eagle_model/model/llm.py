@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eagle_kernels.attention import AttentionPlan, Backend, varlen_attention
+from eagle_kernels.attention import Backend, varlen_attention
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.decode_attention import decode_attention
 from eagle_kernels.rms_norm import add_rms_norm, rms_norm
 from eagle_kernels.rope import rope

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eagle_kernels.attention import AttentionPlan, Backend, varlen_attention
+from eagle_kernels.attention import Backend, varlen_attention
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
 from eagle_model.model.config import EagleConfig, VisionConfig

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from eagle_kernels.attention import AttentionPlan
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_model.model.config import EagleConfig, tiny
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.weights import released_name
