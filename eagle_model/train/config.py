@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from eagle_model.data.loader import DataConfig
+from eagle_model.data.processor import ProcessorConfig
 
 Config = TypeVar("Config")
 
@@ -41,12 +42,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One run. A step takes rows_per_step rows of data.context_tokens, one after the other, and updates once."""
+    """One run. A step takes rows_per_step rows, one after the other, and updates once."""
 
     model: str = "tiny"  # a preset, trained from scratch, or a folder that Eagle.from_pretrained loads
     tokenizer: str = (
         ""  # a tokenizer.json; empty: the model folder's, or for a preset one trained on the recipe's own text
     )
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     data: DataConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     max_steps: int
