@@ -17,7 +17,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from eagle_kernels.attention import AttentionPlan, Backend, varlen_attention
+from eagle_kernels.attention import Backend, varlen_attention
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.decode_attention import decode_attention
 
 

@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from eagle_kernels.attention import AttentionPlan
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_model.batch import PackedBatch
+from eagle_model.files import write_json
 from eagle_model.model import weights
 from eagle_model.model.attend import Packed
 from eagle_model.model.config import EagleConfig
@@ -144,7 +145,7 @@ class Eagle(nn.Module):
         folder = Path(folder)
         weights.save(folder, dict(self.named_parameters()), weights.EAGLE, max_shard_bytes=max_shard_bytes)
         dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
-        weights.write_json(folder / "config.json", {**self.cfg.to_dict(), "torch_dtype": dtype})
+        write_json(folder / "config.json", {**self.cfg.to_dict(), "torch_dtype": dtype})
 
 
 def build(cfg: EagleConfig, device: torch.device | str = "meta") -> Eagle:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from eagle_kernels.attention import AttentionPlan
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_model.batch import PackedBatch
 from eagle_model.model.attend import Cache, Decode, Prefill
 from eagle_model.model.llm import Decoder

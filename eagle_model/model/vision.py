@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eagle_kernels.attention import AttentionPlan
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
 from eagle_model.model.attend import Attend, Packed

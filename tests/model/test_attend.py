@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eagle_kernels.attention import AttentionPlan
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_model.model.attend import Cache, Decode, Packed, Prefill
 from eagle_model.model.config import tiny
 from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, document, mixed_documents, pack, small_model
