@@ -62,8 +62,10 @@ def show_plan(folder: Path) -> None:
 
 def config(videos: Path, max_steps: int) -> TrainConfig:
     base = tiny()
-    data = replace(base.data, recipe=str(videos / "recipe.json"), context_tokens=2048, min_frames=1)
-    return replace(base, data=data, max_steps=max_steps)
+    sampling = replace(base.processor.sampling, context_tokens=2048, min_frames=1)
+    processor = replace(base.processor, sampling=sampling)
+    data = replace(base.data, recipe=str(videos / "recipe.json"))
+    return replace(base, processor=processor, data=data, max_steps=max_steps)
 
 
 def ask(eagle: Eagle, processor: Processor, samples: Sequence[Sample], *, shuffled: bool = False) -> list[str]:

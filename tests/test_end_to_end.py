@@ -73,7 +73,7 @@ def dataset(tmp_path_factory) -> Path:
 
 def config_of(dataset: Path, *assignments: str) -> TrainConfig:
     base = [f"data.recipe={dataset / 'recipe.json'}", f"tokenizer={dataset / 'tokenizer.json'}"]
-    base += ["data.context_tokens=400", "max_steps=8", "save_every_steps=4", "log_every_steps=1"]
+    base += ["processor.sampling.context_tokens=400", "max_steps=8", "save_every_steps=4", "log_every_steps=1"]
     return override(debug(), [*base, *assignments])
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from eagle_model.data.loader import DataConfig
+from eagle_model.data.processor import ProcessorConfig
 from eagle_model.fields import require
 
 
@@ -33,12 +34,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One run. A step takes rows_per_step rows of data.context_tokens, one after the other, and updates once."""
+    """One run. A step takes rows_per_step rows, one after the other, and updates once."""
 
     model: str = "tiny"  # a preset, trained from scratch, or a folder that Eagle.from_pretrained loads
     tokenizer: str = (
         ""  # a tokenizer.json; empty: the model folder's, or for a preset one trained on the recipe's own text
     )
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     data: DataConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     max_steps: int

@@ -34,7 +34,7 @@ from eagle_model.checkpoints import latest, steps
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.media import ROLES, read_recipe, read_samples
-from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor, ProcessorConfig
+from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
 from eagle_model.data.tokens import read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff, from_json, to_json
 from eagle_model.files import write_json
@@ -257,7 +257,7 @@ class Trainer:
             self.run_folder / "samples",
             batches,
             decode=lambda ids: self.processor.tokenizer.decode(ids, skip_special_tokens=False),
-            patch_px=self.config.data.patch_px,
+            patch_px=self.config.processor.patch_px,
             mean=self.processor.config.mean,
             std=self.processor.config.std,
         )
@@ -315,41 +315,43 @@ def _refuse_foreign_folder(folder: Path) -> None:
 def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
     """The model that a new run starts from, fp32 on the CPU, and its processor. Draws from torch's global generator.
 
-    Raises: ConfigError when the model, its tokenizer and the data config do not fit each other, ValueError when one of
+    Raises: ConfigError when the model, its tokenizer and the processor do not fit each other, ValueError when one of
             their files cannot be read.
     """
-    folder, data = Path(config.model), config.data
+    folder, ours = Path(config.model), config.processor
     if config.model in PRESETS:
         own = not config.tokenizer
         tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
         cfg = PRESETS[config.model](
             vocab_size=tokenizer.get_vocab_size(),
             image_token_id=ChatEncoder(tokenizer).context_id,
-            tile_px=data.tile_px,
-            patch_px=data.patch_px,
+            tile_px=ours.tile_px,
+            patch_px=ours.patch_px,
         )
-        return Eagle(cfg), Processor(tokenizer, data.processor_config(ProcessorConfig()))
+        return Eagle(cfg), Processor(tokenizer, ours)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
         )
     tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
     tokenizer = read_tokenizer(tokenizer_file)
-    base = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ProcessorConfig()
+    theirs = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ours
     model = Eagle.from_pretrained(folder, dtype=torch.float32)
-    for name, ours, theirs in (
-        ("data.tile_px", data.tile_px, model.cfg.vision.tile_px),
-        ("data.patch_px", data.patch_px, model.cfg.vision.patch_px),
+    for name, got, need in (
+        ("processor.tile_px", ours.tile_px, model.cfg.vision.tile_px),
+        ("processor.patch_px", ours.patch_px, model.cfg.vision.patch_px),
+        ("processor.mean", ours.mean, theirs.mean),
+        ("processor.std", ours.std, theirs.std),
         ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, model.cfg.image_token_id),
     ):
-        if ours != theirs:
-            raise ConfigError(f"{name} is {ours}; the model in {folder} needs {theirs}.")
+        if got != need:
+            raise ConfigError(f"{name} is {got}; the model in {folder} needs {need}.")
     if tokenizer.get_vocab_size() > model.cfg.text.vocab_size:
         raise ConfigError(
             f"{tokenizer_file} has {tokenizer.get_vocab_size()} tokens; the model in {folder} has room for "
             f"{model.cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    return model, Processor(tokenizer, data.processor_config(base))
+    return model, Processor(tokenizer, ours)
 
 
 def _tokenizer_of_the_recipe(config: TrainConfig) -> Tokenizer:

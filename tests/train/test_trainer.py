@@ -45,7 +45,12 @@ def chats(tmp_path_factory) -> Path:
 
 
 def config_of(chats: Path, *assignments: str) -> TrainConfig:
-    base = [f"data.recipe={chats / 'chats.jsonl'}", "data.context_tokens=160", "max_steps=4", "save_every_steps=2"]
+    base = [
+        f"data.recipe={chats / 'chats.jsonl'}",
+        "processor.sampling.context_tokens=160",
+        "max_steps=4",
+        "save_every_steps=2",
+    ]
     return override(debug(), [*base, *assignments])
 
 
@@ -74,7 +79,7 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 @pytest.fixture
 def rows_and_one(chats) -> tuple[torch.nn.Module, list[PackedBatch], PackedBatch]:
     """A model, its samples in two rows of unlike lengths, and the same samples in one row."""
-    config = config_of(chats, "data.context_tokens=4000")
+    config = config_of(chats, "processor.sampling.context_tokens=4000")
     torch.manual_seed(0)
     model, processor = new_model(config)
     samples = list(read_samples(read_recipe(config.data.recipe)[0]))
@@ -317,13 +322,15 @@ def test_the_same_seed_gives_the_same_model(chats):
 def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
     run(config_of(chats), tmp_path / "first")
     folder = tmp_path / "first" / "checkpoints" / "step-000004"
-    second = Trainer(config_of(chats, f"model={folder}", "data.context_tokens=200"), tmp_path / "second", say=quiet)
+    second = Trainer(
+        config_of(chats, f"model={folder}", "processor.sampling.context_tokens=200"), tmp_path / "second", say=quiet
+    )
     assert second.step == 0
     assert_equal(
         dict(second.model.state_dict()),
         dict(Trainer(config_of(chats), tmp_path / "first", say=quiet).model.state_dict()),
     )
-    assert second.processor.config.context_tokens == 200
+    assert second.processor.config.sampling.context_tokens == 200
     assert second.train()
 
 
@@ -331,8 +338,12 @@ def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
     ("assignments", "message"),
     [
         (["model=/nowhere"], r"model is '/nowhere'; needs a preset \(tiny\) or a folder with config\.json"),
-        (["data.tile_px=56"], r"data\.tile_px is 56; the model in .* needs 28"),
-        (["data.patch_px=14"], r"data\.patch_px is 14; the model in .* needs 7"),
+        (["processor.tile_px=56"], r"processor\.tile_px is 56; the model in .* needs 28"),
+        (["processor.patch_px=14"], r"processor\.patch_px is 14; the model in .* needs 7"),
+        (
+            ["processor.std=1,1,1"],
+            r"processor\.std is \(1\.0, 1\.0, 1\.0\); the model in .* needs \(0\.5, 0\.5, 0\.5\)",
+        ),
         (
             ["tokenizer=/nowhere.json"],
             r"/nowhere\.json does not exist; needs the tokenizer\.json that belongs",
