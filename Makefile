@@ -1,5 +1,6 @@
 # make demo    set up, then the main job on real data: an Eagle 2.5 learns to answer questions about video files
-# make test    set up, then every test that this machine can run
+# make test    set up, then every test that this machine can run, but the slow ones
+# make slow    the long proofs: minutes each
 # make check   formatting, lint, types, layering; what CI runs beside the tests
 # make gpu     on a machine with a GPU and its own CUDA torch: the tests marked gpu, the benches, bench/results/
 # make wheel   a wheel in dist/, repaired and checked by auditwheel
@@ -12,14 +13,19 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= PASSIVE# waiting threads sleep: spinning ones take the cores from the loader's
 
-.PHONY: demo test check format wheel gpu static clean
+.PHONY: demo test slow check format wheel gpu static clean
 
 demo: .make/demo
 	$(BIN)/python examples/video_digits.py --run demo_run
 
+# A process for each core, each with one thread; a file's tests stay together, because they share what they build.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: .make/dev
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest bench --benchmark-disable -q
+	$(PYTEST) tests bench --benchmark-disable --durations 15
+
+slow: .make/dev
+	$(PYTEST) tests -m slow --durations 15
 
 check: .make/dev
 	$(BIN)/ruff format --check .

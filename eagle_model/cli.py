@@ -197,11 +197,11 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
 
 def _checkpoint_of(model: Path) -> Path:
     """A checkpoint's folder: the one given, or the newest of the run given."""
-    from eagle_model.train import checkpoint
+    from eagle_model.checkpoints import latest
 
     if not model.is_dir():
         raise ValueError(f"{model} is no folder; needs that of a checkpoint or of a run.")
-    return checkpoint.latest(model / "checkpoints", print) or model
+    return latest(model / "checkpoints", print) or model
 
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
@@ -226,7 +226,7 @@ def train(
 
     Example:  eagle train tiny --run runs/first --set data.recipe=videos/recipe.json --set max_steps=500
     """
-    from eagle_model.train.config import override
+    from eagle_model.fields import override
     from eagle_model.train.recipes import recipe as recipe_of
     from eagle_model.train.trainer import Trainer, TrainingError
 

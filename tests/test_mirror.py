@@ -10,6 +10,7 @@ MIRRORS = [(p, ROOT / "tests/kernels" / f"test_{p.stem}.py") for p in KERNELS] +
     (p, ROOT / "tests" / folder / f"test_{p.stem}.py")
     for source, folder in [
         ("eagle_kernels/video", "video"),
+        ("eagle_model", ""),
         ("eagle_model/data", "data"),
         ("eagle_model/model", "model"),
         ("eagle_model/train", "train"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from eagle_kernels.attention import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_model.batch import PackedBatch
+from eagle_model.files import write_json
 from eagle_model.model import generate, weights
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
@@ -122,4 +123,4 @@ class Eagle(nn.Module):
         folder = Path(folder)
         weights.save(folder, dict(self.named_parameters()), max_shard_bytes=max_shard_bytes)
         dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
-        weights.write_json(folder / "config.json", {**self.cfg.to_dict(), "torch_dtype": dtype})
+        write_json(folder / "config.json", {**self.cfg.to_dict(), "torch_dtype": dtype})

@@ -5,15 +5,13 @@ Names    The released model has transformers 4's names. `RELEASED` maps the begi
 Shapes   The same, but for the patch embedding: a convolution (C, 3, patch_px, patch_px) there, flat (C, K) here.
 Unused   `vision_model.vision_model.head.*`, SigLIP's pooling head, gets no gradient in Eagle and is not part of this
          model: it is skipped when read, and not written (config.json then says `vision_use_head: false`).
-Safety   A file is written beside its place, flushed to the disk and renamed, so that a name never stands for half a
-         file; its permissions are those of any new file. Nothing here unpickles.
+Safety   Files are there whole or not at all (eagle_model/files.py). Nothing here unpickles.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from eagle_model.files import write_json, write_whole
 
 MAX_SHARD_BYTES = 5_000_000_000
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -148,40 +148,10 @@ def load(
     return tensors
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `content` to `path`, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file, whole or not at all."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, flushes it to the disk and gives it its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the umask gives; safetensors makes files for their owner's eyes alone
-        write(temporary)
-        temporary.chmod(mode)
-        flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Returns when a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from eagle_model.data.loader import DataConfig
 from eagle_model.data.processor import ProcessorConfig
 from eagle_model.data.sampling import SamplingConfig
-from eagle_model.train.config import ConfigError, OptimizerConfig, TrainConfig
+from eagle_model.fields import ConfigError
+from eagle_model.train.config import OptimizerConfig, TrainConfig
 
 
 def tiny() -> TrainConfig:

@@ -30,16 +30,19 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from eagle_model.batch import PackedBatch
+from eagle_model.checkpoints import latest, steps
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.media import ROLES, read_recipe, read_samples
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
 from eagle_model.data.tokens import read_tokenizer, train_tokenizer
+from eagle_model.fields import ConfigError, diff, from_json, to_json
+from eagle_model.files import write_json
 from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
-from eagle_model.train.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig, diff, from_json, to_json
+from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig
 from eagle_model.train.loss import row_loss, sqrt_mass, supervised_counts
 from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
 from eagle_model.train.optimizer import Optimizer, learning_rate
@@ -79,7 +82,7 @@ class Trainer:
         self.checkpoints = self.run_folder / "checkpoints"
         _refuse_foreign_folder(self.run_folder)
 
-        resumed = checkpoint.latest(self.checkpoints, say)
+        resumed = latest(self.checkpoints, say)
         if resumed is None:
             self._start_new()
         else:
@@ -105,7 +108,7 @@ class Trainer:
         self.optimizer.load_state_dict(tensors)
         self.loader.load_state_dict(state["loader"])
         torch.set_rng_state(load_file(folder / "training" / "rng.safetensors")["torch_cpu"])
-        for step, path in checkpoint.steps(self.checkpoints).items():
+        for step, path in steps(self.checkpoints).items():
             if step > self.step:  # `latest` has said what is wrong with it; this run will write that step anew
                 self._say(f"Set {path.name} aside as {checkpoint.set_aside(path).name}.")
         self._write_about()
@@ -142,7 +145,7 @@ class Trainer:
     def _write_about(self) -> None:
         self.run_folder.mkdir(parents=True, exist_ok=True)
         about = {"run": self.run_id, "config": to_json(self.config)}
-        checkpoint.write_atomically(self.run_folder / "run.json", json.dumps(about, indent=2))
+        write_json(self.run_folder / "run.json", about)
 
     def train(self) -> bool:
         """Trains to max_steps, or until SIGINT or SIGTERM; either way ends with a checkpoint and a report.
@@ -216,7 +219,7 @@ class Trainer:
         ids = [sample_id for batch in batches for sample_id in batch.sample_ids]
         path = self.run_folder / f"not-finite-step-{self.step + 1:06d}.json"
         about = {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm), "sample_ids": ids}
-        checkpoint.write_atomically(path, json.dumps(about, indent=2))
+        write_json(path, about)
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         newest = f"the newest checkpoint is step {self._saved_step}'s" if self._saved_step else "there is no checkpoint"
         raise TrainingError(
@@ -230,7 +233,7 @@ class Trainer:
         path = checkpoint.save(self.checkpoints, self.step, self.run_id, self._write_checkpoint)
         self._saved_step = self.step
         checkpoint.prune(self.checkpoints, self.run_id, self.config.keep_last, self._say)
-        checkpoint.write_atomically(self.run_folder / "skipped.json", json.dumps(self.loader.skipped, indent=2))
+        write_json(self.run_folder / "skipped.json", self.loader.skipped)
         return path
 
     def _write_checkpoint(self, folder: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     def no_space(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
         small_model(CFG).save_pretrained(tmp_path)
     assert list(tmp_path.iterdir()) == []

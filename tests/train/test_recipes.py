@@ -2,8 +2,8 @@
 
 import pytest
 
+from eagle_model.fields import ConfigError, diff
 from eagle_model.model import config as model_config
-from eagle_model.train.config import ConfigError, diff
 from eagle_model.train.recipes import RECIPES, debug, recipe, tiny
 
 
