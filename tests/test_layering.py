@@ -11,6 +11,8 @@ ROOT = Path(__file__).parent.parent
 OPS = sorted(p.stem for p in (ROOT / "eagle_kernels").glob("*.py") if p.stem not in {"__init__", "checks", "native"})
 THIRD_PARTY_IN_KERNELS = {"torch", "triton", "numpy"}
 COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
+    "attention": {"attention_plan", "attention_triton"},
+    "attention_triton": {"attention_plan"},
     "decode_tiles": {"frames_to_tiles", "video", "yuv_to_tiles"},
     "gelu_bias": {"sum_partials"},
     "layer_norm": {"sum_partials"},
