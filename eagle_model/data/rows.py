@@ -203,7 +203,7 @@ class _RowReader:
                 raise self.fail(f"the row has both {a!r} and {b!r}; needs one of them.")
         if "data" in keys and len(keys) > 1:
             raise self.fail(f"the row has both 'data' and {keys[0]!r}; needs one of them.")
-        listed = []
+        listed: list[Media] = []
         for key in keys:
             if key == "data":
                 listed += self.data_groups(row["data"])
@@ -346,7 +346,7 @@ class _RowReader:
         """Turns of (role, text), every medium of the list shown once: where its tag stands, else at the start."""
         cut = [[text] if role == "assistant" else _split_at_tags(text) for role, text in spoken]
         tags = [piece for pieces in cut for piece in pieces if isinstance(piece, _Tag)]
-        by_kind = {
+        by_kind: dict[str, list[Media]] = {
             "image": [medium for medium in listed if isinstance(medium, ImageRef)],
             "video": [medium for medium in listed if isinstance(medium, VideoRef)],
         }
