@@ -57,7 +57,7 @@ console = Console(markup=False, highlight=False)
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows each line as it comes
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="eagle", standalone_mode=False))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except typer.TyperException as error:

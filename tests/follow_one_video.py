@@ -3,7 +3,7 @@
     python -m tests.follow_one_video            # the files in their order, and how often a call left one for another
     python -m tests.follow_one_video --write    # and README.md holds them
 
-A tiny model, one H.264 file, one answer, on a CPU: planning, loading, forward. Every call of Python code of ours is seen;
+A tiny model, one H.264 file, one answer, on a CPU: planning, loading, forward. Every call of our Python code is seen;
 a crossing is a call into another file than the call before it went to.
 """
 
@@ -29,7 +29,7 @@ from eagle_model.data.sampling import SamplingConfig
 from eagle_model.data.tokens import counting_tokenizer
 from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle
-from eagle_model.train.loss import row_loss, sqrt_mass
+from eagle_model.model.loss import sqrt_mass
 from tests.video.make import X264, draw, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +81,7 @@ def _trace(recipe: Path) -> Trace:
         torch.manual_seed(0)
         model = Eagle(tiny(vocab_size=tokenizer.get_vocab_size(), image_token_id=ChatEncoder(tokenizer).context_id))
         mass = sqrt_mass(batch.labels_T, batch.cu_seqlens)
-        loss = row_loss(model(batch), model.lm_head.weight, batch.labels_T, batch.cu_seqlens, mass)
+        loss = model(batch, mass)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]

@@ -39,17 +39,18 @@ from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
 from eagle_model.data.tokens import read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff
 from eagle_model.files import write_json
-from eagle_model.model.config import tiny
-from eagle_model.model.eagle import Eagle
+from eagle_model.model.config import EagleConfig, tiny
+from eagle_model.model.eagle import Eagle, build, load
+from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
-from eagle_model.train.loss import row_loss, sqrt_mass, supervised_counts
 from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
 from eagle_model.train.optimizer import Optimizer, learning_rate
+from eagle_model.train.parallel import Layout, parallelize
+from eagle_model.train.precision import DTYPES, Masters
 from eagle_model.train.report import save_samples, write_report
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRESETS = {"tiny": tiny}  # models that are trained from scratch
 OWN_VOCAB_SIZE = 512  # of a tokenizer that is trained on the recipe's text
 
@@ -93,7 +94,7 @@ class Trainer:
         config = self.config
         self.run_id = secrets.token_hex(8)
         torch.manual_seed(config.seed)
-        self.model, processor = new_model(config)
+        self.model, processor = new_model(config, device=self.device)
         self._prepare(processor)
         if self.run_folder.is_dir() and any(self.run_folder.iterdir()):
             self._say(f"{self.run_folder} holds a run without a complete checkpoint: starting it anew.")
@@ -104,7 +105,7 @@ class Trainer:
         self._check_same_config(read_config(folder / "training" / "config.json"), folder)
         self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
         tensors = load_file(folder / "training" / "optimizer.safetensors")
-        self.model = Eagle.from_pretrained(folder, dtype=torch.float32)
+        self.model = _placed(EagleConfig.read(folder / "config.json"), folder, self.device)
         self._prepare(Processor.from_pretrained(folder))
         self.optimizer.load_state_dict(tensors)
         self.loader.load_state_dict(state["loader"])
@@ -130,12 +131,11 @@ class Trainer:
     def _prepare(self, processor: Processor) -> None:
         """What a new run and a resumed one have in common, once there is a model."""
         config = self.config
-        self.model.to(self.device)
         self.model.vision.requires_grad_(config.train_vision)
         self.model.connector.requires_grad_(config.train_connector)
         self.model.llm.requires_grad_(config.train_llm)
         self.model.lm_head.requires_grad_(config.train_llm)
-        self.optimizer = Optimizer(self.model, config.optimizer, dtype=self.dtype)
+        self.optimizer = Optimizer(Masters(self.model, self.dtype), config.optimizer)
         self._say(f"Planning the samples of {config.data.recipe}.")
         self.loader = Loader(config.data, processor)
         num_skipped = len(self.loader.skipped)
@@ -269,8 +269,7 @@ def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint
     mass = torch.stack([sqrt_mass(batch.labels_T, batch.cu_seqlens) for batch in batches]).sum()
     total = torch.zeros_like(mass)
     for batch in batches:
-        hidden_TC = model(batch, checkpoint_activations=checkpoint_activations)
-        loss = row_loss(hidden_TC, model.lm_head.weight, batch.labels_T, batch.cu_seqlens, mass)
+        loss = model(batch, mass, checkpoint_activations=checkpoint_activations)
         loss.backward()
         total += loss.detach()
     return total
@@ -313,8 +312,8 @@ def _refuse_foreign_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} holds files but no run: {', '.join(names[:5])}. Give a new or an empty folder.")
 
 
-def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
-    """The model that a new run starts from, fp32 on the CPU, and its processor. Draws from torch's global generator.
+def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tuple[Eagle, Processor]:
+    """The model that a new run starts from, fp32, and its processor. New weights come from torch's global generator.
 
     Raises: ConfigError when the model, its tokenizer and the processor do not fit each other, ValueError when one of
             their files cannot be read.
@@ -329,7 +328,7 @@ def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
             tile_px=ours.tile_px,
             patch_px=ours.patch_px,
         )
-        return Eagle(cfg), Processor(tokenizer, ours)
+        return _placed(cfg, None, device), Processor(tokenizer, ours)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
@@ -337,22 +336,29 @@ def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
     tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
     tokenizer = read_tokenizer(tokenizer_file)
     theirs = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ours
-    model = Eagle.from_pretrained(folder, dtype=torch.float32)
+    cfg = EagleConfig.read(folder / "config.json")
     for name, got, need in (
-        ("processor.tile_px", ours.tile_px, model.cfg.vision.tile_px),
-        ("processor.patch_px", ours.patch_px, model.cfg.vision.patch_px),
+        ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
+        ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
         ("processor.mean", ours.mean, theirs.mean),
         ("processor.std", ours.std, theirs.std),
-        ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, model.cfg.image_token_id),
+        ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, cfg.image_token_id),
     ):
         if got != need:
             raise ConfigError(f"{name} is {got}; the model in {folder} needs {need}.")
-    if tokenizer.get_vocab_size() > model.cfg.text.vocab_size:
+    if tokenizer.get_vocab_size() > cfg.text.vocab_size:
         raise ConfigError(
             f"{tokenizer_file} has {tokenizer.get_vocab_size()} tokens; the model in {folder} has room for "
-            f"{model.cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
+            f"{cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    return model, Processor(tokenizer, ours)
+    return _placed(cfg, folder, device), Processor(tokenizer, ours)
+
+
+def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str) -> Eagle:
+    """Built, laid over the processes, then loaded, in fp32: what masters are taken from."""
+    model = parallelize(build(cfg), Layout())
+    load(model, source, dtype=torch.float32, device=device)
+    return model
 
 
 def _tokenizer_of_the_recipe(config: TrainConfig) -> Tokenizer:
