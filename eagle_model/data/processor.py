@@ -53,10 +53,10 @@ class ProcessorConfig:
     """What the model gets to see of a sample. A checkpoint keeps it, as eagle_processor.json."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    tile_px: int = 448
-    patch_px: int = 14
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    tile_px: int = 448  # width and height of a tile, the model's own
+    patch_px: int = 14  # width and height of a patch, the model's own
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken from the red, green and blue of pixels, 0 to 1
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # what they are divided by then
     system: str = DEFAULT_SYSTEM  # the system turn of conversations that have none; "" for none
 
     def __post_init__(self) -> None:
