@@ -31,6 +31,7 @@ from eagle_model.model.attend import Packed
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy
+from eagle_model.model.linear import Linear, LinearSkipBiasAdd
 from eagle_model.model.llm import Decoder
 from eagle_model.model.loss import LMHead, token_weights
 from eagle_model.model.vision import VisionEncoder
@@ -57,11 +58,11 @@ class Eagle(nn.Module):
 
     def _draw(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear) and module is not self.lm_head:
+            if isinstance(module, Linear | LinearSkipBiasAdd):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear | nn.Embedding):
+            elif isinstance(module, LMHead | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.cfg.initializer_range)
 
     def _tie(self) -> None:
