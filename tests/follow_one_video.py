@@ -3,7 +3,7 @@
     python -m tests.follow_one_video            # the files in their order, and how often a call left one for another
     python -m tests.follow_one_video --write    # and README.md holds them
 
-A tiny model, one H.264 file, one answer, on a CPU: planning, loading, forward. Every call of Python code of ours is seen;
+A tiny model, one H.264 file, one answer, on a CPU: planning, loading, forward. Every call of our Python code is seen;
 a crossing is a call into another file than the call before it went to.
 """
 

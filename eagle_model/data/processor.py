@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ from eagle_model.data.media import DataError, Sample, VideoRef, parse_sample
 from eagle_model.data.pixels import image_size, load_patches
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
 from eagle_model.data.tokens import TokenizedSample, pack_row, read_tokenizer, text_token_counter, tokenize
+from eagle_model.fields import from_json, to_json
+from eagle_model.files import write_json
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
@@ -51,8 +53,7 @@ class ProcessorConfig:
             )
         for name in ("mean", "std"):
             values = getattr(self, name)
-            are_numbers = len(values) == 3 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-            if not are_numbers or (name == "std" and min(values) <= 0):
+            if not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
                 raise ValueError(f"ProcessorConfig: {name} is {values}; needs three numbers, std above 0.")
         if self.tokens_per_tile > self.sampling.context_tokens:
             raise ValueError(
@@ -219,9 +220,13 @@ class Processor:
                 )
         try:
             values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        except ValueError as error:
+            config = from_json(ProcessorConfig, values)
+        except json.JSONDecodeError as error:
             raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
-        config = _config_from_json(ProcessorConfig(), values, f"{folder / CONFIG_FILE}")
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+        if missing := _first_missing(to_json(config), values):
+            raise ValueError(f"{folder / CONFIG_FILE} lacks the field {missing}; needs all that save_pretrained wrote.")
         return cls(read_tokenizer(folder / TOKENIZER_FILE), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -229,29 +234,17 @@ class Processor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / TOKENIZER_FILE))
-        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, to_json(self.config))
 
 
-def _config_from_json(default: Any, values: object, where: str) -> Any:
-    """The config that `asdict` wrote as JSON: fields of the same names, values of the same types as in `default`."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} holds no object.")
-    known = {f.name: getattr(default, f.name) for f in fields(default)}
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; known are {sorted(known)}.")
-    if missing := sorted(set(known) - set(values)):
-        raise ValueError(f"{where} lacks the field {missing[0]!r}.")
-    read: dict[str, object] = {}
-    for name, usual in known.items():
-        value = values[name]
-        if is_dataclass(usual):
-            read[name] = _config_from_json(usual, value, f"{where}: {name}")
-            continue
-        need: type = list if isinstance(usual, tuple) else type(usual)
-        if type(value) is not need and not (need is float and type(value) is int):
-            raise ValueError(f"{where}: {name} is {value!r}; needs a value like {usual!r}.")
-        read[name] = tuple(value) if isinstance(value, list) else value
-    return type(default)(**read)
+def _first_missing(whole: dict[str, Any], given: dict[str, Any]) -> str | None:
+    """The path of a field of `whole` that `given` lacks: a saved config says all, since defaults may change."""
+    for name, value in whole.items():
+        if name not in given:
+            return name
+        if isinstance(value, dict) and (inner := _first_missing(value, given[name])):
+            return f"{name}.{inner}"
+    return None
 
 
 class _Clip(NamedTuple):
