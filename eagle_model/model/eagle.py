@@ -4,8 +4,8 @@
     loss = model(batch, mass)                                        # training; mass: see loss.py
     new_ids = model.generate(batch, max_new_tokens=64)               # or what follows each document
 
-    model = build(EagleConfig.read("Eagle2.5-8B/config.json"))       # the same model in its three steps: names and
-    load(model, "Eagle2.5-8B", dtype=torch.bfloat16, device="cuda")  # shapes alone, (its place,) then its weights
+    model = build(EagleConfig.read("Eagle2.5-8B/config.json"))       # the same model in steps: names and shapes,
+    load(model, "Eagle2.5-8B", dtype=torch.bfloat16, device="cuda")  # then weights; between them, its place is chosen
 
 Dims     T tokens, D LLM width, I tiles, P patches a tile, K numbers a patch, C vision width, Q = P / 4 tokens a tile,
          N = I * Q visual tokens, V vocabulary.
@@ -57,6 +57,7 @@ class Eagle(nn.Module):
         self._tie()
 
     def _draw(self) -> None:
+        """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
         for module in self.modules():
             if isinstance(module, Linear | LinearSkipBiasAdd):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -93,8 +94,7 @@ class Eagle(nn.Module):
         embeddings_TD = self.llm.embed_tokens(batch.token_ids_T)
         patches_IPK = batch.patches_IPK
         if num_tiles == 0:
-            vision = self.cfg.vision
-            patches_IPK = embeddings_TD.new_zeros(1, vision.num_patches, vision.num_patch_values)
+            patches_IPK = embeddings_TD.new_zeros(1, self.vision.num_patches, self.vision.num_patch_values)
         visual_ND = self.encode_tiles(patches_IPK, checkpoint_activations=checkpoint_activations)[:num_visual]
         return scatter_visual(embeddings_TD, visual_ND, batch.visual_rows_N)
 

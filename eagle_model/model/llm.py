@@ -3,8 +3,7 @@
     hidden_TD = llm(llm.embed_tokens(token_ids_T), positions_T, attend)          # attend: see attend.py
 
 Dims     T tokens, D width, H query heads, K key/value heads, W head width.
-Weights  `language_model.model.*` of nvidia/Eagle2.5-8B; the output head (`language_model.lm_head`) belongs to Eagle,
-         because the loss takes its weight and never the logits.
+Weights  `language_model.model.*` of nvidia/Eagle2.5-8B; the output head (`language_model.lm_head`) is in loss.py.
 Source   Qwen team 2024, arXiv:2412.15115; transformers' Qwen2Model.
 """
 
@@ -22,14 +21,14 @@ from eagle_model.model.linear import Linear
 
 
 class RMSNorm(nn.RMSNorm):
-    eps: float
+    eps: float  # nn.RMSNorm's may be None
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return rms_norm(x_TD, self.weight, self.eps)
 
 
 class AddRMSNorm(nn.RMSNorm):
-    eps: float
+    eps: float  # nn.RMSNorm's may be None
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(norm of the sum, the sum)."""
