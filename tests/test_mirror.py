@@ -7,14 +7,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 KERNELS = [p for p in (ROOT / "eagle_kernels").glob("*.py") if p.stem not in {"__init__", "checks"}]
 MIRRORS = [(p, ROOT / "tests/kernels" / f"test_{p.stem}.py") for p in KERNELS] + [
-    (p, ROOT / "tests" / folder / f"test_{p.stem}.py")
+    (p, ROOT / "tests" / folder / p.relative_to(ROOT / source).with_name(f"test_{p.name}"))
     for source, folder in [
         ("eagle_kernels/video", "video"),
         ("eagle_model/data", "data"),
         ("eagle_model/model", "model"),
         ("eagle_model/train", "train"),
     ]
-    for p in (ROOT / source).glob("*.py")
+    for p in (ROOT / source).rglob("*.py")
     if p.stem != "__init__"
 ]
 

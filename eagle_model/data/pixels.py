@@ -22,6 +22,7 @@ from torch import Tensor
 from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.video import VideoError
+from eagle_kernels.video import open as open_video
 from eagle_model.data.media import DataError, Sample, visual_order
 from eagle_model.data.sampling import VisualPlan
 
@@ -148,7 +149,7 @@ def load_patches(
 ) -> Tensor:
     """Patches of all tiles, (I, P, K) in PIXELS_DTYPE: images with their grid and thumbnail, videos one tile a frame.
 
-    num_decode_workers, index_folder: as `video.decode`; they change no bit.
+    num_decode_workers: as `video.decode`; index_folder: as `video.open`; they change no bit.
     stop: when another thread sets it, CancelledError is raised before the next image or packet of a video.
     Raises DataError when a file cannot be decoded, or the text shows other media than the plan counted, naming both.
     """
@@ -173,11 +174,10 @@ def load_patches(
         video, times = sample.videos[k], plan.timestamps_seconds[k]
         try:
             decode_tiles(
-                video.path,
+                open_video(video.path, index_folder=index_folder),
                 times,
                 out=patches_IPK[filled : filled + len(times)],
                 num_workers=num_decode_workers,
-                index_folder=index_folder,
                 stop=stop,
                 **tiling,
             )

@@ -304,9 +304,9 @@ def test_a_bug_is_no_bad_sample(recipe: Recipe, processor: Processor, monkeypatc
 def test_close_ends_threads_promptly_in_the_middle_of_a_video(
     recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eagle_kernels.video import decode_cpu
+    from eagle_kernels.video.libav import reader
 
-    decode, started = decode_cpu._decode, threading.Event()
+    decode, started = reader.decode, threading.Event()
 
     def slow(packet: object) -> object:
         started.set()
@@ -316,7 +316,7 @@ def test_close_ends_threads_promptly_in_the_middle_of_a_video(
     before = set(threading.enumerate())
     rows = [chat_row(video=["long.mp4"] * 4, id=f"s{i}") for i in range(8)]
     loader = Loader(config_of(recipe(rows), context_tokens=1024, num_workers=2, num_decode_workers=2), processor)
-    monkeypatch.setattr(decode_cpu, "_decode", slow)
+    monkeypatch.setattr(reader, "decode", slow)
 
     def ask() -> None:
         with pytest.raises(CancelledError):
