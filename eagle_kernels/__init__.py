@@ -1,6 +1,7 @@
 """Kernels of Eagle 2.5 as single ops: import one, call it in your own training code."""
 
-from eagle_kernels.attention import AttentionPlan, varlen_attention
+from eagle_kernels.attention import varlen_attention
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.decode_attention import decode_attention
 from eagle_kernels.decode_tiles import DecodedTiles, decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles, images_to_tiles

@@ -142,10 +142,12 @@ def plan(
     limits = {"context_tokens": context, "max_tiles": max_tiles, "frames_per_second": fps}
     limits |= {"min_frames": min_frames, "max_frames": max_frames}
     if model is None:
-        processor = Processor(counting_tokenizer(), ProcessorConfig(**limits))  # type: ignore[arg-type]
+        tokenizer, config = counting_tokenizer(), ProcessorConfig()
     else:
         theirs = Processor.from_pretrained(_checkpoint_of(model))
-        processor = Processor(theirs.tokenizer, replace(theirs.config, **limits))  # type: ignore[arg-type]
+        tokenizer, config = theirs.tokenizer, theirs.config
+    config = replace(config, sampling=replace(config.sampling, **limits))  # type: ignore[arg-type]
+    processor = Processor(tokenizer, config)
     message = {"role": "user", "content": [*_parts(files), {"type": "text", "text": ask}]}
     sample = parse_sample({"messages": [message]}, root=Path(), where="plan", allow_outside_root=True)
     planned = processor.plan_sample(sample, generation_prompt=True)
@@ -162,7 +164,6 @@ def plan(
         print(_describe_video(video.path, sampled.timestamps_seconds))
     _, patches_IPK = processor.load_sample(planned)
     if patches_IPK.shape[0]:
-        config = processor.config
         tiles_IYX3 = patches_to_pixels(patches_IPK, patch_px=config.patch_px, mean=config.mean, std=config.std)
         write_contact_sheet(out, tiles_IYX3, captions(planned))
         print(f"Contact sheet: {out}")
@@ -196,11 +197,11 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
 
 def _checkpoint_of(model: Path) -> Path:
     """A checkpoint's folder: the one given, or the newest of the run given."""
-    from eagle_model.train import checkpoint
+    from eagle_model.checkpoints import latest
 
     if not model.is_dir():
         raise ValueError(f"{model} is no folder; needs that of a checkpoint or of a run.")
-    return checkpoint.latest(model / "checkpoints", print) or model
+    return latest(model / "checkpoints", print) or model
 
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
@@ -225,7 +226,7 @@ def train(
 
     Example:  eagle train tiny --run runs/first --set data.recipe=videos/recipe.json --set max_steps=500
     """
-    from eagle_model.train.config import override
+    from eagle_model.fields import override
     from eagle_model.train.recipes import recipe as recipe_of
     from eagle_model.train.trainer import Trainer, TrainingError
 
@@ -257,12 +258,13 @@ def chat(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = _checkpoint_of(model)
     saved = Processor.from_pretrained(model)
-    context = saved.config.context_tokens
+    context = saved.config.sampling.context_tokens
     max_new_tokens = max_new_tokens or min(DEFAULT_NEW_TOKENS, context // 4)
     room = context - max_new_tokens  # for the question and its media
     if room < 1:
         raise ValueError(f"--max-new-tokens is {max_new_tokens}; the model's context is {context}. Lower it.")
-    processor = Processor(saved.tokenizer, replace(saved.config, context_tokens=room))
+    sampling = replace(saved.config.sampling, context_tokens=room)
+    processor = Processor(saved.tokenizer, replace(saved.config, sampling=sampling))
     eagle = Eagle.from_pretrained(model, dtype=dtype, device=device)
     messages: list[dict[str, object]] = []
     questions = [ask] if ask is not None else iter(_read_question, "")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["plan", "a.mp4", "--model", "nowhere"], "nowhere is no folder; needs that of a checkpoint or of a run"),
         (["train", "tiny", "--run", "r"], "data.recipe is empty; needs .* --set data.recipe=FILE"),
         (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug"),
-        (["train", "tiny", "--run", "r", "--set", "data.contxt_tokens=9"], "Did you mean context_tokens"),
+        (["train", "tiny", "--run", "r", "--set", "processor.sampling.contxt_tokens=9"], "Did you mean context_tokens"),
         (["train", "tiny", "--run", "r", "--set", "max_steps=many"], "max_steps is 'many'; needs a whole number"),
         (["train", "tiny", "--run", "r", "--set", "data.recipe=none.json"], r"none\.json"),
         (["chat", "no_folder", "--ask", "?"], "no_folder"),
@@ -108,6 +109,8 @@ def test_a_broken_video_is_one_sentence(monkeypatch, capsys, tmp_path: Path) -> 
 
 
 def test_bench_writes_results_table_and_plot(monkeypatch, capfd, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        monkeypatch.delenv(name)  # a worker's of pytest-xdist, under which nothing is measured
     assert run(monkeypatch, "bench", "sum_partials", "--out", tmp_path / "out") == 0
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"bench.json", "bench.md", "bench.png"}
     table = (tmp_path / "out" / "bench.md").read_text()

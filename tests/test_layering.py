@@ -11,6 +11,8 @@ ROOT = Path(__file__).parent.parent
 OPS = sorted(p.stem for p in (ROOT / "eagle_kernels").glob("*.py") if p.stem not in {"__init__", "checks", "native"})
 THIRD_PARTY_IN_KERNELS = {"torch", "triton", "numpy"}
 COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
+    "attention": {"attention_plan", "attention_triton"},
+    "attention_triton": {"attention_plan"},
     "decode_tiles": {"frames_to_tiles", "video", "yuv_to_tiles"},
     "gelu_bias": {"sum_partials"},
     "layer_norm": {"sum_partials"},
@@ -19,6 +21,8 @@ COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
     "rms_norm": {"sum_partials"},
     "yuv_to_tiles": {"frames_to_tiles", "video.colour"},
 }
+SHARED = ("batch", "checkpoints", "fields", "files")  # of eagle_model, what its folders share
+FOLDERS = ("eagle_model.data", "eagle_model.model", "eagle_model.train")
 ONE_PLACE = {  # a file, or a folder
     "av": "eagle_kernels/video/libav",
     "flash_attn": "eagle_kernels/attention.py",
@@ -27,7 +31,7 @@ ONE_PLACE = {  # a file, or a folder
 
 
 def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+    return [ROOT / folder] if folder.endswith(".py") else sorted((ROOT / folder).rglob("*.py"))
 
 
 def imports(path: Path) -> set[str]:
@@ -77,6 +81,7 @@ def test_native_imports_nothing_of_ours_but_the_extension() -> None:
         ("eagle_model/model", ("eagle_model.data", "eagle_model.train", "eagle_kernels.video", "bench", "tests")),
         ("eagle_model/train", ("bench", "tests", "eagle_model.cli")),
         ("eagle_model", ("bench", "tests", "examples")),
+        *((f"eagle_model/{name}.py", (*FOLDERS, "eagle_kernels", "eagle_model.cli")) for name in SHARED),
     ],
 )
 def test_a_layer_reaches_only_down(folder: str, forbidden: tuple[str, ...]) -> None:
@@ -86,10 +91,17 @@ def test_a_layer_reaches_only_down(folder: str, forbidden: tuple[str, ...]) -> N
     assert not wrong
 
 
+@pytest.mark.parametrize("name", SHARED)
+def test_what_the_folders_share_needs_little(name: str) -> None:
+    third_party = {m.split(".")[0] for m in imports(ROOT / f"eagle_model/{name}.py")} - set(sys.stdlib_module_names)
+    assert third_party <= {"eagle_model", "torch", "numpy", "safetensors"}, third_party
+
+
 def test_data_and_model_meet_only_in_packed_batch() -> None:
+    """The other files that both use hold no data: configs, whole-file writes, checkpoints as they are read."""
     ours = {m for p in modules("eagle_model/data") + modules("eagle_model/model") for m in imports(p)}
     crossing = {m for m in ours if re.fullmatch(r"eagle_model\.\w+", m)} - {"eagle_model.data", "eagle_model.model"}
-    assert crossing <= {"eagle_model.batch"}, crossing
+    assert crossing <= {f"eagle_model.{name}" for name in SHARED}, crossing
 
 
 @pytest.mark.parametrize("library", ONE_PLACE)
@@ -114,9 +126,8 @@ def test_the_rooms_of_video_know_no_more_than_they_must() -> None:
             ours = [m for m in imports(path) if m.startswith("eagle_kernels.video.")]
             allowed = (f"eagle_kernels.video.{folder}", "eagle_kernels.video.info")
             assert all(m.startswith(allowed) for m in ours), path
-    assert not reaches(
-        ROOT / "eagle_kernels/video/plan.py", *(f"eagle_kernels.video.{f}" for f in ("libav", "containers"))
-    )
+    plan = ROOT / "eagle_kernels/video/plan.py"
+    assert not reaches(plan, "eagle_kernels.video.libav", "eagle_kernels.video.containers")
 
 
 def test_nothing_unpickles() -> None:

@@ -14,16 +14,16 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from eagle_model.batch import PackedBatch
 from eagle_model.data.media import DataError, Sample, read_recipe, read_samples
 from eagle_model.data.packing import pack
-from eagle_model.data.processor import Processor, ProcessorConfig, SamplePlan
+from eagle_model.data.processor import Processor, SamplePlan
 from eagle_model.data.tokens import pack_row
 
 STATE_FORMAT = 1
@@ -32,17 +32,11 @@ _PLANNED_AT_ONCE = 64  # samples that are read but not yet planned, at most
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
+    """Where samples come from and how they are read; what is seen of them says ProcessorConfig."""
+
     recipe: str  # an Eagle recipe, or an annotation file: media.read_recipe
-    context_tokens: int  # a row's length; no sample is longer
-    tile_px: int = 448
-    patch_px: int = 14
-    max_tiles: int = 12
-    frames_per_second: float = 2.0
-    min_frames: int = 8
-    max_frames: int = 512
-    key_frames_only: bool = False
     seed: int = 0
-    on_bad_sample: str = "raise"  # or "skip": counted, listed in Loader.skipped and in the state
+    on_bad_sample: Literal["raise", "skip"] = "raise"  # skip: counted, listed in Loader.skipped and in the state
     num_workers: int = 2  # threads, and rows that are loaded ahead
     num_decode_workers: int = 1  # threads for each video that is being decoded, inside each of num_workers
     index_folder: str | None = None  # keeps what planning finds in videos, for decoding and for the next start
@@ -54,26 +48,6 @@ class DataConfig:
         for name in ("num_workers", "num_decode_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"DataConfig: {name} is {getattr(self, name)}; needs at least 1.")
-        config = self.processor_config(ProcessorConfig())
-        if config.tokens_per_tile > self.context_tokens:
-            raise ValueError(
-                f"DataConfig: context_tokens is {self.context_tokens}; one tile of {self.tile_px} px takes "
-                f"{config.tokens_per_tile}. Raise context_tokens or lower tile_px."
-            )
-
-    def processor_config(self, base: ProcessorConfig) -> ProcessorConfig:
-        """`base` with this config's sizes and limits."""
-        return replace(
-            base,
-            context_tokens=self.context_tokens,
-            tile_px=self.tile_px,
-            patch_px=self.patch_px,
-            max_tiles=self.max_tiles,
-            frames_per_second=self.frames_per_second,
-            min_frames=self.min_frames,
-            max_frames=self.max_frames,
-            key_frames_only=self.key_frames_only,
-        )
 
 
 class _Row(NamedTuple):
@@ -92,8 +66,7 @@ class _Ahead(NamedTuple):
 class Loader:
     """An endless iterator of PackedBatch, epoch after epoch; use it as a context manager, or call close().
 
-    processor: its tokenizer, mean, std and system turn are used; sizes and limits are config's. Its tile_px and
-    patch_px must be config's, as they are the model's.
+    A row holds as many tokens as a sample may: processor.config.sampling.context_tokens.
 
     on_bad_sample="raise": DataError with the sample and the cause, while planning (here) or while loading (in `next`;
     calling `next` again tries the same row again). "skip": the sample is left out, a row that it was in gets shorter,
@@ -103,12 +76,6 @@ class Loader:
     """
 
     def __init__(self, config: DataConfig, processor: Processor) -> None:
-        for name in ("tile_px", "patch_px"):
-            theirs, ours = getattr(processor.config, name), getattr(config, name)
-            if theirs != ours:
-                raise ValueError(
-                    f"Loader: {name} is {ours} in the data config and {theirs} in the processor; needs one."
-                )
         self.config = config
         if config.index_folder is not None:  # here, since for each video it would count as a bad sample
             try:
@@ -118,12 +85,7 @@ class Loader:
                     f"DataConfig: index_folder is {config.index_folder!r}, which cannot be made ({error.strerror}); "
                     "needs a folder that can be written."
                 ) from error
-        self.processor = Processor(
-            processor.tokenizer,
-            config.processor_config(processor.config),
-            num_decode_workers=config.num_decode_workers,
-            index_folder=config.index_folder,
-        )
+        self.processor = processor
         self._skipped: dict[tuple[str, str], None] = {}  # a set that keeps its order
         self._plans: list[SamplePlan] = []
         self._entries: list[int] = []  # indices of _plans: what one epoch shows, repeats included
@@ -199,7 +161,9 @@ class Loader:
         """Samples in their order, each with its plan in the making, a bounded number at once."""
         waiting: deque[tuple[Sample, Future[SamplePlan]]] = deque()
         for sample in samples:
-            plan = self._threads.submit(self.processor.plan_sample, sample, max_tiles=max_tiles)
+            plan = self._threads.submit(
+                self.processor.plan_sample, sample, max_tiles=max_tiles, index_folder=self.config.index_folder
+            )
             waiting.append((sample, plan))
             if len(waiting) >= _PLANNED_AT_ONCE:
                 yield waiting.popleft()
@@ -216,7 +180,7 @@ class Loader:
             digest.update(json.dumps(values).encode())
 
         config = self.processor.config
-        add(config.context_tokens, config.tile_px, config.patch_px, config.mean, config.std, config.system)
+        add(config.sampling.context_tokens, config.tile_px, config.patch_px, config.mean, config.std, config.system)
         add(self.config.seed)
         for entry in self._entries:
             plan = self._plans[entry]
@@ -232,7 +196,9 @@ class Loader:
         if epoch not in self._rows:
             mixed = hashlib.sha256(json.dumps([self.config.seed, epoch]).encode()).digest()
             lengths = [self._plans[entry].num_tokens for entry in self._entries]
-            rows = pack(lengths, self.config.context_tokens, seed=int.from_bytes(mixed[:4], "little"))
+            rows = pack(
+                lengths, self.processor.config.sampling.context_tokens, seed=int.from_bytes(mixed[:4], "little")
+            )
             self._rows = {kept: r for kept, r in self._rows.items() if kept >= self._epoch}
             self._rows[epoch] = rows
         return self._rows[epoch]
@@ -243,7 +209,13 @@ class Loader:
         for i in row:
             plan = self._plans[self._entries[i]]
             try:
-                loaded.append(self.processor.load_sample(plan, stop=self._stop))
+                sample = self.processor.load_sample(
+                    plan,
+                    num_decode_workers=self.config.num_decode_workers,
+                    index_folder=self.config.index_folder,
+                    stop=self._stop,
+                )
+                loaded.append(sample)
             except DataError as error:
                 if self.config.on_bad_sample == "raise":
                     raise

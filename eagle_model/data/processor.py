@@ -10,9 +10,9 @@ import math
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -26,6 +26,8 @@ from eagle_model.data.media import DataError, Sample, VideoRef, parse_sample
 from eagle_model.data.pixels import image_size, load_patches
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
 from eagle_model.data.tokens import TokenizedSample, pack_row, read_tokenizer, text_token_counter, tokenize
+from eagle_model.fields import from_json, to_json
+from eagle_model.files import write_json
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
@@ -34,16 +36,11 @@ CLIP_END_SLACK_SECONDS = 1.0  # annotations round a video's end up; a clip that 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessorConfig:
-    context_tokens: int = 32_768
+    """What the model gets to see of a sample. A checkpoint keeps it, as eagle_processor.json."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tile_px: int = 448
     patch_px: int = 14
-    max_tiles: int = 12  # an image, thumbnail not counted
-    frames_per_second: float = 2.0  # a video is sampled no denser
-    min_frames: int = 8
-    max_frames: int = 512
-    key_frames_only: bool = (
-        False  # sample videos from the frames that decoding can start at: the cheapest, unevenly spread
-    )
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     system: str = DEFAULT_SYSTEM  # the system turn of conversations that have none; "" for none
@@ -56,26 +53,17 @@ class ProcessorConfig:
             )
         for name in ("mean", "std"):
             values = getattr(self, name)
-            are_numbers = len(values) == 3 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-            if not are_numbers or (name == "std" and min(values) <= 0):
+            if not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
                 raise ValueError(f"ProcessorConfig: {name} is {values}; needs three numbers, std above 0.")
-        self.sampling()  # checks the rest
+        if self.tokens_per_tile > self.sampling.context_tokens:
+            raise ValueError(
+                f"ProcessorConfig: sampling.context_tokens is {self.sampling.context_tokens}; one tile of "
+                f"{self.tile_px} px takes {self.tokens_per_tile}. Raise context_tokens or lower tile_px."
+            )
 
     @property
     def tokens_per_tile(self) -> int:
         return (self.tile_px // (2 * self.patch_px)) ** 2
-
-    def sampling(self, max_tiles: int | None = None) -> SamplingConfig:
-        """What ADS needs to know; `max_tiles` lowers the limit for one source."""
-        return SamplingConfig(
-            context_tokens=self.context_tokens,
-            tokens_per_tile=self.tokens_per_tile,
-            tile_px=self.tile_px,
-            max_tiles=self.max_tiles if max_tiles is None else min(self.max_tiles, max_tiles),
-            frames_per_second=self.frames_per_second,
-            min_frames=self.min_frames,
-            max_frames=self.max_frames,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,39 +87,37 @@ class LoadedSample(NamedTuple):
 
 
 class Processor:
-    """Everything between a sample and its tensors. Not changed by use; safe to share between threads.
+    """Everything between a sample and its tensors. Not changed by use; safe to share between threads."""
 
-    num_decode_workers: threads that decode one video; index_folder: keeps the indexes of videos, as `video.probe` does.
-    Neither changes a number, and neither is saved.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        config: ProcessorConfig,
-        *,
-        num_decode_workers: int = 1,
-        index_folder: str | Path | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self.num_decode_workers = num_decode_workers
-        self.index_folder = index_folder
         self.encoder = ChatEncoder(tokenizer, system=config.system)
 
     def plan_sample(
-        self, sample: Sample, *, max_tiles: int | None = None, generation_prompt: bool = False
+        self,
+        sample: Sample,
+        *,
+        max_tiles: int | None = None,
+        generation_prompt: bool = False,
+        index_folder: str | Path | None = None,
     ) -> SamplePlan:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
+        index_folder: keeps the indexes of videos, as `video.probe` does; it changes no number.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
+        limits = self.config.sampling
+        if max_tiles is not None:
+            limits = replace(limits, max_tiles=min(limits.max_tiles, max_tiles))
         try:
             images = [image_size(image.path) for image in sample.images]
-            clips = [_clip(video, self.index_folder, self.config.key_frames_only) for video in sample.videos]
+            clips = [_clip(video, index_folder, limits.seek) for video in sample.videos]
             visual = sampling.plan(
-                self.config.sampling(max_tiles),
+                limits,
+                tile_px=self.config.tile_px,
+                tokens_per_tile=self.config.tokens_per_tile,
                 images=images,
                 videos=[clip.frame_times_seconds for clip in clips],
                 text_tokens=text_token_counter(
@@ -165,9 +151,18 @@ class Processor:
             )
         return tokens
 
-    def load_sample(self, plan: SamplePlan, *, stop: threading.Event | None = None) -> LoadedSample:
+    def load_sample(
+        self,
+        plan: SamplePlan,
+        *,
+        num_decode_workers: int = 1,
+        index_folder: str | Path | None = None,
+        stop: threading.Event | None = None,
+    ) -> LoadedSample:
         """Tokens and pixels of a planned sample.
 
+        num_decode_workers: threads that decode one video; index_folder: where planning kept the indexes of videos.
+        Neither changes a bit.
         stop: set by another thread, it ends the work early with CancelledError.
         Raises DataError, naming the sample, when a file cannot be decoded as planned.
         """
@@ -180,8 +175,8 @@ class Processor:
                 patch_px=self.config.patch_px,
                 mean=self.config.mean,
                 std=self.config.std,
-                num_decode_workers=self.num_decode_workers,
-                index_folder=self.index_folder,
+                num_decode_workers=num_decode_workers,
+                index_folder=index_folder,
                 stop=stop,
             )
         except DataError as error:
@@ -195,7 +190,7 @@ class Processor:
         root: media must lie inside this folder: give one when the messages come from someone else. None trusts
         them: paths are relative to the working folder and may lead anywhere.
 
-        The answer is not counted: ADS may fill config.context_tokens to the last. For room lower it by the answer's
+        The answer is not counted: ADS may fill sampling.context_tokens to the last. For room lower it by the answer's
         length. Raises DataError when the messages or a file are unusable, or do not fit.
         """
         trusted = root is None
@@ -225,20 +220,13 @@ class Processor:
                 )
         try:
             values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        except ValueError as error:
+            config = from_json(ProcessorConfig, values)
+        except json.JSONDecodeError as error:
             raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
-        known = {field.name for field in fields(ProcessorConfig)}
-        if not isinstance(values, dict):
-            raise ValueError(f"{folder / CONFIG_FILE} holds no object.")
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{folder / CONFIG_FILE} has the unknown field {unknown[0]!r}; known are {sorted(known)}.")
-        if missing := sorted(known - set(values)):
-            raise ValueError(f"{folder / CONFIG_FILE} lacks the field {missing[0]!r}.")
-        for name, value in asdict(ProcessorConfig()).items():
-            need = list if isinstance(value, tuple) else type(value)
-            if type(values[name]) is not need and not (need is float and type(values[name]) is int):
-                raise ValueError(f"{folder / CONFIG_FILE}: {name} is {values[name]!r}; needs a value like {value!r}.")
-        config = ProcessorConfig(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+        if missing := _first_missing(to_json(config), values):
+            raise ValueError(f"{folder / CONFIG_FILE} lacks the field {missing}; needs all that save_pretrained wrote.")
         return cls(read_tokenizer(folder / TOKENIZER_FILE), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -246,7 +234,17 @@ class Processor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / TOKENIZER_FILE))
-        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, to_json(self.config))
+
+
+def _first_missing(whole: dict[str, Any], given: dict[str, Any]) -> str | None:
+    """The path of a field of `whole` that `given` lacks: a saved config says all, since defaults may change."""
+    for name, value in whole.items():
+        if name not in given:
+            return name
+        if isinstance(value, dict) and (inner := _first_missing(value, given[name])):
+            return f"{name}.{inner}"
+    return None
 
 
 class _Clip(NamedTuple):
@@ -254,9 +252,9 @@ class _Clip(NamedTuple):
     duration_seconds: float
 
 
-def _clip(video: VideoRef, index_folder: str | Path | None, key_frames_only: bool) -> _Clip:
+def _clip(video: VideoRef, index_folder: str | Path | None, seek: str) -> _Clip:
     """The frames shown in [start, end), or the one on show at `start` where none begins in it; of these the key frames,
-    if they alone are wanted and the clip has any.
+    if seek is "keyframe" and the clip has any.
 
     The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
     lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
@@ -287,4 +285,4 @@ def _clip(video: VideoRef, index_folder: str | Path | None, key_frames_only: boo
         return _Clip(times, 1 / info.frames_per_second if info.frames_per_second > 0 else 1.0)
     duration_seconds = float(times[-1] - times[0]) * len(times) / (len(times) - 1)
     keys = info.key_frames[(info.key_frames >= first) & (info.key_frames < last)]
-    return _Clip(info.frame_times_seconds[keys] if key_frames_only and len(keys) else times, duration_seconds)
+    return _Clip(info.frame_times_seconds[keys] if seek == "keyframe" and len(keys) else times, duration_seconds)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from eagle_model.data.loader import DataConfig
-from eagle_model.train.config import ConfigError, OptimizerConfig, TrainConfig
+from eagle_model.data.processor import ProcessorConfig
+from eagle_model.data.sampling import SamplingConfig
+from eagle_model.fields import ConfigError
+from eagle_model.train.config import OptimizerConfig, TrainConfig
 
 
 def tiny() -> TrainConfig:
@@ -15,7 +18,10 @@ def tiny() -> TrainConfig:
     """
     return TrainConfig(
         model="tiny",
-        data=DataConfig(recipe="", context_tokens=512, tile_px=28, patch_px=7, max_tiles=1, min_frames=2),
+        processor=ProcessorConfig(
+            sampling=SamplingConfig(context_tokens=512, max_tiles=1, min_frames=2), tile_px=28, patch_px=7
+        ),
+        data=DataConfig(recipe=""),
         optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_ratio=0.05),
         max_steps=1000,
         save_every_steps=100,

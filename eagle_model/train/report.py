@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.checkpoints import CheckpointError, read_manifest, steps
 from eagle_model.data.contact_sheet import patches_to_pixels
-from eagle_model.train import checkpoint
+from eagle_model.files import write_json, write_text
 from eagle_model.train.metrics import read_metrics
 
 MAX_SAMPLES = 6  # shown
@@ -64,7 +65,7 @@ def save_samples(
             for kind, ids in _spans(batch, start, end)
         ]
         samples.append({"id": batch.sample_ids[s], "text": text, "num_tiles": tiles.numel(), "tiles": names})
-    checkpoint.write_atomically(folder / "samples.json", json.dumps(samples))
+    write_json(folder / "samples.json", samples)
 
 
 def _spans(batch: PackedBatch, start: int, end: int) -> list[tuple[str, list[int]]]:
@@ -103,7 +104,7 @@ def write_report(run_folder: str | Path) -> Path:
     body += ["<h2>Configuration</h2>", _table(_flat(about["config"]))]
     page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(run.resolve().name)}</title>'
     page += f"<style>{_STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n"
-    checkpoint.write_atomically(run / "report.html", page)
+    write_text(run / "report.html", page)
     return run / "report.html"
 
 
@@ -174,10 +175,10 @@ def _skipped(path: Path) -> str:
 
 def _checkpoints(folder: Path) -> str:
     rows = {}
-    for path in checkpoint.steps(folder).values():
+    for path in steps(folder).values():
         try:
-            manifest = checkpoint.read_manifest(path)
-        except checkpoint.CheckpointError as error:
+            manifest = read_manifest(path)
+        except CheckpointError as error:
             rows[path.name] = str(error)
         else:
             rows[path.name] = f"{sum(entry.num_bytes for entry in manifest.files.values()) / 2**20:,.1f} MiB"

@@ -1,6 +1,5 @@
 """The contact sheet shows the model's own tiles, in the model's order."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ def test_pixels_come_back_exactly(tile_px: int, patch_px: int) -> None:
 
 
 def test_captions_follow_the_text(tokenizer, tmp_path: Path) -> None:
-    processor = Processor(tokenizer, replace(tiny_config(), max_tiles=2))
+    processor = Processor(tokenizer, tiny_config(max_tiles=2))
     content = [
         {"type": "video", "video": str(write_video(tmp_path / "v.mp4"))},
         {"type": "image", "image": str(write_image(tmp_path / "i.png", 120, 60))},

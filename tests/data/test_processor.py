@@ -62,7 +62,7 @@ def test_key_frames_alone(tokenizer: Tokenizer, media: Path) -> None:
     """Of a clip without one, all of its frames."""
     keys = (probe(media / "long.mp4").key_frames / 10).tolist()
     assert keys == pytest.approx([0.0, 0.8, 1.6, 2.4, 3.2, 4.0, 4.8, 5.6])
-    processor = Processor(tokenizer, tiny_config(frames_per_second=10, key_frames_only=True))
+    processor = Processor(tokenizer, tiny_config(frames_per_second=10, seek="keyframe"))
     for start, end, want in ((None, None, keys), (1.0, 4.0, [1.6, 2.4, 3.2]), (0.1, 0.4, [0.1, 0.2, 0.3])):
         sample = Sample("s", (Turn("user", "<video-1>"),), (), (VideoRef(media / "long.mp4", start, end),))
         plan = processor.plan_sample(sample)
@@ -225,22 +225,34 @@ def test_wrong_folders(processor: Processor, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     path = tmp_path / "eagle_processor.json"
     values = json.loads(path.read_text())
+    sampling = values["sampling"]
     for change, message in [
-        ({"tile_size": 56}, "unknown field 'tile_size'"),
+        ({"tile_size": 56}, r"eagle_processor\.json: tile_size: there is no field tile_size. Did you mean tile_px\?"),
         ({"tile_px": 57}, r"tile_px is 57; needs a multiple of 2 \* patch_px = 28"),
         ({"std": [0.5, 0.0, 0.5]}, r"std is \(0\.5, 0\.0, 0\.5\); needs three numbers"),
-        ({"min_frames": 0}, "min_frames is 0; needs at least 1"),
-        ({"tile_px": "56"}, "tile_px is '56'; needs a value like 448"),
-        ({"max_frames": True}, "max_frames is True; needs a value like 512"),
-        ({"mean": 0.5}, r"mean is 0\.5; needs a value like \(0\.5, 0\.5, 0\.5\)"),
-        ({"std": ["a", 1, 1]}, r"std is \('a', 1, 1\); needs three numbers"),
-        ({"frames_per_second": float("nan")}, "frames_per_second is nan; needs a number above 0"),
+        ({"sampling": sampling | {"min_frames": 0}}, "min_frames is 0; needs at least 1"),
+        ({"sampling": sampling | {"seek": "nearest"}}, "seek is 'nearest'; needs one of exact, keyframe"),
+        ({"sampling": 3}, r"sampling is 3; needs an object with the fields of SamplingConfig"),
+        ({"sampling": {}}, r"eagle_processor\.json lacks the field sampling\.context_tokens"),
+        (
+            {"sampling": sampling | {"context_tokens": 3}},
+            r"sampling\.context_tokens is 3; one tile of 56 px takes 4\. Raise context_tokens or lower tile_px",
+        ),
+        ({"tile_px": "56"}, "tile_px is '56'; needs a whole number"),
+        ({"sampling": sampling | {"max_frames": True}}, r"sampling\.max_frames is True; needs a whole number"),
+        ({"mean": 0.5}, r"mean is 0\.5; needs 3 values, each a number"),
+        ({"std": ["a", 1, 1]}, r"std is 'a'; needs a number"),
+        ({"std": [float("inf"), 1, 1]}, r"std is \(inf, 1\.0, 1\.0\); needs three numbers, std above 0"),
+        (
+            {"sampling": sampling | {"frames_per_second": float("nan")}},
+            "frames_per_second is nan; needs a number above 0",
+        ),
     ]:
         path.write_text(json.dumps(values | change))
         with pytest.raises(ValueError, match=message):
             Processor.from_pretrained(tmp_path)
     path.write_text(json.dumps({name: value for name, value in values.items() if name != "mean"}))
-    with pytest.raises(ValueError, match="lacks the field 'mean'"):
+    with pytest.raises(ValueError, match="lacks the field mean; needs all that save_pretrained wrote"):
         Processor.from_pretrained(tmp_path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"eagle_processor\.json is not JSON"):
@@ -254,7 +266,8 @@ def test_wrong_folders(processor: Processor, tmp_path: Path) -> None:
 def test_defaults_are_the_papers() -> None:
     config = ProcessorConfig()
     assert config.tokens_per_tile == 256
-    assert (config.frames_per_second, config.min_frames, config.max_frames, config.max_tiles) == (2.0, 8, 512, 12)
+    limits = config.sampling
+    assert (limits.frames_per_second, limits.min_frames, limits.max_frames, limits.max_tiles) == (2.0, 8, 512, 12)
 
 
 def test_clip_durations_add_up(media: Path) -> None:

@@ -430,7 +430,7 @@ def cuda_code_for_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CD
         assert found == 1
     (folder / "kernels.cpp").write_text(FAKE_CUDA + source + ENTRY_POINT)
     library = folder / "kernels.so"
-    files = [folder / "kernels.cpp", *(CSRC / f"{name}.cpp" for name in ("frames_to_tiles", "tiles", "tiles_cpu"))]
+    files = [folder / "kernels.cpp", *(CSRC / f"{name}.cpp" for name in ("frames_to_tiles", "tiles"))]
     flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", f"-I{CSRC}"]
     subprocess.run([compiler, *flags, *files, "-o", library], check=True)
     loaded = ctypes.CDLL(str(library))

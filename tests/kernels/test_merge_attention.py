@@ -216,7 +216,7 @@ extern "C" void run_kernels(const void* out_a, const void* lse_a, const void* ou
 @pytest.fixture(scope="module")
 def cuda_code_for_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("merge_on_cpu")
-    library = build(folder, "attention_merge", 1, ENTRY_POINT, ["attention.cpp", "attention_merge.cpp"])
+    library = build(folder, "merge_attention", 1, ENTRY_POINT, ["attention_heads.cpp", "merge_attention.cpp"])
     library.run_kernels.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 3 + [ctypes.c_char_p]
     return library
 

@@ -465,7 +465,7 @@ extern "C" int64_t run_kernels(const void* y, const void* u, const void* v, int6
 @pytest.fixture(scope="module")
 def cuda_code_for_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("cuda_on_cpu")
-    others = ["yuv_to_tiles.cpp", "tiles.cpp", "tiles_cpu.cpp"]
+    others = ["yuv_to_tiles.cpp", "tiles.cpp"]
     library = build(folder, "yuv_to_tiles", 2, ENTRY_POINT, others, {"kMaxBlocks": "3", "kMiddleRows": "24"})
     numbers = [ctypes.c_int64] * 4 + [ctypes.c_int] * 4
     library.run_kernels.argtypes = [ctypes.c_void_p] * 3 + numbers + [ctypes.c_void_p] * 2

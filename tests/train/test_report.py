@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.fields import to_json
 from eagle_model.train import checkpoint, report
-from eagle_model.train.config import to_json
 from eagle_model.train.metrics import MetricsLog
 from eagle_model.train.recipes import tiny
 from eagle_model.train.report import save_samples, write_report

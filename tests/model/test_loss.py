@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle_model.batch import IGNORE_INDEX
-from eagle_model.train.loss import row_loss, sqrt_mass, supervised_counts, token_weights
+from eagle_model.model.loss import LMHead, sqrt_mass, supervised_counts, token_weights
 
 
 def row(*documents: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,23 +56,31 @@ def test_loss_is_the_formula_and_its_gradient():
     labels, cu_seqlens = row((2, 4), (0, 9), (3, 1))
     labels = torch.where(labels == 7, torch.arange(labels.numel()) % 11, labels)
     hidden = torch.randn(labels.numel(), 8, requires_grad=True)
-    head = torch.randn(11, 8, requires_grad=True)
-    loss = row_loss(hidden, head, labels, cu_seqlens, sqrt_mass(labels, cu_seqlens))
+    head = LMHead(8, 11)
+    loss = head(hidden, labels, token_weights(labels, cu_seqlens, sqrt_mass(labels, cu_seqlens)))
 
-    losses = F.cross_entropy(hidden.double() @ head.double().T, labels, reduction="none")
+    losses = F.cross_entropy(hidden.double() @ head.weight.double().T, labels, reduction="none")
     means = [part[part > 0].mean() for part in losses.split([6, 9, 4])]  # of each document
     expected = sum(m * n**0.5 for m, n in zip(means, (4, 9, 1), strict=True)) / 6
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), expected)
-    got = torch.autograd.grad(loss, (hidden, head))
-    for ours, true in zip(got, torch.autograd.grad(expected, (hidden, head)), strict=True):
+    got = torch.autograd.grad(loss, (hidden, head.weight))
+    for ours, true in zip(got, torch.autograd.grad(expected, (hidden, head.weight)), strict=True):
         torch.testing.assert_close(ours, true)
 
 
 def test_no_labels_at_all_is_loss_zero_with_zero_gradients():
     labels, cu_seqlens = row((5, 0), (3, 0))
-    hidden, head = torch.randn(8, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
-    loss = row_loss(hidden, head, labels, cu_seqlens, sqrt_mass(labels, cu_seqlens))
+    hidden, head = torch.randn(8, 4, requires_grad=True), LMHead(4, 11)
+    loss = head(hidden, labels, token_weights(labels, cu_seqlens, sqrt_mass(labels, cu_seqlens)))
     assert loss == 0
-    for grad in torch.autograd.grad(loss, (hidden, head)):
+    for grad in torch.autograd.grad(loss, (hidden, head.weight)):
         assert (grad == 0).all()
+
+
+def test_the_head_gives_the_logits_whose_loss_it_computes():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(6, 8), LMHead(8, 11)
+    labels = torch.tensor([3, IGNORE_INDEX, 0, 10, IGNORE_INDEX, 7])
+    assert torch.equal(head(hidden), hidden @ head.weight.T)
+    torch.testing.assert_close(head(hidden, labels), F.cross_entropy(head(hidden), labels))

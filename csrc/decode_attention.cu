@@ -3,7 +3,7 @@
 // then threads own columns of the values, and groups of them every n-th row. A second kernel joins the splits.
 #include <algorithm>
 
-#include "attention_decode.h"
+#include "decode_attention.h"
 
 namespace eagle {
 namespace {
@@ -190,7 +190,8 @@ void decode_attention_cuda(const DecodeAttention& tensors, int device, uintptr_t
   check_decode_attention(tensors);
   if (tensors.q.num_elements() == 0) return;
   const DeviceGuard guard(device);
-  with_type(tensors.q.dtype, [&]<class T>() { run<T>(tensors, reinterpret_cast<cudaStream_t>(stream)); });
+  with_type<Float16, Bfloat16, float>(tensors.q.dtype,
+                                      [&]<class T>() { run<T>(tensors, reinterpret_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace eagle

@@ -1,6 +1,6 @@
 // The CPU code. Threads first take (sequence, key head, split) from a counter, then (sequence, query head) to join the
 // splits. A row of keys or values is widened to fp32 once and serves all query heads of its group.
-#include "attention_decode.h"
+#include "decode_attention.h"
 
 #include <algorithm>
 #include <vector>
@@ -213,7 +213,7 @@ void decode_attention_cpu(const DecodeAttention& t, int num_threads, bool simd) 
           "; needs both >= 0, k_len at most max_k_len = ", t.max_k_len, " and an end within the ", t.k.shape[0],
           " rows of k.");
   }
-  with_type(t.q.dtype, [&]<class T>() { run<T>(t, num_threads, simd); });
+  with_type<Float16, Bfloat16, float>(t.q.dtype, [&]<class T>() { run<T>(t, num_threads, simd); });
 }
 
 }  // namespace eagle

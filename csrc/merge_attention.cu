@@ -2,7 +2,7 @@
 // out its head's two weights anew, which costs less than to share them.
 #include <algorithm>
 
-#include "attention_merge.h"
+#include "merge_attention.h"
 
 namespace eagle {
 namespace {
@@ -32,7 +32,8 @@ void merge_attention_cuda(const MergeAttention& tensors, int device, uintptr_t s
   check_merge_attention(tensors);
   if (tensors.out.num_elements() == 0) return;
   const DeviceGuard guard(device);
-  with_type(tensors.out.dtype, [&]<class T>() { run<T>(tensors, reinterpret_cast<cudaStream_t>(stream)); });
+  with_type<Float16, Bfloat16, float>(tensors.out.dtype,
+                                      [&]<class T>() { run<T>(tensors, reinterpret_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace eagle

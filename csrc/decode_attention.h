@@ -12,7 +12,7 @@
 // depend on who shares the batch.
 #pragma once
 
-#include "attention.h"
+#include "attention_heads.h"
 
 namespace eagle {
 

@@ -1,7 +1,6 @@
-// What the attention kernels of the core share: number formats, vectors of 8 elements, and how partial results join.
+// The types of numbers in memory, their way to fp32 and back, and how code is chosen for one of them.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -13,19 +12,46 @@
 
 namespace eagle {
 
-constexpr int kVector = 8;                // elements that a thread moves at once; head widths are multiples of it
-constexpr int kMaxHeadWidth = 256;        // elements
-constexpr int64_t kVectorAlignment = 16;  // bytes
+struct Bfloat16 {
+  uint16_t bits;
+};
 
 struct Float16 {
   uint16_t bits;
 };
 
-// The elements that one thread moves at once. 16-byte loads on a GPU.
 template <class T>
-struct alignas(16) Vector {
-  T of[kVector];
-};
+constexpr DType dtype_of();
+template <>
+constexpr DType dtype_of<uint8_t>() {
+  return DType::kUint8;
+}
+template <>
+constexpr DType dtype_of<Float16>() {
+  return DType::kFloat16;
+}
+template <>
+constexpr DType dtype_of<Bfloat16>() {
+  return DType::kBfloat16;
+}
+template <>
+constexpr DType dtype_of<float>() {
+  return DType::kFloat32;
+}
+
+// Calls work.template operator()<T>() with the T of `Types` that `dtype` names; the caller has checked that one does.
+template <class... Types, class Work>
+void with_type(DType dtype, const Work& work) {
+  static_cast<void>(((dtype == dtype_of<Types>() && (work.template operator()<Types>(), true)) || ...));
+}
+
+// Round to nearest, ties to even; as torch's .to(torch.bfloat16), for every value that is not NaN.
+EAGLE_HOST_DEVICE Bfloat16 to_bfloat16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  bits += 0x7fffu + ((bits >> 16) & 1u);
+  return {static_cast<uint16_t>(bits >> 16)};
+}
 
 EAGLE_HOST_DEVICE float to_float(float value) { return value; }
 EAGLE_HOST_DEVICE float to_float(Bfloat16 value) {
@@ -96,40 +122,6 @@ EAGLE_HOST_DEVICE float multiply_add(float a, float b, float c) {
 #else
   return a * b + c;
 #endif
-}
-
-// Two partial results, over keys that do not overlap, become one: out = a * out_a + b * out_b.
-// A side without keys (lse = -inf) has weight 0, and its values are not looked at; without keys on either, out = 0.
-struct MergeWeights {
-  float a, b, lse;
-
-  EAGLE_HOST_DEVICE float merge(float out_a, float out_b) const {
-    return (a == 0 ? 0.0f : a * out_a) + (b == 0 ? 0.0f : b * out_b);
-  }
-};
-
-EAGLE_HOST_DEVICE MergeWeights merge_weights(float lse_a, float lse_b) {
-  if (lse_a == -INFINITY && lse_b == -INFINITY) return {0.0f, 0.0f, -INFINITY};
-  const float larger = lse_a < lse_b ? lse_b : lse_a;  // a NaN on either side reaches the weights
-  const float a = expf(lse_a - larger), b = expf(lse_b - larger);
-  const float sum = a + b;  // from 1 to 2
-  return {a / sum, b / sum, larger + logf(sum)};
-}
-
-// Throws unless `view` is [rows, heads, width] with a width of 16 to 256 that 8 divides, elements of a head side by
-// side, and every head at an address of a vector. `op` and `name` begin the message.
-void check_heads(const char* op, const char* name, const TensorView& view);
-
-inline bool is_attention_dtype(DType dtype) {
-  return dtype == DType::kFloat16 || dtype == DType::kBfloat16 || dtype == DType::kFloat32;
-}
-
-// Calls work.template operator()<T>() with the C++ type of `dtype`, which is_attention_dtype().
-template <class Work>
-void with_type(DType dtype, const Work& work) {
-  if (dtype == DType::kFloat16) return work.template operator()<Float16>();
-  if (dtype == DType::kBfloat16) return work.template operator()<Bfloat16>();
-  work.template operator()<float>();
 }
 
 }  // namespace eagle

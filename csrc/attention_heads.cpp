@@ -1,10 +1,10 @@
-#include "attention.h"
+#include "attention_heads.h"
 
 namespace eagle {
 
 void check_heads(const char* op, const char* name, const TensorView& view) {
-  check(is_attention_dtype(view.dtype), op, ": ", name, "'s dtype is ", dtype_name(view.dtype),
-        "; needs float16, bfloat16 or float32.");
+  check(view.dtype == DType::kFloat16 || view.dtype == DType::kBfloat16 || view.dtype == DType::kFloat32, op, ": ",
+        name, "'s dtype is ", dtype_name(view.dtype), "; needs float16, bfloat16 or float32.");
   check(view.num_dims == 3 && view.shape[2] % kVector == 0 && view.shape[2] >= 16 && view.shape[2] <= kMaxHeadWidth, op,
         ": ", name, " has ", view.num_dims, " dims and a head width of ", view.num_dims == 3 ? view.shape[2] : 0,
         "; needs 3 and a multiple of ", kVector, " from 16 to ", kMaxHeadWidth, ".");

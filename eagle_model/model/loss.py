@@ -1,6 +1,10 @@
-"""The loss of one optimizer step: cross-entropy in which a document counts as the square root of its answer's length.
+"""The output head and the loss: cross-entropy in which a document counts as the square root of its answer's length.
 
-Dims     T tokens of a row, S documents of a row, C width, V vocabulary.
+    mass = sum(sqrt_mass(row.labels_T, row.cu_seqlens) for row in step)          # once a step, over all its rows
+    loss = head(hidden_TD, row.labels_T, token_weights(row.labels_T, row.cu_seqlens, mass))
+    logits_TV = head(hidden_TD)                                                  # generation
+
+Dims     T tokens of a row, S documents of a row, D width, V vocabulary.
 Formula  n_s supervised tokens in document s; every one of them weighs  w_s = n_s**-0.5 / sum_k n_k**0.5.
          The weights of a step add up to 1, and the k of the sum runs over the documents of all rows of the step. So it
          does not matter how documents fall into rows, and rows added up are the same as one long row.
@@ -10,7 +14,8 @@ Source   arXiv:2504.15271 and its released training code ("square averaging"), w
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from eagle_kernels.linear_cross_entropy import linear_cross_entropy
 from eagle_model.batch import IGNORE_INDEX
@@ -44,9 +49,18 @@ def token_weights(labels_T: Tensor, cu_seqlens: Tensor, mass: Tensor | None = No
     return weights_T.masked_fill(labels_T == IGNORE_INDEX, 0.0)
 
 
-def row_loss(hidden_TC: Tensor, head_VC: Tensor, labels_T: Tensor, cu_seqlens: Tensor, mass: Tensor) -> Tensor:
-    """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
+class LMHead(nn.Linear):
+    """Hidden states to a loss or to logits. One module, so that what is hooked to its call sees training too; no layer
+    of linear.py, because the loss takes the weight itself and never holds the logits."""
 
-    Args: mass: sum of `sqrt_mass` over all rows of the step. Where nothing is supervised, loss and gradients are 0.
-    """
-    return linear_cross_entropy(hidden_TC, head_VC, labels_T, token_weights(labels_T, cu_seqlens, mass))
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False)
+
+    def forward(
+        self, hidden_TD: Tensor, labels_T: Tensor | None = None, token_weights_T: Tensor | None = None
+    ) -> Tensor:
+        """Logits (T, V); with labels, the sum of weight x cross-entropy over the labelled tokens, fp32 scalar (without
+        weights, their mean). Where nothing is labelled, loss and gradients are 0."""
+        if labels_T is None:
+            return F.linear(hidden_TD, self.weight)
+        return linear_cross_entropy(hidden_TD, self.weight, labels_T, token_weights_T)

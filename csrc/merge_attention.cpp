@@ -1,5 +1,5 @@
 // The CPU code: threads take blocks of heads from a counter.
-#include "attention_merge.h"
+#include "merge_attention.h"
 
 #include <algorithm>
 
@@ -35,7 +35,7 @@ void check_merge_attention(const MergeAttention& t) {
 void merge_attention_cpu(const MergeAttention& tensors, int num_threads) {
   check_merge_attention(tensors);
   check(num_threads >= 0, "merge_attention: num_threads is ", num_threads, "; needs >= 0 (0: one for each CPU).");
-  with_type(tensors.out.dtype, [&]<class T>() {
+  with_type<Float16, Bfloat16, float>(tensors.out.dtype, [&]<class T>() {
     const Merge<T> merge(tensors);
     const int64_t num_heads = tensors.out.shape[0] * tensors.out.shape[1];
     parallel_for((num_heads + kBlockHeads - 1) / kBlockHeads, num_threads, [&] {

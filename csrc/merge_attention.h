@@ -4,7 +4,7 @@
 //   lse_a, lse_b, lse  [H, T]     f32, any strides; -inf: that side saw no key, and its out is not looked at
 #pragma once
 
-#include "attention.h"
+#include "attention_heads.h"
 
 namespace eagle {
 
