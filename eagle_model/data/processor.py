@@ -30,6 +30,7 @@ from torch import Tensor
 from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.video import VideoError
+from eagle_kernels.video import open as open_video
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data import sampling
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, SampledVideo, TokenizedSample, sampled_videos
@@ -200,11 +201,10 @@ class Processor:
                     times = next(times_seconds)
                     end += len(times)
                     decode_tiles(
-                        shown.path,
+                        open_video(shown.path, index_folder=index_folder),
                         times,
                         out=patches_IPK[start:end],
                         num_workers=num_decode_workers,
-                        index_folder=index_folder,
                         stop=stop,
                         **tiling,
                     )
