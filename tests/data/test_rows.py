@@ -1,23 +1,18 @@
-"""Every form of a row, placeholders, confinement of paths, and where errors say they are."""
+"""Every form of a row, its tags, confinement of paths, and where errors say they are."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from eagle_model.data.media import (
-    DataError,
-    ImageRef,
-    Sample,
-    Turn,
-    VideoRef,
-    parse_sample,
-    read_recipe,
-    read_samples,
-    visual_order,
-)
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import parse_sample, read_samples
+from eagle_model.data.sample import DataError, ImageRef, Sample, Turn, VideoRef
 from tests.data.conftest import chat_row
 
 ROOT = Path("/data")
@@ -27,8 +22,12 @@ def parse(row: object, **kwargs: object) -> Sample:
     return parse_sample(row, root=ROOT, where="rows.jsonl:7", **kwargs)  # type: ignore[arg-type]
 
 
-def images(*names: str) -> tuple[ImageRef, ...]:
-    return tuple(ImageRef(ROOT / name) for name in names)
+def image(name: str, number: int = 1) -> ImageRef:
+    return ImageRef(ROOT / name, number)
+
+
+def video(name: str, start: float | None = None, end: float | None = None, number: int = 1) -> VideoRef:
+    return VideoRef(ROOT / name, start, end, number)
 
 
 def user(content: object) -> list[dict]:
@@ -37,39 +36,34 @@ def user(content: object) -> list[dict]:
 
 # ---- rows
 
-ROWS = {
-    "text alone": (chat_row("Hi"), "Hi", (), ()),
-    "image: str": (chat_row("<image>\nWhat?", image="a.png"), "<image-1>\nWhat?", images("a.png"), ()),
+ROWS = {  # a row, and the parts of its first turn
+    "text alone": (chat_row("Hi"), ("Hi",)),
+    "no text": (chat_row(""), ()),
+    "image: str": (chat_row("<image>\nWhat?", image="a.png"), (image("a.png"), "\nWhat?")),
     "image: list": (
         chat_row("<image> or <image>?", image=["a.png", "d/b.png"]),
-        "<image-1> or <image-2>?",
-        images("a.png", "d/b.png"),
-        (),
+        (image("a.png"), " or ", image("d/b.png", 2), "?"),
     ),
-    "image: none named": (
+    "image: none tagged": (
         chat_row("Compare.", image=["a.png", "b.png"]),
-        "<image-1><image-2>Compare.",
-        images("a.png", "b.png"),
-        (),
+        (image("a.png"), image("b.png", 2), "Compare."),
     ),
     "image-k in any order": (
         chat_row("<image-2> then <image-1>", image=["a.png", "b.png"]),
-        "<image-2> then <image-1>",
-        images("a.png", "b.png"),
-        (),
+        (image("b.png", 2), " then ", image("a.png")),
     ),
-    "image-k, one missing": (
+    "image-k, two missing": (
         chat_row("after <image-2>", image=["a.png", "b.png", "c.png"]),
-        "<image-1><image-3>after <image-2>",
-        images("a.png", "b.png", "c.png"),
-        (),
+        (image("a.png"), image("c.png", 3), "after ", image("b.png", 2)),
     ),
-    "video: str": (chat_row("<video>What?", video="v.mp4"), "<video-1>What?", (), (VideoRef(ROOT / "v.mp4"),)),
+    "the same file twice": (
+        chat_row("<image><image>", image=["a.png", "a.png"]),
+        (image("a.png"), image("a.png", 2)),
+    ),
+    "video: str": (chat_row("<video>What?", video="v.mp4"), (video("v.mp4"), "What?")),
     "video: clip": (
         chat_row("What?", video={"path": "v.mp4", "start": 1, "end": 2.5}),
-        "<video-1>What?",
-        (),
-        (VideoRef(ROOT / "v.mp4", 1.0, 2.5),),
+        (video("v.mp4", 1.0, 2.5), "What?"),
     ),
     "data: in the order listed": (
         chat_row(
@@ -79,11 +73,9 @@ ROWS = {
                 {"type": "image", "image_list": ["a.png"]},
             ],
         ),
-        "<video-1><image-1>Both?",
-        images("a.png"),
-        (VideoRef(ROOT / "v.mp4", 3.0, None),),
+        (video("v.mp4", 3.0), image("a.png"), "Both?"),
     ),
-    "messages: strings": ({"messages": user("Hi")}, "Hi", (), ()),
+    "messages: strings": ({"messages": user("Hi")}, ("Hi",)),
     "messages: OpenAI parts": (
         {
             "messages": user(
@@ -95,9 +87,7 @@ ROWS = {
                 ]
             )
         },
-        "See <image-1> and <video-1>",
-        images("a.png"),
-        (VideoRef(ROOT / "v.mp4"),),
+        ("See ", image("a.png"), " and ", video("v.mp4")),
     ),
     "messages: image and video parts": (
         {
@@ -109,32 +99,39 @@ ROWS = {
                 ]
             )
         },
-        "<video-1><image-1>?",
-        images("a.png"),
-        (VideoRef(ROOT / "v.mp4", 0.0, 4.0),),
+        (video("v.mp4", 0.0, 4.0), image("a.png"), "?"),
     ),
-    "messages: text that places the parts": (
-        {"messages": user([{"type": "image", "image": "a.png"}, {"type": "text", "text": "Here <image> it is"}])},
-        "Here <image-1> it is",
-        images("a.png"),
-        (),
+    "messages: a tag beside parts is text": (
+        {
+            "messages": user(
+                [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Here <image> it \\<image> is"}]
+            )
+        },
+        (image("a.png"), "Here <image> it \\<image> is"),
+    ),
+    "messages: a tag without media is text": (
+        {"messages": user("In HTML, is <video> like <img>?")},
+        ("In HTML, is <video> like <img>?",),
     ),
     "messages: ms-swift lists": (
-        {"messages": user("<image><video>What?"), "images": ["a.png"], "videos": ["v.mp4"]},
-        "<image-1><video-1>What?",
-        images("a.png"),
-        (VideoRef(ROOT / "v.mp4"),),
+        {"messages": user("<image><video>What is \\<image>?"), "images": ["a.png"], "videos": ["v.mp4"]},
+        (image("a.png"), video("v.mp4"), "What is <image>?"),
     ),
+    "escaped": (
+        chat_row(r"<image> \<image>, \<video-2> and \\\<image>.", image="a.png"),
+        (image("a.png"), r" <image>, <video-2> and \<image>."),
+    ),
+    "a backslash before an image": (chat_row(r"C:\\<image> \n", image="a.png"), ("C:\\", image("a.png"), r" \n")),
+    "escaped, without media": (chat_row(r"What is \<image>?"), ("What is <image>?",)),
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_form_of_a_row(name: str) -> None:
-    row, text, want_images, want_videos = ROWS[name]
+    row, parts = ROWS[name]
     sample = parse(row)
-    assert sample.turns[0] == Turn("user", text)
-    assert (sample.images, sample.videos) == (want_images, want_videos)
-    assert len(visual_order(sample)) == len(want_images) + len(want_videos)
+    assert sample.turns[0] == Turn("user", parts)
+    assert sample.media == tuple(part for part in parts if not isinstance(part, str))
 
 
 def test_roles_ids_and_fields_that_are_not_ours() -> None:
@@ -147,7 +144,7 @@ def test_roles_ids_and_fields_that_are_not_ours() -> None:
 
 def test_a_number_without_end_is_text() -> None:
     text = f"<image-{'1' * 5000}>"  # int() refuses so many digits
-    assert parse(chat_row(text)).turns[0].text == text
+    assert parse(chat_row(text)).turns[0].parts == (text,)
 
 
 def test_order_of_tiles_is_the_order_of_the_text_and_assistants_text_is_text() -> None:
@@ -157,14 +154,26 @@ def test_order_of_tiles_is_the_order_of_the_text_and_assistants_text_is_text() -
             "video": "v.mp4",
             "conversations": [
                 {"from": "human", "value": "<image-2> <video>"},
-                {"from": "gpt", "value": "In <image> I see <video-3>."},
+                {"from": "gpt", "value": r"In <image> I see \<video-3>."},
                 {"from": "observation", "value": "<image-1>"},
                 {"from": "gpt", "value": "Done."},
             ],
         }
     )
-    assert visual_order(sample) == [("image", 1), ("video", 0), ("image", 0)]
-    assert sample.turns[1].text == "In <image> I see <video-3>."
+    assert sample.media == (image("b.png", 2), video("v.mp4"), image("a.png", 1))
+    assert sample.turns[1].parts == (r"In <image> I see \<video-3>.",)
+    assert sample.turns[2].parts == (image("a.png"),)
+
+
+@given(
+    st.lists(st.sampled_from(["a", " ", "\\", "<", ">", "<image>", "<image-1>", "<video-2>", "\\<video>"]), max_size=9)
+)
+def test_any_text_can_be_said_by_escaping_its_tags(pieces: list[str]) -> None:
+    """As an exporter does it: where a tag stands in a text, double the backslashes before it and add one."""
+    text = "".join(pieces)
+    escaped = re.sub(r"(\\*)(<(?:image|video)(?:-[0-9]+)?>)", r"\1\1\\\2", text)
+    assert parse(chat_row(escaped)).turns[0].text == text
+    assert parse({"messages": user(text)}).turns[0].text == text
 
 
 BAD_ROWS = {
@@ -183,7 +192,18 @@ BAD_ROWS = {
     "id": (chat_row(id=[1]), "id is [1]; needs a string or an integer."),
     "too many": (chat_row("<image><image>", image="a.png"), "the text has 2 <image> but the row lists 1 images"),
     "too few": (chat_row("<image>", image=["a.png", "b.png"]), "the text has 1 <image> but the row lists 2 images"),
-    "no media": (chat_row("<video>"), "the text has 1 <video> but the row lists 0 videos"),
+    "no media": (
+        chat_row("<video>"),
+        r"lists 0 videos; the numbers must match. (Where the text means no video, write \<video>.)",
+    ),
+    "listed and parts": (
+        {"messages": user([{"type": "image", "image": "a"}]), "images": ["b"]},
+        "media are listed beside the messages and are parts of them too; needs one of both.",
+    ),
+    "assistant's part": (
+        {"messages": [{"role": "assistant", "content": [{"type": "image", "image": "a"}]}]},
+        "a part of the assistant's is {'type': 'image', 'image': 'a'}; needs type text",
+    ),
     "k too large": (chat_row("<image-2>", image="a.png"), "the text names <image-2> but the row lists 1 images."),
     "k zero": (chat_row("<image-0>", image="a.png"), "the text names <image-0> but the row lists 1 images."),
     "k twice": (chat_row("<image-1> <image-1>", image="a.png"), "the text names <image-1> twice"),
@@ -250,14 +270,14 @@ def test_links_may_not_lead_out_of_the_root(tmp_path: Path) -> None:
     (root / "folder").symlink_to(tmp_path)
     (root / "loop.png").symlink_to(root / "loop.png")
 
-    def image(name: str, **kwargs: bool) -> Path:
+    def path(name: str, **kwargs: bool) -> Path:
         return parse_sample(chat_row(image=name), root=root, where="f:1", **kwargs).images[0].path
 
-    assert image("fine.png") == root / "fine.png"
+    assert path("fine.png") == root / "fine.png"
     for name in ("file.png", "folder/secret.png"):
         with pytest.raises(DataError, match=r"f:1: image .* is a link to .*secret\.png, outside the root"):
-            image(name)
-        assert image(name, allow_outside_root=True) == root / name
+            path(name)
+        assert path(name, allow_outside_root=True) == root / name
     (tmp_path / "link-to-root").symlink_to(root)  # the root itself may be a link
     linked = parse_sample(chat_row(image="real.png"), root=tmp_path / "link-to-root", where="f:1")
     assert linked.images[0].path.name == "real.png"
@@ -283,92 +303,6 @@ def test_jsonl_and_json_list_are_recipes_of_one_source(tmp_path: Path) -> None:
     assert [s.id for s in samples_of(listed)] == ["s0", "s1", "s2"]
     assert samples_of(listed)[0].images[0].path == tmp_path / "a.png"
     assert samples_of(write(tmp_path, "empty.json", "[ ]")) == []
-
-
-def test_recipe_with_all_fields(tmp_path: Path) -> None:
-    (tmp_path / "media").mkdir()
-    for name in ("a.jsonl", "b.jsonl"):
-        write(tmp_path, name, json.dumps(chat_row(id=name)) + "\n")
-    recipe = {
-        "one": {
-            "root": "media",
-            "annotation": ["a.jsonl", "b.jsonl"],
-            "weight": 1,
-            "repeat_time": 2.5,
-            "length": 2,
-            "modility": "text",
-            "max_dynamic_tiles": 4,
-            "data_augment": False,
-        },
-        "two": {"root": str(tmp_path), "annotation": "a.jsonl"},
-    }
-    one, two = read_recipe(write(tmp_path, "recipe.json", json.dumps(recipe)))
-    assert (one.name, one.root, one.max_tiles, two.name, two.root, two.max_tiles) == (
-        "one", tmp_path / "media", 4, "two", tmp_path, None,
-    )  # fmt: skip
-    assert [s.id for s in read_samples(one)] == ["a.jsonl", "b.jsonl"]
-    assert [one.num_repeats(i) for i in range(4)] == [2, 3, 2, 3]
-    assert [two.num_repeats(i) for i in range(3)] == [1, 1, 1]
-
-
-@pytest.mark.parametrize("share", [0.1, 0.3, 1.7])
-def test_a_fraction_takes_exactly_its_share(tmp_path: Path, share: float) -> None:
-    write(tmp_path, "a.jsonl", "")
-    fields = {"root": ".", "annotation": "a.jsonl", "repeat_time": share}
-    (source,) = read_recipe(write(tmp_path, "recipe.json", json.dumps({"s": fields})))
-    assert sum(source.num_repeats(i) for i in range(1000)) == round(1000 * share)  # floats alone would give 299
-
-
-BAD_FIELDS = {
-    "unknown": ({"wieght": 1}, "source 's' has the unknown field 'wieght'; known are annotation, "),
-    "weight": ({"weight": 2}, "weight is 2; needs 1. To show it more or less use repeat_time."),
-    "augment": ({"data_augment": True}, "data_augment is True; needs false, it is not supported."),
-    "repeat": ({"repeat_time": 0}, "repeat_time is 0; needs a number above 0."),
-    "tiles": ({"max_dynamic_tiles": 0}, "max_dynamic_tiles is 0; needs an integer of at least 1."),
-    "length": ({"length": "many"}, "length is 'many'; needs an integer of at least 0."),
-    "root": ({"root": "nowhere"}, "nowhere is not a folder."),
-    "endless root": ({"root": "n" * 5000}, "n is not a folder."),
-    "annotation": ({"annotation": "b.jsonl"}, "b.jsonl does not exist or is not a file."),
-    "annotation list": ({"annotation": []}, "annotation is []; needs a path or a list of paths."),
-    "annotation kind": ({"annotation": "a.txt"}, "must end in .jsonl or .json."),
-}
-
-
-@pytest.mark.parametrize("name", BAD_FIELDS)
-def test_bad_recipe_fields(tmp_path: Path, name: str) -> None:
-    changes, message = BAD_FIELDS[name]
-    write(tmp_path, "a.jsonl", "")
-    write(tmp_path, "a.txt", "")
-    recipe = write(tmp_path, "recipe.json", json.dumps({"s": {"root": ".", "annotation": "a.jsonl", **changes}}))
-    with pytest.raises(DataError) as error:
-        read_recipe(recipe)
-    assert str(error.value).startswith(f"{recipe}: source 's'")
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"a": {\n "root": .}}', ":2: not JSON: Expecting value at column 10."),
-        ('{"a": 3}', ": source 'a' is 3; needs an object with root and annotation."),
-        ('{"a": {"root": "."}}', ": source 'a' lacks the field 'annotation'."),
-        ("{}", ": a recipe is an object"),
-        ('{"a": {}, "a": {}}', ": the name 'a' is given twice"),
-        (b'{\n"a\xff": {}}', ":2: not UTF-8."),
-        ('{"a": ' * 100_000, ": nested too deep."),
-    ],
-)
-def test_malformed_recipes(tmp_path: Path, text: str | bytes, message: str) -> None:
-    recipe = write(tmp_path, "recipe.json", text)
-    with pytest.raises(DataError) as error:
-        read_recipe(recipe)
-    assert str(error.value).startswith(f"{recipe}{message}")
-
-
-def test_missing_recipe(tmp_path: Path) -> None:
-    for name in ("no.json", "no.jsonl"):
-        with pytest.raises(DataError, match=r"no\.jsonl? (does not exist|.*No such file)|no\.json: cannot be read"):
-            read_recipe(tmp_path / name)
 
 
 GOOD = json.dumps(chat_row())

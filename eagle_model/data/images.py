@@ -1,32 +1,27 @@
-"""Pixels: what a plan asked for, and nothing else, as normalised patches in the order of the text's placeholders.
+"""Image files: their size as shown from the header alone, and their pixels as RGB.
 
-Dims    I tiles, P = (tile_px / patch_px)**2 patches a tile, K = 3 * patch_px**2, L frames, Y and X pixels.
-Images  Pillow decodes FORMATS; EXIF orientation is applied, EXIF that cannot be read is ignored, as viewers do;
-        transparency goes onto white; 16-bit gray is scaled, not cut.
-Videos  `eagle_kernels.decode_tiles`: each frame becomes one tile in the thread that decodes it, and is not kept.
+    image_size(Path("page.png"))       # (width_px, height_px)
+    load_image(Path("page.png"))       # uint8 (Y, X, 3)
+
+Pillow decodes FORMATS. EXIF orientation is applied; EXIF that cannot be read is ignored, as viewers do; transparency
+goes onto white; 16-bit gray is scaled, not cut.
+
+Dims    Y and X pixels.
 """
 
 from __future__ import annotations
 
 import struct
-import threading
-from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from eagle_kernels.decode_tiles import decode_tiles
-from eagle_kernels.frames_to_tiles import frames_to_tiles
-from eagle_kernels.video import VideoError
-from eagle_model.data.media import DataError, Sample, visual_order
-from eagle_model.data.sampling import VisualPlan
+from eagle_model.data.sample import DataError
 
 MAX_IMAGE_PX = 89_478_485  # width x height; 256 MiB as RGB, and where Pillow too begins to suspect a bomb
-PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
 Image.init()  # registers every format now: Pillow does it on demand, and not safely where several threads demand it
 # Named, because among Pillow's others is EPS, which would run Ghostscript on what an annotation calls an image.
@@ -106,7 +101,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow makes TIFF upright while loading, and its size says so already
         return 1
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
-        return 1  # Pillow would decode the whole file to look for EXIF behind the pixels
+        return 1  # Pillow would decode the whole file to look for EXIF after the pixels
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DAMAGED:
@@ -132,58 +127,3 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
     return image.convert("RGB")
-
-
-def load_patches(
-    sample: Sample,
-    plan: VisualPlan,
-    *,
-    tile_px: int,
-    patch_px: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    num_decode_workers: int = 1,
-    index_folder: str | Path | None = None,
-    stop: threading.Event | None = None,
-) -> Tensor:
-    """Patches of all tiles, (I, P, K) in PIXELS_DTYPE: images with their grid and thumbnail, videos one tile a frame.
-
-    num_decode_workers, index_folder: as `video.decode`; they change no bit.
-    stop: when another thread sets it, CancelledError is raised before the next image or packet of a video.
-    Raises DataError when a file cannot be decoded, or the text shows other media than the plan counted, naming both.
-    """
-    num_tiles = sum(grid.num_tiles for grid in plan.grids) + sum(len(times) for times in plan.timestamps_seconds)
-    patches_IPK = torch.empty(num_tiles, (tile_px // patch_px) ** 2, 3 * patch_px**2, dtype=PIXELS_DTYPE)
-    tiling: dict[str, Any] = {"tile_px": tile_px, "patch_px": patch_px, "mean": mean, "std": std, "dtype": PIXELS_DTYPE}
-    filled = 0
-    for kind, k in visual_order(sample):
-        if stop is not None and stop.is_set():
-            raise CancelledError
-        if kind == "image":
-            grid = plan.grids[k]
-            patches_IPK[filled : filled + grid.num_tiles] = frames_to_tiles(
-                load_image(sample.images[k].path)[None],
-                grid,
-                thumbnail=True,
-                num_threads=1,  # the loader's workers are threads already
-                **tiling,
-            )
-            filled += grid.num_tiles
-            continue
-        video, times = sample.videos[k], plan.timestamps_seconds[k]
-        try:
-            decode_tiles(
-                video.path,
-                times,
-                out=patches_IPK[filled : filled + len(times)],
-                num_workers=num_decode_workers,
-                index_folder=index_folder,
-                stop=stop,
-                **tiling,
-            )
-        except (VideoError, OSError) as error:
-            raise DataError(f"video {video.path} cannot be decoded: {error}") from error
-        filled += len(times)
-    if filled != num_tiles:
-        raise DataError(f"{sample.id}: its text shows {filled} tiles, but the plan has {num_tiles}.")
-    return patches_IPK

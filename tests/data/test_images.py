@@ -1,13 +1,11 @@
-"""Images of every mode and orientation, damaged files, and tiles in the order of the text."""
+"""Images of every mode and orientation, and damaged files."""
 
 from __future__ import annotations
 
 import struct
 import subprocess
 import sys
-import threading
 import zlib
-from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eagle_model.data import pixels
-from eagle_model.data.media import DataError, ImageRef, Sample, Turn, VideoRef, parse_sample
-from eagle_model.data.pixels import PIXELS_DTYPE, image_size, load_image, load_patches
-from eagle_model.data.sampling import VisualPlan
-from eagle_model.data.tiling import Grid
-from tests.data.conftest import chat_row
-
-SIZES = {"tile_px": 56, "patch_px": 14, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+from eagle_model.data.images import image_size, is_still, load_image
+from eagle_model.data.sample import DataError
 
 
 def gradient(width: int = 12, height: int = 8) -> np.ndarray:
@@ -153,6 +145,18 @@ def test_exif_that_cannot_be_read_is_ignored(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.webp").shape == (8, 12, 3)
 
 
+# ---- still or not
+
+
+def test_a_picture_is_known_by_its_content(tmp_path: Path, media: Path) -> None:
+    frames = [Image.fromarray(gradient() // k) for k in (1, 2)]
+    frames[0].save(tmp_path / "still.gif")
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "text.png").write_text("no image")
+    found = {path.name: is_still(path) for path in (*sorted(tmp_path.iterdir()), media / "cut.png", media / "clip.mp4")}
+    assert found == {"moving.gif": False, "still.gif": True, "text.png": False, "cut.png": True, "clip.mp4": False}
+
+
 # ---- damage
 
 
@@ -187,7 +191,7 @@ def test_postscript_is_no_image(tmp_path: Path) -> None:
 
 
 def test_every_format_is_registered_before_a_thread_asks() -> None:
-    code = "from eagle_model.data.pixels import FORMATS; from PIL import Image; print(set(FORMATS) <= set(Image.OPEN))"
+    code = "from eagle_model.data.images import FORMATS; from PIL import Image; print(set(FORMATS) <= set(Image.OPEN))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "True\n"
 
@@ -207,97 +211,3 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path, side: i
     for read in (image_size, load_image):
         with pytest.raises(DataError, match=r"bomb\.png .*than 89478485.*scale it down"):
             read(tmp_path / "bomb.png")
-
-
-# ---- tiles
-
-
-def plan_of(grids: list[Grid], *times: tuple[float, ...]) -> VisualPlan:
-    return VisualPlan(
-        grids=tuple(grids), timestamps_seconds=times, max_tiles=12, num_visual_tokens=0, num_text_tokens=0
-    )
-
-
-def levels(patches_IPK: Tensor) -> list[int]:
-    """The mean gray level of each tile, 0 to 255."""
-    return (patches_IPK.float().mean((1, 2)) * 127.5 + 127.5).round().int().tolist()
-
-
-def test_tiles_come_in_the_order_of_the_text(media: Path) -> None:
-    row = chat_row("<image-2> <video-1> <image-1>", image=["wide.png", "square.png"], video="clip.mp4")
-    sample = parse_sample(row, root=media, where="rows:1")
-    plan = plan_of([Grid(3, 1), Grid(1, 1)], (0.0, 0.5, 1.9))
-    patches_IPK = load_patches(sample, plan, **SIZES)  # type: ignore[arg-type]
-    assert patches_IPK.shape == (1 + 3 + 4, 16, 588)
-    assert patches_IPK.dtype == PIXELS_DTYPE
-    expected = [50, 0, 20, 76, 200, 200, 200, 200]  # square.png; frames 0, 5, 19; wide.png's three and its thumbnail
-    assert np.abs(np.subtract(levels(patches_IPK), expected)).max() <= 3  # H.264 is lossy
-
-
-def test_thumbnail_is_last_and_the_whole(tmp_path: Path) -> None:
-    left_black = np.full((56, 112, 3), 255, np.uint8)
-    left_black[:, :56] = 0
-    Image.fromarray(left_black).save(tmp_path / "a.png")
-    sample = parse_sample(chat_row(image="a.png"), root=tmp_path, where="rows:1")
-    patches_IPK = load_patches(sample, plan_of([Grid(2, 1)]), **SIZES)  # type: ignore[arg-type]
-    black, white, both = levels(patches_IPK)
-    assert (black, white) == (0, 255)
-    assert 120 < both < 135
-
-
-def test_text_alone_has_no_tiles() -> None:
-    patches_IPK = load_patches(Sample("s", (Turn("user", "Hi"),)), plan_of([]), **SIZES)  # type: ignore[arg-type]
-    assert patches_IPK.shape == (0, 16, 588)
-
-
-def test_other_tiles_than_planned_name_both_numbers(media: Path) -> None:
-    unnamed = Sample("s4", (Turn("user", "no placeholder"),), (ImageRef(media / "wide.png"),))
-    with pytest.raises(DataError, match="s4: its text shows 0 tiles, but the plan has 4"):
-        load_patches(unnamed, plan_of([Grid(3, 1)]), **SIZES)  # type: ignore[arg-type]
-
-
-def test_workers_and_kept_indexes_change_no_bit(media: Path, tmp_path: Path) -> None:
-    sample = parse_sample(chat_row(video="long.mp4"), root=media, where="rows:1")
-    plan = plan_of([], tuple(i / 10 for i in range(0, 60, 7)))
-    plain = load_patches(sample, plan, **SIZES)  # type: ignore[arg-type]
-    for _ in ("made", "read"):
-        options = {"num_decode_workers": 2, "index_folder": tmp_path / "indexes"}
-        assert torch.equal(load_patches(sample, plan, **options, **SIZES), plain)  # type: ignore[arg-type]
-        (kept,) = (tmp_path / "indexes").iterdir()
-        assert kept.name.startswith("long.mp4")
-
-
-def test_a_video_is_tiled_into_the_sample_s_own_tensor(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor of the video's tiles beside it: that would double the peak."""
-    seen: list[Tensor] = []
-    whole = pixels.decode_tiles
-
-    def spy(*args, **kwargs):  # type: ignore[no-untyped-def]
-        seen.append(kwargs["out"])
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(pixels, "decode_tiles", spy)
-    sample = parse_sample(chat_row("<image> <video>", image="square.png", video="clip.mp4"), root=media, where="rows:1")
-    patches_IPK = load_patches(sample, plan_of([Grid(1, 1)], (0.0, 0.5)), **SIZES)  # type: ignore[arg-type]
-    assert [out.data_ptr() for out in seen] == [patches_IPK[1:].data_ptr()]
-
-
-def test_bad_video_files_are_data_errors(tmp_path: Path, media: Path) -> None:
-    (tmp_path / "text.mp4").write_text("no video at all")
-    for path in (tmp_path / "text.mp4", tmp_path / "none.mp4"):
-        sample = Sample("s", (Turn("user", "<video-1>"),), (), (VideoRef(path),))
-        with pytest.raises(DataError, match=rf"video .*{path.name} cannot be decoded: "):
-            load_patches(sample, plan_of([], (0.0,)), **SIZES)  # type: ignore[arg-type]
-
-
-def test_another_thread_can_stop_the_work(media: Path) -> None:
-    stop = threading.Event()
-    stop.set()
-    sample = parse_sample(chat_row(video="clip.mp4"), root=media, where="rows:1")
-    with pytest.raises(CancelledError):
-        load_patches(sample, plan_of([], (0.0,)), stop=stop, **SIZES)  # type: ignore[arg-type]
-
-
-def test_bf16_keeps_all_levels_apart() -> None:
-    normalised = ((torch.arange(256) / 255 - 0.5) / 0.5).to(PIXELS_DTYPE)
-    assert normalised.unique().numel() == 256
