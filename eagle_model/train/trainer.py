@@ -1,5 +1,7 @@
 """The trainer: one process, rows in, checkpoints out; killed at any moment, it goes on as if nothing had happened.
 
+    Trainer(config, "runs/first").train()        # True: max_steps are done; the same lines again resume
+
 run_folder/
     run.json         the run's id
     config.json      its configuration: `eagle train --config` makes the same run again from it, bit for bit
