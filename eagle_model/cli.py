@@ -159,9 +159,9 @@ def plan(
     Example:  eagle plan film.mp4 --context 8192
     """
     from eagle_model.data.contact_sheet import captions, patches_to_pixels, write_contact_sheet
-    from eagle_model.data.media import parse_sample
     from eagle_model.data.processor import Processor, ProcessorConfig
-    from eagle_model.data.tokens import counting_tokenizer
+    from eagle_model.data.rows import parse_sample
+    from eagle_model.data.tokenizer import counting_tokenizer
 
     out = _sheet_path(out, files)
     limits = {"context_tokens": context, "max_tiles": max_tiles, "frames_per_second": fps}
@@ -185,8 +185,8 @@ def plan(
     for image, grid in zip(sample.images, planned.visual.grids):
         thumbnail = " and a thumbnail" if grid.num_tiles > 1 else ""
         print(f"{image.path.name}: {grid.cols} x {grid.rows} tiles{thumbnail}, at most {planned.visual.max_tiles}")
-    for video, sampled in zip(sample.videos, planned.videos):
-        print(_describe_video(video.path, sampled.timestamps_seconds))
+    for video, times in zip(sample.videos, planned.visual.timestamps_seconds):
+        print(_describe_video(video.path, times))
     _, patches_IPK = processor.load_sample(planned)
     if patches_IPK.shape[0]:
         tiles_IYX3 = patches_to_pixels(patches_IPK, patch_px=config.patch_px, mean=config.mean, std=config.std)
@@ -207,7 +207,7 @@ def _sheet_path(out: Path | None, files: list[Path]) -> Path:
 
 def _parts(files: list[Path]) -> list[dict[str, str]]:
     """Chat message parts for files: image or video by what is in them."""
-    from eagle_model.data.pixels import is_still
+    from eagle_model.data.images import is_still
 
     for path in files:
         if re.match(r"[a-z]+:/", str(path)):

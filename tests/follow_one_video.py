@@ -26,7 +26,7 @@ from eagle_model.data.chat import ChatEncoder
 from eagle_model.data.loader import DataConfig, Loader
 from eagle_model.data.processor import Processor, ProcessorConfig
 from eagle_model.data.sampling import SamplingConfig
-from eagle_model.data.tokens import counting_tokenizer
+from eagle_model.data.tokenizer import counting_tokenizer
 from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.loss import sqrt_mass

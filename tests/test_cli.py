@@ -103,7 +103,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug"),
         (
             ["train", "tiny", "--run", "r", "--set", "processor.sampling.contxt_tokens=9"],
-            r"Did you mean processor\.sampling\.context_tokens",
+            r"Did you mean processor\.sampling\.context_tokens\?",
         ),
         (["train", "tiny", "--run", "r", "--set", "max_steps=many"], "max_steps is 'many'; needs a whole number"),
         (["train", "tiny", "--run", "r", "--set", "data.recipe=none.json"], r"none\.json"),

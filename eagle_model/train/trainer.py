@@ -1,5 +1,7 @@
 """The trainer: one process, rows in, checkpoints out; killed at any moment, it goes on as if nothing had happened.
 
+    Trainer(config, "runs/first").train()        # True: max_steps are done; the same lines again resume
+
 run_folder/
     run.json         the run's id
     config.json      its configuration: `eagle train --config` makes the same run again from it, bit for bit
@@ -34,9 +36,11 @@ from eagle_model.batch import PackedBatch
 from eagle_model.checkpoints import latest, steps
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
-from eagle_model.data.media import ROLES, read_recipe, read_samples
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
-from eagle_model.data.tokens import read_tokenizer, train_tokenizer
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
+from eagle_model.data.sample import ROLES
+from eagle_model.data.tokenizer import read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff
 from eagle_model.files import write_json
 from eagle_model.model.config import EagleConfig, tiny
@@ -363,7 +367,7 @@ def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str) -
 
 def _tokenizer_of_the_recipe(config: TrainConfig) -> Tokenizer:
     """A byte-level BPE of at most OWN_VOCAB_SIZE tokens, trained on what chats about the recipe's samples hold."""
-    texts = [DEFAULT_SYSTEM, *set(ROLES.values())]
+    texts = [DEFAULT_SYSTEM, *ROLES, "<image 1>"]
     texts += [f"The first video sampled with 2.00 fps: Frame {i} sample at {i / 4:.2f}s: " for i in range(1, 17)]
     for source in read_recipe(config.data.recipe):
         # A row that cannot be read is the loader's to report: it has the policy for bad samples.

@@ -9,8 +9,8 @@ from PIL import Image
 
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_model.data.contact_sheet import CAPTION_PX, CELL_PX, captions, patches_to_pixels, write_contact_sheet
-from eagle_model.data.media import parse_sample
 from eagle_model.data.processor import Processor
+from eagle_model.data.rows import parse_sample
 from tests.data.conftest import tiny_config, write_image, write_video
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.checkpoints import CheckpointError, steps
 from eagle_model.data.loader import Loader
-from eagle_model.data.media import read_recipe, read_samples
-from eagle_model.data.tokens import pack_row
+from eagle_model.data.packing import pack_row
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
 from eagle_model.fields import ConfigError, override
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
