@@ -35,12 +35,12 @@ class DataConfig:
     """Where samples come from and how they are read; what is seen of them says ProcessorConfig."""
 
     recipe: str  # an Eagle recipe, or an annotation file: recipe.read_recipe
-    seed: int = 0
+    seed: int = 0  # of the order of samples
     on_bad_sample: Literal["raise", "skip"] = "raise"  # skip: counted, listed in Loader.skipped and in the state
     num_workers: int = 2  # threads, and rows that are loaded ahead
     num_decode_workers: int = 1  # threads for each video that is being decoded, inside each of num_workers
     index_folder: str | None = None  # keeps what planning finds in videos, for decoding and for the next start
-    allow_outside_root: bool = False
+    allow_outside_root: bool = False  # true: images and videos may lie outside their recipe's root
 
     def __post_init__(self) -> None:
         if self.on_bad_sample not in ("raise", "skip"):

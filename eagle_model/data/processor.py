@@ -30,6 +30,7 @@ from torch import Tensor
 from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.video import VideoError
+from eagle_kernels.video import open as open_video
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data import sampling
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, Seen, TokenizedSample, seen_media
@@ -54,10 +55,10 @@ class ProcessorConfig:
     """What the model gets to see of a sample. A checkpoint keeps it, as eagle_processor.json."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    tile_px: int = 448
-    patch_px: int = 14
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    tile_px: int = 448  # width and height of a tile, the model's own
+    patch_px: int = 14  # width and height of a patch, the model's own
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken from the red, green and blue of pixels, 0 to 1
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # what they are divided by then
     system: str = DEFAULT_SYSTEM  # the system turn of conversations that have none; "" for none
 
     def __post_init__(self) -> None:
@@ -200,11 +201,10 @@ class Processor:
                     patches_IPK[start:end] = tiles_IPK
                 else:
                     decode_tiles(
-                        shown.path,
+                        open_video(shown.path, index_folder=index_folder),
                         seen.timestamps_seconds,
                         out=patches_IPK[start:end],
                         num_workers=num_decode_workers,
-                        index_folder=index_folder,
                         stop=stop,
                         **tiling,
                     )

@@ -31,6 +31,8 @@ class DoesNotFit(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
+    """How many frames and tiles a sample may take."""
+
     context_tokens: int = 32_768  # a sample's, text and tiles; a packed row is as long
     max_tiles: int = 12  # an image, thumbnail not counted
     frames_per_second: float = 2.0  # no video is sampled faster than this

@@ -315,9 +315,9 @@ def test_a_bug_is_no_bad_sample(recipe: Recipe, processor: Processor, monkeypatc
 def test_close_ends_threads_promptly_in_the_middle_of_a_video(
     recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eagle_kernels.video import decode_cpu
+    from eagle_kernels.video.libav import reader
 
-    decode, started = decode_cpu._decode, threading.Event()
+    decode, started = reader.decode, threading.Event()
 
     def slow(packet: object) -> object:
         started.set()
@@ -328,7 +328,7 @@ def test_close_ends_threads_promptly_in_the_middle_of_a_video(
     rows = [chat_row(video=["long.mp4"] * 4, id=f"s{i}") for i in range(8)]
     long = with_limits(processor, context_tokens=1024)
     loader = Loader(config_of(recipe(rows), num_workers=2, num_decode_workers=2), long)
-    monkeypatch.setattr(decode_cpu, "_decode", slow)
+    monkeypatch.setattr(reader, "decode", slow)
 
     def ask() -> None:
         with pytest.raises(CancelledError):

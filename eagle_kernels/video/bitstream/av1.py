@@ -1,5 +1,8 @@
 """Which frames of an AV1 stream the wanted ones lean on, from the first bytes of every frame. Numbers and bytes only.
 
+    references = References()                 # at a key frame
+    references.needed(packets, [False, False, True], is_last=True)      # [packets[0], b"", packets[2]]
+
 A frame refers to pictures by eight slots, and says in its header which slots it reads and which it fills. So the slots
 are followed forward, to learn what each frame refers to, and then the references backward from the frames wanted. What
 is not met on the way may stay out of the decoder: a slot holds all that a frame takes from another one (pixels, motion
@@ -14,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from eagle_kernels.video.bitstream.bits import Bits, NotUnderstood
+
 Content = bytes | memoryview
 
 NUM_SLOTS = 8
@@ -27,12 +32,8 @@ KEY, INTER, INTRA_ONLY, SWITCH = range(4)  # frame_type
 CHOSEN_BY_FRAME = 2  # SELECT_SCREEN_CONTENT_TOOLS, SELECT_INTEGER_MV
 HEADER_BYTES = 32  # a frame header has told its references by then: at most 25 bytes of those understood here
 MAX_SIZE_BYTES = 8  # of a size, 4.10.5
-FED = -1  # a slot that holds a frame of an earlier call
+EARLIER = -1  # a slot that holds a frame of an earlier call
 EMPTY = -2
-
-
-class NotUnderstood(Exception):
-    """The stream uses what is not followed here; nothing may be left out of it. The message says what."""
 
 
 class SequenceHeader(NamedTuple):
@@ -55,21 +56,9 @@ class FrameHeader(NamedTuple):
     read_slots: tuple[int, ...]
 
 
-class _Bits:
-    def __init__(self, content: Content) -> None:
-        self._number = int.from_bytes(content, "big")
-        self._num_left = 8 * len(content)
-
-    def read(self, num_bits: int) -> int:
-        self._num_left -= num_bits
-        if self._num_left < 0:
-            raise NotUnderstood("a header that is cut short")
-        return self._number >> self._num_left & (1 << num_bits) - 1
-
-
 def sequence_header(payload: Content) -> SequenceHeader:
     """Raises NotUnderstood for still pictures, several layers, and decoder model information."""
-    bits = _Bits(payload)
+    bits = Bits(payload)
     bits.read(3)  # profile
     if bits.read(2):
         raise NotUnderstood("a still picture")
@@ -112,7 +101,7 @@ def sequence_header(payload: Content) -> SequenceHeader:
 def frame_header(payload: Content, sequence: SequenceHeader) -> FrameHeader:
     """Raises NotUnderstood where the references are not written out: short signalling, and error resilience with order
     hints, by which a decoder may replace pictures."""
-    bits = _Bits(payload[:HEADER_BYTES])
+    bits = Bits(payload[:HEADER_BYTES])
     if bits.read(1):
         slot = bits.read(3)
         return FrameHeader(is_key=False, is_shown=True, shown_slot=slot, filled_slots=0, read_slots=(slot,))
@@ -185,16 +174,16 @@ class References:
 
     def needed(self, packets: Sequence[Content], is_wanted: Sequence[bool], *, is_last: bool) -> list[Content]:
         """What of each packet (one shown frame, and hidden ones) the decoder needs for the wanted shown frames; b"":
-        nothing. The packets follow those of the call before. is_last: no frame is wanted behind them; else what the
+        nothing. The packets follow those of the call before. is_last: no frame is wanted after them; else what the
         slots hold at the end is needed.
 
-        Raises NotUnderstood; then these packets and all behind them are to be decoded whole.
+        Raises NotUnderstood; then these packets and all that follow are to be decoded whole.
         """
         leans_on: list[set[int]] = []  # of each frame of these packets
         frames: set[int] = set()  # that are needed
         parts: list[list[tuple[int, int, int]]] = []  # of each packet: (frame or -1, first byte, end)
         has_sequence: list[bool] = []
-        self._slots = [(min(frame, FED), is_key) for frame, is_key in self._slots]
+        self._slots = [(min(frame, EARLIER), is_key) for frame, is_key in self._slots]
         for packet, wanted in zip(packets, is_wanted, strict=True):
             parts.append([])
             has_sequence.append(False)

@@ -1,5 +1,8 @@
 """The tables of an MP4 or MOV file: when every sample is shown, where its bytes lie, where a decoder may start.
 
+    tables = read_tables(Path("walk.mp4"))    # None where they do not apply
+    tables.samples.pts_D[:3], tables.samples.offset_D[:3]     # times in ticks of tables.time_base; bytes
+
 Dims    D samples in the order of storage (which is the order of decoding).
 Source  ISO/IEC 14496-12: stts, ctts, stss, stsz, stz2, stsc, stco, co64, elst, sgpd, sbgp; 8.4 to 8.9.
 
@@ -23,14 +26,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from eagle_kernels.video.info import Tables
+from eagle_kernels.video.info import Samples, Tables
 
 FORMATS = (b"avc1", b"avc3", b"hvc1", b"hev1", b"vp09", b"av01")  # codecs of one picture a sample
-MAX_MOOV_BYTES = 1 << 28
-MAX_TOP_BOXES = 256
-MAX_SAMPLES = 1 << 24  # 77 hours at 60 frames a second; a damaged count must not ask for memory
-HEAD_SAMPLES = 16  # enough for libav to learn how far a stream reorders its pictures
-MAX_HEAD_BYTES = 1 << 20
+MAX_MOOV_BYTES = 1 << 28  # read at once: a damaged size must not ask for memory
+MAX_TOP_BOXES = 256  # looked at: a file of tiny boxes must not take for ever
+MAX_SAMPLES = 1 << 24  # 77 hours at 60 frames a second: a damaged count must not ask for memory
+HEAD_SAMPLES = 16  # in the small file that opens a decoder: libav learns from them how far pictures are reordered
+MAX_HEAD_BYTES = 1 << 20  # of these samples: large ones tell no more
 
 
 class _NotSimple(Exception):
@@ -88,14 +91,16 @@ def _read(file: BinaryIO) -> Tables:
     num_head_samples = max(1, int((np.cumsum(size_D[:HEAD_SAMPLES], dtype=np.int64) <= MAX_HEAD_BYTES).sum()))
     return Tables(
         time_base=Fraction(1, timescale),
-        pts_D=pts_D + (delay - start),
+        samples=Samples(
+            pts_D=pts_D + (delay - start),
+            is_key_D=is_key_D,
+            offset_D=offset_D,
+            size_D=size_D,
+            head=_head(top, track, mdia, minf, stsd, size_D[:num_head_samples].tolist()),
+            num_head_samples=num_head_samples,
+        ),
         duration_D=duration_D,
         is_shown_D=is_shown_D,
-        is_key_D=is_key_D,
-        offset_D=offset_D,
-        size_D=size_D,
-        head=_head(top, track, mdia, minf, stsd, size_D[:num_head_samples].tolist()),
-        num_head_samples=num_head_samples,
         stated_seconds=None,  # the tables tell the end of each track
     )
 
@@ -235,7 +240,7 @@ def _keys(stbl: dict[bytes, list[memoryview]], num_samples: int) -> NDArray[np.b
 
 
 def _edit(track: dict[bytes, list[memoryview]], timescale: int, movie_timescale: int) -> tuple[int, int, int]:
-    """(delay, start, end) in ticks: the track's media from `start` to `end` is shown, `delay` behind the movie's 0."""
+    """(delay, start, end) in ticks: the track's media from `start` to `end` is shown, `delay` after the movie's 0."""
     if b"edts" not in track:
         return 0, 0, 1 << 62
     box = _one(_children(_one(track, b"edts")), b"elst")

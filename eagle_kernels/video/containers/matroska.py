@@ -1,5 +1,8 @@
 """The blocks of a Matroska or WebM file: when every frame is shown, where its bytes lie, where a decoder may start.
 
+    tables = read_tables(Path("walk.webm"))   # None where the file is not plain
+    tables.samples.pts_D[:3], tables.samples.offset_D[:3]     # times in ticks of tables.time_base; bytes
+
 Dims    D blocks in the order of storage (which is the order of decoding).
 Source  RFC 8794 (EBML), RFC 9559 (Matroska).
 
@@ -22,16 +25,16 @@ from typing import BinaryIO
 import numpy as np
 
 from eagle_kernels import native
-from eagle_kernels.video.info import Tables
+from eagle_kernels.video.info import Samples, Tables
 
 AVC, HEVC, VP8, VP9, AV1 = "V_MPEG4/ISO/AVC", "V_MPEGH/ISO/HEVC", "V_VP8", "V_VP9", "V_AV1"
 CODECS = (AVC, HEVC, VP8, VP9, AV1)
 WITH_RECORD = (AVC, HEVC)  # these cannot be decoded without their configuration record
 VP8_SHOW_FRAME = 0x10  # of a frame's first byte; RFC 6386, 9.1
-MAX_TOP_ELEMENTS = 64  # before the first cluster
-MAX_HEADER_BYTES = 1 << 20
-HEAD_FRAMES = 16  # enough for libav to learn how far a stream reorders its pictures
-MAX_HEAD_BYTES = 1 << 20
+MAX_TOP_ELEMENTS = 64  # before the first cluster: a file of tiny elements must not take for ever
+MAX_HEADER_BYTES = 1 << 20  # read at once: a damaged size must not ask for memory
+HEAD_FRAMES = 16  # in the small file that opens a decoder: libav learns from them how far pictures are reordered
+MAX_HEAD_BYTES = 1 << 20  # of these frames: large ones tell no more
 
 EBML, SEGMENT, INFO, TRACKS, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1549A966, 0x1654AE6B, 0x1F43B675
 SEEK_HEAD, CUES, CHAPTERS, TAGS, ATTACHMENTS = 0x114D9B74, 0x1C53BB6B, 0x1043A770, 0x1254C367, 0x1941A469
@@ -105,14 +108,16 @@ def _read(file: BinaryIO) -> Tables:
     num_head_samples = max(1, int((np.cumsum(size_D[:HEAD_FRAMES], dtype=np.int64) <= MAX_HEAD_BYTES).sum()))
     return Tables(
         time_base=time_base,
-        pts_D=pts_D,
+        samples=Samples(
+            pts_D=pts_D,
+            is_key_D=is_key_D,
+            offset_D=blocks["offset"],
+            size_D=size_D,
+            head=_head(ebml, info, entry, number, size_D[:num_head_samples].tolist()),
+            num_head_samples=num_head_samples,
+        ),
         duration_D=duration_D,
         is_shown_D=is_shown_D,
-        is_key_D=is_key_D,
-        offset_D=blocks["offset"],
-        size_D=size_D,
-        head=_head(ebml, info, entry, number, size_D[:num_head_samples].tolist()),
-        num_head_samples=num_head_samples,
         stated_seconds=duration * float(time_base) or None,
     )
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle_kernels.video import av1
-from eagle_kernels.video.av1 import NotUnderstood, References, frame_header, sequence_header
+from eagle_kernels.video.bitstream import av1
+from eagle_kernels.video.bitstream.av1 import References, frame_header, sequence_header
+from eagle_kernels.video.bitstream.bits import NotUnderstood
 
 KEY, INTER, INTRA_ONLY, SWITCH = range(4)
 

@@ -12,7 +12,9 @@ pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 import av
 
-from eagle_kernels.video import decode, decode_cpu, mp4, probe
+from eagle_kernels.video import decode, probe
+from eagle_kernels.video.containers import mp4
+from eagle_kernels.video.libav.index import index_from_packets, read_index
 from tests.video.make import GOOD_NAMES, GoldenSet, draw, read, write_video
 
 WITHOUT_TABLES = {"fragmented.mp4"}
@@ -21,7 +23,7 @@ WITHOUT_TABLES = {"fragmented.mp4"}
 @pytest.mark.parametrize("name", [name for name in GOOD_NAMES if name.endswith(".mp4")])
 def test_tables_say_what_the_packets_say(golden: GoldenSet, name: str) -> None:
     path = golden.good[name].path
-    index, scanned = decode_cpu.read_index(path), decode_cpu.index_from_packets(path)
+    index, scanned = read_index(path), index_from_packets(path)
     assert (index.samples is None) == (name in WITHOUT_TABLES)
     for field in ("pts_N", "place_N", "key_pts_K", "key_seek_K", "key_place_K"):
         ours, theirs = getattr(index, field), getattr(scanned, field)
@@ -55,7 +57,7 @@ def test_samples_lie_where_the_tables_say(golden: GoldenSet) -> None:
         with av.open(str(path)) as container:
             stream = next(s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
             packets = [bytes(packet) for packet in container.demux(stream) if packet.size]
-        places = zip(tables.offset_D.tolist(), tables.size_D.tolist())
+        places = zip(tables.samples.offset_D.tolist(), tables.samples.size_D.tolist())
         assert [content[at : at + size] for at, size in places] == packets
 
 
@@ -73,7 +75,7 @@ def test_an_edit_list_cuts_where_libav_cuts(golden: GoldenSet, tmp_path: Path, s
     struct.pack_into(">i", content, at + 12, start)
     path = tmp_path / "cut.mp4"
     path.write_bytes(content)
-    index, scanned = decode_cpu.read_index(path), decode_cpu.index_from_packets(path)
+    index, scanned = read_index(path), index_from_packets(path)
     assert (index.samples is None) == (start <= 512), "then the edit ends before the last frame"
     np.testing.assert_array_equal(np.diff(index.pts_N), np.diff(scanned.pts_N))
     assert len(index.pts_N) == len(scanned.pts_N)
@@ -132,10 +134,16 @@ def test_any_damage_to_the_headers_ends_in_tables_that_agree_or_none(golden: Gol
         if tables is None:
             num_none += 1
             continue
-        count = len(tables.pts_D)
-        for values in (tables.duration_D, tables.is_shown_D, tables.is_key_D, tables.offset_D, tables.size_D):
+        count = len(tables.samples.pts_D)
+        for values in (
+            tables.duration_D,
+            tables.is_shown_D,
+            tables.samples.is_key_D,
+            tables.samples.offset_D,
+            tables.samples.size_D,
+        ):
             assert len(values) == count
-        assert (tables.offset_D + tables.size_D <= len(whole)).all()
+        assert (tables.samples.offset_D + tables.samples.size_D <= len(whole)).all()
     assert 300 - num_none > 5, "some damage is harmless"
 
 

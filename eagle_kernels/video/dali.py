@@ -1,10 +1,13 @@
 """Decoding on the GPU (NVDEC) through NVIDIA DALI: the one file of the library that imports `nvidia.dali`.
 
+    for frame in eagle_kernels.video.decode("walk.mp4", [0.0, 1.0], device="cuda"):
+        frame.rgb_YX3.is_cuda                 # True
+
 Dims    M frames asked for, L frames of one call to DALI, Y rows, X columns.
 
 The packets that the plan needs, and no others, are laid out anew in memory (shards.py), as several small files: shards
 of whole groups of pictures, which DALI decodes side by side as the samples of one batch. It gives the frames by their
-numbers there; they stay on the device and reach torch by DLPack. Then they are put right: DALI converts every stream by
+numbers there; they stay on the device and reach torch by DLPack. Then they are corrected: DALI converts every stream by
 BT.601, and neither makes pixels square nor turns pictures.
 
 What it cannot do right is settled before, from the container and the codec, and refused with an error that names the
@@ -36,19 +39,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from eagle_kernels.video.bitstream.pictures import picture
+from eagle_kernels.video.colour import MATRICES, to_rgb_33
 from eagle_kernels.video.info import Frame, PacketIndex, VideoInfo
 from eagle_kernels.video.plan import Group, plan
-from eagle_kernels.video.shards import ONE_GROUP_A_STREAM, Stream, lay_out, picture, refusal, split
+from eagle_kernels.video.shards import ONE_GROUP_A_STREAM, Stream, lay_out, refusal, split
 
 if TYPE_CHECKING:
-    from eagle_kernels.video.decode_cpu import PacketReader, StreamFormat
+    from eagle_kernels.video.libav.source import PacketReader, StreamFormat
 
 CODECS = {"cuda": ("h264", "hevc", "vp9"), "cpu": ("vp9",)}  # DALI's CPU code has no H.264 and no HEVC; for the tests
 FULL_RANGE_FORMAT = "yuvj420p"  # libav's name where the codec's own headers say so
 PIXEL_FORMATS = ("yuv420p", FULL_RANGE_FORMAT)
-BT601 = (0.299, 0.114)
-# (K_R, K_B) of ITU-T H.273 MatrixCoefficients. 2: unspecified, which all of this package takes for BT.601.
-MATRICES = {1: (0.2126, 0.0722), 2: BT601, 5: BT601, 6: BT601, 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 NUM_SHARDS = 7  # NVDEC engines of an H100 or H200; a decoder works on one, so a video must be several streams
 BUFFERED = 8  # pictures that DALI's GPU code holds to put them into the order of their times
 STREAM_BYTES = 2**31 - 2**24  # DALI counts what is left of a file in memory in 31 bits; less what Matroska adds
@@ -60,7 +62,7 @@ def decode(index: PacketIndex, info: VideoInfo, frames_M: NDArray[np.int64], dev
 
     Of the file the needed packets are read, those of one call at a time; at most CALL_BYTES of frames, or a single one,
     are on the device besides those that the caller keeps and DALI's own BUFFERED ones of each shard. Colours may differ
-    by a few steps from the CPU's: DALI interpolates chroma in its own way and clips before they are put right.
+    by a few steps from the CPU's: DALI interpolates chroma in its own way and clips before they are corrected.
 
     Raises at once, and never a VideoError for what it cannot do, as nothing is wrong with the file then and no policy
     for bad samples may swallow it: ValueError for a device that is no CUDA device; ImportError without DALI;
@@ -70,7 +72,7 @@ def decode(index: PacketIndex, info: VideoInfo, frames_M: NDArray[np.int64], dev
     if device.type != "cuda":
         raise ValueError(f"video.decode: device is {device}; needs 'cpu', or a CUDA device.")
     _dali()
-    from eagle_kernels.video.decode_cpu import PacketReader  # here: the package imports without PyAV
+    from eagle_kernels.video.libav.source import PacketReader  # here: the package imports without PyAV
 
     with closing(PacketReader(index)) as reader:
         if reason := why_not(info, reader.format, "cuda"):
@@ -137,7 +139,7 @@ def with_starts_alone(reader: PacketReader, frames_M: NDArray[np.int64]) -> Pack
     )
 
 
-def calls(
+def frames_a_call(
     index: PacketIndex, frames_M: NDArray[np.int64], frame_bytes: int, num_shards: int
 ) -> Iterator[NDArray[np.int64]]:
     """The frames in the order asked, as many at a time as one call may hold; one asked for twice is held once."""
@@ -199,20 +201,21 @@ def _frames(
     num_shards: int = NUM_SHARDS,
 ) -> Iterator[Frame]:
     """`device_id`: None for DALI's CPU code."""
-    from eagle_kernels.video.decode_cpu import PacketReader, turned
+    from eagle_kernels.video.libav.picture import turned
+    from eagle_kernels.video.libav.source import PacketReader
 
     backend = "cpu" if device_id is None else "cuda"
     pipeline = _pipeline(device_id, num_shards)
     with closing(PacketReader(index)) as reader:
         form = reader.format
         matrix_33 = from_bt601(form.matrix)
-        for numbers_L in calls(index, frames_M, form.width_px * form.height_px * 3, num_shards):
+        for numbers_L in frames_a_call(index, frames_M, form.width_px * form.height_px * 3, num_shards):
             shards = streams(reader, np.unique(numbers_L), num_shards=num_shards, backend=backend)
             rgb_of = _call(pipeline, [reader.matroska(s.packets) for s in shards], shards, index, form)
             read: list[torch.cuda.Event] = []
             try:
                 for i in numbers_L.tolist():
-                    rgb_YX3 = put_right(rgb_of[int(index.pts_N[i])], matrix_33, index.scaled_width_px)
+                    rgb_YX3 = corrected(rgb_of[int(index.pts_N[i])], matrix_33, index.scaled_width_px)
                     if device_id is not None:
                         read.append(torch.cuda.current_stream(device_id).record_event())
                     yield Frame(float(info.frame_times_seconds[i]), turned(rgb_YX3, index.orientation))
@@ -263,20 +266,14 @@ def _call(
 def from_bt601(matrix: int) -> list[list[float]] | None:
     """3 x 3: from the RGB that BT.601's matrix makes of a stream to the RGB of its own; None where they are one.
 
-    Both are linear in the same Y', Cb, Cr: R = Y + 2 (1 - K_R) Cr, B = Y + 2 (1 - K_B) Cb, Y = K_R R + K_G G + K_B B.
+    Both are linear in the same Y', Cb, Cr.
     """
-    if MATRICES[matrix] == BT601:
+    if MATRICES[matrix] == "bt601":
         return None
-
-    def to_rgb(k_r: float, k_b: float) -> NDArray[np.float64]:
-        k_g = 1 - k_r - k_b
-        r_cr, b_cb = 2 * (1 - k_r), 2 * (1 - k_b)
-        return np.array([[1, 0, r_cr], [1, -k_b * b_cb / k_g, -k_r * r_cr / k_g], [1, b_cb, 0]])
-
-    return (to_rgb(*MATRICES[matrix]) @ np.linalg.inv(to_rgb(*BT601))).tolist()
+    return (to_rgb_33(MATRICES[matrix]) @ np.linalg.inv(to_rgb_33("bt601"))).tolist()
 
 
-def put_right(rgb_YX3: Tensor, matrix_33: list[list[float]] | None, width_px: int) -> Tensor:
+def corrected(rgb_YX3: Tensor, matrix_33: list[list[float]] | None, width_px: int) -> Tensor:
     """(Y, `width_px`, 3) uint8, in memory of its own: colours and width as they should be, in fp32, rounded once.
 
     A colour that BT.601 put out of range was clipped before, and stays off by what was lost.

@@ -20,13 +20,26 @@ from torch import Tensor
 from bench import bench_decode_dali
 from bench.bench_decode import make_video, spread
 from bench.bench_decode_dali import measure_here, ways
-from eagle_kernels.video import VideoError, decode, decode_dali
-from eagle_kernels.video.decode_cpu import Budget, PacketReader, decode_groups
-from eagle_kernels.video.decode_dali import streams, why_not
-from eagle_kernels.video.plan import plan
-from eagle_kernels.video.probe import describe, load
-from tests.video.make import B_FRAMES, VPX, GoldenSet, draw, read, set_display_matrix, write_video
-from tests.video.test_decode import LUMA, MATRIX_TAGS, smooth_picture, to_planes, write_planes
+from eagle_kernels.video import Video, VideoError, decode
+from eagle_kernels.video import dali as video_dali
+from eagle_kernels.video import open as open_video
+from eagle_kernels.video.dali import streams, why_not
+from eagle_kernels.video.info import describe
+from eagle_kernels.video.libav.source import PacketReader
+from tests.video.make import (
+    B_FRAMES,
+    LUMA,
+    MATRIX_TAGS,
+    VPX,
+    GoldenSet,
+    draw,
+    read,
+    set_display_matrix,
+    smooth_picture,
+    to_planes,
+    write_planes,
+    write_video,
+)
 
 LOSSLESS = {"lossless": "1", "g": "10"}
 HIDDEN = {"lag-in-frames": "25", "auto-alt-ref": "1", "deadline": "realtime", "cpu-used": "6", "b": "300k", "g": "45"}
@@ -38,7 +51,8 @@ def dali() -> None:
 
 
 def why(path: Path, backend: str = "cuda") -> str | None:
-    index, info = load(path, None)
+    opened = open_video(path)
+    index, info = opened.index, opened.info
     with closing(PacketReader(index)) as reader:
         return why_not(info, reader.format, backend)
 
@@ -75,7 +89,7 @@ def test_refuses_options_of_the_cpu_code(golden: GoldenSet, options: dict) -> No
 def test_names_the_cpu_for_what_a_gpu_does_not_decode_right(
     golden: GoldenSet, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
 ) -> None:
-    monkeypatch.setattr(decode_dali, "_dali", lambda: None)  # as if installed
+    monkeypatch.setattr(video_dali, "_dali", lambda: None)  # as if installed
     with pytest.raises(NotImplementedError, match=rf'{reason}.*Use device="cpu"') as error:
         decode(golden.good[name].path, [0.0], device="cuda")
     assert not isinstance(error.value, VideoError)
@@ -85,11 +99,11 @@ def test_refuses_frames_that_no_idr_comes_before(
     golden: GoldenSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A recording of open groups, its IDR cut off: the CPU starts at recovery points."""
-    monkeypatch.setattr(decode_dali, "_dali", lambda: None)
+    monkeypatch.setattr(video_dali, "_dali", lambda: None)
     content = golden.good["open_gop.ts"].path.read_bytes()
     path = tmp_path / "recorded.ts"
     path.write_bytes(content[: 188 * 3] + content[len(content) // 188 // 2 * 188 :])
-    last_seconds = float(load(path, None)[1].frame_times_seconds[-1])
+    last_seconds = float(open_video(path).info.frame_times_seconds[-1])
     assert len(list(decode(path, [last_seconds]))) == 1
     with pytest.raises(NotImplementedError, match=r'some of its frames have no IDR picture .*Use device="cpu"'):
         decode(path, [last_seconds], device="cuda")
@@ -142,8 +156,8 @@ def test_dali_s_cpu_code_is_told_from_its_gpu_code(golden: GoldenSet) -> None:
 def test_a_call_holds_no_more_than_it_may(asked: list[int], most_frames: int, num_shards: int, codec: str) -> None:
     """Ten frames a group; HEVC's take a stream each. What is asked for twice is held once."""
     index = SimpleNamespace(codec=codec, pts_N=np.arange(40), key_pts_K=np.arange(0, 40, 10))
-    frame_bytes = decode_dali.CALL_BYTES // most_frames
-    parts = list(decode_dali.calls(index, np.array(asked, np.int64), frame_bytes, num_shards))
+    frame_bytes = video_dali.CALL_BYTES // most_frames
+    parts = list(video_dali.frames_a_call(index, np.array(asked, np.int64), frame_bytes, num_shards))
     assert [i for part in parts for i in part.tolist()] == asked
     for part in parts:
         assert 1 <= len(set(part.tolist())) <= most_frames
@@ -160,11 +174,12 @@ def test_gives_the_frames_asked_for(
     golden: GoldenSet, monkeypatch: pytest.MonkeyPatch, dali: None, name: str, call_bytes: int, num_shards: int
 ) -> None:
     """In the order asked, repeats included, with their own times, whatever the calls and shards; and they are kept."""
-    monkeypatch.setattr(decode_dali, "CALL_BYTES", call_bytes)
+    monkeypatch.setattr(video_dali, "CALL_BYTES", call_bytes)
     video = golden.good[name]
-    index, info = load(video.path, None)
+    opened = open_video(video.path)
+    index, info = opened.index, opened.info
     wanted = [59, 0, 5, 5, 4, 30, 31, 58]
-    frames = list(decode_dali._frames(index, info, np.array(wanted), None, num_shards=num_shards))
+    frames = list(video_dali._frames(index, info, np.array(wanted), None, num_shards=num_shards))
     assert [read(frame.rgb_YX3.numpy()) for frame in frames] == wanted
     assert [frame.timestamp_seconds for frame in frames] == [float(info.frame_times_seconds[i]) for i in wanted]
     assert frames[2].rgb_YX3.data_ptr() != frames[3].rgb_YX3.data_ptr()
@@ -188,13 +203,14 @@ def test_gives_the_frames_asked_for(
 def test_gives_random_frames_of_any_container(tmp_path: Path, dali: None, name: str, how: dict) -> None:
     path = tmp_path / name
     write_video(path, (draw(i) for i in range(200)), codec="libvpx-vp9", **{"options": VPX, **how})
-    index, info = load(path, None)
+    opened = open_video(path)
+    index, info = opened.index, opened.info
     first = 200 - info.num_frames
     assert first == (10 if name == "cut.mp4" else 0)
     rng = np.random.default_rng(0)
     for num_shards in (1, 3, 7):
         wanted = rng.integers(0, info.num_frames, 12)
-        frames = decode_dali._frames(index, info, wanted, None, num_shards=num_shards)
+        frames = video_dali._frames(index, info, wanted, None, num_shards=num_shards)
         assert [read(frame.rgb_YX3.numpy()) for frame in frames] == (wanted + first).tolist()
 
 
@@ -203,22 +219,23 @@ def test_asks_dali_for_the_planned_packets_alone(
 ) -> None:
     """Groups of 24: frames 3 and 50 take the first 4 packets and 3 of the third group, in two files of one batch."""
     fed = []
-    monkeypatch.setattr(decode_dali, "streams", lambda *a, **k: fed.append(streams(*a, **k)) or fed[-1])
-    index, info = load(golden.good["vp9.webm"].path, None)
-    assert [read(f.rgb_YX3.numpy()) for f in decode_dali._frames(index, info, np.array([50, 3]), None)] == [50, 3]
+    monkeypatch.setattr(video_dali, "streams", lambda *a, **k: fed.append(streams(*a, **k)) or fed[-1])
+    opened = open_video(golden.good["vp9.webm"].path)
+    index, info = opened.index, opened.info
+    assert [read(f.rgb_YX3.numpy()) for f in video_dali._frames(index, info, np.array([50, 3]), None)] == [50, 3]
     ((one, two),) = fed
     assert sorted([len(one.packets), len(two.packets)]) == [3, 4]
 
 
 def test_no_frame_is_made_up_where_dali_counts_fewer(golden: GoldenSet, dali: None) -> None:
     """By default DALI gives black for a number that is too large."""
-    index, _ = load(golden.good["vp9.webm"].path, None)
+    index = open_video(golden.good["vp9.webm"].path).index
     with closing(PacketReader(index)) as reader:
         (stream,) = streams(reader, np.array([3]), num_shards=1, backend="cpu")
         file, form = reader.matroska(stream.packets), reader.format
     stream.number_of[int(index.pts_N[3])] = 4
     with pytest.raises(RuntimeError, match=r"vp9.webm: DALI does not decode 1 frames of it.*") as error:
-        decode_dali._call(decode_dali._pipeline(None, 1), [file], [stream], index, form)
+        video_dali._call(video_dali._pipeline(None, 1), [file], [stream], index, form)
     assert "out-of-bounds frame index 4" in str(error.value)
 
 
@@ -231,9 +248,10 @@ def still(num_frames: int = 6) -> list[np.ndarray]:
 def test_gives_the_bits_of_the_cpu_executor(tmp_path: Path, dali: None, tags: dict) -> None:
     path = tmp_path / "colours.webm"
     write_video(path, still(), codec="libvpx-vp9", options=LOSSLESS, tags=tags)
-    index, info = load(path, None)
+    opened = open_video(path)
+    index, info = opened.index, opened.info
     ours = decode(path, info.frame_times_seconds[[4, 1]])
-    for frame, same in zip(decode_dali._frames(index, info, np.array([4, 1]), None), ours, strict=True):
+    for frame, same in zip(video_dali._frames(index, info, np.array([4, 1]), None), ours, strict=True):
         assert torch.equal(frame.rgb_YX3, same.rgb_YX3)
 
 
@@ -256,17 +274,18 @@ def test_colours_are_true(
     path = tmp_path / "colours.mkv"
     true = (127.5 + contrast * (smooth_picture() - 127.5)).clip(0, 255)
     write_planes(path, to_planes(true, matrix, full_range, "centre"), MATRIX_TAGS[matrix], full_range, "libvpx-vp9")
-    index, info = load(path, None)
+    opened = open_video(path)
+    index, info = opened.index, opened.info
     with closing(PacketReader(index)) as reader:
         assert (reader.format.matrix, reader.format.is_full_range) == (MATRIX_TAGS[matrix], full_range)
-    (frame,) = decode_dali._frames(index, info, np.array([0]), None)
+    (frame,) = video_dali._frames(index, info, np.array([0]), None)
     assert decibels(frame.rgb_YX3, true) > least_decibels
 
 
 @pytest.mark.parametrize("matrix", [1, 5, 7, 9])
 def test_the_matrix_is_that_of_the_standard(matrix: int) -> None:
     """ITU-T H.273, 8.3: white and greys stay; Y', Cb, Cr by one matrix and back by the other is the identity."""
-    back = decode_dali.from_bt601(matrix)
+    back = video_dali.from_bt601(matrix)
     if matrix == 5:
         assert back is None
         return
@@ -284,10 +303,11 @@ def test_turns_pictures(tmp_path: Path, dali: None, degrees: int) -> None:
     path = tmp_path / "turned.mp4"
     write_video(path, still(3), codec="libvpx-vp9", options=LOSSLESS)
     set_display_matrix(path, {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees])
-    index, info = load(path, None)
+    opened = open_video(path)
+    index, info = opened.index, opened.info
     assert info.rotation_degrees == degrees
     (same,) = decode(path, [0.0])
-    (frame,) = decode_dali._frames(index, info, np.array([0]), None)
+    (frame,) = video_dali._frames(index, info, np.array([0]), None)
     assert torch.equal(frame.rgb_YX3, same.rgb_YX3)
     assert frame.rgb_YX3.is_contiguous()
 
@@ -297,20 +317,18 @@ def test_makes_pixels_square(tmp_path: Path, dali: None, width_px: int) -> None:
     """Not to the bit: the CPU executor stretches luma and chroma, this one RGB."""
     path = tmp_path / "stretched.webm"  # libvpx writes no pixel aspect: the index is told one
     write_video(path, [smooth_picture().astype(np.uint8)], codec="libvpx-vp9", options=LOSSLESS)
-    index = replace(load(path, None)[0], scaled_width_px=width_px)
-    groups, budget = plan(index, np.array([0])), Budget(path, None)
-    (same,) = decode_groups(
-        index, groups, lambda picture, _: picture.rgb_YX3(), num_workers=1, frames_ahead=1, budget=budget
-    )
-    (frame,) = decode_dali._frames(index, describe(index), np.array([0]), None)
-    assert same is not None and frame.rgb_YX3.shape == same.shape == (96, width_px, 3)
+    index = replace(open_video(path).index, scaled_width_px=width_px)
+    (same,) = (frame.rgb_YX3 for frame in Video(index, describe(index)).frames([0.0]))
+    (frame,) = video_dali._frames(index, describe(index), np.array([0]), None)
+    assert frame.rgb_YX3.shape == same.shape == (96, width_px, 3)
     assert decibels(frame.rgb_YX3, same.numpy()) >= 48
 
 
 def test_dali_s_errors_name_the_file(golden: GoldenSet, dali: None) -> None:
-    index, info = load(golden.good["b_frames.mp4"].path, None)
+    opened = open_video(golden.good["b_frames.mp4"].path)
+    index, info = opened.index, opened.info
     with pytest.raises(RuntimeError, match=r'b_frames.mp4: DALI does not decode 1 frames of it. device="cpu" may'):
-        list(decode_dali._frames(index, info, np.array([3]), None))
+        list(video_dali._frames(index, info, np.array([3]), None))
 
 
 def test_the_bench_compares_like_with_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dali: None) -> None:
@@ -345,7 +363,7 @@ GPU_FILES = {
 def test_gpu_gives_the_frames_asked_for(tmp_path: Path, dali: None, name: str) -> None:
     path = tmp_path / name
     write_video(path, (draw(i, 256, 192) for i in range(120)), **GPU_FILES[name])
-    info = load(path, None)[1]
+    info = open_video(path).info
     first = 120 - info.num_frames  # hidden by an edit list
     wanted = [info.num_frames - 1, 0, 5, 5, 30, 31, *np.random.default_rng(0).integers(0, info.num_frames, 20).tolist()]
     frames = list(decode(path, info.frame_times_seconds[wanted], device="cuda"))

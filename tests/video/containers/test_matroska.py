@@ -25,8 +25,13 @@ import av
 from PIL import Image
 
 from eagle_kernels import native
-from eagle_kernels.video import VideoError, decode, decode_cpu, matroska, probe, sidecar
-from eagle_kernels.video.info import PacketIndex
+from eagle_kernels.video import Video, VideoError, decode, probe, sidecar
+from eagle_kernels.video import open as open_video
+from eagle_kernels.video.budget import Budget
+from eagle_kernels.video.containers import matroska
+from eagle_kernels.video.info import PacketIndex, describe
+from eagle_kernels.video.libav.index import index_from_packets, read_index
+from eagle_kernels.video.libav.reader import Reader
 from eagle_kernels.video.plan import plan
 from tests.video.make import B_FRAMES, GOOD_NAMES, VPX, X265, GoldenSet, read, write_video
 
@@ -68,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def assert_same_index(path: Path) -> None:
     """Read from its blocks, and as a pass over the packets has it."""
-    index, scanned = decode_cpu.read_index(path), decode_cpu.index_from_packets(path)
+    index, scanned = read_index(path), index_from_packets(path)
     assert index.samples is not None
     assert scanned.samples is None
     hidden = hidden_places(index)
@@ -87,17 +92,15 @@ def hidden_places(index: PacketIndex) -> np.ndarray:
 
 
 def frames_of(index: PacketIndex, asked: Sequence[int]) -> list[np.ndarray]:
-    groups, budget = plan(index, np.array(asked)), decode_cpu.Budget(index.path, 60)
-    frames = decode_cpu.decode_groups(
-        index, groups, lambda picture, _: picture.rgb_YX3().numpy(), num_workers=1, frames_ahead=1, budget=budget
-    )
-    found = [frame for frame in frames if frame is not None]
+    info = describe(index)
+    times = info.frame_times_seconds[asked].tolist()
+    found = [rgb for _, rgb in Video(index, info).pictures(times, lambda picture, _: picture.rgb_YX3().numpy())]
     assert len(found) == len(asked)
     return found
 
 
 def assert_same_frames(path: Path) -> None:
-    index, scanned = decode_cpu.read_index(path), decode_cpu.index_from_packets(path)
+    index, scanned = read_index(path), index_from_packets(path)
     num_frames = len(index.pts_N)
     for asked in (list(range(num_frames)), [num_frames - 1, 0, num_frames // 2, num_frames // 3]):
         ours, theirs = frames_of(index, asked), frames_of(scanned, asked)
@@ -126,9 +129,9 @@ def test_key_flags_that_are_wrong_give_no_wrong_frame(
         record = container.streams.video[0].codec_context.extradata
     packets = [(pts, True, payload) for pts, _, payload in packets_of(made[name])]
     path = Writer(packets, codec=codec, private=record).write(tmp_path / "all_keys.mkv")
-    index = decode_cpu.read_index(path)
+    index = read_index(path)
     assert len(index.key_pts_K) == 75
-    true = frames_of(decode_cpu.index_from_packets(made[name]), list(range(75)))
+    true = frames_of(index_from_packets(made[name]), list(range(75)))
     for i in range(3, 75, 7):
         (frame,) = frames_of(index, [i])
         assert np.array_equal(frame, true[i])
@@ -149,13 +152,13 @@ def test_samples_lie_where_the_blocks_say(made: dict[str, Path], name: str) -> N
     tables = matroska.read_tables(made[name])
     assert tables is not None
     content = made[name].read_bytes()
-    places = zip(tables.offset_D.tolist(), tables.size_D.tolist(), strict=True)
+    places = zip(tables.samples.offset_D.tolist(), tables.samples.size_D.tolist(), strict=True)
     assert [content[at : at + size] for at, size in places] == [packet for _, _, packet in packets_of(made[name])]
 
 
 def test_the_hidden_pictures_are_there(golden: GoldenSet, made: dict[str, Path]) -> None:
     """Otherwise the files above would not show what they should."""
-    assert len(hidden_places(decode_cpu.read_index(golden.good["vp8_hidden.webm"].path))) == 6
+    assert len(hidden_places(read_index(golden.good["vp8_hidden.webm"].path))) == 6
     superframes = [packet for _, _, packet in packets_of(made["vp9_alt_ref.webm"]) if packet[-1] & 0xE0 == 0xC0]
     assert len(superframes) > 0
 
@@ -378,13 +381,13 @@ def test_vp8_pictures_that_are_hidden_at_the_time_of_the_next(golden: GoldenSet,
         path = Writer(moved, codec="V_VP8", **how).write(tmp_path / "hidden.webm")
         assert_same_index(path)
         assert_same_frames(path)
-        assert len(hidden_places(decode_cpu.read_index(path))) == 6
+        assert len(hidden_places(read_index(path))) == 6
         times = probe(path).frame_times_seconds
         assert [read(f.rgb_YX3.numpy()) for f in decode(path, times.tolist())] == list(hidden.numbers)
-        for index in (decode_cpu.read_index(path), decode_cpu.index_from_packets(path)):
+        for index in (read_index(path), index_from_packets(path)):
             after = int(np.searchsorted(index.pts_N, packets[16][0]))  # the frame behind a hidden one
             (group,) = plan(index, np.array([after]))
-            with closing(decode_cpu._Reader(index, decode_cpu.Budget(path, 60))) as reader:
+            with closing(Reader(index, Budget(path, 60))) as reader:
                 assert [f.pts for f in reader.frames(group, drop=False)] == [packets[16][0]]
                 assert reader.num_missed == 0
 
@@ -394,10 +397,12 @@ def test_the_head_alone_opens_a_decoder(made: dict[str, Path]) -> None:
     tables = matroska.read_tables(made["h264.mkv"])
     assert tables is not None
     content = made["h264.mkv"].read_bytes()
-    places = list(zip(tables.offset_D.tolist(), tables.size_D.tolist()))[: tables.num_head_samples]
-    assert tables.num_head_samples == matroska.HEAD_FRAMES
+    places = list(zip(tables.samples.offset_D.tolist(), tables.samples.size_D.tolist()))[
+        : tables.samples.num_head_samples
+    ]
+    assert tables.samples.num_head_samples == matroska.HEAD_FRAMES
     samples = [content[at : at + size] for at, size in places]
-    with av.open(io.BytesIO(tables.head + b"".join(samples))) as container:
+    with av.open(io.BytesIO(tables.samples.head + b"".join(samples))) as container:
         (stream,) = container.streams
         assert (stream.codec_context.width, stream.codec_context.height) == (64, 48)
         assert [bytes(p) for p in container.demux(stream) if p.size] == samples
@@ -411,14 +416,14 @@ def test_large_frames_shorten_the_head(tmp_path: Path, h264: tuple[list[tuple[in
         path = Writer(large + packets[len(sizes) :], private=record).write(tmp_path / "large.mkv")
         tables = matroska.read_tables(path)
         assert tables is not None
-        assert tables.num_head_samples == num_head_samples
+        assert tables.samples.num_head_samples == num_head_samples
         assert_same_index(path)
         assert_same_frames(path)
 
 
 def test_a_sidecar_keeps_it(made: dict[str, Path], tmp_path: Path) -> None:
     path = made["h264.mkv"]
-    fresh, made_now = decode_cpu.read_index(path), sidecar.make(path, tmp_path, decode_cpu.read_index)
+    fresh, made_now = read_index(path), sidecar.make(path, tmp_path, read_index)
     kept = sidecar.read(path, tmp_path)
     assert kept is not None
     assert kept.samples is not None
@@ -428,7 +433,7 @@ def test_a_sidecar_keeps_it(made: dict[str, Path], tmp_path: Path) -> None:
     assert kept.samples().head == fresh.samples().head
     assert made_now.path == kept.path
     times = probe(path).frame_times_seconds.tolist()
-    for a, b in zip(decode(path, times), decode(path, times, index_folder=tmp_path), strict=True):
+    for a, b in zip(decode(path, times), open_video(path, index_folder=tmp_path).frames(times), strict=True):
         assert np.array_equal(a.rgb_YX3.numpy(), b.rgb_YX3.numpy())
 
 
@@ -456,8 +461,8 @@ def test_files_cut_short_are_scanned_as_before(
             path.write_bytes(whole[:end])
             num_read += matroska.read_tables(path) is not None
             ours, theirs = (
-                index_or_error(path, decode_cpu.read_index),
-                index_or_error(path, decode_cpu.index_from_packets),
+                index_or_error(path, read_index),
+                index_or_error(path, index_from_packets),
             )
             if isinstance(theirs, str):
                 assert ours == theirs
@@ -620,8 +625,14 @@ def test_any_damage_to_a_file_ends_in_tables_that_agree_or_none(
         if tables is None:
             continue
         num_read += 1
-        count = len(tables.pts_D)
-        for values in (tables.duration_D, tables.is_shown_D, tables.is_key_D, tables.offset_D, tables.size_D):
+        count = len(tables.samples.pts_D)
+        for values in (
+            tables.duration_D,
+            tables.is_shown_D,
+            tables.samples.is_key_D,
+            tables.samples.offset_D,
+            tables.samples.size_D,
+        ):
             assert len(values) == count
-        assert (tables.offset_D + tables.size_D <= len(whole)).all()
+        assert (tables.samples.offset_D + tables.samples.size_D <= len(whole)).all()
     assert 30 < num_read < 570, "some damage is harmless"
