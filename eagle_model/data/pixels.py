@@ -11,8 +11,8 @@ from __future__ import annotations
 import struct
 import threading
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_kernels.tiles import Tiling
 from eagle_kernels.video import VideoError
 from eagle_model.data.media import DataError, Sample, visual_order
 from eagle_model.data.sampling import VisualPlan
@@ -154,7 +155,7 @@ def load_patches(
     """
     num_tiles = sum(grid.num_tiles for grid in plan.grids) + sum(len(times) for times in plan.timestamps_seconds)
     patches_IPK = torch.empty(num_tiles, (tile_px // patch_px) ** 2, 3 * patch_px**2, dtype=PIXELS_DTYPE)
-    tiling: dict[str, Any] = {"tile_px": tile_px, "patch_px": patch_px, "mean": mean, "std": std, "dtype": PIXELS_DTYPE}
+    tiling = Tiling(tile_px=tile_px, patch_px=patch_px, mean=mean, std=std, dtype=PIXELS_DTYPE)
     filled = 0
     for kind, k in visual_order(sample):
         if stop is not None and stop.is_set():
@@ -164,9 +165,8 @@ def load_patches(
             patches_IPK[filled : filled + grid.num_tiles] = frames_to_tiles(
                 load_image(sample.images[k].path)[None],
                 grid,
-                thumbnail=True,
+                replace(tiling, thumbnail=True),
                 num_threads=1,  # the loader's workers are threads already
-                **tiling,
             )
             filled += grid.num_tiles
             continue
@@ -175,11 +175,12 @@ def load_patches(
             decode_tiles(
                 video.path,
                 times,
+                (1, 1),
+                tiling,
                 out=patches_IPK[filled : filled + len(times)],
                 num_workers=num_decode_workers,
                 index_folder=index_folder,
                 stop=stop,
-                **tiling,
             )
         except (VideoError, OSError) as error:
             raise DataError(f"video {video.path} cannot be decoded: {error}") from error
