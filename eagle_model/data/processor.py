@@ -29,6 +29,7 @@ from torch import Tensor
 
 from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_kernels.tiles import Tiling
 from eagle_kernels.video import VideoError
 from eagle_kernels.video import open as open_video
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
@@ -79,6 +80,18 @@ class ProcessorConfig:
     @property
     def tokens_per_tile(self) -> int:
         return (self.tile_px // (2 * self.patch_px)) ** 2
+
+    @property
+    def tiling(self) -> Tiling:
+        """How images and frames become tiles; a grid of one tile, as every frame's, has no thumbnail."""
+        return Tiling(
+            tile_px=self.tile_px,
+            patch_px=self.patch_px,
+            mean=self.mean,
+            std=self.std,
+            thumbnail=True,
+            dtype=PIXELS_DTYPE,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +191,8 @@ class Processor:
         of a video.
         Raises DataError, naming the sample, when a file cannot be decoded as planned.
         """
-        tokens, config = self.tokenize(plan), self.config
-        tiling: dict[str, Any] = {"tile_px": config.tile_px, "patch_px": config.patch_px, "dtype": PIXELS_DTYPE}
-        tiling |= {"mean": config.mean, "std": config.std}
-        shape_IPK = (plan.num_tiles, (config.tile_px // config.patch_px) ** 2, 3 * config.patch_px**2)
-        patches_IPK = torch.empty(shape_IPK, dtype=PIXELS_DTYPE)
+        tokens, tiling = self.tokenize(plan), self.config.tiling
+        patches_IPK = torch.empty(tiling.shape(plan.num_tiles), dtype=PIXELS_DTYPE)
         grids, times_seconds = iter(plan.visual.grids), iter(plan.visual.timestamps_seconds)
         end = 0
         for shown in plan.sample.media:
@@ -195,18 +205,18 @@ class Processor:
                     end += grid.num_tiles
                     image_1YX3 = load_image(shown.path)[None]
                     # One thread: the loader's workers are threads already.
-                    tiles_IPK = frames_to_tiles(image_1YX3, grid, thumbnail=True, num_threads=1, **tiling)
-                    patches_IPK[start:end] = tiles_IPK
+                    patches_IPK[start:end] = frames_to_tiles(image_1YX3, grid, tiling, num_threads=1)
                 else:
                     times = next(times_seconds)
                     end += len(times)
                     decode_tiles(
                         open_video(shown.path, index_folder=index_folder),
                         times,
+                        (1, 1),
+                        tiling,
                         out=patches_IPK[start:end],
                         num_workers=num_decode_workers,
                         stop=stop,
-                        **tiling,
                     )
             except DataError as error:
                 raise DataError(f"sample {plan.sample.id}: {error}") from error
