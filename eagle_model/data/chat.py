@@ -1,4 +1,9 @@
-"""Chat to token ids and labels, span by span, in one pass.
+"""What is said and seen -> token ids and labels, span by span, in one pass.
+
+    encoder = ChatEncoder(tokenizer)
+    sample = Sample("s", (Turn("user", (ImageRef(Path("a.png")), "What?")), Turn("assistant", ("A dog.",))))
+    tokens = encoder.encode(sample, seen=[Grid(1, 1)], tokens_per_tile=256)
+    tokens.labels_T             # IGNORE_INDEX but for "A dog.<|im_end|>"
 
 Layout  ChatML: `<|im_start|>role\\n` text `<|im_end|>\\n` a turn, contents stripped; a default system turn comes first
         where a sample has none; a prompt for generation ends in `<|im_start|>assistant\\n`.

@@ -1,4 +1,4 @@
-"""Processor: samples and chat messages -> tokens and pixels, first the numbers (a plan), then what the plan asks for.
+"""Samples and chat messages -> a plan, numbers alone; then the tokens and pixels that the plan asks for.
 
     processor = Processor.from_pretrained("runs/first/checkpoints/step-000100")
     plan = processor.plan_sample(sample)              # which frames, which tiles, how many tokens: no pixel was read
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_kernels.tiles import Tiling
 from eagle_kernels.video import VideoError
 from eagle_kernels.video import open as open_video
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
@@ -81,6 +82,18 @@ class ProcessorConfig:
     def tokens_per_tile(self) -> int:
         return (self.tile_px // (2 * self.patch_px)) ** 2
 
+    @property
+    def tiling(self) -> Tiling:
+        """How images and frames become tiles; a grid of one tile, as every frame's, has no thumbnail."""
+        return Tiling(
+            tile_px=self.tile_px,
+            patch_px=self.patch_px,
+            mean=self.mean,
+            std=self.std,
+            thumbnail=True,
+            dtype=PIXELS_DTYPE,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SamplePlan:
@@ -113,6 +126,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.config = config
         self.encoder = ChatEncoder(tokenizer, system=config.system)
+        self.tiling = config.tiling
 
     def plan_sample(
         self,
@@ -183,11 +197,8 @@ class Processor:
         of a video.
         Raises DataError, naming the sample, when a file cannot be decoded as planned.
         """
-        tokens, config = self.tokenize(plan), self.config
-        tiling: dict[str, Any] = {"tile_px": config.tile_px, "patch_px": config.patch_px, "dtype": PIXELS_DTYPE}
-        tiling |= {"mean": config.mean, "std": config.std}
-        shape_IPK = (plan.num_tiles, (config.tile_px // config.patch_px) ** 2, 3 * config.patch_px**2)
-        patches_IPK = torch.empty(shape_IPK, dtype=PIXELS_DTYPE)
+        tokens = self.tokenize(plan)
+        patches_IPK = torch.empty(self.tiling.shape(plan.num_tiles), dtype=PIXELS_DTYPE)
         end = 0
         for shown, seen in zip(plan.sample.media, plan.seen, strict=True):
             if stop is not None and stop.is_set():
@@ -197,16 +208,16 @@ class Processor:
                 if isinstance(seen, Grid):
                     image_1YX3 = load_image(shown.path)[None]
                     # One thread: the loader's workers are threads already.
-                    tiles_IPK = frames_to_tiles(image_1YX3, seen, thumbnail=True, num_threads=1, **tiling)
-                    patches_IPK[start:end] = tiles_IPK
+                    patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
                 else:
                     decode_tiles(
                         open_video(shown.path, index_folder=index_folder),
                         seen.timestamps_seconds,
+                        (1, 1),
+                        self.tiling,
                         out=patches_IPK[start:end],
                         num_workers=num_decode_workers,
                         stop=stop,
-                        **tiling,
                     )
             except DataError as error:
                 raise DataError(f"sample {plan.sample.id}: {error}") from error
