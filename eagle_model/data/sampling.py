@@ -1,5 +1,10 @@
 """How much of a sample's images and videos fits beside its text: Automatic Degradation Sampling (ADS). Numbers only.
 
+    film = np.arange(1200) / 2                                  # frame times of ten minutes at 2 fps
+    visual = plan(SamplingConfig(context_tokens=32_768), tile_px=448, tokens_per_tile=256,
+                  images=[(640, 480)], videos=[film], text_tokens=lambda times: 500 + 20 * len(times[0]))
+    len(visual.timestamps_seconds[0]), visual.grids             # 115 frames; Grid(1, 1)
+
 The text is kept whole. What remains of the context goes first to video frames (one tile each), as many as fit with
 every image at one tile, then to tiles: the most tiles an image that still fit.
 
