@@ -31,11 +31,10 @@ from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling
 from eagle_kernels.video import VideoError
-from eagle_kernels.video import open as open_video
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data import sampling
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, SampledVideo, TokenizedSample, sampled_videos
-from eagle_model.data.clips import open_clip
+from eagle_model.data.clips import open_clip, open_video
 from eagle_model.data.images import image_size, load_image
 from eagle_model.data.packing import pack_row
 from eagle_model.data.rows import parse_sample
@@ -136,7 +135,7 @@ class Processor:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
-        index_folder: keeps the indexes of videos, as `video.probe` does; it changes no number.
+        index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
         limits = self.config.sampling
@@ -145,7 +144,8 @@ class Processor:
         count = partial(self.encoder.num_text_tokens, sample, generation_prompt=generation_prompt)
         try:
             images = [image_size(image.path) for image in sample.images]
-            clips = [open_clip(video, seek=limits.seek, index_folder=index_folder) for video in sample.videos]
+            clip_of = partial(open_clip, seek=limits.seek, tolerance=limits.tolerance, index_folder=index_folder)
+            clips = [clip_of(video) for video in sample.videos]
             clip_seconds = [clip.duration_seconds for clip in clips]
             visual = sampling.plan(
                 limits,
@@ -153,6 +153,7 @@ class Processor:
                 tokens_per_tile=self.config.tokens_per_tile,
                 images=images,
                 videos=[clip.frame_times_seconds for clip in clips],
+                choose=[clip.choose for clip in clips],
                 text_tokens=partial(count, clip_seconds),
             )
         except (DataError, DoesNotFit) as error:
@@ -210,7 +211,7 @@ class Processor:
                     times = next(times_seconds)
                     end += len(times)
                     decode_tiles(
-                        open_video(shown.path, index_folder=index_folder),
+                        open_video(shown.path, index_folder),
                         times,
                         (1, 1),
                         tiling,
