@@ -40,11 +40,12 @@ HALF = (0.5, 0.5, 0.5)
 NUM_COMPARED = 4
 
 
-def ours(path: Path, times: Times, **options: Any) -> Found:
-    from eagle_kernels import Tiling, decode_tiles
+def ours(path: Path, times: Times, *, seek: str = "exact", **options: Any) -> Found:
+    from eagle_kernels import Tiling, decode_tiles, video
 
-    tiling = Tiling(tile_px=TILE_PX, patch_px=PATCH_PX, mean=HALF, std=HALF)
-    found = decode_tiles(path, times.tolist(), (1, 1), tiling, **options)
+    film = video.open(path)
+    chosen = film.choose(times, seek=seek, tolerance=0.25)  # type: ignore[arg-type]
+    found = decode_tiles(film, chosen, (1, 1), Tiling(mean=HALF, std=HALF), **options)
     return list(found.timestamps_seconds), found.tiles_IPK
 
 
@@ -90,7 +91,7 @@ def torchcodec(path: Path, times: Times, *, threads: int, resize: bool = False, 
 WAYS: dict[str, Callable[[Path, Times], Found]] = {
     "ours": ours,
     "ours, 2 workers": partial(ours, num_workers=2),
-    "ours, tolerance 25 %": partial(ours, seek="tolerance", tolerance=0.25),
+    "ours, tolerance 25 %": partial(ours, seek="tolerance"),
     "ours, decoded first": ours_decoded_first,
     "torchcodec + PIL": partial(torchcodec, threads=0),
     "torchcodec + PIL, 1 thread": partial(torchcodec, threads=1),

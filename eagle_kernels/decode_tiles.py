@@ -1,4 +1,4 @@
-"""A video file and times -> the normalised tiles of the frames shown then: decoding and tiling as one pipeline.
+"""A video and times -> the normalised tiles of the frames shown then: decoding and tiling as one pipeline.
 
     tiling = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     times, tiles_IPK = decode_tiles("film.mp4", [0.0, 12.5], (2, 1), tiling)
@@ -8,7 +8,7 @@ How     On the CPU the thread that decoded a frame tiles it at once, so memory h
         however many are asked for. On a GPU frames come from DALI and are tiled FRAMES_AT_ONCE at a time.
 Paths   Upright 8-bit 4:2:0 video by BT.601, BT.709 or BT.2020 is tiled from the decoder's own planes: no RGB picture,
         no copy, pixels of any shape (`yuv_to_tiles`). All other video, and all on a GPU, is made RGB as `decode` gives
-        it (`frames_to_tiles`). The stream alone decides (Picture.planes in decode_cpu.py).
+        it (`frames_to_tiles`). The stream alone decides (Picture.planes in video/libav/picture.py).
 Numbers On smooth pictures both paths agree within their rounding; by planes chroma is interpolated once, not twice, and
         pixels that are not square are not stretched first, so at edges they differ: docs/notes/video.md.
 """
@@ -25,15 +25,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from eagle_kernels import video as video_files
 from eagle_kernels.checks import check
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling, check_arguments
-from eagle_kernels.video import Frame, decode
-from eagle_kernels.video.decode import decode_with
+from eagle_kernels.video import Frame, Video
+from eagle_kernels.video.video import check_options
 from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
 if TYPE_CHECKING:
-    from eagle_kernels.video.decode_cpu import Picture
+    from eagle_kernels.video.libav.picture import Picture
 
 FRAMES_AT_ONCE = 8  # of one launch on a GPU, and held there beside DALI's own
 
@@ -44,18 +45,15 @@ class DecodedTiles(NamedTuple):
 
 
 def decode_tiles(
-    path: str | Path,
+    video: str | Path | Video,
     timestamps_seconds: Sequence[float],
     grid: tuple[int, int],
     tiling: Tiling,
     *,
     out: Tensor | None = None,
     device: str | torch.device = "cpu",
-    seek: str = "exact",
-    tolerance: float = 0.25,
     num_workers: int = 1,
     time_limit_seconds: float | None = None,
-    index_folder: str | Path | None = None,
     stop: Event | None = None,
 ) -> DecodedTiles:
     """Tiles of the frame shown at each time, in the order asked, frame by frame as `frames_to_tiles` gives them.
@@ -63,7 +61,8 @@ def decode_tiles(
         tiling = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         times, tiles_IPK = decode_tiles("film.mp4", [0.0, 12.5], (2, 1), tiling)  # (4, 1024, 588)
 
-    Args:    grid, tiling: (cols, rows) of each frame, and what its tiles are, as for `frames_to_tiles`.
+    Args:    video: a file, or one that is open (`video.open`).
+             grid, tiling: (cols, rows) of each frame, and what its tiles are, as for `frames_to_tiles`.
              out: filled and returned instead of a new tensor; contiguous, of the result's shape, dtype and device.
              stop: when another thread sets it, CancelledError is raised before the next packet or batch of frames.
              timestamps_seconds and the rest: as `video.decode`. num_workers threads decode and tile; the bits do not
@@ -86,16 +85,11 @@ def decode_tiles(
     check(out.device.type == device.type, "decode_tiles", "out's device", out.device, str(device))
     check(out.is_contiguous(), "decode_tiles", "out's strides", out.stride(), "those of a contiguous tensor")
     out_MIPK = out.unflatten(0, (len(timestamps_seconds), -1)) if out.shape[0] else out
+    check_options(num_workers, time_limit_seconds)
+    video = video if isinstance(video, Video) else video_files.open(video)
     if device.type != "cpu":
-        frames = decode(
-            path,
-            timestamps_seconds,
-            device=device,
-            seek=seek,
-            tolerance=tolerance,
-            num_workers=num_workers,
-            time_limit_seconds=time_limit_seconds,
-            index_folder=index_folder,
+        frames = video.frames(
+            timestamps_seconds, device=device, num_workers=num_workers, time_limit_seconds=time_limit_seconds
         )
         return DecodedTiles(_tile_in_batches(frames, rgb_tiles, out_MIPK, stop), out)
 
@@ -119,18 +113,10 @@ def decode_tiles(
         out_MIPK[m].view(torch.uint8).numpy()[...] = tiles_IPK.view(torch.uint8).numpy()
         return True
 
-    decoded = decode_with(
-        path,
-        timestamps_seconds,
-        tile,
-        seek=seek,
-        tolerance=tolerance,
-        num_workers=num_workers,
-        time_limit_seconds=time_limit_seconds,
-        index_folder=index_folder,
-        stop=stop,
+    decoded = video.pictures(
+        timestamps_seconds, tile, num_workers=num_workers, time_limit_seconds=time_limit_seconds, stop=stop
     )
-    return DecodedTiles(tuple(time_seconds for time_seconds, _ in decoded), out)
+    return DecodedTiles(tuple([time_seconds for time_seconds, _ in decoded]), out)
 
 
 def _tile_in_batches(

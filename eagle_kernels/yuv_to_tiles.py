@@ -39,13 +39,13 @@ from eagle_kernels import native
 from eagle_kernels.checks import check
 from eagle_kernels.library import custom_op
 from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, patch_px_of, tiles_ref
+from eagle_kernels.video.colour import LUMA_WEIGHTS, TILED_MATRICES
 
 Matrix = Literal["bt601", "bt709", "bt2020"]
 Chroma = Literal["left", "center", "top_left"]
 TAP_BITS = 14  # of a weight, below the point
 PLANE_BITS = 6  # of a resized plane: both fit 16 bits
 MATRIX_BITS = 13  # of the matrix: its largest number, 2.14, then fits 16 bits
-LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # red's and blue's share
 COSITED = {"left": (True, False), "center": (False, False), "top_left": (True, True)}  # across, down
 
 
@@ -62,7 +62,7 @@ class Colours(NamedTuple):
 
 def colours(matrix: str, full_range: bool) -> Colours:
     """Y'CbCr to R'G'B', the quantisation range included: from kr and kb, as H.273 has it."""
-    red, blue = LUMA[matrix]
+    red, blue = LUMA_WEIGHTS[matrix]
     green = 1 - red - blue
     one = 2**MATRIX_BITS
     luma, chroma = (one, one) if full_range else (one * 255 / 219, one * 255 / 224)
@@ -235,7 +235,7 @@ def yuv_to_tiles(
     """
     op = "yuv_to_tiles"
     _check_planes(y_LYX, u_LHW, v_LHW)
-    check(matrix in LUMA, op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
+    check(matrix in TILED_MATRICES, op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
     check(isinstance(full_range, bool), op, "full_range", repr(full_range), "True or False: what the stream says")
     check(chroma in COSITED, op, "chroma", repr(chroma), "'left', 'center' or 'top_left'")
     check_arguments(op, tiling, [grid], num_threads)

@@ -13,7 +13,7 @@ TREES = {  # tests/<name> mirrors these folders
     "train": ("eagle_model/train/**/*.py",),
 }
 HELPERS = {"kernels": ("bench/static_table.py", "tests/kernels/conftest.py")}  # no source of the package, tested too
-WHOLE = {"test_whole_model"}  # tests of a folder's files together
+WHOLE = {"whole_model"}  # tests of a folder's files together
 UNTESTED = {"__init__", "checks"}  # checks: by the tests of every op, and its own
 PARTS = {"attention_triton", "library", "native", "tiles"}  # what ops are made of: no bench of their own
 SHARED = {  # native code that serves several ops, or the module
@@ -29,12 +29,23 @@ def stems(*patterns: str) -> set[str]:
 OPS = stems("eagle_kernels/*.py") - UNTESTED - PARTS
 
 
+def places(pattern: str) -> set[str]:
+    """Files without their ending, with the folders that the pattern leaves open: "libav/reader", ..."""
+    base = ROOT / pattern.split("*")[0]
+    return {str(path.relative_to(base).with_suffix("")) for path in ROOT.glob(pattern) if path.stem != "__init__"}
+
+
 @pytest.mark.parametrize("name", TREES)
 def test_sources_and_tests_have_each_other(name: str) -> None:
-    sources = stems(*TREES[name])
-    tests = {stem.removeprefix("test_") for stem in stems(f"tests/{name}/**/test_*.py") - WHOLE}
+    """Folder by folder: tests/video/libav/test_reader.py is the test of eagle_kernels/video/libav/reader.py."""
+    sources = set().union(*map(places, TREES[name]))
+    tests = {place.replace("test_", "", 1) for place in places(f"tests/{name}/**/test_*.py")} - WHOLE
     assert not sources - UNTESTED - tests, "source files without a test"
     assert not tests - sources - stems(*HELPERS.get(name, ())), "tests without a source file"
+
+
+def test_sources_beside_the_folders_have_their_tests() -> None:
+    assert not stems("eagle_model/*.py") - UNTESTED - {stem.removeprefix("test_") for stem in stems("tests/test_*.py")}
 
 
 def test_ops_and_benches_have_each_other() -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eagle_model.train.checkpoint import write_atomically
+from eagle_model.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, steps_done: int) -> None:
         """Drops what was logged after `steps_done`, the step that the run resumes from: it will be trained again."""
         kept = [m for m in read_metrics(path) if m["step"] <= steps_done] if path.exists() else []
-        write_atomically(path, "".join(json.dumps(m) + "\n" for m in kept))
+        write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, metrics: StepMetrics) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling
 from eagle_model.data.contact_sheet import CAPTION_PX, CELL_PX, captions, patches_to_pixels, write_contact_sheet
-from eagle_model.data.media import parse_sample
 from eagle_model.data.processor import Processor
+from eagle_model.data.rows import parse_sample
 from tests.data.conftest import tiny_config, write_image, write_video
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
@@ -29,7 +29,7 @@ def test_pixels_come_back_exactly(tile_px: int, patch_px: int) -> None:
 
 
 def test_captions_follow_the_text(tokenizer, tmp_path: Path) -> None:
-    processor = Processor(tokenizer, replace(tiny_config(), max_tiles=2))
+    processor = Processor(tokenizer, tiny_config(max_tiles=2))
     content = [
         {"type": "video", "video": str(write_video(tmp_path / "v.mp4"))},
         {"type": "image", "image": str(write_image(tmp_path / "i.png", 120, 60))},

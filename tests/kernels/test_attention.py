@@ -395,6 +395,7 @@ def test_public_function_compiles_whole():
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("H", "K", "D"), [(28, 4, 128), (16, 16, 72)])
 def test_model_shapes(H, K, D, causal):
@@ -410,6 +411,7 @@ def test_model_shapes(H, K, D, causal):
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("causal", [True, False])
 def test_vision_tiles(causal):
     """Tiles of 1024 patches by a uniform plan: the bits of the tables, as good as torch, no synchronisation."""
@@ -489,6 +491,7 @@ def test_flash_attn_refuses_what_it_cannot_do(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("causal", [True, False])
 def test_flash_attn_agrees(causal):
     """The backend itself, where it is installed: out, lse and gradients."""

@@ -248,6 +248,7 @@ def test_gpu_gives_the_same_bits(arguments):
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("kind", ["documents", "segments"])
 def test_gpu_takes_a_hundred_thousand(kind):
     segments, *others = many(kind)

@@ -373,6 +373,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", [[131_072], [4096] * 16, [1, 0, 9000, 255, 33]])
 def test_gpu_at_the_models_shape(lengths, dtype):

@@ -23,11 +23,23 @@ import av
 from eagle_kernels.decode_tiles import FRAMES_AT_ONCE, DecodedTiles, _tile_in_batches, decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling
-from eagle_kernels.video import VideoError, decode, decode_cpu, probe
-from eagle_kernels.video.decode import decode_with
+from eagle_kernels.video import VideoError, decode, probe
+from eagle_kernels.video import open as open_video
+from eagle_kernels.video.libav import picture as libav_picture
+from eagle_kernels.video.libav import reader
+from eagle_kernels.video.libav.picture import Picture
 from eagle_kernels.yuv_to_tiles import yuv_to_tiles_ref
-from tests.video.make import GOOD_NAMES, GoldenSet, draw, read, write_video
-from tests.video.test_decode import MATRIX_TAGS, smooth_picture, to_planes, write_planes
+from tests.video.make import (
+    GOOD_NAMES,
+    MATRIX_TAGS,
+    GoldenSet,
+    draw,
+    read,
+    smooth_picture,
+    to_planes,
+    write_planes,
+    write_video,
+)
 
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 PICTURES = {**HALF, "dtype": torch.uint8, "layout": "tiles"}  # what can be looked at
@@ -182,11 +194,11 @@ def test_a_repeat_beside_a_worker_goes_to_its_own_place(golden: GoldenSet) -> No
 
 
 @pytest.mark.parametrize("options", [{"seek": "keyframe"}, {"seek": "tolerance", "tolerance": 0.5}])
-def test_other_ways_to_seek_give_the_frames_own_times(golden: GoldenSet, options: dict) -> None:
-    path = golden.good["b_frames.mp4"].path
+def test_chosen_frames_of_an_open_video_have_their_own_times(golden: GoldenSet, options: dict) -> None:
+    video = open_video(golden.good["b_frames.mp4"].path)
     asked = [0.1, 0.9, 2.0, 4.7]
-    result = decode_tiles(path, asked, (1, 1), Tiling(tile_px=112, **PICTURES), **options)
-    assert result.timestamps_seconds == tuple(frame.timestamp_seconds for frame in decode(path, asked, **options))
+    result = decode_tiles(video, video.choose(asked, **options), (1, 1), Tiling(tile_px=112, **PICTURES))
+    assert result.timestamps_seconds == tuple(video.choose(asked, **options).tolist())
     assert result.timestamps_seconds != tuple(asked)
     shown = [read(tile.permute(1, 2, 0).numpy()) for tile in result.tiles_IPK]
     assert shown == [round(t * 25) for t in result.timestamps_seconds]
@@ -269,16 +281,16 @@ def test_a_missing_frame_is_named_as_by_decode(golden: GoldenSet, num_workers: i
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_time_limit_ends_the_work(golden: GoldenSet, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = decode_cpu._decode
+    whole = reader.decode
     path = golden.good["long_gop.mp4"].path
-    monkeypatch.setattr(decode_cpu, "_decode", lambda packet: time.sleep(0.02) or whole(packet))
+    monkeypatch.setattr(reader, "decode", lambda packet: time.sleep(0.02) or whole(packet))
     with pytest.raises(VideoError, match=r"decoding took more than time_limit_seconds = 0\.2 s"):
         decode_tiles(path, [0.0, 11.0], (1, 1), TILES_28, num_workers=num_workers, time_limit_seconds=0.2)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_another_thread_can_stop_the_work(golden: GoldenSet, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, whole = threading.Event(), decode_cpu._decode
+    stop, whole = threading.Event(), reader.decode
     num_fed = 0
 
     def slowly(packet: av.Packet) -> list[av.VideoFrame] | None:
@@ -288,7 +300,7 @@ def test_another_thread_can_stop_the_work(golden: GoldenSet, num_workers: int, m
             stop.set()
         return whole(packet)
 
-    monkeypatch.setattr(decode_cpu, "_decode", slowly)
+    monkeypatch.setattr(reader, "decode", slowly)
     path = golden.good["long_gop.mp4"].path  # 300 pictures
     with pytest.raises(CancelledError):
         decode_tiles(path, [0.0, 11.0], (1, 1), TILES_28, num_workers=num_workers, stop=stop)
@@ -300,37 +312,37 @@ def test_no_worker_waits_for_the_frames_of_an_earlier_group(golden: GoldenSet) -
     """Many frames of each of two groups: the second is done while the first still works on its first frame."""
     second_done = threading.Event()
 
-    def take(picture: decode_cpu.Picture, m: int) -> bool:
+    def take(picture: Picture, m: int) -> bool:
         if m == 47:
             second_done.set()
         return m > 0 or second_done.wait(20)
 
     times = [i / 25 for i in range(48)]  # two groups of 24
-    taken = [ok for _, ok in decode_with(golden.good["b_frames.mp4"].path, times, take, num_workers=2)]
+    taken = [ok for _, ok in open_video(golden.good["b_frames.mp4"].path).pictures(times, take, num_workers=2)]
     assert taken == [True] * 48
 
 
 def test_what_a_worker_raises_reaches_the_caller(golden: GoldenSet) -> None:
-    def broken(picture: decode_cpu.Picture, m: int) -> bool:
+    def broken(picture: Picture, m: int) -> bool:
         raise MemoryError("no more")
 
     for num_workers in (1, 2):
         with pytest.raises(MemoryError, match="no more"):
-            list(decode_with(golden.good["b_frames.mp4"].path, [0.0], broken, num_workers=num_workers))
+            list(open_video(golden.good["b_frames.mp4"].path).pictures([0.0], broken, num_workers=num_workers))
 
 
 def test_no_rgb_picture_and_no_copy_of_the_planes(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_cpu, "_to_rgb", lambda *args: pytest.fail("an RGB picture was made"))
+    monkeypatch.setattr(libav_picture, "to_rgb", lambda *args: pytest.fail("an RGB picture was made"))
     path = golden.good["b_frames.mp4"].path
     decode_tiles(path, [0.0, 1.0], (1, 1), TILES_28)
 
-    def addresses(picture: decode_cpu.Picture, m: int) -> tuple[list[int], list[int]]:
+    def addresses(picture: Picture, m: int) -> tuple[list[int], list[int]]:
         planes = picture.planes()
         assert planes is not None
         ours = [plane.data_ptr() for plane in (planes.y_YX, planes.u_HW, planes.v_HW)]
-        return ours, [plane.buffer_ptr for plane in picture._frame.planes]
+        return ours, [plane.buffer_ptr for plane in picture.frame.planes]
 
-    for _, (ours, libav_s) in decode_with(path, [0.0, 1.0], addresses):
+    for _, (ours, libav_s) in open_video(path).pictures([0.0, 1.0], addresses):
         assert ours == libav_s
 
 

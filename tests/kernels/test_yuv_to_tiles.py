@@ -15,7 +15,8 @@ from torch import Tensor
 from eagle_kernels import native
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling
-from eagle_kernels.yuv_to_tiles import COSITED, LUMA, PLANE_BITS, _fwd, _taps, colours, yuv_to_tiles, yuv_to_tiles_ref
+from eagle_kernels.video.colour import LUMA_WEIGHTS, TILED_MATRICES
+from eagle_kernels.yuv_to_tiles import COSITED, PLANE_BITS, _fwd, _taps, colours, yuv_to_tiles, yuv_to_tiles_ref
 from tests.kernels.cuda_on_cpu import ARCHITECTURES, build, resources
 from tests.kernels.op_checks import far_tensor
 
@@ -76,7 +77,7 @@ def scene(x: np.ndarray, y: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def to_yuv(rgb: np.ndarray, matrix: str, full_range: bool) -> np.ndarray:
-    kr, kb = LUMA[matrix]
+    kr, kb = LUMA_WEIGHTS[matrix]
     y = kr * rgb[0] + (1 - kr - kb) * rgb[1] + kb * rgb[2]
     u, v = (rgb[2] - y) / (2 - 2 * kb), (rgb[0] - y) / (2 - 2 * kr)
     if full_range:
@@ -121,7 +122,7 @@ def exact(planes: Planes, size_px: int, matrix: str, full_range: bool, chroma: s
     u, v = heighten @ u @ widen.T - 128, heighten @ v @ widen.T - 128
     if not full_range:
         y, u, v = (y - 16) * 255 / 219, u * 255 / 224, v * 255 / 224
-    kr, kb = LUMA[matrix]
+    kr, kb = LUMA_WEIGHTS[matrix]
     red, blue = y + (2 - 2 * kr) * v, y + (2 - 2 * kb) * u
     green = (y - kr * red - kb * blue) / (1 - kr - kb)
     rgb = np.stack([red, green, blue])
@@ -135,7 +136,7 @@ def one_tile(planes: Planes, size_px: int, matrix: str, full_range: bool, chroma
 
 
 @pytest.mark.parametrize("chroma", COSITED)
-@pytest.mark.parametrize("matrix", LUMA)
+@pytest.mark.parametrize("matrix", TILED_MATRICES)
 @pytest.mark.parametrize(
     ("width", "height", "size_px", "full_range"),
     [(640, 360, 224, False), (321, 241, 448, False), (321, 241, 196, True)],
@@ -157,7 +158,7 @@ def test_is_near_the_true_picture(width, height, size_px, matrix, full_range, ch
 
 
 @pytest.mark.parametrize("full_range", [False, True])
-@pytest.mark.parametrize("matrix", LUMA)
+@pytest.mark.parametrize("matrix", TILED_MATRICES)
 def test_colours_of_every_kind(matrix, full_range):
     """Plain pictures of 512 colours: the matrix in fp64, rounded; halves and a sixtieth more may fall either way."""
     levels = torch.linspace(0, 255, 8).round().to(torch.uint8)
@@ -169,7 +170,7 @@ def test_colours_of_every_kind(matrix, full_range):
     u, v = u - 128, v - 128
     if not full_range:
         y, u, v = (y - 16) * 255 / 219, u * 255 / 224, v * 255 / 224
-    kr, kb = LUMA[matrix]
+    kr, kb = LUMA_WEIGHTS[matrix]
     red, blue = y + (2 - 2 * kr) * v, y + (2 - 2 * kb) * u
     true = np.stack([red, (y - kr * red - kb * blue) / (1 - kr - kb), blue], 1).clip(0, 255)
     assert np.abs(out[..., 0, 0].double().numpy() - true).max() < 0.5 + 1 / 60
@@ -248,7 +249,7 @@ def native_frames(planes: Planes, chroma: str = "left"):
 @pytest.mark.parametrize(("width", "height", "cols", "rows", "tile_px"), SIZES)
 def test_is_the_reference_bit_for_bit(width, height, cols, rows, tile_px, thumbnail, dtype, device):
     chroma = list(COSITED)[(width + height) % 3]
-    colour = {"matrix": list(LUMA)[width % 3], "full_range": height % 2 == 0, "chroma": chroma}
+    colour = {"matrix": TILED_MATRICES[width % 3], "full_range": height % 2 == 0, "chroma": chroma}
     planes = tuple(p.to(device) for p in noise(height, width, frames=2, extreme=width % 2 == 0))
     for layout in ("patches", "tiles"):
         tiling = Tiling(tile_px=tile_px, mean=MEAN, std=STD, thumbnail=thumbnail, dtype=dtype, layout=layout)
@@ -267,7 +268,7 @@ def test_is_the_reference_bit_for_bit(width, height, cols, rows, tile_px, thumbn
     cols=st.integers(1, 4),
     rows=st.integers(1, 4),
     tile_px=st.sampled_from([14, 28, 42, 84]),
-    matrix=st.sampled_from(sorted(LUMA)),
+    matrix=st.sampled_from(TILED_MATRICES),
     full_range=st.booleans(),
     chroma=st.sampled_from(sorted(COSITED)),
     extreme=st.booleans(),
