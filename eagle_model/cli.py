@@ -21,11 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-USAGE_ERROR = 2
-INTERRUPTED = 130  # as shells say it
+USAGE_ERROR = 2  # exit code, as other command lines have it
+INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
 EXTRAS |= {"typer": "serve"}  # what `pip install .` alone leaves out, and the extra that brings it
-DEFAULT_NEW_TOKENS = 512  # of an answer
+DEFAULT_NEW_TOKENS = 512  # of an answer: about a page of text
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 
 

@@ -60,11 +60,7 @@ class Budget:
 
     def timed(self, results: Generator[T, None, None]) -> Generator[T, None, None]:
         """`results`; the clock runs while the caller waits for the next one."""
-        if self.limit_seconds is None:
-            return results
-        return self._timed(results, self.limit_seconds)
-
-    def _timed(self, results: Generator[T, None, None], left_seconds: float) -> Generator[T, None, None]:
+        left_seconds = math.inf if self.limit_seconds is None else self.limit_seconds
         with closing(results):
             while True:
                 self.deadline = time.monotonic() + left_seconds

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from eagle_kernels.video import dali, sidecar
 from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.info import Frame, PacketIndex, VideoInfo, describe
-from eagle_kernels.video.plan import choose_frames, frame_indices
+from eagle_kernels.video.plan import choose_frames, frame_indices, plan
 
 if TYPE_CHECKING:
     from eagle_kernels.video.libav.picture import Picture
@@ -114,12 +114,13 @@ class Video:
         Raises:  as `decode`, and what `take` raises.
         """
         check_options(num_workers, time_limit_seconds)
-        from eagle_kernels.video.libav.workers import FRAMES_AHEAD, decode_frames  # here: works without PyAV till now
+        from eagle_kernels.video.libav.workers import FRAMES_AHEAD, decode_groups  # here: works without PyAV till now
 
-        return decode_frames(
+        frames_M = frame_indices(self.info, timestamps_seconds)
+        return decode_groups(
             self.index,
             self.info,
-            frame_indices(self.info, timestamps_seconds),
+            plan(self.index, frames_M, join=num_workers == 1),
             take,
             num_workers=num_workers,
             frames_ahead=FRAMES_AHEAD if keeps_frames else 0,

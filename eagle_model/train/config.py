@@ -23,7 +23,7 @@ MAX_CONFIG_BYTES = 1 << 20  # a config has some thousand bytes; what is larger i
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a half cosine; see `optimizer.learning_rate`."""
+    """AdamW, its learning rate warmed up linearly and then lowered by half a cosine."""
 
     learning_rate: float = 2e-5  # at the peak
     betas: tuple[float, float] = (0.9, 0.999)  # how much of the mean of gradients, and of their squares, a step keeps
@@ -58,8 +58,8 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the model's arithmetic; masters and moments are fp32
     checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more time
     train_vision: bool = True  # false: its weights stay as they are
-    train_connector: bool = True  # likewise
-    train_llm: bool = True  # likewise; embeddings and lm_head with it
+    train_connector: bool = True  # false: its weights stay as they are
+    train_llm: bool = True  # false: its weights stay as they are, and those of the embeddings and lm_head
     seed: int = 0  # of a preset's first weights
     log_every_steps: int = 10  # on the terminal; metrics.jsonl has every step
     save_every_steps: int = 100  # a checkpoint
@@ -76,7 +76,7 @@ class TrainConfig:
         )
 
 
-# A resumed run may differ from the interrupted one in these alone.
+# What a resumed run may change, and no more: anything else would make it another run than the one that began.
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "max_steps",
@@ -103,7 +103,10 @@ def read_config(path: Path) -> TrainConfig:
     Raises: ConfigError when there is none, it is damaged, of another version, or has a field or value that is wrong.
     """
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist; needs the config.json of a run (version {VERSION}).")
+        raise ConfigError(
+            f"{path} does not exist. Runs of version {VERSION} have that file; a run of an older version is continued "
+            "with the version that began it."
+        )
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes; a config.json has at most {MAX_CONFIG_BYTES}.")
     try:

@@ -1,5 +1,9 @@
-"""report.html: one file that shows a run. Curves, configuration, checkpoints, skipped samples, and some of its samples
-as the model saw them: the pixels are taken back from the normalised patches of a batch, the text from its token ids.
+"""report.html: one file that shows a run, made from what lies in the run's folder.
+
+    write_report("runs/first")      # runs/first/report.html; `eagle report runs/first` does the same
+
+It has curves, the configuration, checkpoints, skipped samples, and some of the run's samples as the model saw them: the
+pixels are taken back from the normalised patches of a batch, the text from its token ids.
 
 Dims     T tokens of a row, S documents, I tiles, P patches a tile, K = 3 * patch_px**2, N visual tokens, Y, X pixels.
 """
@@ -25,8 +29,8 @@ from eagle_model.files import write_json, write_text
 from eagle_model.train.config import TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
 
-MAX_SAMPLES = 6  # shown
-MAX_TILES = 16  # shown of one sample
+MAX_SAMPLES = 6  # shown: enough to see that data arrive as they should, and the page stays short
+MAX_TILES = 16  # shown of one sample: an hour of video has hundreds
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222; }

@@ -107,5 +107,5 @@ def test_what_is_no_config_of_this_version_is_refused(tmp_path, text, message):
 
 def test_a_config_that_is_not_there_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "absent.json"):
-        with pytest.raises(ConfigError, match=rf"{path} does not exist; needs the config\.json of a run"):
+        with pytest.raises(ConfigError, match=rf"{path} does not exist\. Runs of version 2 have that file"):
             read_config(path)

@@ -70,8 +70,3 @@ def test_the_clock_stands_still_while_the_caller_works() -> None:
     next(timed)
     timed.close()
     assert closed == [True, True]
-
-
-def test_without_a_limit_nothing_is_wrapped() -> None:
-    results = (i for i in range(3))
-    assert Budget(Path("a.mp4"), None).timed(results) is results

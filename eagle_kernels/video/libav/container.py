@@ -31,11 +31,17 @@ def open_file(path: Path) -> av.container.InputContainer:
     return _open(f"file:{path}", path)
 
 
-def open_head(samples: Samples, fd: int, path: Path) -> av.container.InputContainer:
-    """The small file of the first samples, in memory."""
-    sizes, offsets = (array[: samples.num_head_samples].tolist() for array in (samples.size_D, samples.offset_D))
-    first = [os.pread(fd, size, offset) for size, offset in zip(sizes, offsets)]
-    return _open(io.BytesIO(samples.head + b"".join(first)), path)
+def open_head(samples: Samples, path: Path) -> tuple[av.container.InputContainer, io.FileIO]:
+    """The small file of the first samples, in memory, and the file itself, to read the others from."""
+    check_is_file(path)
+    file = io.FileIO(path)
+    try:
+        sizes, offsets = (array[: samples.num_head_samples].tolist() for array in (samples.size_D, samples.offset_D))
+        first = [os.pread(file.fileno(), size, offset) for size, offset in zip(sizes, offsets)]
+        return _open(io.BytesIO(samples.head + b"".join(first)), path), file
+    except BaseException:
+        file.close()
+        raise
 
 
 def _open(source: str | io.BytesIO, path: Path) -> av.container.InputContainer:

@@ -99,7 +99,8 @@ def _index_from_tables(path: Path, tables: Tables) -> PacketIndex | None:
     place_N = shown_D[np.argsort(samples.pts_D[shown_D], kind="stable")]
     pts_N = samples.pts_D[place_N]
     try:
-        with open(path, "rb") as file, closing(open_head(samples, file.fileno(), path)) as container:
+        container, file = open_head(samples, path)
+        with closing(container), file:
             stream = video_stream(container, path)
             content = os.pread(file.fileno(), int(samples.size_D[0]), int(samples.offset_D[0]))
             unit = Unit(int(samples.pts_D[0]), True, content, None)

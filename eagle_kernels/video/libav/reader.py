@@ -25,6 +25,7 @@ import numpy as np
 
 from eagle_kernels.video.bitstream.av1 import References
 from eagle_kernels.video.bitstream.bits import NotUnderstood
+from eagle_kernels.video.bitstream.nal import nal_format
 from eagle_kernels.video.bitstream.pictures import needed, vp8_is_shown
 from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.info import PacketIndex
@@ -96,10 +97,9 @@ class Reader:
         """How many packets `drop` would leave out on the way to the group's last frame, whole or in part. Decodes
         nothing."""
         last = int(self._index.pts_N[group.frames[-1]])
-        if not self._go_to(group.key):
-            return 0
+        first = self._source.read({last}, self._budget, key=group.key)
         num = 0
-        for unit, content in self._needed_units({last}, drop=True):
+        for unit, content in self._needed_units(first, {last}, drop=True):
             num += content is not unit.content
             if unit.pts == last or not unit.content:
                 break
@@ -110,21 +110,13 @@ class Reader:
     def _key_before(self, pts: int) -> int:
         return int(np.searchsorted(self._index.key_pts_K, pts, side="right")) - 1
 
-    def _go_to(self, key: int) -> bool:
-        """The source to that key frame, or to the beginning; what the decoder holds is lost."""
-        self._shown = None
-        self._frames = iter(())
-        if key > 0:
-            return self._source.seek(key)
-        self._source.rewind()
-        return True
-
     def _start(self, key: int, wanted: set[int] | None, *, drop: bool = False) -> bool:
-        """Makes ready to decode from there until the packets of all wanted pts were fed, or without end."""
-        if not self._go_to(key):
-            return False
-        self._frames = self._clean_frames(-math.inf if key <= 0 else None, wanted, drop=drop)
-        return True
+        """Makes ready to decode from there until the packets of all wanted pts were fed, or without end. False where no
+        way leads there."""
+        self._shown = None
+        first = self._source.read(wanted, self._budget, key=key)
+        self._frames = self._clean_frames(first, -math.inf if key <= 0 else None, wanted, drop=drop)
+        return bool(first)
 
     def _only(self, pts: int) -> av.VideoFrame | None:
         """That frame, with nothing fed after it that could be damaged."""
@@ -155,12 +147,14 @@ class Reader:
 
     # -- what is fed, and what of it is taken
 
-    def _needed_units(self, wanted: set[int] | None, *, drop: bool) -> Iterator[tuple[Unit, Content]]:
-        """Each packet, with what of it is to be fed: with `drop`, what the decoder needs for the wanted pts. These may
-        become fewer meanwhile."""
+    def _needed_units(
+        self, window: list[Unit], wanted: set[int] | None, *, drop: bool
+    ) -> Iterator[tuple[Unit, Content]]:
+        """Each packet of the window and of those that follow, with what of it is to be fed: with `drop`, what the
+        decoder needs for the wanted pts. These may become fewer meanwhile."""
         references = References() if drop and self._index.codec == "av1" else None
-        while True:
-            window = self._source.read(wanted, self._budget)
+        nal = nal_format(self._index.codec, self._source.stream.codec_context.extradata) if drop and window else None
+        while window:
             contents = [unit.content for unit in window]
             if drop and wanted is not None:
                 left, is_wanted = set(wanted), []
@@ -172,18 +166,20 @@ class Reader:
                         contents = references.needed(contents, is_wanted, is_last=not left)
                     except NotUnderstood:
                         drop = False
-                elif self._source.nal is not None:
-                    keep = needed(contents, is_wanted, self._source.nal, is_last=not left)
+                elif nal is not None:
+                    keep = needed(contents, is_wanted, nal, is_last=not left)
                     contents = [content if kept else b"" for content, kept in zip(contents, keep, strict=True)]
             yield from zip(window, contents, strict=True)
             if not window[-1].content:
                 return
+            window = self._source.read(wanted, self._budget)
 
     def _clean_frames(
-        self, trusted_from: float | None, wanted: set[int] | None, *, drop: bool
+        self, window: list[Unit], trusted_from: float | None, wanted: set[int] | None, *, drop: bool
     ) -> Iterator[av.VideoFrame]:
         """Frames in the order they are shown, without those that may lean on pictures the decoder never saw.
 
+        window:       the first packets, already read.
         trusted_from: frames shown before this pts are not taken; None: the pts of the first key frame met.
         wanted:       end when packets of all these pts were fed, or can no longer come; None: at the end of the file.
         drop:         feed only what the wanted frames need, by what the packets say of themselves.
@@ -192,7 +188,7 @@ class Reader:
         self._broke_at = None
         last_wanted = max(wanted) if wanted else math.inf
         num_later_keys = 0
-        for unit, content in self._needed_units(wanted, drop=drop):
+        for unit, content in self._needed_units(window, wanted, drop=drop):
             if budget.stop.is_set() or time.monotonic() > budget.deadline:
                 budget.check()
             at_end = not unit.content

@@ -1,8 +1,7 @@
 """The packets of a video, from any seek point on, and the stream whose decoder takes them.
 
     source = Source(index)
-    source.seek(3)                            # to the fourth key frame
-    for unit in source.read({pts}, budget):   # as far as the packet of that time
+    for unit in source.read({pts}, budget, key=3):    # from the fourth key frame as far as the packet of that time
         ...
 
 Where the index knows the packets' places (MP4, Matroska) they are read there, and libav's demuxer is not used; of other
@@ -20,11 +19,10 @@ from typing import NamedTuple
 
 import av
 
-from eagle_kernels.video.bitstream.nal import NalFormat, nal_format
 from eagle_kernels.video.bitstream.pictures import Syntax, syntax
 from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.info import PacketIndex, Samples
-from eagle_kernels.video.libav.container import check_is_file, is_end, open_file, open_head, video_stream
+from eagle_kernels.video.libav.container import is_end, open_file, open_head, video_stream
 from eagle_kernels.video.plan import Group
 from eagle_kernels.video.shards import NumberedPacket, Packet
 
@@ -51,9 +49,8 @@ class Source:
 
     def __init__(self, index: PacketIndex) -> None:
         self.index = index
-        self.nal: NalFormat | None = None  # of H.264 and HEVC, once it is open
+        self.stream: av.VideoStream = None  # None until it is open
         self._container: av.container.InputContainer | None = None
-        self._stream: av.VideoStream | None = None
         self._samples: Samples | None = None
         self._file: io.FileIO | None = None  # where there are samples: read at their places, without a demuxer
         self._units: Iterator[Unit] = iter(())
@@ -63,43 +60,35 @@ class Source:
             self._container.close()
         if self._file is not None:
             self._file.close()
-        self._container = self._stream = self._file = None
+        self._container = self.stream = self._file = None
 
-    @property
-    def stream(self) -> av.VideoStream:
-        if self._stream is None:
-            self._open()
-        return self._stream
-
-    def _open(self) -> None:
+    def open(self) -> None:
         """A container that a decoder can be set up from; the packets come from it, or from the samples' places."""
         path = self.index.path
         if self.index.samples is None:
             self._container = open_file(path)
         else:
-            check_is_file(path)
             self._samples = self.index.samples()
-            self._file = io.FileIO(path)  # open as long as the source
-            self._container = open_head(self._samples, self._file.fileno(), path)
-        self._stream = video_stream(self._container, path)
-        self.nal = nal_format(self.index.codec, self._stream.codec_context.extradata)
+            self._container, self._file = open_head(self._samples, path)
+        self.stream = video_stream(self._container, path)
 
     def rewind(self) -> None:
         """To the beginning. Opens the file anew: right for every container, also for those that seek badly."""
         self.close()
-        self._open()
+        self.open()
         self._units = self._from(0)
 
     def seek(self, key: int) -> bool:
         """To the key frame of that number; False where the container has no index, and the caller starts earlier."""
-        stream = self.stream
+        if self.stream is None:
+            self.open()
         if self._samples is None:
             try:
-                stream.container.seek(int(self.index.key_seek_K[key]), stream=stream)
+                self.stream.container.seek(int(self.index.key_seek_K[key]), stream=self.stream)
             except av.error.FFmpegError:
                 return False
         else:
-            stream.codec_context.flush_buffers()
+            self.stream.codec_context.flush_buffers()
         self._units = self._from(int(self.index.key_place_K[key]))
         return True
 
@@ -132,10 +121,16 @@ class Source:
             yield Unit(int(samples.pts_D[place]), bool(samples.is_key_D[place]), content, None)
         yield Unit(None, False, b"", None)
 
-    def read(self, wanted: set[int] | None, budget: Budget) -> list[Unit]:
+    def read(self, wanted: set[int] | None, budget: Budget, *, key: int | None = None) -> list[Unit]:
         """The next packets: as far as those of the wanted times, at most WINDOW_PACKETS and about WINDOW_BYTES; without
         wanted times FEW_PACKETS. An empty one stands for the end of the file, and comes last.
+
+        key: go to the key frame of that number first, or to the beginning for those up to 0; [] where no way leads.
         """
+        if key is not None and key <= 0:
+            self.rewind()
+        elif key is not None and not self.seek(key):
+            return []
         left: set[int | None] | None = None if wanted is None else {*wanted}
         most_packets = FEW_PACKETS if left is None else WINDOW_PACKETS
         window: list[Unit] = []
@@ -197,6 +192,7 @@ class PacketReader:
         """Opens the file. Raises VideoError as `read_index` does."""
         self.index = index
         self._source = Source(index)
+        self._source.open()
         coder = self._source.stream.codec_context
         self.format = StreamFormat(
             pixel_format=coder.pix_fmt or "",

@@ -1,7 +1,8 @@
 """Decodes the wanted frames of a video, group after group in the caller's thread or several groups side by side.
 
-    for time_seconds, brightness in decode_frames(
-        index, info, frames_M, lambda picture, m: picture.rgb_YX3().float().mean(),
+    groups = plan(index, frames_M, join=False)
+    for time_seconds, brightness in decode_groups(
+        index, info, groups, lambda picture, m: picture.rgb_YX3().float().mean(),
         num_workers=2, frames_ahead=2, budget=Budget(index.path, None),
     ):
         ...
@@ -21,15 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from eagle_kernels.video.budget import Budget, CallerHasGone
 from eagle_kernels.video.info import PacketIndex, VideoError, VideoInfo
 from eagle_kernels.video.libav.drops import drops_are_safe
 from eagle_kernels.video.libav.picture import Picture, Scaler
 from eagle_kernels.video.libav.reader import Reader
-from eagle_kernels.video.plan import Group, plan
+from eagle_kernels.video.plan import Group
 
 FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large: with
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker, this bounds the memory
@@ -39,17 +37,17 @@ T = TypeVar("T")
 Take = Callable[[Picture, int], T]  # what a caller makes of its m-th frame, in the worker's thread; never None
 
 
-def decode_frames(
+def decode_groups(
     index: PacketIndex,
     info: VideoInfo,
-    frames_M: NDArray[np.int64],
+    groups: Sequence[Group],
     take: Take[T],
     *,
     num_workers: int,
     frames_ahead: int,
     budget: Budget,
 ) -> Generator[tuple[float, T], None, None]:
-    """For each of the frames, in their order, its own time and what `take` makes of it.
+    """For each frame of each group, in their order, its own time and what `take` makes of it.
 
     One worker: nothing is decoded before it is taken. Several: they call `take` side by side, and run ahead of the
     caller by a bounded number of groups, of each of which `frames_ahead` frames are made before they are taken; 0: all,
@@ -57,24 +55,24 @@ def decode_frames(
 
     Raises VideoError on reaching a frame that is damaged or missing.
     """
-    groups = plan(index, frames_M, join=num_workers == 1)
     if num_workers == 1:
         taken = _in_turn(index, groups, take, budget)
     else:
         taken = _side_by_side(index, groups, take, budget, num_workers, frames_ahead)
-    return budget.timed(_with_times(info, frames_M, taken))
+    given = _with_times(info, [i for group in groups for i in group.frames], taken)
+    return given if budget.limit_seconds is None else budget.timed(given)
 
 
 def _with_times(
-    info: VideoInfo, frames_M: NDArray[np.int64], taken: Generator[T | None, None, None]
+    info: VideoInfo, frames: Sequence[int], taken: Generator[T | None, None, None]
 ) -> Generator[tuple[float, T], None, None]:
     with closing(taken):
-        for num_given, (i, result) in enumerate(zip(frames_M.tolist(), taken)):
+        for num_given, (i, result) in enumerate(zip(frames, taken)):
             time_seconds = float(info.frame_times_seconds[i])
             if result is None:
                 raise VideoError(
                     f"{info.path}: frame {i} at {time_seconds:.6f} s is damaged or missing in the file and cannot be "
-                    f"decoded ({num_given} of the {len(frames_M)} frames asked for were given before it)."
+                    f"decoded ({num_given} of the {len(frames)} frames asked for were given before it)."
                 )
             yield time_seconds, result
 

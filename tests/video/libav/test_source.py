@@ -67,8 +67,7 @@ def test_reads_as_far_as_the_wanted_packets_and_no_further(golden: GoldenSet, na
         while few[-1].content:
             few = source.read(None, budget)
         assert (few[-1].pts, few[-1].content) == (None, b"")
-        assert source.seek(len(video.index.key_pts_K) - 1)
-        first = source.read(None, budget)[0]
+        first = source.read(None, budget, key=len(video.index.key_pts_K) - 1)[0]
         assert first.is_key and first.pts == video.index.key_pts_K[-1]
 
 
