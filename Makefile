@@ -1,7 +1,8 @@
 # make demo    set up, then the main job on real data: an Eagle 2.5 learns to answer questions about video files
-# make test    set up, then every test that this machine can run
+# make test    set up, then every test that this machine can run, but the slow ones
+# make slow    the long proofs: minutes each
 # make check   formatting, lint, types, layering; what CI runs beside the tests
-# make gpu     on a machine with a GPU and its own CUDA torch: the tests marked gpu, the benches, bench/results/
+# make gpu     on a machine with a GPU and its own CUDA torch: tests, benches, bench/results/, in MINUTES=12 at most
 # make wheel   a wheel in dist/, repaired and checked by auditwheel
 # make format  rewrites Python and C++ in the project's style
 PYTHON ?= python3
@@ -12,14 +13,19 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= PASSIVE# waiting threads sleep: spinning ones take the cores from the loader's
 
-.PHONY: demo test check format wheel gpu static clean
+.PHONY: demo test slow check format wheel gpu static clean
 
 demo: .make/demo
 	$(BIN)/python examples/video_digits.py --run demo_run
 
+# A process for each core, each with one thread; a file's tests stay together, because they share what they build.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: .make/dev
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest bench --benchmark-disable -q
+	$(PYTEST) tests bench --benchmark-disable --durations 15
+
+slow: .make/dev
+	$(PYTEST) tests -m slow --durations 15
 
 check: .make/dev
 	$(BIN)/ruff format --check .
@@ -38,19 +44,14 @@ wheel: .make/dev
 	$(BIN)/python -m build --wheel --outdir dist
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist/repaired dist/*.whl
 
-# No virtual environment: the machine's own python3 holds the CUDA build of torch. A test that fails, or a bench, a rival
-# perhaps, does not cost the report of the others; make fails with it all the same.
+# No virtual environment: the machine's own python3 holds the CUDA build of torch. First things first, each result kept as
+# it comes, stopped in time; called again, it goes on.
+MINUTES ?= 12
 gpu:
-	$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU and a torch that sees it; PYTHON=... names another python3")'
+	@$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU and a torch that sees it; PYTHON=... names another python3")'
 	@$(PYTHON) -c 'import hypothesis, pybind11, pytest_benchmark, pytest_timeout' || { echo "make gpu needs what the tests need: $(PYTHON) -m pip install -e '.[dev]' (keeps the torch that is there)"; exit 1; }
 	$(PYTHON) setup.py build_ext --inplace
-	mkdir -p bench/results
-	gpu=$$($(PYTHON) -c 'import torch; print("-".join(torch.cuda.get_device_name().lower().split()))'); failed=0; \
-	$(PYTHON) -m pytest tests/kernels tests/model tests/video -m gpu || failed=1; \
-	$(PYTHON) -m pytest bench --benchmark-json bench/results/$$gpu.json || failed=1; \
-	$(PYTHON) -m bench.report bench/results/$$gpu.json --out bench/results || failed=1; \
-	$(PYTHON) -m bench.bench_decode_dali --device mixed --out bench/results/$$gpu-decode-dali.json || failed=1; \
-	exit $$failed
+	$(PYTHON) -m bench.session --minutes $(MINUTES) --out bench/results
 
 # What the compiler makes of every Triton kernel, for the GPUs this machine does not have.
 static: .make/dev

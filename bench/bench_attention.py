@@ -23,7 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bench.harness import DEVICE, measure, seconds
-from eagle_kernels.attention import AttentionPlan, varlen_attention, varlen_attention_ref
+from eagle_kernels.attention import varlen_attention, varlen_attention_ref
+from eagle_kernels.attention_plan import AttentionPlan
 
 pytestmark = pytest.mark.benchmark(timer=seconds)
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
@@ -188,12 +189,15 @@ if DEVICE == "cuda":
 WAYS_BACK = [way for way in WAYS if DEVICE == "cuda" or way != "flex"]  # on a CPU flex_attention has no backward
 
 
+@lru_cache(maxsize=1)
 def inputs(pattern: Pattern) -> tuple[list[Tensor], Tensor]:
-    """q, k, v that take gradients, and a gradient of out: random values, the same on every machine."""
-    generator = torch.Generator().manual_seed(0)
+    """q, k, v that take gradients, and a gradient of out: random values, made once a pattern, where they are used."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
     shape, rows = pattern.shape, sum(pattern.lengths)
     heads = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads, shape.num_heads)
-    q, k, v, dout = (torch.randn(rows, h, shape.head_width, generator=generator).to(DEVICE, DTYPE) for h in heads)
+    q, k, v, dout = (
+        torch.randn(rows, h, shape.head_width, generator=generator, device=DEVICE, dtype=DTYPE) for h in heads
+    )
     return [x.requires_grad_() for x in (q, k, v)], dout
 
 

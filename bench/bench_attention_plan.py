@@ -7,7 +7,7 @@ import torch
 
 from bench.bench_attention import long_tailed
 from bench.harness import DEVICE, measure, seconds
-from eagle_kernels.attention import _tiles, _tiles_ref
+from eagle_kernels.attention_plan import _tiles, _tiles_ref
 
 CLOCK = seconds if DEVICE == "cuda" else time.process_time  # other programs' time is not ours
 pytestmark = pytest.mark.benchmark(timer=CLOCK)

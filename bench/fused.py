@@ -19,9 +19,9 @@ WAYS_AND_LIGER = (*WAYS, "liger") if DEVICE == "cuda" else WAYS  # Liger-Kernel 
 
 
 def random(*shapes: tuple[int, ...]) -> list[Tensor]:
-    """Standard normal leaves that take gradients, the same on every machine."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).to(DEVICE, DTYPE).requires_grad_() for shape in shapes]
+    """Standard normal leaves that take gradients, made where they are used."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    return [torch.randn(shape, generator=generator, device=DEVICE, dtype=DTYPE).requires_grad_() for shape in shapes]
 
 
 def liger(function: str) -> Callable[..., Any]:

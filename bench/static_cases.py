@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from bench.static_table import CAPABILITIES, Case
-from eagle_kernels import attention
+from eagle_kernels import attention_triton
+from eagle_kernels.attention_plan import TILE
+from eagle_kernels.attention_triton import DELTA_BLOCK
 
 
 def cases() -> list[Case]:
@@ -44,16 +46,16 @@ def attention_cases() -> list[Case]:
 
 
 def _attention_cases(name: str, D: int, H: int, K: int, causal: bool, uniform: bool, sm: int) -> list[Case]:
-    main, tail = attention.pieces(D)
-    launches = attention.launches(D, torch.bfloat16, sm=sm, whole=uniform, causal=causal)
+    main, tail = attention_triton.pieces(D)
+    launches = attention_triton.launches(D, torch.bfloat16, sm=sm, whole=uniform, causal=causal)
     shared = {
         "G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": 8, "CAUSAL": causal, "UNIFORM": uniform,
-        "WHOLE": uniform, "TILE": attention.TILE,
+        "WHOLE": uniform, "TILE": TILE,
     }  # fmt: skip
     kernels = [
-        ("fwd", attention._fwd_kernel, launches.fwd, {"H": H}),
-        ("dq", attention._dq_kernel, launches.dq, {"H": H}),
-        ("dkdv", attention._dkdv_kernel, launches.dkdv, {"K": K}),
+        ("fwd", attention_triton._fwd_kernel, launches.fwd, {"H": H}),
+        ("dq", attention_triton._dq_kernel, launches.dq, {"H": H}),
+        ("dkdv", attention_triton._dkdv_kernel, launches.dkdv, {"K": K}),
     ]
     cases = [
         Case(
@@ -73,9 +75,9 @@ def _attention_cases(name: str, D: int, H: int, K: int, causal: bool, uniform: b
     ]
     delta = Case(
         name=f"attention_delta_{name}",
-        kernel=attention._delta_kernel,
-        signature=_attention_signature(attention._delta_kernel.arg_names),
-        constants={"H": H, "D": D, "WIDTH": 1 << (D - 1).bit_length(), "UNIT": 8, "BLOCK": attention.DELTA_BLOCK},
+        kernel=attention_triton._delta_kernel,
+        signature=_attention_signature(attention_triton._delta_kernel.arg_names),
+        constants={"H": H, "D": D, "WIDTH": 1 << (D - 1).bit_length(), "UNIT": 8, "BLOCK": DELTA_BLOCK},
         capabilities=(sm,),
         vectorised=True,
     )

@@ -3,7 +3,8 @@
     python -m bench.static_table --out bench/results/static      writes static_table.json and static_table.md
 
 Each case is one kernel at one configuration that a GPU would launch, compiled to PTX and cubin for sm_80, sm_90 and
-sm_100. tests/kernels/test_static.py runs this in a process of its own (Triton's interpreter must be off) and asserts.
+sm_100. tests/kernels/test_static_table.py runs this in a process of its own (Triton's interpreter must be off) and
+asserts.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "attention_decode.h"
-#include "attention_merge.h"
 #include "attention_plan.h"
+#include "decode_attention.h"
 #include "frames_to_tiles.h"
 #include "matroska.h"
+#include "merge_attention.h"
 #include "scatter_visual.h"
 #include "yuv_to_tiles.h"
 

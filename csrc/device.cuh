@@ -1,8 +1,5 @@
-// What host and device code share, and how CUDA calls are checked. Host compilers may include it.
+// How code is marked for host and device, and how CUDA calls are checked. Host compilers may include it.
 #pragma once
-
-#include <cstdint>
-#include <cstring>
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
@@ -15,18 +12,6 @@
 #endif
 
 namespace eagle {
-
-struct Bfloat16 {
-  uint16_t bits;
-};
-
-// Round to nearest, ties to even; as torch's .to(torch.bfloat16), for every value that is not NaN.
-EAGLE_HOST_DEVICE Bfloat16 to_bfloat16(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  bits += 0x7fffu + ((bits >> 16) & 1u);
-  return {static_cast<uint16_t>(bits >> 16)};
-}
 
 #ifdef __CUDACC__
 

@@ -535,16 +535,7 @@ void frames_to_tiles_cpu(const TensorView& frames, const TensorView& out, const 
   check(num_threads >= 0, "frames_to_tiles: num_threads is ", num_threads, "; needs >= 0 (0: one for each CPU).");
   check_simd("frames_to_tiles", simd);
   if (frames.shape[0] == 0) return;
-  switch (out.dtype) {
-    case DType::kUint8:
-      return run<uint8_t>(frames, out, tiling, num_threads, simd);
-    case DType::kBfloat16:
-      return run<Bfloat16>(frames, out, tiling, num_threads, simd);
-    case DType::kFloat32:
-      return run<float>(frames, out, tiling, num_threads, simd);
-    default:  // refused above
-      return;
-  }
+  with_type<uint8_t, Bfloat16, float>(out.dtype, [&]<class T>() { run<T>(frames, out, tiling, num_threads, simd); });
 }
 
 }  // namespace eagle

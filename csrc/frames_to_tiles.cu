@@ -223,17 +223,8 @@ void frames_to_tiles_cuda(const std::vector<FrameGroup>& groups, const TensorVie
   check_frames_to_tiles(groups, out);
   check_workspace("frames_to_tiles", workspace, frames_to_tiles_workspace_bytes(groups));
   const DeviceGuard guard(device);
-  const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
-  switch (out.dtype) {
-    case DType::kUint8:
-      return run<uint8_t>(groups, out, workspace, cuda_stream);
-    case DType::kBfloat16:
-      return run<Bfloat16>(groups, out, workspace, cuda_stream);
-    case DType::kFloat32:
-      return run<float>(groups, out, workspace, cuda_stream);
-    default:  // refused above
-      return;
-  }
+  with_type<uint8_t, Bfloat16, float>(
+      out.dtype, [&]<class T>() { run<T>(groups, out, workspace, reinterpret_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace eagle

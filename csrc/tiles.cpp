@@ -2,7 +2,36 @@
 
 #include <cmath>
 
+#include "tiles_cpu.h"
+
 namespace eagle {
+namespace {
+
+void look_up_portable(const uint8_t* line, const Bfloat16* table, int64_t num_values, Bfloat16* out) {
+  for (int64_t i = 0; i < num_values; ++i) out[i] = table[line[i]];
+}
+
+#ifdef EAGLE_X86
+
+// The whole table in eight registers; one instruction looks 32 values up in a quarter of it.
+EAGLE_AVX512 void look_up_avx512(const uint8_t* line, const Bfloat16* table, int64_t num_values, Bfloat16* out) {
+  __m512i part[8];
+  for (int k = 0; k < 8; ++k) part[k] = _mm512_loadu_si512(table + k * 32);
+  for (int64_t i = 0; i < num_values; i += 32) {
+    const __m512i at = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(line + i)));
+    const __mmask32 second = _mm512_test_epi16_mask(at, _mm512_set1_epi16(64));
+    const __mmask32 upper = _mm512_test_epi16_mask(at, _mm512_set1_epi16(128));
+    __m512i quarter[4];
+    for (int k = 0; k < 4; ++k) quarter[k] = _mm512_permutex2var_epi16(part[2 * k], at, part[2 * k + 1]);
+    const __m512i low = _mm512_mask_blend_epi16(second, quarter[0], quarter[1]);
+    const __m512i high = _mm512_mask_blend_epi16(second, quarter[2], quarter[3]);
+    _mm512_storeu_si512(out + i, _mm512_mask_blend_epi16(upper, low, high));
+  }
+}
+
+#endif
+
+}  // namespace
 
 std::vector<Target> make_targets(int64_t width_px, int64_t height_px, const Tiling& tiling) {
   std::vector<Target> targets;
@@ -38,6 +67,36 @@ void check_tiles_out(const std::string& op, const TensorView& out, const Tiling&
   check(out.num_dims == 3 && out.shape[0] == num_images && out.shape[1] == grid * grid &&
             out.shape[2] == patch_values && out.is_contiguous(),
         op, ": out needs contiguous (", num_images, ", ", grid * grid, ", ", patch_values, ").");
+}
+
+const char* simd() {
+#ifdef EAGLE_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512vnni")) {
+    return "avx512";
+  }
+  if (__builtin_cpu_supports("avx2")) return "avx2";
+#endif
+  return "";
+}
+
+void check_simd(const std::string& op, const std::string& wanted) {
+  check(wanted.empty() || wanted == "avx2" || wanted == "avx512", op, ": simd is '", wanted,
+        "'; needs 'avx512', 'avx2' or ''.");
+#ifdef EAGLE_X86
+  const std::string widest = simd();
+  check(wanted.empty() || wanted == widest || widest == "avx512", op, ": simd is '", wanted,
+        "'; this CPU has at most '", widest, "'.");
+#else
+  check(wanted.empty(), op, ": simd is '", wanted, "', and this build has none; needs ''.");
+#endif
+}
+
+LookUp look_up([[maybe_unused]] const std::string& simd) {
+#ifdef EAGLE_X86
+  if (simd == "avx512") return look_up_avx512;
+#endif
+  return look_up_portable;
 }
 
 }  // namespace eagle

@@ -15,8 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "device.cuh"
-#include "tensor_view.h"
+#include "number_types.h"
 
 namespace eagle {
 

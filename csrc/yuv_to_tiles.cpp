@@ -613,16 +613,7 @@ void yuv_to_tiles_cpu(const YuvFrames& frames, const TensorView& out, const Tili
   check(num_threads >= 0, "yuv_to_tiles: num_threads is ", num_threads, "; needs >= 0 (0: one for each CPU).");
   check_simd("yuv_to_tiles", simd);
   if (frames.y.shape[0] == 0) return;
-  switch (out.dtype) {
-    case DType::kUint8:
-      return run<uint8_t>(frames, out, tiling, num_threads, simd);
-    case DType::kBfloat16:
-      return run<Bfloat16>(frames, out, tiling, num_threads, simd);
-    case DType::kFloat32:
-      return run<float>(frames, out, tiling, num_threads, simd);
-    default:  // refused above
-      return;
-  }
+  with_type<uint8_t, Bfloat16, float>(out.dtype, [&]<class T>() { run<T>(frames, out, tiling, num_threads, simd); });
 }
 
 }  // namespace eagle

@@ -197,17 +197,8 @@ void yuv_to_tiles_cuda(const YuvFrames& frames, const TensorView& out, const Til
   check_yuv_to_tiles(frames, out, tiling);
   check_workspace("yuv_to_tiles", workspace, yuv_to_tiles_workspace_bytes(frames, tiling));
   const DeviceGuard guard(device);
-  const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
-  switch (out.dtype) {
-    case DType::kUint8:
-      return run<uint8_t>(frames, out, tiling, workspace, cuda_stream);
-    case DType::kBfloat16:
-      return run<Bfloat16>(frames, out, tiling, workspace, cuda_stream);
-    case DType::kFloat32:
-      return run<float>(frames, out, tiling, workspace, cuda_stream);
-    default:  // refused above
-      return;
-  }
+  with_type<uint8_t, Bfloat16, float>(
+      out.dtype, [&]<class T>() { run<T>(frames, out, tiling, workspace, reinterpret_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace eagle

@@ -1,6 +1,7 @@
 """Kernels of Eagle 2.5 as single ops: import one, call it in your own training code."""
 
-from eagle_kernels.attention import AttentionPlan, varlen_attention
+from eagle_kernels.attention import varlen_attention
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.decode_attention import decode_attention
 from eagle_kernels.decode_tiles import DecodedTiles, decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles, images_to_tiles
@@ -15,11 +16,13 @@ from eagle_kernels.rms_norm import add_rms_norm, rms_norm
 from eagle_kernels.rope import rope
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_kernels.swiglu import swiglu
+from eagle_kernels.tiles import Tiling
 from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
 __all__ = [
     "AttentionPlan",
     "DecodedTiles",
+    "Tiling",
     "TokenStats",
     "add_rms_norm",
     "decode_attention",

@@ -29,11 +29,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from eagle_model.data.media import Sample, read_recipe, read_samples
+from eagle_model.checkpoints import latest
+from eagle_model.data.packing import pack_row
 from eagle_model.data.processor import Processor
-from eagle_model.data.tokens import pack_row
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
+from eagle_model.data.sample import Sample
 from eagle_model.model.eagle import Eagle
-from eagle_model.train import checkpoint
 from eagle_model.train.config import TrainConfig
 from eagle_model.train.recipes import tiny
 from eagle_model.train.trainer import Trainer
@@ -62,8 +64,10 @@ def show_plan(folder: Path) -> None:
 
 def config(videos: Path, max_steps: int) -> TrainConfig:
     base = tiny()
-    data = replace(base.data, recipe=str(videos / "recipe.json"), context_tokens=2048, min_frames=1)
-    return replace(base, data=data, max_steps=max_steps)
+    sampling = replace(base.processor.sampling, context_tokens=2048, min_frames=1)
+    processor = replace(base.processor, sampling=sampling)
+    data = replace(base.data, recipe=str(videos / "recipe.json"))
+    return replace(base, processor=processor, data=data, max_steps=max_steps)
 
 
 def ask(eagle: Eagle, processor: Processor, samples: Sequence[Sample], *, shuffled: bool = False) -> list[str]:
@@ -92,7 +96,7 @@ def accuracy(samples: Sequence[Sample], answers: Sequence[str]) -> float:
 
 
 def evaluate(run: Path, videos: Path) -> dict[str, float]:
-    newest = checkpoint.latest(run / "checkpoints", print)
+    newest = latest(run / "checkpoints", print)
     assert newest is not None, f"{run} has no checkpoint"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     eagle = Eagle.from_pretrained(newest, dtype=torch.float32, device=device)

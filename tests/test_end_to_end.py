@@ -21,12 +21,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eagle_model.data.media import DataError
+from eagle_model import checkpoints
 from eagle_model.data.processor import Processor
-from eagle_model.data.tokens import train_tokenizer
+from eagle_model.data.sample import DataError
+from eagle_model.data.tokenizer import train_tokenizer
+from eagle_model.fields import override, to_json
 from eagle_model.model.eagle import Eagle
-from eagle_model.train import checkpoint
-from eagle_model.train.config import TrainConfig, override, to_json
+from eagle_model.train.config import TrainConfig
 from eagle_model.train.metrics import read_metrics
 from eagle_model.train.recipes import debug
 from eagle_model.train.trainer import Trainer
@@ -72,7 +73,7 @@ def dataset(tmp_path_factory) -> Path:
 
 def config_of(dataset: Path, *assignments: str) -> TrainConfig:
     base = [f"data.recipe={dataset / 'recipe.json'}", f"tokenizer={dataset / 'tokenizer.json'}"]
-    base += ["data.context_tokens=400", "max_steps=8", "save_every_steps=4", "log_every_steps=1"]
+    base += ["processor.sampling.context_tokens=400", "max_steps=8", "save_every_steps=4", "log_every_steps=1"]
     return override(debug(), [*base, *assignments])
 
 
@@ -88,7 +89,8 @@ def run_here(config: TrainConfig, folder: Path) -> Trainer:
 
 TRAIN = """
 import json, os, signal, sys
-from eagle_model.train.config import TrainConfig, from_json
+from eagle_model.fields import from_json
+from eagle_model.train.config import TrainConfig
 from eagle_model.train.trainer import Trainer
 import torch
 torch.set_num_threads(1)
@@ -113,7 +115,7 @@ def run_in_process(config: TrainConfig, folder: Path, *, kill_after: int = -1) -
 def tensors_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """Weights and optimizer state of a checkpoint."""
     path = folder / "checkpoints" / f"step-{step:06d}"
-    checkpoint.verify(path)
+    checkpoints.verify(path)
     return load_file(path / "model.safetensors") | load_file(path / "training" / "optimizer.safetensors")
 
 
@@ -147,7 +149,7 @@ def test_killed_and_resumed_is_the_same_run_bit_for_bit(dataset, tmp_path, dtype
 
     killed = run_in_process(config, tmp_path / "killed", kill_after=6)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert list(checkpoint.steps(tmp_path / "killed" / "checkpoints")) == [4]
+    assert list(checkpoints.steps(tmp_path / "killed" / "checkpoints")) == [4]
     assert len(read_metrics(tmp_path / "killed" / "metrics.jsonl")) == 6
     run_here(config, tmp_path / "killed")
     assert_same_run(tmp_path / "straight", tmp_path / "killed", 8)
@@ -170,7 +172,7 @@ def test_a_run_told_to_stop_saves_and_resumes(dataset, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
-    (saved,) = checkpoint.steps(folder / "checkpoints")
+    (saved,) = checkpoints.steps(folder / "checkpoints")
     assert 3 <= saved < 200
     assert "SIGTERM: stopping after this step, then saving. Once more stops at once." in err
     assert f"Stopped after step {saved} of 200; it is saved. The same command resumes." in out
@@ -191,10 +193,10 @@ def test_it_learns_and_the_report_shows_it(dataset, tmp_path):
     assert np.mean(losses[-5:]) < 0.35 * np.mean(losses[:3]), losses
 
     # The checkpoint is a model that answers in the form that it was taught.
-    newest = checkpoint.latest(folder / "checkpoints", quiet)
+    newest = checkpoints.latest(folder / "checkpoints", quiet)
     assert newest is not None
     assert newest.name == "step-000050"
-    assert list(checkpoint.steps(newest.parent)) == [50]  # keep_last
+    assert list(checkpoints.steps(newest.parent)) == [50]  # keep_last
     model, processor = Eagle.from_pretrained(newest), Processor.from_pretrained(newest)
     parts = [
         {"type": "video", "video": str(dataset / "00.mp4")},

@@ -1,51 +1,64 @@
 """Processor: samples and chat messages -> tokens and pixels, first the numbers (a plan), then what the plan asks for.
 
-Dims    T tokens, I tiles, P patches a tile, K = 3 * patch_px**2.
+    processor = Processor.from_pretrained("runs/first/checkpoints/step-000100")
+    plan = processor.plan_sample(sample)              # which frames, which tiles, how many tokens: no pixel was read
+    tokens, patches_IPK = processor.load_sample(plan)
+
+    batch = processor([{"role": "user", "content": [{"type": "image", "image": "page.png"}, ...]}])
+
+Each frame of a video becomes one tile in the thread that decodes it, and is not kept.
+
+Dims    T tokens, I tiles, P = (tile_px / patch_px)**2 patches a tile, K = 3 * patch_px**2.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from eagle_kernels.video import VideoError, probe
+from eagle_kernels.decode_tiles import decode_tiles
+from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_kernels.tiles import Tiling
+from eagle_kernels.video import VideoError
+from eagle_kernels.video import open as open_video
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data import sampling
-from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, SampledVideo
-from eagle_model.data.media import DataError, Sample, VideoRef, parse_sample
-from eagle_model.data.pixels import image_size, load_patches
+from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, SampledVideo, TokenizedSample, sampled_videos
+from eagle_model.data.clips import open_clip
+from eagle_model.data.images import image_size, load_image
+from eagle_model.data.packing import pack_row
+from eagle_model.data.rows import parse_sample
+from eagle_model.data.sample import DataError, ImageRef, Sample
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
-from eagle_model.data.tokens import TokenizedSample, pack_row, read_tokenizer, text_token_counter, tokenize
+from eagle_model.data.tokenizer import read_tokenizer
+from eagle_model.fields import from_json, to_json
+from eagle_model.files import write_json
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
-CLIP_END_SLACK_SECONDS = 1.0  # annotations round a video's end up; a clip that ends later still has wrong times
+PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessorConfig:
-    context_tokens: int = 32_768
-    tile_px: int = 448
-    patch_px: int = 14
-    max_tiles: int = 12  # an image, thumbnail not counted
-    frames_per_second: float = 2.0  # a video is sampled no denser
-    min_frames: int = 8
-    max_frames: int = 512
-    key_frames_only: bool = (
-        False  # sample videos from the frames that decoding can start at: the cheapest, unevenly spread
-    )
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """What the model gets to see of a sample. A checkpoint keeps it, as eagle_processor.json."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    tile_px: int = 448  # width and height of a tile, the model's own
+    patch_px: int = 14  # width and height of a patch, the model's own
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken from the red, green and blue of pixels, 0 to 1
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # what they are divided by then
     system: str = DEFAULT_SYSTEM  # the system turn of conversations that have none; "" for none
 
     def __post_init__(self) -> None:
@@ -56,25 +69,28 @@ class ProcessorConfig:
             )
         for name in ("mean", "std"):
             values = getattr(self, name)
-            are_numbers = len(values) == 3 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-            if not are_numbers or (name == "std" and min(values) <= 0):
+            if not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
                 raise ValueError(f"ProcessorConfig: {name} is {values}; needs three numbers, std above 0.")
-        self.sampling()  # checks the rest
+        if self.tokens_per_tile > self.sampling.context_tokens:
+            raise ValueError(
+                f"ProcessorConfig: sampling.context_tokens is {self.sampling.context_tokens}; one tile of "
+                f"{self.tile_px} px takes {self.tokens_per_tile}. Raise context_tokens or lower tile_px."
+            )
 
     @property
     def tokens_per_tile(self) -> int:
         return (self.tile_px // (2 * self.patch_px)) ** 2
 
-    def sampling(self, max_tiles: int | None = None) -> SamplingConfig:
-        """What ADS needs to know; `max_tiles` lowers the limit for one source."""
-        return SamplingConfig(
-            context_tokens=self.context_tokens,
-            tokens_per_tile=self.tokens_per_tile,
+    @property
+    def tiling(self) -> Tiling:
+        """How images and frames become tiles; a grid of one tile, as every frame's, has no thumbnail."""
+        return Tiling(
             tile_px=self.tile_px,
-            max_tiles=self.max_tiles if max_tiles is None else min(self.max_tiles, max_tiles),
-            frames_per_second=self.frames_per_second,
-            min_frames=self.min_frames,
-            max_frames=self.max_frames,
+            patch_px=self.patch_px,
+            mean=self.mean,
+            std=self.std,
+            thumbnail=True,
+            dtype=PIXELS_DTYPE,
         )
 
 
@@ -85,8 +101,11 @@ class SamplePlan:
     sample: Sample
     visual: VisualPlan
     videos: tuple[SampledVideo, ...]  # the sampled times, and the rate that the text names
-    num_tokens: int
     generation_prompt: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return self.visual.num_tokens
 
     @property
     def num_tiles(self) -> int:
@@ -95,64 +114,55 @@ class SamplePlan:
 
 class LoadedSample(NamedTuple):
     tokens: TokenizedSample
-    patches_IPK: Tensor
+    patches_IPK: Tensor  # of all tiles, in the order shown: an image's with its thumbnail, a video's one a frame
 
 
 class Processor:
-    """Everything between a sample and its tensors. Not changed by use; safe to share between threads.
+    """Everything between a sample and its tensors. Not changed by use; safe to share between threads."""
 
-    num_decode_workers: threads that decode one video; index_folder: keeps the indexes of videos, as `video.probe` does.
-    Neither changes a number, and neither is saved.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        config: ProcessorConfig,
-        *,
-        num_decode_workers: int = 1,
-        index_folder: str | Path | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self.num_decode_workers = num_decode_workers
-        self.index_folder = index_folder
         self.encoder = ChatEncoder(tokenizer, system=config.system)
 
     def plan_sample(
-        self, sample: Sample, *, max_tiles: int | None = None, generation_prompt: bool = False
+        self,
+        sample: Sample,
+        *,
+        max_tiles: int | None = None,
+        generation_prompt: bool = False,
+        index_folder: str | Path | None = None,
     ) -> SamplePlan:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
+        index_folder: keeps the indexes of videos, as `video.probe` does; it changes no number.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
+        limits = self.config.sampling
+        if max_tiles is not None:
+            limits = replace(limits, max_tiles=min(limits.max_tiles, max_tiles))
+        count = partial(self.encoder.num_text_tokens, sample, generation_prompt=generation_prompt)
         try:
             images = [image_size(image.path) for image in sample.images]
-            clips = [_clip(video, self.index_folder, self.config.key_frames_only) for video in sample.videos]
+            clips = [open_clip(video, seek=limits.seek, index_folder=index_folder) for video in sample.videos]
+            clip_seconds = [clip.duration_seconds for clip in clips]
             visual = sampling.plan(
-                self.config.sampling(max_tiles),
+                limits,
+                tile_px=self.config.tile_px,
+                tokens_per_tile=self.config.tokens_per_tile,
                 images=images,
                 videos=[clip.frame_times_seconds for clip in clips],
-                text_tokens=text_token_counter(
-                    self.encoder,
-                    sample,
-                    lambda video, num_frames: num_frames / clips[video].duration_seconds,
-                    generation_prompt=generation_prompt,
-                ),
+                text_tokens=partial(count, clip_seconds),
             )
         except (DataError, DoesNotFit) as error:
             raise DataError(f"sample {sample.id}: {error}") from error
-        videos = tuple(
-            SampledVideo(times, len(times) / clip.duration_seconds)
-            for times, clip in zip(visual.timestamps_seconds, clips, strict=True)
-        )
-        return SamplePlan(sample, visual, videos, visual.num_tokens, generation_prompt)
+        videos = sampled_videos(visual.timestamps_seconds, clip_seconds)
+        return SamplePlan(sample, visual, videos, generation_prompt)
 
     def tokenize(self, plan: SamplePlan) -> TokenizedSample:
         """The planned sample's tokens. Raises DataError when they are not as many as the plan says."""
-        tokens = tokenize(
-            self.encoder,
+        tokens = self.encoder.encode(
             plan.sample,
             videos=plan.videos,
             tiles_per_image=[grid.num_tiles for grid in plan.visual.grids],
@@ -165,27 +175,53 @@ class Processor:
             )
         return tokens
 
-    def load_sample(self, plan: SamplePlan, *, stop: threading.Event | None = None) -> LoadedSample:
+    def load_sample(
+        self,
+        plan: SamplePlan,
+        *,
+        num_decode_workers: int = 1,
+        index_folder: str | Path | None = None,
+        stop: threading.Event | None = None,
+    ) -> LoadedSample:
         """Tokens and pixels of a planned sample.
 
-        stop: set by another thread, it ends the work early with CancelledError.
+        num_decode_workers: threads that decode one video; index_folder: where planning kept the indexes of videos.
+        Neither changes a bit.
+        stop: set by another thread, it ends the work early with CancelledError: at the next image, or the next packet
+        of a video.
         Raises DataError, naming the sample, when a file cannot be decoded as planned.
         """
-        tokens = self.tokenize(plan)
-        try:
-            patches_IPK = load_patches(
-                plan.sample,
-                plan.visual,
-                tile_px=self.config.tile_px,
-                patch_px=self.config.patch_px,
-                mean=self.config.mean,
-                std=self.config.std,
-                num_decode_workers=self.num_decode_workers,
-                index_folder=self.index_folder,
-                stop=stop,
-            )
-        except DataError as error:
-            raise DataError(f"sample {plan.sample.id}: {error}") from error
+        tokens, tiling = self.tokenize(plan), self.config.tiling
+        patches_IPK = torch.empty(tiling.shape(plan.num_tiles), dtype=PIXELS_DTYPE)
+        grids, times_seconds = iter(plan.visual.grids), iter(plan.visual.timestamps_seconds)
+        end = 0
+        for shown in plan.sample.media:
+            if stop is not None and stop.is_set():
+                raise CancelledError
+            start = end
+            try:
+                if isinstance(shown, ImageRef):
+                    grid = next(grids)
+                    end += grid.num_tiles
+                    image_1YX3 = load_image(shown.path)[None]
+                    # One thread: the loader's workers are threads already.
+                    patches_IPK[start:end] = frames_to_tiles(image_1YX3, grid, tiling, num_threads=1)
+                else:
+                    times = next(times_seconds)
+                    end += len(times)
+                    decode_tiles(
+                        open_video(shown.path, index_folder=index_folder),
+                        times,
+                        (1, 1),
+                        tiling,
+                        out=patches_IPK[start:end],
+                        num_workers=num_decode_workers,
+                        stop=stop,
+                    )
+            except DataError as error:
+                raise DataError(f"sample {plan.sample.id}: {error}") from error
+            except (VideoError, OSError) as error:
+                raise DataError(f"sample {plan.sample.id}: video {shown.path} cannot be decoded: {error}") from error
         return LoadedSample(tokens, patches_IPK)
 
     def __call__(self, messages: Sequence[dict], *, root: str | Path | None = None) -> PackedBatch:
@@ -195,7 +231,7 @@ class Processor:
         root: media must lie inside this folder: give one when the messages come from someone else. None trusts
         them: paths are relative to the working folder and may lead anywhere.
 
-        The answer is not counted: ADS may fill config.context_tokens to the last. For room lower it by the answer's
+        The answer is not counted: ADS may fill sampling.context_tokens to the last. For room lower it by the answer's
         length. Raises DataError when the messages or a file are unusable, or do not fit.
         """
         trusted = root is None
@@ -225,20 +261,13 @@ class Processor:
                 )
         try:
             values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        except ValueError as error:
+            config = from_json(ProcessorConfig, values)
+        except json.JSONDecodeError as error:
             raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
-        known = {field.name for field in fields(ProcessorConfig)}
-        if not isinstance(values, dict):
-            raise ValueError(f"{folder / CONFIG_FILE} holds no object.")
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{folder / CONFIG_FILE} has the unknown field {unknown[0]!r}; known are {sorted(known)}.")
-        if missing := sorted(known - set(values)):
-            raise ValueError(f"{folder / CONFIG_FILE} lacks the field {missing[0]!r}.")
-        for name, value in asdict(ProcessorConfig()).items():
-            need = list if isinstance(value, tuple) else type(value)
-            if type(values[name]) is not need and not (need is float and type(values[name]) is int):
-                raise ValueError(f"{folder / CONFIG_FILE}: {name} is {values[name]!r}; needs a value like {value!r}.")
-        config = ProcessorConfig(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+        if missing := _first_missing(to_json(config), values):
+            raise ValueError(f"{folder / CONFIG_FILE} lacks the field {missing}; needs all that save_pretrained wrote.")
         return cls(read_tokenizer(folder / TOKENIZER_FILE), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -246,45 +275,14 @@ class Processor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / TOKENIZER_FILE))
-        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, to_json(self.config))
 
 
-class _Clip(NamedTuple):
-    frame_times_seconds: np.ndarray  # to sample from, counted from the file's first shown frame
-    duration_seconds: float
-
-
-def _clip(video: VideoRef, index_folder: str | Path | None, key_frames_only: bool) -> _Clip:
-    """The frames shown in [start, end), or the one on show at `start` where none begins in it; of these the key frames,
-    if they alone are wanted and the clip has any.
-
-    The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
-    lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
-    """
-    if not os.path.isfile(video.path):  # pathlib's raises for a name that is too long
-        raise DataError(f"video {video.path} does not exist or is not a file.")
-    try:
-        info = probe(video.path, index_folder=index_folder)
-    except (VideoError, OSError) as error:
-        raise DataError(f"video {video.path} cannot be read: {error}") from error
-    if info.damage is not None:
-        raise DataError(f"video {video.path} is damaged: {info.damage} Repair or remux it, or leave the sample out.")
-    start, end = video.start_seconds or 0.0, video.end_seconds
-    latest = max(start, 0.0 if end is None else end - CLIP_END_SLACK_SECONDS)
-    if latest > 0 and latest >= info.duration_seconds:
-        raise DataError(
-            f"the clip is {start:g} s to {'the end' if end is None else f'{end:g} s'}, but video {video.path} lasts "
-            f"{info.duration_seconds:.3f} s. Correct the clip's times."
-        )
-    times = info.frame_times_seconds
-    first = int(np.searchsorted(times, start, side="left"))
-    last = len(times) if end is None else int(np.searchsorted(times, end, side="left"))
-    if first >= last:
-        first = int(np.searchsorted(times, start, side="right")) - 1
-        last = first + 1
-    times = times[first:last]
-    if len(times) == 1:
-        return _Clip(times, 1 / info.frames_per_second if info.frames_per_second > 0 else 1.0)
-    duration_seconds = float(times[-1] - times[0]) * len(times) / (len(times) - 1)
-    keys = info.key_frames[(info.key_frames >= first) & (info.key_frames < last)]
-    return _Clip(info.frame_times_seconds[keys] if key_frames_only and len(keys) else times, duration_seconds)
+def _first_missing(whole: dict[str, Any], given: dict[str, Any]) -> str | None:
+    """The path of a field of `whole` that `given` lacks: a saved config says all, since defaults may change."""
+    for name, value in whole.items():
+        if name not in given:
+            return name
+        if isinstance(value, dict) and (inner := _first_missing(value, given[name])):
+            return f"{name}.{inner}"
+    return None

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 
@@ -30,16 +31,19 @@ class DoesNotFit(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
-    context_tokens: int
-    tokens_per_tile: int = 256
-    tile_px: int = 448
+    """How many frames and tiles a sample may take."""
+
+    context_tokens: int = 32_768  # a sample's, text and tiles; a packed row is as long
     max_tiles: int = 12  # an image, thumbnail not counted
     frames_per_second: float = 2.0  # no video is sampled faster than this
     min_frames: int = 8  # a video
     max_frames: int = 512  # a video
+    seek: Literal["exact", "keyframe"] = "exact"  # keyframe: take key frames alone, cheap to decode, unevenly spread
 
     def __post_init__(self) -> None:
-        for name in ("context_tokens", "tokens_per_tile", "tile_px", "max_tiles", "min_frames", "max_frames"):
+        if self.seek not in ("exact", "keyframe"):
+            raise ValueError(f"SamplingConfig: seek is {self.seek!r}; needs 'exact' or 'keyframe'.")
+        for name in ("context_tokens", "max_tiles", "min_frames", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"SamplingConfig: {name} is {getattr(self, name)}; needs at least 1.")
         if not 0 < self.frames_per_second < math.inf:
@@ -67,6 +71,8 @@ class VisualPlan:
 def plan(
     config: SamplingConfig,
     *,
+    tile_px: int,
+    tokens_per_tile: int,
     images: Sequence[tuple[int, int]],
     videos: Sequence[np.ndarray],
     text_tokens: Callable[[Sequence[Sequence[float]]], int],
@@ -77,7 +83,8 @@ def plan(
     2. Tiling, n as found: the largest t of 12, 8, 6, 4, 2, 1 (and config.max_tiles; none above it) with which it
        still fits.
 
-    Args:    images: (width_px, height_px) of each.
+    Args:    tile_px, tokens_per_tile: the side of a tile, and what the language model pays for one.
+             images: (width_px, height_px) of each.
              videos: frame times of each clip, seconds, ascending. (Page numbers do for a document: one tile a page,
              and from frames_per_second=1 on every page counts.)
              text_tokens: the sample's exact number of non-visual tokens, <img>, </img> and frame labels included,
@@ -98,13 +105,20 @@ def plan(
         times = tuple(sample_times(frame_times, n) for frame_times, n in zip(videos, shares))
         return times, text_tokens(times)
 
-    num_frames = _most_that_fit(config, len(images), sum(least), sum(most), lambda n: sample(n)[1])
+    num_frames = _most_that_fit(
+        config,
+        tokens_per_tile=tokens_per_tile,
+        num_images=len(images),
+        least=sum(least),
+        most=sum(most),
+        text_tokens=lambda n: sample(n)[1],
+    )
     times, num_text_tokens = sample(num_frames)
 
     steps = {config.max_tiles, *(t for t in TILE_STEPS if t < config.max_tiles)}
     for max_tiles in sorted(steps, reverse=True):
-        grids = tuple(choose_grid(w, h, tile_px=config.tile_px, max_tiles=max_tiles) for w, h in images)
-        num_visual_tokens = config.tokens_per_tile * (num_frames + sum(grid.num_tiles for grid in grids))
+        grids = tuple(choose_grid(w, h, tile_px=tile_px, max_tiles=max_tiles) for w, h in images)
+        num_visual_tokens = tokens_per_tile * (num_frames + sum(grid.num_tiles for grid in grids))
         if num_visual_tokens + num_text_tokens <= config.context_tokens:
             break  # at the latest at 1, which num_frames was found with
     return VisualPlan(
@@ -117,7 +131,13 @@ def plan(
 
 
 def _most_that_fit(
-    config: SamplingConfig, num_images: int, least: int, most: int, text_tokens: Callable[[int], int]
+    config: SamplingConfig,
+    *,
+    tokens_per_tile: int,
+    num_images: int,
+    least: int,
+    most: int,
+    text_tokens: Callable[[int], int],
 ) -> int:
     """The largest number of frames, from least to most, with which text, images at one tile and frames fit.
 
@@ -128,23 +148,23 @@ def _most_that_fit(
     """
 
     def total(num_frames: int) -> int:
-        return config.tokens_per_tile * (num_images + num_frames) + text_tokens(num_frames)
+        return tokens_per_tile * (num_images + num_frames) + text_tokens(num_frames)
 
-    n = min(most, config.context_tokens // config.tokens_per_tile - num_images)
+    n = min(most, config.context_tokens // tokens_per_tile - num_images)
     while n >= least:
         excess = total(n) - config.context_tokens
         if excess <= 0:
             return n
         tokens_per_frame = (total(n) - total(least)) / (n - least) if n > least else 0
-        n -= max(1, int(excess / max(tokens_per_frame, config.tokens_per_tile) / 2))
+        n -= max(1, int(excess / max(tokens_per_frame, tokens_per_tile) / 2))
 
     parts = [f"{text_tokens(least)} of text"]
     ways = ["raise context_tokens", "shorten the text"]
     if num_images:
-        parts.append(f"{num_images} images x {config.tokens_per_tile}")
+        parts.append(f"{num_images} images x {tokens_per_tile}")
         ways.append("give fewer images")
     if least:
-        parts.append(f"{least} frames x {config.tokens_per_tile} (min_frames={config.min_frames} a video)")
+        parts.append(f"{least} frames x {tokens_per_tile} (min_frames={config.min_frames} a video)")
         ways.append("lower min_frames")
     raise DoesNotFit(
         f"the sample needs at least {total(least)} tokens and context_tokens is {config.context_tokens}: "

@@ -1,5 +1,12 @@
 """Eagle 2.5: vision encoder, connector and decoder on one packed row of documents.
 
+    model = Eagle.from_pretrained("Eagle2.5-8B", dtype=torch.bfloat16, device="cuda")
+    loss = model(batch, mass)                                        # training; mass: see loss.py
+    new_ids = model.generate(batch, max_new_tokens=64)               # or what follows each document
+
+    model = build(EagleConfig.read("Eagle2.5-8B/config.json"))       # the same model in steps: names and shapes,
+    load(model, "Eagle2.5-8B", dtype=torch.bfloat16, device="cuda")  # then weights; between them, its place is chosen
+
 Dims     T tokens, D LLM width, I tiles, P patches a tile, K numbers a patch, C vision width, Q = P / 4 tokens a tile,
          N = I * Q visual tokens, V vocabulary.
 Weights  vision: `vision_model.vision_model.*`, connector: `mlp1.*`, llm: `language_model.model.*`,
@@ -15,13 +22,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from eagle_kernels.attention import AttentionPlan
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_model.batch import PackedBatch
-from eagle_model.model import generate, weights
+from eagle_model.files import write_json
+from eagle_model.model import weights
+from eagle_model.model.attend import Packed
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
+from eagle_model.model.generate import greedy
+from eagle_model.model.linear import Linear, LinearSkipBiasAdd
 from eagle_model.model.llm import Decoder
+from eagle_model.model.loss import LMHead, token_weights
 from eagle_model.model.vision import VisionEncoder
 
 
@@ -36,18 +48,23 @@ class Eagle(nn.Module):
     def __init__(self, cfg: EagleConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.tokens_per_tile = cfg.tokens_per_tile
         self.vision = VisionEncoder(cfg)
         self.connector = Connector(cfg)
-        self.llm = Decoder(cfg.text, attention_backend=cfg.attention_backend)
-        self.lm_head = nn.Linear(cfg.text.hidden_size, cfg.text.vocab_size, bias=False)
+        self.llm = Decoder(cfg.text)
+        self.lm_head = LMHead(cfg.text.hidden_size, cfg.text.vocab_size)
+        self._draw()
+        self._tie()
+
+    def _draw(self) -> None:
+        """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
         for module in self.modules():
-            if isinstance(module, nn.Linear) and module is not self.lm_head:
+            if isinstance(module, Linear | LinearSkipBiasAdd):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=cfg.initializer_range)
-        self._tie()
+            elif isinstance(module, LMHead | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.cfg.initializer_range)
 
     def _tie(self) -> None:
         if self.cfg.text.tie_word_embeddings:
@@ -67,36 +84,47 @@ class Eagle(nn.Module):
         parameter has a gradient (exactly zero) on every rank, which collective operations on gradients rely on.
         """
         num_tiles, num_rows = batch.patches_IPK.shape[0], batch.visual_rows_N.numel()
-        num_visual = num_tiles * self.cfg.tokens_per_tile
+        num_visual = num_tiles * self.tokens_per_tile
         if num_rows != num_visual:
             raise ValueError(
                 f"Eagle: the batch has {num_rows} rows for visual tokens, but its {num_tiles} tiles give {num_visual} "
-                f"({self.cfg.tokens_per_tile} a tile). Samples: {', '.join(batch.sample_ids)}. Their placeholder "
+                f"({self.tokens_per_tile} a tile). Samples: {', '.join(batch.sample_ids)}. Their placeholder "
                 f"tokens and their pixels must come from the same plan."
             )
         embeddings_TD = self.llm.embed_tokens(batch.token_ids_T)
         patches_IPK = batch.patches_IPK
         if num_tiles == 0:
-            vision = self.cfg.vision
-            patches_IPK = embeddings_TD.new_zeros(1, vision.num_patches, vision.num_patch_values)
+            patches_IPK = embeddings_TD.new_zeros(1, self.vision.num_patches, self.vision.num_patch_values)
         visual_ND = self.encode_tiles(patches_IPK, checkpoint_activations=checkpoint_activations)[:num_visual]
         return scatter_visual(embeddings_TD, visual_ND, batch.visual_rows_N)
 
-    def forward(self, batch: PackedBatch, *, checkpoint_activations: bool = False) -> Tensor:
-        """Hidden states after the final norm, (T, D); the loss multiplies them by `lm_head.weight`.
+    def hidden(self, batch: PackedBatch, *, checkpoint_activations: bool = False) -> Tensor:
+        """Hidden states after the final norm, (T, D); `lm_head` makes logits of them.
 
         checkpoint_activations: keep only each layer's input and compute the layer again in backward; the gradients are
         the same numbers. Raises ValueError where `embed` does.
         """
         embeddings_TD = self.embed(batch, checkpoint_activations=checkpoint_activations)
         plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=batch.num_tokens)
-        return self.llm(embeddings_TD, batch.positions_T, plan, checkpoint_activations=checkpoint_activations)
+        attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
+        return self.llm(embeddings_TD, batch.positions_T, attend, checkpoint_activations=checkpoint_activations)
+
+    def forward(self, batch: PackedBatch, mass: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
+        """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
+
+        mass: sum of `loss.sqrt_mass` over all rows of the step. Where nothing is supervised, loss and gradients are 0.
+        checkpoint_activations and errors as in `hidden`.
+        """
+        hidden_TD = self.hidden(batch, checkpoint_activations=checkpoint_activations)
+        return self.lm_head(hidden_TD, batch.labels_T, token_weights(batch.labels_T, batch.cu_seqlens, mass))
 
     def generate(
         self, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int] = ()
     ) -> list[list[int]]:
         """The likeliest continuation of each document, token by token: `generate.greedy`."""
-        return generate.greedy(self, batch, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids)
+        return greedy(
+            self.embed, self.llm, self.lm_head, batch, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids
+        )
 
     @classmethod
     def from_pretrained(
@@ -104,14 +132,10 @@ class Eagle(nn.Module):
     ) -> Eagle:
         """From a folder with config.json and safetensors under the released names; dtype None keeps the files' own.
 
-        Raises FileNotFoundError or ValueError where `EagleConfig.read` and `weights.load` do.
+        Raises FileNotFoundError or ValueError where `EagleConfig.read` and `weights.read` do.
         """
-        cfg = EagleConfig.read(Path(folder) / "config.json")
-        with torch.device("meta"):
-            model = cls(cfg)
-        tensors = weights.load(Path(folder), dict(model.named_parameters()), dtype=dtype, device=device)
-        model.load_state_dict(tensors, strict=False, assign=True)  # weights.load has checked the names
-        model._tie()
+        model = build(EagleConfig.read(Path(folder) / "config.json"))
+        load(model, folder, dtype=dtype, device=device)
         return model
 
     def save_pretrained(self, folder: Path | str, *, max_shard_bytes: int = weights.MAX_SHARD_BYTES) -> None:
@@ -120,6 +144,44 @@ class Eagle(nn.Module):
         Raises FileExistsError where `weights.save` does.
         """
         folder = Path(folder)
-        weights.save(folder, dict(self.named_parameters()), max_shard_bytes=max_shard_bytes)
+        weights.save(folder, dict(self.named_parameters()), weights.EAGLE, max_shard_bytes=max_shard_bytes)
         dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
-        weights.write_json(folder / "config.json", {**self.cfg.to_dict(), "torch_dtype": dtype})
+        write_json(folder / "config.json", {**self.cfg.to_dict(), "torch_dtype": dtype})
+
+
+def build(cfg: EagleConfig, device: torch.device | str = "meta") -> Eagle:
+    """The model of a config: on "meta" its names and shapes alone, for `load`; elsewhere with new weights."""
+    with torch.device(device):
+        return Eagle(cfg)
+
+
+def load(
+    model: Eagle,
+    source: Path | str | None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Gives a model that was built on "meta" its weights, on `device` and in `dtype`; None keeps the source's own.
+
+    source: a folder with safetensors under the released names (a released model or a checkpoint of training), read
+    shard by shard: the memory is the weights' and one shard's. None: new weights, drawn on the CPU from torch's global
+    generator, so that a seed means the same on every device, and the same as a model that was built on the CPU.
+
+    Raises ValueError when the model has weights already, FileNotFoundError or ValueError where `weights.read` does.
+    """
+    parameters = dict(model.named_parameters())
+    if held := [name for name, parameter in parameters.items() if not parameter.is_meta]:
+        raise ValueError(f'load: {held[0]} holds numbers already; needs a model from build(cfg, "meta").')
+    if source is None:
+        model.to_empty(device="cpu")
+        for module in model.modules():  # as their constructors do off "meta"
+            if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm):
+                module.reset_parameters()
+        model._draw()
+        model.to(device=device, dtype=dtype)
+    else:
+        for name, tensor in weights.read(Path(source), parameters, weights.EAGLE, dtype=dtype, device=device):
+            path, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, parameters[name].requires_grad))
+    model._tie()

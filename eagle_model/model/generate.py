@@ -1,34 +1,42 @@
 """Greedy generation for a packed row of prompts, with a cache of keys and values.
 
-Dims     T tokens of this step, S documents, V vocabulary.
+    new_ids = greedy(eagle.embed, eagle.llm, eagle.lm_head, batch, max_new_tokens=64, stop_token_ids={eos})
+    # one list of token ids a document; `Eagle.generate` does the same
+
+Dims     T tokens of this step, S documents, D width.
 Cache    Each document owns a run of rows as long as its prompt plus all that it may generate, so that a step writes one
-         row a document and moves nothing. Prompts take `varlen_attention`, later steps `decode_attention`.
+         row a document and moves nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 
 import torch
+from torch import Tensor
 
-from eagle_kernels.attention import AttentionPlan
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_model.batch import PackedBatch
-from eagle_model.model.llm import CacheRuns
-
-if TYPE_CHECKING:
-    from eagle_model.model.eagle import Eagle
+from eagle_model.model.attend import Cache, Decode, Prefill
+from eagle_model.model.llm import Decoder
+from eagle_model.model.loss import LMHead
 
 
 @torch.no_grad()
 def greedy(
-    model: Eagle, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int]
+    embed: Callable[[PackedBatch], Tensor],
+    llm: Decoder,
+    lm_head: LMHead,
+    batch: PackedBatch,
+    *,
+    max_new_tokens: int,
+    stop_token_ids: Collection[int],
 ) -> list[list[int]]:
     """The new token ids of each document of `batch`, at most `max_new_tokens`. A document ends with the first token of
     `stop_token_ids`, which is the last of its list.
 
-    Raises ValueError for max_new_tokens < 1, for a document without tokens, and where `Eagle.embed` does.
+    embed: the prompts' embeddings, (T, D).
+    Raises ValueError for max_new_tokens < 1, for a document without tokens, and where `embed` does.
     """
     lengths = batch.cu_seqlens.diff().tolist()
     if max_new_tokens < 1:
@@ -40,23 +48,27 @@ def greedy(
     run_starts = [prompt + i * max_new_tokens for i, prompt in enumerate(prompt_starts.tolist())]
     num_rows = batch.num_tokens + len(lengths) * max_new_tokens
 
-    def ints(values: list[int]) -> torch.Tensor:
+    def ints(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     # Prefill: the prompts' keys go to the first rows of their runs.
+    embeddings_TD = embed(batch)
+    cache = Cache.zeros(
+        embeddings_TD, num_layers=len(llm.layers), num_rows=num_rows,
+        num_heads=llm.cfg.num_key_value_heads, head_dim=llm.cfg.head_dim,
+    )  # fmt: skip
     rows_T = torch.repeat_interleave(ints(run_starts), ints(lengths)) + batch.positions_T
-    caches = model.llm.new_caches(num_rows, rows_T.long())
     plan = AttentionPlan.from_segments(
         prompt_starts, ints(lengths), ints(run_starts), ints(lengths),
         num_tokens=batch.num_tokens, num_tokens_k=num_rows,
     )  # fmt: skip
-    hidden_TD = model.llm(model.embed(batch), batch.positions_T, plan, caches)
+    hidden_TD = llm(embeddings_TD, batch.positions_T, Prefill(cache=cache, rows_T=rows_T.long(), plan=plan))
     last_SD = hidden_TD[batch.cu_seqlens[1:].long() - 1]
 
     new_ids: list[list[int]] = [[] for _ in lengths]
     active = list(range(len(lengths)))  # documents still going on, in the order of last_SD's rows
     while True:
-        next_ids = model.lm_head(last_SD).argmax(dim=1).tolist()
+        next_ids = lm_head(last_SD).argmax(dim=1).tolist()
         for i, token_id in zip(active, next_ids, strict=True):
             new_ids[i].append(token_id)
         active = [i for i in active if new_ids[i][-1] not in stop_token_ids and len(new_ids[i]) < max_new_tokens]
@@ -64,10 +76,12 @@ def greedy(
             return new_ids
         # One token a document goes on: its position is the number of tokens before it.
         positions = [lengths[i] + len(new_ids[i]) - 1 for i in active]
-        rows_T = ints([run_starts[i] + position for i, position in zip(active, positions, strict=True)]).long()
-        caches = [replace(cache, rows_T=rows_T) for cache in caches]
-        runs = CacheRuns(
-            start_S=ints([run_starts[i] for i in active]), length_S=ints(positions) + 1, longest=max(positions) + 1
+        attend = Decode(
+            cache=cache,
+            rows_S=ints([run_starts[i] + position for i, position in zip(active, positions, strict=True)]).long(),
+            start_S=ints([run_starts[i] for i in active]),
+            length_S=ints(positions) + 1,
+            longest=max(positions) + 1,
         )
-        embeddings_TD = model.llm.embed_tokens(ints([new_ids[i][-1] for i in active]).long())
-        last_SD = model.llm(embeddings_TD, ints(positions), runs, caches)
+        embeddings_SD = llm.embed_tokens(ints([new_ids[i][-1] for i in active]).long())
+        last_SD = llm(embeddings_SD, ints(positions), attend)

@@ -1,5 +1,7 @@
 """SigLIP2's vision encoder on packed patches: tiles in, one vector a patch out.
 
+    patches_IPC = encoder(patches_IPK)           # (3, 1024, 588) pixels of 3 tiles -> (3, 1024, 1152)
+
 Dims     I tiles, P patches a tile, K = 3 * patch_px**2 numbers a patch (channel, y, x), C width, H heads,
          D head width, R = I * P rows.
 Weights  `vision_model.vision_model.*` of nvidia/Eagle2.5-8B. The released patch embedding is a convolution whose stride
@@ -9,67 +11,73 @@ Source   Tschannen et al. 2025, arXiv:2502.14786; transformers' SiglipVisionMode
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eagle_kernels.attention import AttentionPlan, Backend, varlen_attention
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
+from eagle_model.model.attend import Attend, Packed
 from eagle_model.model.config import EagleConfig, VisionConfig
+from eagle_model.model.linear import Linear, LinearSkipBiasAdd
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x_RC: Tensor) -> Tensor:
+        return layer_norm(x_RC, self.weight, self.bias, self.eps)
 
 
 class VisionAttention(nn.Module):
-    def __init__(self, cfg: VisionConfig, backend: Backend) -> None:
+    def __init__(self, cfg: VisionConfig, layer: int) -> None:
         super().__init__()
-        self.backend = backend
+        self.layer = layer
         self.num_heads = cfg.num_attention_heads
-        self.q_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
-        self.k_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
-        self.v_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
-        self.out_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size)
+        self.q_proj = Linear(cfg.hidden_size, cfg.hidden_size)
+        self.k_proj = Linear(cfg.hidden_size, cfg.hidden_size)
+        self.v_proj = Linear(cfg.hidden_size, cfg.hidden_size)
+        self.out_proj = Linear(cfg.hidden_size, cfg.hidden_size)
 
-    def forward(self, x_RC: Tensor, plan: AttentionPlan) -> Tensor:
+    def forward(self, x_RC: Tensor, attend: Attend) -> Tensor:
         q_RHD, k_RHD, v_RHD = (
             p(x_RC).unflatten(1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out_RHD = varlen_attention(q_RHD, k_RHD, v_RHD, plan, causal=False, backend=self.backend)
-        return self.out_proj(out_RHD.flatten(1))
+        return self.out_proj(attend(self.layer, q_RHD, k_RHD, v_RHD).flatten(1))
 
 
 class VisionMLP(nn.Module):
     def __init__(self, cfg: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(cfg.hidden_size, cfg.intermediate_size)
-        self.fc2 = nn.Linear(cfg.intermediate_size, cfg.hidden_size)
+        self.fc1 = LinearSkipBiasAdd(cfg.hidden_size, cfg.intermediate_size)
+        self.fc2 = Linear(cfg.intermediate_size, cfg.hidden_size)
 
     def forward(self, x_RC: Tensor) -> Tensor:
-        return self.fc2(gelu_bias(F.linear(x_RC, self.fc1.weight), self.fc1.bias))  # fc1's bias is added with the GELU
+        return self.fc2(gelu_bias(self.fc1(x_RC), self.fc1.bias))
 
 
 class VisionLayer(nn.Module):
-    def __init__(self, cfg: VisionConfig, attention_backend: Backend) -> None:
+    def __init__(self, cfg: VisionConfig, layer: int) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
-        self.self_attn = VisionAttention(cfg, attention_backend)
-        self.layer_norm2 = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
+        self.layer_norm1 = LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
+        self.self_attn = VisionAttention(cfg, layer)
+        self.layer_norm2 = LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
         self.mlp = VisionMLP(cfg)
 
-    def forward(self, x_RC: Tensor, plan: AttentionPlan) -> Tensor:
-        x_RC = x_RC + self.self_attn(_norm(x_RC, self.layer_norm1), plan)
-        return x_RC + self.mlp(_norm(x_RC, self.layer_norm2))
+    def forward(self, x_RC: Tensor, attend: Attend) -> Tensor:
+        x_RC = x_RC + self.self_attn(self.layer_norm1(x_RC), attend)
+        return x_RC + self.mlp(self.layer_norm2(x_RC))
 
 
 class VisionEncoder(nn.Module):
     def __init__(self, cfg: EagleConfig) -> None:
         super().__init__()
         self.cfg = cfg.vision
-        self.patch_embedding = nn.Linear(self.cfg.num_patch_values, self.cfg.hidden_size)
-        self.position_embedding = nn.Embedding(self.cfg.num_patches, self.cfg.hidden_size)
-        self.layers = nn.ModuleList(
-            VisionLayer(self.cfg, cfg.attention_backend) for _ in range(self.cfg.num_hidden_layers)
-        )
-        self.post_layernorm = nn.LayerNorm(self.cfg.hidden_size, eps=self.cfg.layer_norm_eps)
+        self.attention_backend = cfg.attention_backend
+        self.num_patches, self.num_patch_values = self.cfg.num_patches, self.cfg.num_patch_values
+        self.patch_embedding = Linear(self.num_patch_values, self.cfg.hidden_size)
+        self.position_embedding = nn.Embedding(self.num_patches, self.cfg.hidden_size)
+        self.layers = nn.ModuleList(VisionLayer(self.cfg, i) for i in range(self.cfg.num_hidden_layers))
+        self.post_layernorm = LayerNorm(self.cfg.hidden_size, eps=self.cfg.layer_norm_eps)
         # hidden_states[k] is what comes out of the first k layers; -1 means all of them and the norm after them
         self.takes_norm = cfg.select_layer == -1
         self.num_layers_run = cfg.select_layer % (self.cfg.num_hidden_layers + 1)
@@ -80,25 +88,22 @@ class VisionEncoder(nn.Module):
         Raises ValueError unless P and K are the config's.
         """
         num_tiles = patches_IPK.shape[0]
-        need = (self.cfg.num_patches, self.cfg.num_patch_values)
+        need = (self.num_patches, self.num_patch_values)
         if patches_IPK.shape[1:] != need:
             raise ValueError(
                 f"VisionEncoder: patches_IPK is {tuple(patches_IPK.shape)}; needs (tiles, {need[0]}, {need[1]}): "
                 f"tiles of {self.cfg.tile_px} px in patches of {self.cfg.patch_px} px."
             )
-        x_IPC = self.patch_embedding(patches_IPK.to(self.patch_embedding.weight.dtype)) + self.position_embedding.weight
-        x_RC = x_IPC.flatten(0, 1)
-        # every tile attends to itself alone; one plan serves all layers
-        plan = AttentionPlan.uniform(num_tiles, self.cfg.num_patches, device=x_RC.device)
+        x_IPC = self.patch_embedding(patches_IPK.to(self.patch_embedding.weight.dtype))
+        x_RC = (x_IPC + self.position_embedding(torch.arange(self.num_patches, device=x_IPC.device))).flatten(0, 1)
+        # Every tile attends to itself alone; one plan serves all layers.
+        plan = AttentionPlan.uniform(num_tiles, self.num_patches, device=x_RC.device)
+        attend = Packed(plan=plan, causal=False, backend=self.attention_backend)
         for layer in self.layers[: self.num_layers_run]:
             if checkpoint_activations:
-                x_RC = checkpoint(layer, x_RC, plan, use_reentrant=False)
+                x_RC = checkpoint(layer, x_RC, attend, use_reentrant=False)
             else:
-                x_RC = layer(x_RC, plan)
+                x_RC = layer(x_RC, attend)
         if self.takes_norm:
-            x_RC = _norm(x_RC, self.post_layernorm)
-        return x_RC.unflatten(0, (num_tiles, self.cfg.num_patches))
-
-
-def _norm(x_RC: Tensor, norm: nn.LayerNorm) -> Tensor:
-    return layer_norm(x_RC, norm.weight, norm.bias, norm.eps)
+            x_RC = self.post_layernorm(x_RC)
+        return x_RC.unflatten(0, (num_tiles, self.num_patches))

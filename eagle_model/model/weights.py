@@ -1,19 +1,24 @@
-"""Weights as files: safetensors under the names of nvidia/Eagle2.5-8B, in shards with an index.
+"""Weights as files: safetensors in shards with an index, under released names that a table of rules makes ours.
+
+    save(folder, dict(model.named_parameters()), EAGLE)
+    for name, tensor in read(folder, dict(model.named_parameters()), EAGLE, dtype=torch.bfloat16, device="cuda"):
+        ...                                      # "llm.layers.0.mlp.up_proj.weight", (18944, 3584) bf16 on the GPU
 
 Dims     C vision width, K = 3 * patch_px**2 numbers a patch.
-Names    The released model has transformers 4's names. `RELEASED` maps the beginnings of ours to theirs, one to one.
-Shapes   The same, but for the patch embedding: a convolution (C, 3, patch_px, patch_px) there, flat (C, K) here.
-Unused   `vision_model.vision_model.head.*`, SigLIP's pooling head, gets no gradient in Eagle and is not part of this
-         model: it is skipped when read, and not written (config.json then says `vision_use_head: false`).
-Safety   A file is written beside its place, flushed to the disk and renamed, so that a name never stands for half a
-         file; its permissions are those of any new file. Nothing here unpickles.
+Rules    A rule says which released tensors become which of ours, and back: renamed, reshaped, joined or split. One
+         table a backbone; another backbone, or another layout of the same numbers, is another table.
+Unused   A rule without names of ours tells what the files hold and the model does not: it is skipped when read, and not
+         written. So it is with `vision_model.vision_model.head.*`, SigLIP's pooling head, which gets no gradient in
+         Eagle (config.json then says `vision_use_head: false`).
+Safety   Files are there whole or not at all (eagle_model/files.py). Nothing here unpickles.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,59 +27,124 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-MAX_SHARD_BYTES = 5_000_000_000
+from eagle_model.files import write_json, write_whole
+
+MAX_SHARD_BYTES = 5_000_000_000  # what the released model's shards stay below
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-RELEASED = {
-    "vision.patch_embedding.": "vision_model.vision_model.embeddings.patch_embedding.",
-    "vision.position_embedding.": "vision_model.vision_model.embeddings.position_embedding.",
-    "vision.layers.": "vision_model.vision_model.encoder.layers.",
-    "vision.post_layernorm.": "vision_model.vision_model.post_layernorm.",
-    "connector.norm.": "mlp1.0.",
-    "connector.up.": "mlp1.1.",
-    "connector.out.": "mlp1.3.",
-    "llm.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
-_PATCH_EMBEDDING = "vision.patch_embedding.weight"
-_EMBEDDING, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
-_UNUSED = "vision_model.vision_model.head."
+
+def _unchanged(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tensors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """Tensors of a file and what the model has in their place.
+
+    In a name, {word} stands for any text, the same wherever the word stands in the rule:
+
+        Rule(theirs=("model.{rest}",), ours=("llm.{rest}",))                                   # a rename
+        Rule(theirs=("{i}.q.{kind}", "{i}.k.{kind}"), ours=("{i}.qk.{kind}",),                 # a join
+             to_ours=lambda q, k: (torch.cat([q, k]),), to_theirs=lambda qk: qk.split([H, K]))
+
+    to_ours takes the tensors of `theirs` in that order and gives those of `ours`; to_theirs is its inverse, bit for
+    bit, and must work on meta tensors too: the shapes that a file needs come from it. No `ours`: not in the model.
+    again: where the model has no parameter for these names, a file may hold theirs[0] under them once more.
+    """
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...] = ()
+    to_ours: Callable[..., Sequence[Tensor]] = _unchanged
+    to_theirs: Callable[..., Sequence[Tensor]] = _unchanged
+    again: tuple[str, ...] = ()
+
+
+def _rename(theirs: str, ours: str) -> Rule:
+    return Rule(theirs=(theirs,), ours=(ours,))
+
+
+def _convolution(weight_CK: Tensor) -> tuple[Tensor]:
+    """The patch embedding as the release has it, (C, 3, patch_px, patch_px)."""
+    patch_px = round((weight_CK.shape[1] / 3) ** 0.5)
+    return (weight_CK.unflatten(1, (3, patch_px, patch_px)),)
+
+
+# nvidia/Eagle2.5-8B, which has transformers 4's names
+_VISION, _LLM = "vision_model.vision_model", "language_model"
+SIGLIP2 = (
+    Rule(
+        theirs=(f"{_VISION}.embeddings.patch_embedding.weight",),
+        ours=("vision.patch_embedding.weight",),
+        to_ours=lambda weight: (weight.flatten(1),),
+        to_theirs=_convolution,
+    ),
+    _rename(f"{_VISION}.embeddings.patch_embedding.bias", "vision.patch_embedding.bias"),
+    _rename(f"{_VISION}.embeddings.position_embedding.weight", "vision.position_embedding.weight"),
+    _rename(f"{_VISION}.encoder.layers.{{rest}}", "vision.layers.{rest}"),
+    _rename(f"{_VISION}.post_layernorm.{{rest}}", "vision.post_layernorm.{rest}"),
+    Rule(theirs=(f"{_VISION}.head.{{rest}}",)),
+)
+CONNECTOR = (
+    _rename("mlp1.0.{rest}", "connector.norm.{rest}"),
+    _rename("mlp1.1.{rest}", "connector.up.{rest}"),
+    _rename("mlp1.3.{rest}", "connector.out.{rest}"),
+)
+QWEN2 = (
+    Rule(
+        theirs=(f"{_LLM}.model.embed_tokens.weight",),
+        ours=("llm.embed_tokens.weight",),
+        again=(f"{_LLM}.lm_head.weight",),  # tied embeddings are one parameter
+    ),
+    _rename(f"{_LLM}.model.{{rest}}", "llm.{rest}"),
+    _rename(f"{_LLM}.lm_head.weight", "lm_head.weight"),
+)
+EAGLE = SIGLIP2 + CONNECTOR + QWEN2
 _GROOT = ("backbone.eagle_model.", "backbone.model.")  # Isaac GR00T and LeRobot hold the model under one of these
 
 
-def released_name(name: str) -> str:
-    """The released name of a parameter of `Eagle`."""
-    for ours, theirs in RELEASED.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    raise ValueError(f"{name} is no parameter of Eagle; its names begin with {', '.join(RELEASED)}.")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Group:
+    """A rule applied: the tensors that are made of each other."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    again: tuple[str, ...]
+    rule: Rule
+
+    def released(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        tensors = self.rule.to_theirs(*(parameters[name] for name in self.ours))
+        return dict(zip(self.theirs, tensors, strict=True))
 
 
-def released_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
-    """The shape that the parameter `name` of shape `shape` has in a file."""
-    shape = tuple(shape)
-    if name != _PATCH_EMBEDDING:
-        return shape
-    patch_px = round((shape[1] / 3) ** 0.5)
-    return (shape[0], 3, patch_px, patch_px)
+def released(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Parameters (our names) as the tensors that a file holds. Raises ValueError for a name that no rule has."""
+    return {key: tensor for group in _groups(parameters, rules) for key, tensor in group.released(parameters).items()}
 
 
-def save(folder: Path, parameters: Mapping[str, Tensor], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Writes Eagle's parameters (our names) to `folder`: one file, or shards of up to `max_shard_bytes` and an index.
+def save(
+    folder: Path,
+    parameters: Mapping[str, Tensor],
+    rules: Sequence[Rule],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes parameters (our names) to `folder`: one file, or shards of up to `max_shard_bytes` and an index.
 
     Raises FileExistsError if the folder already holds safetensors: a crash must not leave a mixture of two models.
+    ValueError as `released` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if present := sorted(path.name for path in folder.glob("*.safetensors*")):
         raise FileExistsError(f"{folder} already holds {', '.join(present)}; save to an empty folder.")
+    parameters = {name: parameter.detach() for name, parameter in parameters.items()}
     shards: list[dict[str, Tensor]] = [{}]
     shard_bytes = total_bytes = 0
-    for name, tensor in parameters.items():
+    for key, tensor in released(parameters, rules).items():
         num_bytes = tensor.numel() * tensor.element_size()
         if shards[-1] and shard_bytes + num_bytes > max_shard_bytes:
             shards.append({})
             shard_bytes = 0
-        shards[-1][released_name(name)] = tensor.detach().reshape(released_shape(name, tensor.shape))
+        shards[-1][key] = tensor
         shard_bytes += num_bytes
         total_bytes += num_bytes
     if len(shards) == 1:
@@ -88,19 +158,83 @@ def save(folder: Path, parameters: Mapping[str, Tensor], *, max_shard_bytes: int
     write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
 
 
-def load(
-    folder: Path, parameters: Mapping[str, Tensor], *, dtype: torch.dtype | None, device: torch.device | str
-) -> dict[str, Tensor]:
-    """The tensors of `folder` for `parameters` (our names; only the shapes matter, they may be on the meta device).
+def read(
+    folder: Path,
+    parameters: Mapping[str, Tensor],
+    rules: Sequence[Rule],
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+) -> Iterator[tuple[str, Tensor]]:
+    """(our name, tensor) for each of `parameters` (only the shapes matter, they may be on the meta device).
 
-    Every name and shape is checked before the first tensor is read. `dtype` None keeps the file's.
-    Names under `backbone.eagle_model.` or `backbone.model.` (Isaac GR00T) count without that prefix; what such a
-    checkpoint holds beside the prefix is not Eagle's and is skipped.
+    Every name and shape is checked before the first tensor is read. Then the files are read one after another: what is
+    held at a time is one shard, and tensors that wait for the rest of their rule in a later one. `dtype` None keeps the
+    file's. Names under `backbone.eagle_model.` or `backbone.model.` (Isaac GR00T) count without that prefix; what such
+    a checkpoint holds beside the prefix is not Eagle's and is skipped.
 
     Raises FileNotFoundError if there are no weights or a shard is missing. Raises ValueError, naming the file or all
     tensors concerned, if a file is damaged, or a tensor is missing, unknown or of another shape.
     """
-    stored: dict[str, tuple[Path, str]] = {}  # released name -> file, name in the file
+    stored, shapes = _contents(folder)
+    groups = _groups(parameters, rules)
+    again = _check_fit(folder, groups, parameters, rules, shapes)
+    waiting: dict[str, Tensor] = {}
+    for path in sorted({path for path, _ in stored.values()}):
+        with _open(path, str(device)) as file:
+            for group in groups:
+                here = {key: stored[key][1] for key in group.theirs if stored[key][0] == path}
+                waiting |= {key: file.get_tensor(stored_key) for key, stored_key in here.items()}
+                if not here:
+                    continue
+                if not all(key in waiting for key in group.theirs):
+                    # What safetensors gives may be a view, which would keep the whole of this file in memory.
+                    waiting |= {key: waiting[key].clone() for key in here}
+                    continue
+                tensors = group.rule.to_ours(*(waiting.pop(key) for key in group.theirs))
+                for name, tensor in zip(group.ours, tensors, strict=True):
+                    # A copy, because a view of the mapped file would follow what others write to it.
+                    yield name, tensor.to(dtype=dtype or tensor.dtype, device=device, copy=True)
+    for key, first in again.items():
+        if not torch.equal(_tensor(stored[key], dtype), _tensor(stored[first], dtype)):
+            raise ValueError(
+                f"{folder}: config.json says tie_word_embeddings, but {key} and {first} differ. "
+                f"Set text_config.tie_word_embeddings to false."
+            )
+
+
+def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Group]:
+    """The rules applied to all parameters; the first rule that has a name takes it."""
+    groups: dict[str, _Group] = {}
+    for name in parameters:
+        if name in groups:
+            continue
+        for rule in rules:
+            words = next((found for template in rule.ours if (found := _match(template, name)) is not None), None)
+            if words is not None:
+                break
+        else:
+            raise ValueError(f"{name} has no rule in the table of weight names; add one to write or read it.")
+        theirs, ours, again = (
+            tuple(template.format(**words) for template in templates)
+            for templates in (rule.theirs, rule.ours, rule.again)
+        )
+        if missing := [name for name in ours if name not in parameters]:
+            raise ValueError(f"{name} belongs with {', '.join(missing)} by its rule; the model has no such parameter.")
+        groups |= dict.fromkeys(ours, _Group(theirs=theirs, ours=ours, again=again, rule=rule))
+    return list({id(group): group for group in groups.values()}.values())
+
+
+def _match(template: str, name: str) -> dict[str, str] | None:
+    """What the words of a template stand for in a name; None if it is no such name."""
+    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
+    found = re.fullmatch(pattern, name)
+    return None if found is None else found.groupdict()
+
+
+def _contents(folder: Path) -> tuple[dict[str, tuple[Path, str]], dict[str, tuple[int, ...]]]:
+    """By released name: the file and the name in that file, and the shape."""
+    stored: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _files(folder):
         with _open(path, "cpu") as file:
@@ -111,77 +245,52 @@ def load(
         if any(key.startswith(prefix) for key in stored):
             stored = {key.removeprefix(prefix): at for key, at in stored.items() if key.startswith(prefix)}
             shapes = {key: shapes[at[1]] for key, at in stored.items()}
+    return stored, shapes
 
-    wanted = {released_name(name): name for name in parameters}
-    tied = _HEAD not in wanted  # tied embeddings are one parameter; a file may hold it under both names
-    problems = [f"missing: {key}" for key in wanted if key not in stored]
-    for key in stored:
-        if key.startswith(_UNUSED) or (tied and key == _HEAD):
-            continue
-        if key not in wanted:
+
+def _check_fit(
+    folder: Path,
+    groups: Sequence[_Group],
+    parameters: Mapping[str, Tensor],
+    rules: Sequence[Rule],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, str]:
+    """Raises ValueError unless the files hold what the model needs.
+
+    Returns the tensors that they hold twice: the second name and the first.
+    """
+    meta = {name: torch.empty(parameter.shape, device="meta") for name, parameter in parameters.items()}
+    wanted = {key: tuple(tensor.shape) for group in groups for key, tensor in group.released(meta).items()}
+    unused = [template for rule in rules if not rule.ours for template in rule.theirs]
+    problems = [f"missing: {key}" for key in wanted if key not in shapes]
+    again: dict[str, str] = {}
+    twice = {key: group.theirs[0] for group in groups for key in group.again}
+    for key, shape in shapes.items():
+        if key in wanted:
+            if shape != wanted[key]:
+                problems.append(f"shape: {key} is {shape}, needs {wanted[key]}")
+        elif key in twice:
+            again[key] = twice[key]
+        elif all(_match(template, key) is None for template in unused):
             problems.append(f"unknown: {key}")
-        elif shapes[key] != (need := released_shape(wanted[key], parameters[wanted[key]].shape)):
-            problems.append(f"shape: {key} is {shapes[key]}, needs {need}")
     if problems:
         raise ValueError(
             f"{folder}: the weights do not fit the model of its config.json ({len(problems)} tensors):\n  "
             + "\n  ".join(problems)
         )
-
-    tensors = {}
-    for path in sorted({path for path, _ in stored.values()}):
-        with _open(path, str(device)) as file:
-            for key, (at, stored_key) in stored.items():
-                if at == path and key in wanted:
-                    tensor = file.get_tensor(stored_key).reshape(parameters[wanted[key]].shape)
-                    # A copy, because what safetensors gives may be a view of the mapped file, which others may change.
-                    tensors[wanted[key]] = tensor.to(dtype=dtype or tensor.dtype, device=device, copy=True)
-    if tied and _HEAD in stored:
-        path, stored_key = stored[_HEAD]
-        with _open(path, "cpu") as file:
-            head = file.get_tensor(stored_key).to(dtype=dtype, device=device)
-        if not torch.equal(head, tensors[wanted[_EMBEDDING]]):
-            raise ValueError(
-                f"{folder}: config.json says tie_word_embeddings, but {_HEAD} and {_EMBEDDING} differ. "
-                f"Set text_config.tie_word_embeddings to false."
-            )
-    return tensors
+    return again
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `content` to `path`, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def _tensor(at: tuple[Path, str], dtype: torch.dtype | None) -> Tensor:
+    path, key = at
+    with _open(path, "cpu") as file:
+        return file.get_tensor(key).to(dtype=dtype)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file, whole or not at all."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, flushes it to the disk and gives it its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the umask gives; safetensors makes files for their owner's eyes alone
-        write(temporary)
-        temporary.chmod(mode)
-        flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Returns when a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,50 +1,27 @@
-"""Checkpoints that survive a crash at any moment, and say so when they did not survive something else.
+"""Writing checkpoints so that they survive a crash at any moment; `eagle_model.checkpoints` reads them.
+
+    save(run / "checkpoints", 123, run_id, lambda folder: model.save_pretrained(folder))
 
     checkpoints/step-000123/              complete: it got its name after everything in it was on the disk
-        config.json, model.safetensors, ...   the model and its processor: what `Eagle.from_pretrained` loads
-        training/...                          what training needs beside them
-        manifest.json                         step, run, and size and SHA-256 of every other file
     checkpoints/step-000123.partial-1/    a save that was interrupted; skipped, never deleted
     checkpoints/step-000123.damaged-1/    was complete, then failed its check; set aside, never deleted
     checkpoints/step-000100.removing/     complete and no longer kept; its deletion was interrupted
 
 A save writes beside, fsyncs every file and folder, renames, and fsyncs the parent: the name `step-000123` appears at
-once or not at all. There is no pickle: safetensors and JSON only, so that reading a checkpoint cannot run code.
+once or not at all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from eagle_model.model.weights import flush, write_whole
-
-MANIFEST = "manifest.json"
-_STEP_NAME = re.compile(r"step-(\d{6,})")
-_CHUNK_BYTES = 1 << 22
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, or not be trusted; the message names the file and the check that failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
-    step: int
-    run: str  # the id of the run that wrote it
-    files: dict[str, FileEntry]  # by path inside the checkpoint, with "/"
+from eagle_model.checkpoints import MANIFEST, CheckpointError, FileEntry, Manifest, read_manifest, steps
+from eagle_model.files import flush, sha256
 
 
 def save(folder: Path, step: int, run: str, write: Callable[[Path], None]) -> Path:
@@ -65,7 +42,7 @@ def save(folder: Path, step: int, run: str, write: Callable[[Path], None]) -> Pa
     files = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
     if not files or MANIFEST in files:
         raise CheckpointError(f"{partial} holds {sorted(files) or 'no file'}; needs files, and none named {MANIFEST}.")
-    entries = {name: FileEntry(path.stat().st_size, _sha256(path)) for name, path in files.items()}
+    entries = {name: FileEntry(path.stat().st_size, sha256(path)) for name, path in files.items()}
     manifest = Manifest(step=step, run=run, files=entries)
     (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2))
     for path in (partial, *partial.rglob("*")):
@@ -73,73 +50,6 @@ def save(folder: Path, step: int, run: str, write: Callable[[Path], None]) -> Pa
     os.rename(partial, final)
     flush(folder)
     return final
-
-
-def read_manifest(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint, with the names and sizes of its files checked, not their contents.
-
-    Raises: CheckpointError that names the file and the check that failed.
-    """
-    path = checkpoint / MANIFEST
-    try:
-        raw = json.loads(path.read_text())
-        files = {str(name): FileEntry(int(e["num_bytes"]), str(e["sha256"])) for name, e in raw["files"].items()}
-        manifest = Manifest(step=int(raw["step"]), run=str(raw["run"]), files=files)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; every complete checkpoint has one.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read as a manifest: {error!r}.") from None
-    for name, entry in manifest.files.items():
-        file = checkpoint / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{path} lists {name!r}; needs names inside the checkpoint.")
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing; the manifest lists it.")
-        if file.stat().st_size != entry.num_bytes:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; the manifest says {entry.num_bytes}.")
-    return manifest
-
-
-def verify(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint whose every byte is as it was written.
-
-    Raises: CheckpointError that names the file and the check that failed.
-    """
-    manifest = read_manifest(checkpoint)
-    for name, entry in manifest.files.items():
-        got = _sha256(checkpoint / name)
-        if got != entry.sha256:
-            raise CheckpointError(f"{checkpoint / name} has SHA-256 {got}; the manifest says {entry.sha256}.")
-    return manifest
-
-
-def steps(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by step, ascending, by their names alone; empty when there is no such folder."""
-    found = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if (match := _STEP_NAME.fullmatch(path.name)) and path.is_dir():
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
-
-
-def latest(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that passes `verify`; None when there is none at all. Changes nothing.
-
-    Args:   say: is told of each newer checkpoint that was passed over, and why.
-    Raises: CheckpointError when there are checkpoints and none passes: starting over is not for us to decide.
-    """
-    refused = []
-    for path in reversed(steps(folder).values()):
-        try:
-            verify(path)
-        except CheckpointError as error:
-            refused.append(str(error))
-            say(f"Passing over {path.name}: {error}")
-        else:
-            return path
-    if refused:
-        raise CheckpointError(f"No checkpoint in {folder} can be used. " + " ".join(refused))
-    return None
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -175,21 +85,8 @@ def prune(folder: Path, run: str, keep_last: int, say: Callable[[str], None]) ->
         shutil.rmtree(removing)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small text file: afterwards it holds the old text or the new, never a part of one."""
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
-
-
 def _unused_name(path: Path, ending: str) -> Path:
     number = 1
     while (candidate := path.with_name(f"{path.name}.{ending}-{number}")).exists():
         number += 1
     return candidate
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

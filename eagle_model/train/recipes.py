@@ -1,11 +1,18 @@
-"""Recipes: functions that return a TrainConfig. `eagle train NAME --set data.recipe=FILE` runs one."""
+"""Recipes: functions that return a TrainConfig. `eagle train NAME --set data.recipe=FILE` runs one.
+
+config = override(recipe("tiny"), ["data.recipe=chats.jsonl"])
+Trainer(config, "runs/first").train()
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from eagle_model.data.loader import DataConfig
-from eagle_model.train.config import ConfigError, OptimizerConfig, TrainConfig
+from eagle_model.data.processor import ProcessorConfig
+from eagle_model.data.sampling import SamplingConfig
+from eagle_model.fields import ConfigError
+from eagle_model.train.config import OptimizerConfig, TrainConfig
 
 
 def tiny() -> TrainConfig:
@@ -14,8 +21,12 @@ def tiny() -> TrainConfig:
     Its learning rate is the demo's, `examples/video_digits.py`: higher ones learned less there.
     """
     return TrainConfig(
+        recipe_name="tiny",
         model="tiny",
-        data=DataConfig(recipe="", context_tokens=512, tile_px=28, patch_px=7, max_tiles=1, min_frames=2),
+        processor=ProcessorConfig(
+            sampling=SamplingConfig(context_tokens=512, max_tiles=1, min_frames=2), tile_px=28, patch_px=7
+        ),
+        data=DataConfig(recipe=""),
         optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_ratio=0.05),
         max_steps=1000,
         save_every_steps=100,
@@ -24,7 +35,7 @@ def tiny() -> TrainConfig:
 
 def debug() -> TrainConfig:
     """`tiny` for a few steps: the whole way from file to checkpoint and report, in seconds."""
-    return replace(tiny(), max_steps=6, save_every_steps=3, log_every_steps=1)
+    return replace(tiny(), recipe_name="debug", max_steps=6, save_every_steps=3, log_every_steps=1)
 
 
 RECIPES = {"tiny": tiny, "debug": debug}

@@ -1,7 +1,10 @@
 """The trainer: one process, rows in, checkpoints out; killed at any moment, it goes on as if nothing had happened.
 
+    Trainer(config, "runs/first").train()        # True: max_steps are done; the same lines again resume
+
 run_folder/
-    run.json         the run's id and its configuration
+    run.json         the run's id
+    config.json      its configuration: `eagle train --config` makes the same run again from it, bit for bit
     metrics.jsonl    every step once
     samples/         samples of the first step, as the model saw them
     skipped.json     samples that were skipped, and why
@@ -30,22 +33,28 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from eagle_model.batch import PackedBatch
+from eagle_model.checkpoints import latest, steps
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
-from eagle_model.data.media import ROLES, read_recipe, read_samples
-from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor, ProcessorConfig
-from eagle_model.data.tokens import read_tokenizer, train_tokenizer
-from eagle_model.model.config import tiny
-from eagle_model.model.eagle import Eagle
+from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
+from eagle_model.data.sample import ROLES
+from eagle_model.data.tokenizer import read_tokenizer, train_tokenizer
+from eagle_model.fields import ConfigError, diff
+from eagle_model.files import write_json
+from eagle_model.model.config import EagleConfig, tiny
+from eagle_model.model.eagle import Eagle, build, load
+from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
-from eagle_model.train.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig, diff, from_json, to_json
-from eagle_model.train.loss import row_loss, sqrt_mass, supervised_counts
+from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
 from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
 from eagle_model.train.optimizer import Optimizer, learning_rate
+from eagle_model.train.parallel import Layout, parallelize
+from eagle_model.train.precision import DTYPES, Masters
 from eagle_model.train.report import save_samples, write_report
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRESETS = {"tiny": tiny}  # models that are trained from scratch
 OWN_VOCAB_SIZE = 512  # of a tokenizer that is trained on the recipe's text
 
@@ -79,7 +88,7 @@ class Trainer:
         self.checkpoints = self.run_folder / "checkpoints"
         _refuse_foreign_folder(self.run_folder)
 
-        resumed = checkpoint.latest(self.checkpoints, say)
+        resumed = latest(self.checkpoints, say)
         if resumed is None:
             self._start_new()
         else:
@@ -89,7 +98,7 @@ class Trainer:
         config = self.config
         self.run_id = secrets.token_hex(8)
         torch.manual_seed(config.seed)
-        self.model, processor = new_model(config)
+        self.model, processor = new_model(config, device=self.device)
         self._prepare(processor)
         if self.run_folder.is_dir() and any(self.run_folder.iterdir()):
             self._say(f"{self.run_folder} holds a run without a complete checkpoint: starting it anew.")
@@ -97,15 +106,15 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         state = json.loads((folder / "training" / "state.json").read_text())
-        self._check_same_config(from_json(TrainConfig, state["config"]), folder)
+        self._check_same_config(read_config(folder / "training" / "config.json"), folder)
         self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
         tensors = load_file(folder / "training" / "optimizer.safetensors")
-        self.model = Eagle.from_pretrained(folder, dtype=torch.float32)
+        self.model = _placed(EagleConfig.read(folder / "config.json"), folder, self.device)
         self._prepare(Processor.from_pretrained(folder))
         self.optimizer.load_state_dict(tensors)
         self.loader.load_state_dict(state["loader"])
         torch.set_rng_state(load_file(folder / "training" / "rng.safetensors")["torch_cpu"])
-        for step, path in checkpoint.steps(self.checkpoints).items():
+        for step, path in steps(self.checkpoints).items():
             if step > self.step:  # `latest` has said what is wrong with it; this run will write that step anew
                 self._say(f"Set {path.name} aside as {checkpoint.set_aside(path).name}.")
         self._write_about()
@@ -126,12 +135,11 @@ class Trainer:
     def _prepare(self, processor: Processor) -> None:
         """What a new run and a resumed one have in common, once there is a model."""
         config = self.config
-        self.model.to(self.device)
         self.model.vision.requires_grad_(config.train_vision)
         self.model.connector.requires_grad_(config.train_connector)
         self.model.llm.requires_grad_(config.train_llm)
         self.model.lm_head.requires_grad_(config.train_llm)
-        self.optimizer = Optimizer(self.model, config.optimizer, dtype=self.dtype)
+        self.optimizer = Optimizer(Masters(self.model, self.dtype), config.optimizer)
         self._say(f"Planning the samples of {config.data.recipe}.")
         self.loader = Loader(config.data, processor)
         num_skipped = len(self.loader.skipped)
@@ -141,8 +149,8 @@ class Trainer:
 
     def _write_about(self) -> None:
         self.run_folder.mkdir(parents=True, exist_ok=True)
-        about = {"run": self.run_id, "config": to_json(self.config)}
-        checkpoint.write_atomically(self.run_folder / "run.json", json.dumps(about, indent=2))
+        write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id})
+        write_config(self.run_folder / "config.json", self.config)
 
     def train(self) -> bool:
         """Trains to max_steps, or until SIGINT or SIGTERM; either way ends with a checkpoint and a report.
@@ -216,7 +224,7 @@ class Trainer:
         ids = [sample_id for batch in batches for sample_id in batch.sample_ids]
         path = self.run_folder / f"not-finite-step-{self.step + 1:06d}.json"
         about = {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm), "sample_ids": ids}
-        checkpoint.write_atomically(path, json.dumps(about, indent=2))
+        write_json(path, about)
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         newest = f"the newest checkpoint is step {self._saved_step}'s" if self._saved_step else "there is no checkpoint"
         raise TrainingError(
@@ -230,7 +238,7 @@ class Trainer:
         path = checkpoint.save(self.checkpoints, self.step, self.run_id, self._write_checkpoint)
         self._saved_step = self.step
         checkpoint.prune(self.checkpoints, self.run_id, self.config.keep_last, self._say)
-        checkpoint.write_atomically(self.run_folder / "skipped.json", json.dumps(self.loader.skipped, indent=2))
+        write_json(self.run_folder / "skipped.json", self.loader.skipped)
         return path
 
     def _write_checkpoint(self, folder: Path) -> None:
@@ -244,17 +252,17 @@ class Trainer:
             "run": self.run_id,
             "step": self.step,
             "loader": self.loader.state_dict(),
-            "config": to_json(self.config),
             "torch": torch.__version__,
         }
         (training / "state.json").write_text(json.dumps(state))
+        write_config(training / "config.json", self.config)
 
     def _save_samples(self, batches: list[PackedBatch]) -> None:
         save_samples(
             self.run_folder / "samples",
             batches,
             decode=lambda ids: self.processor.tokenizer.decode(ids, skip_special_tokens=False),
-            patch_px=self.config.data.patch_px,
+            patch_px=self.config.processor.patch_px,
             mean=self.processor.config.mean,
             std=self.processor.config.std,
         )
@@ -265,8 +273,7 @@ def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint
     mass = torch.stack([sqrt_mass(batch.labels_T, batch.cu_seqlens) for batch in batches]).sum()
     total = torch.zeros_like(mass)
     for batch in batches:
-        hidden_TC = model(batch, checkpoint_activations=checkpoint_activations)
-        loss = row_loss(hidden_TC, model.lm_head.weight, batch.labels_T, batch.cu_seqlens, mass)
+        loss = model(batch, mass, checkpoint_activations=checkpoint_activations)
         loss.backward()
         total += loss.detach()
     return total
@@ -309,49 +316,58 @@ def _refuse_foreign_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} holds files but no run: {', '.join(names[:5])}. Give a new or an empty folder.")
 
 
-def new_model(config: TrainConfig) -> tuple[Eagle, Processor]:
-    """The model that a new run starts from, fp32 on the CPU, and its processor. Draws from torch's global generator.
+def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tuple[Eagle, Processor]:
+    """The model that a new run starts from, fp32, and its processor. New weights come from torch's global generator.
 
-    Raises: ConfigError when the model, its tokenizer and the data config do not fit each other, ValueError when one of
+    Raises: ConfigError when the model, its tokenizer and the processor do not fit each other, ValueError when one of
             their files cannot be read.
     """
-    folder, data = Path(config.model), config.data
+    folder, ours = Path(config.model), config.processor
     if config.model in PRESETS:
         own = not config.tokenizer
         tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
         cfg = PRESETS[config.model](
             vocab_size=tokenizer.get_vocab_size(),
             image_token_id=ChatEncoder(tokenizer).context_id,
-            tile_px=data.tile_px,
-            patch_px=data.patch_px,
+            tile_px=ours.tile_px,
+            patch_px=ours.patch_px,
         )
-        return Eagle(cfg), Processor(tokenizer, data.processor_config(ProcessorConfig()))
+        return _placed(cfg, None, device), Processor(tokenizer, ours)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
         )
     tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
     tokenizer = read_tokenizer(tokenizer_file)
-    base = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ProcessorConfig()
-    model = Eagle.from_pretrained(folder, dtype=torch.float32)
-    for name, ours, theirs in (
-        ("data.tile_px", data.tile_px, model.cfg.vision.tile_px),
-        ("data.patch_px", data.patch_px, model.cfg.vision.patch_px),
-        ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, model.cfg.image_token_id),
+    theirs = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ours
+    cfg = EagleConfig.read(folder / "config.json")
+    for name, got, need in (
+        ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
+        ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
+        ("processor.mean", ours.mean, theirs.mean),
+        ("processor.std", ours.std, theirs.std),
+        ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, cfg.image_token_id),
     ):
-        if ours != theirs:
-            raise ConfigError(f"{name} is {ours}; the model in {folder} needs {theirs}.")
-    if tokenizer.get_vocab_size() > model.cfg.text.vocab_size:
+        if got != need:
+            raise ConfigError(f"{name} is {got}; the model in {folder} needs {need}.")
+    if tokenizer.get_vocab_size() > cfg.text.vocab_size:
         raise ConfigError(
             f"{tokenizer_file} has {tokenizer.get_vocab_size()} tokens; the model in {folder} has room for "
-            f"{model.cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
+            f"{cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    return model, Processor(tokenizer, data.processor_config(base))
+    return _placed(cfg, folder, device), Processor(tokenizer, ours)
+
+
+def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str) -> Eagle:
+    """Built, laid over the processes, then loaded, in fp32: what masters are taken from."""
+    model = parallelize(build(cfg), Layout())
+    load(model, source, dtype=torch.float32, device=device)
+    return model
 
 
 def _tokenizer_of_the_recipe(config: TrainConfig) -> Tokenizer:
     """A byte-level BPE of at most OWN_VOCAB_SIZE tokens, trained on what chats about the recipe's samples hold."""
-    texts = [DEFAULT_SYSTEM, *set(ROLES.values())]
+    texts = [DEFAULT_SYSTEM, *ROLES, "<image 1>"]
     texts += [f"The first video sampled with 2.00 fps: Frame {i} sample at {i / 4:.2f}s: " for i in range(1, 17)]
     for source in read_recipe(config.data.recipe):
         # A row that cannot be read is the loader's to report: it has the policy for bad samples.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from eagle_model.data.processor import Processor, ProcessorConfig
-from eagle_model.data.tokens import train_tokenizer
+from eagle_model.data.sampling import SamplingConfig
+from eagle_model.data.tokenizer import train_tokenizer
 
 TEXTS = [
     "system You are a helpful assistant. user assistant observation",
@@ -34,9 +36,12 @@ def processor(tokenizer: Tokenizer) -> Processor:
 
 
 def tiny_config(**changes: object) -> ProcessorConfig:
-    """56 px tiles of 4 x 4 patches: 4 visual tokens a tile."""
-    values = {"tile_px": 56, "patch_px": 14, "context_tokens": 1024, "min_frames": 2, "max_frames": 16} | changes
-    return ProcessorConfig(**values)  # type: ignore[arg-type]
+    """56 px tiles of 4 x 4 patches: 4 visual tokens a tile. Changes of fields of SamplingConfig go there."""
+    limits = {f.name for f in fields(SamplingConfig)}
+    sampling = {"context_tokens": 1024, "min_frames": 2, "max_frames": 16}
+    sampling |= {name: value for name, value in changes.items() if name in limits}
+    others = {"tile_px": 56, "patch_px": 14} | {name: value for name, value in changes.items() if name not in limits}
+    return ProcessorConfig(sampling=SamplingConfig(**sampling), **others)  # type: ignore[arg-type]
 
 
 def write_video(path: Path, *, num_frames: int = 20, fps: int = 10, first_level: int = 0) -> Path:

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eagle_model.data import sampling
 from eagle_model.data.sampling import (
     DoesNotFit,
     SamplingConfig,
+    VisualPlan,
     max_frames_of,
-    plan,
     sample_times,
     split_frames,
 )
@@ -27,6 +28,10 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ads.json").read_tex
 
 def config(**fields) -> SamplingConfig:
     return SamplingConfig(**({"context_tokens": 32_768} | fields))
+
+
+def plan(cfg: SamplingConfig, *, tile_px: int = 448, tokens_per_tile: int = 256, **seen) -> VisualPlan:
+    return sampling.plan(cfg, tile_px=tile_px, tokens_per_tile=tokens_per_tile, **seen)
 
 
 def clip(num_frames: int, fps: float = 2.0, start_seconds: float = 0.0) -> np.ndarray:
@@ -139,6 +144,8 @@ def test_a_long_search_asks_for_few_tokenizations():
 @dataclass
 class Case:
     cfg: SamplingConfig
+    tile_px: int
+    tokens_per_tile: int
     images: list[tuple[int, int]]
     videos: list[np.ndarray]
     text: Callable[[Sequence[Sequence[float]]], int]
@@ -152,7 +159,7 @@ class Case:
         least, most = self.fewest_and_most()
         shares = split_frames(num_frames, most, least)
         times = [sample_times(video, n) for video, n in zip(self.videos, shares)]
-        return self.cfg.tokens_per_tile * (num_frames + len(self.images)) + self.text(times)
+        return self.tokens_per_tile * (num_frames + len(self.images)) + self.text(times)
 
 
 @st.composite
@@ -174,41 +181,43 @@ def cases(draw) -> Case:
     case = Case(
         SamplingConfig(
             context_tokens=1,
-            tokens_per_tile=draw(st.sampled_from(tile_sizes)),
-            tile_px=draw(st.sampled_from([56, 448])),
             max_tiles=draw(st.sampled_from([1, 5, 12])),
             frames_per_second=draw(st.sampled_from([0.5, 2.0, 8.0])),
             min_frames=min_frames,
             max_frames=min_frames + draw(st.integers(0, 50)),
         ),
+        draw(st.sampled_from([56, 448])),
+        draw(st.sampled_from(tile_sizes)),
         draw(st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), max_size=4)),
         draw(st.lists(CLIPS, max_size=4)),
         text_of(draw(st.integers(0, 3000))),
     )
     # Contexts around all that matters: from just too small to more than everything takes.
     least, most = case.fewest_and_most()
-    low, high = case.total(sum(least)), case.total(sum(most)) + 13 * len(case.images) * case.cfg.tokens_per_tile
+    low, high = case.total(sum(least)), case.total(sum(most)) + 13 * len(case.images) * case.tokens_per_tile
     context = draw(st.integers(max(1, low - 5), max(low, high) + 5))
-    case.cfg = SamplingConfig(**{f: getattr(case.cfg, f) for f in case.cfg.__slots__} | {"context_tokens": context})
+    case.cfg = replace(case.cfg, context_tokens=context)
     return case
 
 
 @settings(max_examples=300, deadline=None)
 @given(cases())
 def test_a_plan_fits_keeps_the_text_and_is_maximal(case):
-    cfg = case.cfg
+    cfg, tokens_per_tile = case.cfg, case.tokens_per_tile
+    seen = {"images": case.images, "videos": case.videos, "text_tokens": case.text}
+    seen |= {"tile_px": case.tile_px, "tokens_per_tile": tokens_per_tile}
     least, most = case.fewest_and_most()
     fits = [n for n in range(sum(least), sum(most) + 1) if case.total(n) <= cfg.context_tokens]
     if not fits:
         with pytest.raises(DoesNotFit):
-            plan(cfg, images=case.images, videos=case.videos, text_tokens=case.text)
+            plan(cfg, **seen)
         return
-    got = plan(cfg, images=case.images, videos=case.videos, text_tokens=case.text)
+    got = plan(cfg, **seen)
 
     # Within the budget, by a count from the plan's own frames and grids; no text cut, no image or video lost.
     num_frames = sum(map(len, got.timestamps_seconds))
     assert got.num_text_tokens == case.text(got.timestamps_seconds)
-    assert got.num_visual_tokens == cfg.tokens_per_tile * (num_frames + sum(g.num_tiles for g in got.grids))
+    assert got.num_visual_tokens == tokens_per_tile * (num_frames + sum(g.num_tiles for g in got.grids))
     assert got.num_tokens == got.num_visual_tokens + got.num_text_tokens <= cfg.context_tokens
     assert len(got.grids) == len(case.images)
     assert len(got.timestamps_seconds) == len(case.videos)
@@ -222,14 +231,14 @@ def test_a_plan_fits_keeps_the_text_and_is_maximal(case):
 
     # Then tiles: the grids are those of t, and no larger t fits.
     def tokens_at(t: int) -> int:
-        grids = [choose_grid(w, h, tile_px=cfg.tile_px, max_tiles=t) for w, h in case.images]
-        return got.num_text_tokens + cfg.tokens_per_tile * (num_frames + sum(g.num_tiles for g in grids))
+        grids = [choose_grid(w, h, tile_px=case.tile_px, max_tiles=t) for w, h in case.images]
+        return got.num_text_tokens + tokens_per_tile * (num_frames + sum(g.num_tiles for g in grids))
 
     allowed = {t for t in (1, 2, 4, 6, 8, 12) if t <= cfg.max_tiles} | {cfg.max_tiles}
     assert got.max_tiles == max(t for t in allowed if tokens_at(t) <= cfg.context_tokens)
-    assert got.grids == tuple(choose_grid(w, h, tile_px=cfg.tile_px, max_tiles=got.max_tiles) for w, h in case.images)
+    assert got.grids == tuple(choose_grid(w, h, tile_px=case.tile_px, max_tiles=got.max_tiles) for w, h in case.images)
 
-    assert got == plan(cfg, images=case.images, videos=case.videos, text_tokens=case.text)
+    assert got == plan(cfg, **seen)
 
 
 @st.composite
@@ -363,6 +372,7 @@ def test_refuses_bad_frame_times(times, message):
     [
         ({"context_tokens": 0}, r"context_tokens is 0; needs at least 1\."),
         ({"max_tiles": 0}, r"max_tiles is 0; needs at least 1\."),
+        ({"seek": "nearest"}, r"seek is 'nearest'; needs 'exact' or 'keyframe'\."),
         ({"frames_per_second": 0.0}, r"frames_per_second is 0\.0; needs a number above 0\."),
         ({"frames_per_second": math.nan}, r"frames_per_second is nan; needs a number above 0\."),
         (

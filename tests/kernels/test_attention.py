@@ -1,50 +1,18 @@
 import sys
 from dataclasses import replace
-from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from eagle_kernels.attention import (
-    TILE,
-    AttentionPlan,
-    _bwd,
-    _flash_attn,
-    _fwd,
-    _plan,
-    _tiles,
-    _varlen_attention,
-    launches,
-    pieces,
-    varlen_attention,
-    varlen_attention_ref,
-)
+from eagle_kernels.attention import _bwd, _flash_attn, _fwd, _varlen_attention, varlen_attention, varlen_attention_ref
+from eagle_kernels.attention_plan import AttentionPlan, _plan, _tiles
 from tests.kernels.op_checks import check_as_good, check_compiles, far_rows, no_waiting, poisoned_memory
+from tests.kernels.plans import offsets, plan_of, plan_of_segments
 from tests.numerics import outputs_and_grads, randn
 
 # Triton's interpreter multiplies bfloat16 by its bit patterns, so that a product of two needs a GPU.
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
-
-
-def offsets(lengths, device="cpu"):
-    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-
-
-def plan_of(q_lens, k_lens=None, *, causal=True, device="cpu"):
-    k_offsets = None if k_lens is None else offsets(k_lens, device)
-    num_tokens_k = sum(q_lens if k_lens is None else k_lens)
-    q_offsets = offsets(q_lens, device)
-    return AttentionPlan.from_cu_seqlens(
-        q_offsets, k_offsets, num_tokens=sum(q_lens), num_tokens_k=num_tokens_k, causal=causal
-    )
-
-
-def plan_of_segments(segments, num_tokens, num_tokens_k, *, causal, device="cpu"):
-    columns = torch.tensor(segments, dtype=torch.int32, device=device).view(-1, 4).unbind(1)
-    return AttentionPlan.from_segments(*columns, num_tokens=num_tokens, num_tokens_k=num_tokens_k, causal=causal)
 
 
 def qkv(T, U, H, K, D, dtype=torch.float32, device="cpu"):
@@ -384,15 +352,15 @@ def test_opcheck(device):
     plan = plan_of([4, 1], [2, 4], device=device)
     q, k, v = qkv(5, 6, 2, 1, 16, device=device)
     tables = (plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, True, True, 0.25)
-    torch.library.opcheck(_tiles, (plan.segments_S4, 5, 6, True, True))
-    torch.library.opcheck(_tiles, (plan.segments_S4, 5, 6, False, False))
-    torch.library.opcheck(_fwd, (q, k, v, *tables))
+    torch.library.opcheck(_tiles.overload, (plan.segments_S4, 5, 6, True, True))
+    torch.library.opcheck(_tiles.overload, (plan.segments_S4, 5, 6, False, False))
+    torch.library.opcheck(_fwd.overload, (q, k, v, *tables))
     q, k, v = (t.detach() for t in (q, k, v))
     out, lse = _fwd(q, k, v, *tables)
-    torch.library.opcheck(_bwd, (out, lse, q, k, v, out, lse, *tables))
+    torch.library.opcheck(_bwd.overload, (out, lse, q, k, v, out, lse, *tables))
     plan = AttentionPlan.uniform(2, 3, device=device)
     tables = (plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, True, False, 0.25, 3)
-    torch.library.opcheck(_fwd, (*qkv(6, 6, 2, 1, 16, device=device), *tables))
+    torch.library.opcheck(_fwd.overload, (*qkv(6, 6, 2, 1, 16, device=device), *tables))
 
 
 def test_compiles_whole(device):
@@ -427,6 +395,7 @@ def test_public_function_compiles_whole():
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("H", "K", "D"), [(28, 4, 128), (16, 16, 72)])
 def test_model_shapes(H, K, D, causal):
@@ -442,6 +411,7 @@ def test_model_shapes(H, K, D, causal):
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("causal", [True, False])
 def test_vision_tiles(causal):
     """Tiles of 1024 patches by a uniform plan: the bits of the tables, as good as torch, no synchronisation."""
@@ -451,77 +421,6 @@ def test_vision_tiles(causal):
     douts = [inputs[0].detach(), torch.ones(16, 5 * 1024, device="cuda")]
     got, want = (outputs_and_grads(ours(p, causal), inputs, douts) for p in (plan, tables))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-
-
-def test_a_plan_of_many_documents_takes_little_memory():
-    """100,000 documents of one token: a table of tiles x segments would take 80 GB."""
-    plan = AttentionPlan.from_cu_seqlens(torch.arange(100_001, dtype=torch.int32), num_tokens=100_000)
-    assert (plan.k_tiles_M4[:, 1] > 0).sum() == (plan.q_tiles_N2[:, 0] >= 0).sum() == 100_000
-
-
-lengths_strategy = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400)), max_size=6)
-
-
-@settings(deadline=None, max_examples=100)
-@given(lengths_strategy, st.booleans())
-def test_tiles_of_documents(lengths, causal):
-    """Each row lies in exactly one tile, of its own document; tiles come longest first, idle entries last."""
-    q_lens, k_lens = [list(x) for x in zip(*lengths, strict=True)] if lengths else ([], [])
-    check_tiles(plan_of(q_lens, k_lens, causal=causal), causal)
-
-
-segment_strategy = st.tuples(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.lists(segment_strategy, max_size=6), st.randoms(use_true_random=False), st.booleans())
-def test_tiles_of_segments(pieces, random, causal):
-    segments, q_start = [], 0
-    for q_len, k_start, k_len in pieces:
-        segments.append((q_start, q_len, k_start, k_len))
-        q_start += q_len + 3
-    random.shuffle(segments)
-    check_tiles(plan_of_segments(segments, q_start, 600, causal=causal), causal)
-
-
-def check_tiles(plan, causal):
-    segments = plan.segments_S4.tolist()
-    assert [s[2] for s in segments] == sorted(s[2] for s in segments)
-    rows, work = [], []
-    for segment, first in plan.q_tiles_N2.tolist():
-        work.append(-(10**9))
-        if segment >= 0:
-            q_start, q_len, _, k_len = segments[segment]
-            rows += range(q_start + first, q_start + min(first + TILE, q_len))
-            work[-1] = min(k_len, first + TILE + k_len - q_len) if causal else k_len
-    assert sorted(rows) == sorted(r for q_start, q_len, _, _ in segments for r in range(q_start, q_start + q_len))
-    assert work == sorted(work, reverse=True)
-
-    rows, work = [], []
-    for first, num, begin, end in plan.k_tiles_M4.tolist():
-        rows += range(first, first + num)
-        sees = [s for s in segments if s[3] and s[2] < first + num and s[2] + s[3] > first] if num else []
-        assert all(s[2] <= first and first + num <= s[2] + s[3] for s in sees), "a tile crosses the end of a segment"
-        assert all(s in segments[begin:end] for s in sees), "a segment that sees the tile is not looked at"
-        if plan.covers_all:
-            assert [s for s in segments[begin:end] if s[3]] == sees, "a document looks at another"
-        work.append(sum(min(s[1], s[2] + s[3] - first) if causal else s[1] for s in sees) if num else -1)
-    assert sorted(rows) == list(range(plan.num_tokens_k))
-    assert work == sorted(work, reverse=True)
-
-
-@pytest.mark.parametrize("head_width", range(16, 257, 8))
-def test_pieces_hold_the_head_width(head_width):
-    main, tail = pieces(head_width)
-    assert head_width <= main + tail < 2 * head_width
-    assert main & (main - 1) == 0
-    assert tail & (tail - 1) == 0
-    assert tail == 0 or 16 <= tail < main
-    assert {72: (64, 16), 80: (64, 16), 96: (64, 32), 128: (128, 0)}.get(head_width, (main, tail)) == (main, tail)
-    yes_no = (False, True)
-    for dtype, sm, whole, causal in product((torch.float32, torch.bfloat16), (80, 90, 100), yes_no, yes_no):
-        launched = launches(head_width, dtype, sm=sm, whole=whole, causal=causal)
-        assert all(TILE % x.block_m == TILE % x.block_n == 0 for x in launched)
 
 
 def fake_flash_attn(calls):
@@ -592,6 +491,7 @@ def test_flash_attn_refuses_what_it_cannot_do(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("causal", [True, False])
 def test_flash_attn_agrees(causal):
     """The backend itself, where it is installed: out, lse and gradients."""
@@ -642,20 +542,3 @@ def test_errors():
     refused("cu_seqlens_k is a tensor beside a plan; needs None", q, k, v, plan, cu_seqlens_k=cu)
     refused(r"num_tokens, num_tokens_k\) is \(6, 6\); needs the rows of q and of k, \(5, 6\)", q[:5], k, v, plan)
     refused("plan's device is meta; needs q's cpu", q, k, v, replace(plan, segments_S4=plan.segments_S4.to("meta")))
-
-
-def test_errors_of_segments():
-    def refused(match, segments):
-        with pytest.raises(ValueError, match=match):
-            plan_of_segments(segments, 10, 20, causal=True)
-
-    refused("segment 0 is q_start 8 and q_len 3; needs both >= 0 and an end within the 10 rows of q", [(8, 3, 0, 3)])
-    refused("segment 1 is k_start -1 and k_len 3; .* 20 rows of k", [(0, 3, 0, 3), (3, 3, -1, 3)])
-    refused(
-        "q_start is 2; needs query ranges that do not overlap; the one before ends at 3", [(2, 3, 0, 3), (0, 3, 0, 3)]
-    )
-    ints = torch.zeros(2, dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"q_len's dtype is torch\.int64; needs int32"):
-        AttentionPlan.from_segments(ints, ints.long(), ints, ints, num_tokens=1)
-    with pytest.raises(ValueError, match=r"k_len's shape is \(1,\); needs q_start's \(2,\)"):
-        AttentionPlan.from_segments(ints, ints, ints, ints[:1], num_tokens=1)

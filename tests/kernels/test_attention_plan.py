@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.attention import AttentionPlan, _tiles, _tiles_ref
+from eagle_kernels.attention_plan import TILE, AttentionPlan, _tiles, _tiles_ref
 from tests.kernels.cuda_on_cpu import ARCHITECTURES, build, resources
 from tests.kernels.op_checks import no_waiting
+from tests.kernels.plans import plan_of, plan_of_segments
 
 Segments = list[tuple[int, int, int, int]]  # q_start, q_len, k_start, k_len
 Tables = tuple[Tensor, Tensor]
@@ -229,7 +230,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     segments, *others = on_device(ONE_TOKEN)
     with pytest.raises(RuntimeError, match=r"varlen_attention: .* was built without CUDA\. Put nvcc on PATH"):
-        _tiles._init_fn(segments.as_subclass(CudaTensor), *others)
+        _tiles.function(segments.as_subclass(CudaTensor), *others)
 
 
 @pytest.mark.gpu
@@ -247,6 +248,7 @@ def test_gpu_gives_the_same_bits(arguments):
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("kind", ["documents", "segments"])
 def test_gpu_takes_a_hundred_thousand(kind):
     segments, *others = many(kind)
@@ -267,3 +269,77 @@ def test_gpu_runs_on_the_current_stream():
         plan = AttentionPlan.from_cu_seqlens(late, num_tokens=4000)
     stream.synchronize()
     assert_same((plan.q_tiles_N2.cpu(), plan.k_tiles_M4.cpu()), (want.q_tiles_N2, want.k_tiles_M4))
+
+
+def test_a_plan_of_many_documents_takes_little_memory():
+    """100,000 documents of one token: a table of tiles x segments would take 80 GB."""
+    plan = AttentionPlan.from_cu_seqlens(torch.arange(100_001, dtype=torch.int32), num_tokens=100_000)
+    assert (plan.k_tiles_M4[:, 1] > 0).sum() == (plan.q_tiles_N2[:, 0] >= 0).sum() == 100_000
+
+
+lengths_strategy = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400)), max_size=6)
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths_strategy, st.booleans())
+def test_tiles_of_documents(lengths, causal):
+    """Each row lies in exactly one tile, of its own document; tiles come longest first, idle entries last."""
+    q_lens, k_lens = [list(x) for x in zip(*lengths, strict=True)] if lengths else ([], [])
+    check_tiles(plan_of(q_lens, k_lens, causal=causal), causal)
+
+
+segment_strategy = st.tuples(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(segment_strategy, max_size=6), st.randoms(use_true_random=False), st.booleans())
+def test_tiles_of_segments(pieces, random, causal):
+    segments, q_start = [], 0
+    for q_len, k_start, k_len in pieces:
+        segments.append((q_start, q_len, k_start, k_len))
+        q_start += q_len + 3
+    random.shuffle(segments)
+    check_tiles(plan_of_segments(segments, q_start, 600, causal=causal), causal)
+
+
+def check_tiles(plan, causal):
+    segments = plan.segments_S4.tolist()
+    assert [s[2] for s in segments] == sorted(s[2] for s in segments)
+    rows, work = [], []
+    for segment, first in plan.q_tiles_N2.tolist():
+        work.append(-(10**9))
+        if segment >= 0:
+            q_start, q_len, _, k_len = segments[segment]
+            rows += range(q_start + first, q_start + min(first + TILE, q_len))
+            work[-1] = min(k_len, first + TILE + k_len - q_len) if causal else k_len
+    assert sorted(rows) == sorted(r for q_start, q_len, _, _ in segments for r in range(q_start, q_start + q_len))
+    assert work == sorted(work, reverse=True)
+
+    rows, work = [], []
+    for first, num, begin, end in plan.k_tiles_M4.tolist():
+        rows += range(first, first + num)
+        sees = [s for s in segments if s[3] and s[2] < first + num and s[2] + s[3] > first] if num else []
+        assert all(s[2] <= first and first + num <= s[2] + s[3] for s in sees), "a tile crosses the end of a segment"
+        assert all(s in segments[begin:end] for s in sees), "a segment that sees the tile is not looked at"
+        if plan.covers_all:
+            assert [s for s in segments[begin:end] if s[3]] == sees, "a document looks at another"
+        work.append(sum(min(s[1], s[2] + s[3] - first) if causal else s[1] for s in sees) if num else -1)
+    assert sorted(rows) == list(range(plan.num_tokens_k))
+    assert work == sorted(work, reverse=True)
+
+
+def test_errors_of_segments():
+    def refused(match, segments):
+        with pytest.raises(ValueError, match=match):
+            plan_of_segments(segments, 10, 20, causal=True)
+
+    refused("segment 0 is q_start 8 and q_len 3; needs both >= 0 and an end within the 10 rows of q", [(8, 3, 0, 3)])
+    refused("segment 1 is k_start -1 and k_len 3; .* 20 rows of k", [(0, 3, 0, 3), (3, 3, -1, 3)])
+    refused(
+        "q_start is 2; needs query ranges that do not overlap; the one before ends at 3", [(2, 3, 0, 3), (0, 3, 0, 3)]
+    )
+    ints = torch.zeros(2, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"q_len's dtype is torch\.int64; needs int32"):
+        AttentionPlan.from_segments(ints, ints.long(), ints, ints, num_tokens=1)
+    with pytest.raises(ValueError, match=r"k_len's shape is \(1,\); needs q_start's \(2,\)"):
+        AttentionPlan.from_segments(ints, ints, ints, ints[:1], num_tokens=1)

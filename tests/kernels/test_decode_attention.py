@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.attention import AttentionPlan, varlen_attention
+from eagle_kernels.attention import varlen_attention
+from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.decode_attention import _fwd, decode_attention, decode_attention_ref
 from tests.kernels.cuda_on_cpu import ARCHITECTURES, build, resources
 from tests.kernels.op_checks import DTYPES, far_tensor, no_waiting, poisoned_memory
 from tests.numerics import assert_as_good, randn
 
 INF = torch.inf
-SPLIT = 256  # csrc/attention_decode.h
+SPLIT = 256  # csrc/decode_attention.h
 HEADS = [(1, 1), (4, 2), (7, 1), (28, 4), (9, 1)]  # the last: more than a block of the CUDA code takes at once
 WIDTHS = [16, 64, 72, 80, 128, 256]
 LENGTHS = {
@@ -206,9 +207,9 @@ def test_no_sequences_and_no_cache(device):
 
 def test_opcheck(device):
     inputs = inputs_of([3, 300], 4, 2, 16, torch.bfloat16, device)
-    torch.library.opcheck(_fwd, (*inputs, 300, 0.25, 1))
+    torch.library.opcheck(_fwd.overload, (*inputs, 300, 0.25, 1))
     empty = (inputs[0][:0], *inputs[1:3], inputs[3][:0], inputs[4][:0])
-    torch.library.opcheck(_fwd, (*empty, 0, 0.25, 1))
+    torch.library.opcheck(_fwd.overload, (*empty, 0, 0.25, 1))
 
 
 def test_torch_compile_takes_it_whole(device):
@@ -304,8 +305,8 @@ extern "C" int64_t run_kernels(const void* q, const void* k, const void* v, cons
 @pytest.fixture(scope="module")
 def cuda_code_for_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("decode_on_cpu")
-    others = ["attention.cpp", "attention_decode.cpp"]
-    library = build(folder, "attention_decode", 2, ENTRY_POINT, others)
+    others = ["attention_heads.cpp", "decode_attention.cpp"]
+    library = build(folder, "decode_attention", 2, ENTRY_POINT, others)
     library.run_kernels.restype = ctypes.c_int64
     library.run_kernels.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 6 + [ctypes.c_char_p]
     return library
@@ -368,10 +369,11 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     with pytest.raises(RuntimeError, match=r"decode_attention: .* was built without CUDA\. Put nvcc on PATH"):
-        _fwd._init_fn(*[t.as_subclass(CudaTensor) for t in inputs_of([3], 1, 1, 16)], 3, 1.0, 1)
+        _fwd.function(*[t.as_subclass(CudaTensor) for t in inputs_of([3], 1, 1, 16)], 3, 1.0, 1)
 
 
 @pytest.mark.gpu
+@pytest.mark.real_shapes
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", [[131_072], [4096] * 16, [1, 0, 9000, 255, 33]])
 def test_gpu_at_the_models_shape(lengths, dtype):

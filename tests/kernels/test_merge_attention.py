@@ -144,7 +144,7 @@ def test_threads_change_no_bit():
 
 def test_opcheck(device):
     for T in (3, 0):
-        torch.library.opcheck(_fwd, (*partials(T, 2, 16, torch.bfloat16, device), 1))
+        torch.library.opcheck(_fwd.overload, (*partials(T, 2, 16, torch.bfloat16, device), 1))
 
 
 def test_torch_compile_takes_it_whole(device):
@@ -216,7 +216,7 @@ extern "C" void run_kernels(const void* out_a, const void* lse_a, const void* ou
 @pytest.fixture(scope="module")
 def cuda_code_for_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("merge_on_cpu")
-    library = build(folder, "attention_merge", 1, ENTRY_POINT, ["attention.cpp", "attention_merge.cpp"])
+    library = build(folder, "merge_attention", 1, ENTRY_POINT, ["attention_heads.cpp", "merge_attention.cpp"])
     library.run_kernels.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 3 + [ctypes.c_char_p]
     return library
 
@@ -249,7 +249,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     with pytest.raises(RuntimeError, match=r"merge_attention: .* was built without CUDA\. Put nvcc on PATH"):
-        _fwd._init_fn(*[t.as_subclass(CudaTensor) for t in partials(1, 1, 16)], 1)
+        _fwd.function(*[t.as_subclass(CudaTensor) for t in partials(1, 1, 16)], 1)
 
 
 @pytest.mark.gpu

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eagle_kernels.linear_cross_entropy import linear_cross_entropy
 from eagle_model.batch import PackedBatch
 from eagle_model.model.config import eagle2_5_8b, tiny
-from eagle_model.model.eagle import Eagle
+from eagle_model.model.eagle import Eagle, build, load
+from eagle_model.model.loss import sqrt_mass, token_weights
 from tests.model.samples import (
     IMAGE_TOKEN_ID,
     VOCAB_SIZE,
@@ -26,13 +26,77 @@ CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
 def loss_sum(model: Eagle, batch: PackedBatch, **kwargs: bool) -> torch.Tensor:
     """Sum of the labelled tokens' cross-entropies."""
     weights_T = (batch.labels_T >= 0).float()
-    return linear_cross_entropy(model(batch, **kwargs), model.lm_head.weight, batch.labels_T, weights_T)
+    return model.lm_head(model.hidden(batch, **kwargs), batch.labels_T, weights_T)
 
 
 def gradients(model: Eagle) -> dict[str, torch.Tensor]:
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return grads
+
+
+def owners(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The modules that have parameters of their own."""
+    return {name: module for name, module in model.named_modules() if list(module.parameters(recurse=False))}
+
+
+def called(model: Eagle, step) -> set[str]:
+    """The names of the modules that `step` calls as modules, so that hooks, adapters and wrappers see them."""
+    names: set[str] = set()
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: names.add(name)) for name, module in model.named_modules()
+    ]
+    step()
+    for handle in handles:
+        handle.remove()
+    return names
+
+
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_every_module_with_parameters_is_called_in_training(checkpoint_activations):
+    model = small_model(CFG)
+    row = pack(mixed_documents(CFG))
+    mass = sqrt_mass(row.labels_T, row.cu_seqlens)
+    names = called(model, lambda: model(row, mass, checkpoint_activations=checkpoint_activations).backward())
+    assert len(owners(model)) == 52
+    assert owners(model).keys() - names == set()
+    assert "" in names  # the model itself
+
+
+def test_every_module_with_parameters_is_called_in_generation():
+    model = small_model(CFG)
+    row = pack(mixed_documents(CFG))
+    assert owners(model).keys() - called(model, lambda: model.generate(row, max_new_tokens=1)) == set()
+
+
+def test_a_change_of_any_modules_output_reaches_the_loss():
+    """What an adapter does: were a weight taken out of a module, the change would be lost."""
+    model = small_model(CFG)
+    row = pack(mixed_documents(CFG))
+    mass = sqrt_mass(row.labels_T, row.cu_seqlens)
+
+    def changed(module, inputs, out):
+        return (out[0].tanh(), *out[1:]) if isinstance(out, tuple) else out.tanh()
+
+    with torch.no_grad():
+        before = model(row, mass)
+        for name, module in owners(model).items():
+            handle = module.register_forward_hook(changed)
+            assert not torch.equal(model(row, mass), before), name
+            handle.remove()
+        assert torch.equal(model(row, mass), before)
+
+
+def test_forward_is_the_rows_share_of_the_loss():
+    model = small_model(CFG)
+    documents = mixed_documents(CFG)
+    rows = [pack(documents[:2]), pack(documents[2:])]
+    mass = sum(sqrt_mass(row.labels_T, row.cu_seqlens) for row in rows)
+    with torch.no_grad():
+        for row in rows:
+            losses_T = F.cross_entropy(model.lm_head(model.hidden(row)), row.labels_T, reduction="none")
+            want = (losses_T * token_weights(row.labels_T, row.cu_seqlens, mass)).sum()
+            torch.testing.assert_close(model(row, mass), want)
 
 
 def test_visual_tokens_take_their_rows():
@@ -69,7 +133,7 @@ def test_loss_equals_plain_cross_entropy():
     row = pack(mixed_documents(CFG))
     with torch.no_grad():
         ours = loss_sum(model, row)
-        want = F.cross_entropy(model.lm_head(model(row)), row.labels_T, reduction="sum")
+        want = F.cross_entropy(model.lm_head(model.hidden(row)), row.labels_T, reduction="sum")
     assert abs(ours.item() - want.item()) < 1e-5 * want.item()
 
 
@@ -79,7 +143,7 @@ def test_count_mismatch_names_both_numbers_and_the_samples(num_rows):
     row = pack([document(CFG, 3, 1, 4, seed=1), document(CFG, 2, 0, 0, seed=2)])
     row = replace(row, visual_rows_N=torch.arange(num_rows))
     with pytest.raises(ValueError, match="tiles") as raised:
-        model(row)
+        model.hidden(row)
     message = str(raised.value)
     assert f"has {num_rows} rows for visual tokens, but its 1 tiles give 4 (4 a tile)" in message
     assert "sample-1, sample-2" in message
@@ -101,10 +165,10 @@ def test_zero_tile_changes_nothing():
     model = small_model(CFG)
     batch = document(CFG, 12, 0, 0, seed=3)
     with torch.no_grad():
-        before = model(batch)
+        before = model.hidden(batch)
         for parameter in [*model.vision.parameters(), *model.connector.parameters()]:
             parameter.fill_(torch.nan)  # even an infinity or a NaN of the tower stays out of a text
-        assert torch.equal(model(batch), before)
+        assert torch.equal(model.hidden(batch), before)
 
 
 @pytest.mark.parametrize("frozen", ["", "vision.", "llm."])
@@ -140,7 +204,7 @@ def test_checkpointing_keeps_less():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            hidden = model(row, checkpoint_activations=checkpoint_activations)
+            hidden = model.hidden(row, checkpoint_activations=checkpoint_activations)
         kept_bytes.append(sum(kept.values()))
         del hidden
     assert kept_bytes[1] < 0.5 * kept_bytes[0], kept_bytes
@@ -150,8 +214,8 @@ def test_bf16_is_near_fp32():
     model = small_model(CFG)
     row = pack(mixed_documents(CFG))
     with torch.no_grad():
-        want = model(row)
-        half = model.bfloat16()(row)
+        want = model.hidden(row)
+        half = model.bfloat16().hidden(row)
     assert half.dtype == torch.bfloat16
     assert (half.float() - want).abs().mean() < 0.03 * want.abs().mean()
 
@@ -189,6 +253,40 @@ def test_new_weights_follow_the_global_seed_and_the_config():
             is_table = name.startswith(("lm_head.", "llm.embed_tokens.", "vision.position_embedding."))
             std = 0.5 if is_table else a.shape[1] ** -0.5
             assert 0.9 < a.std() / std < 1.1, name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_built_then_loaded_is_made_at_once(tied):
+    """New weights for a seed do not depend on where the model was built; building on meta draws nothing."""
+    cfg = with_text(CFG, tie_word_embeddings=tied)
+    torch.manual_seed(0)
+    at_once = build(cfg, "cpu")
+    torch.manual_seed(0)
+    model = build(cfg)
+    assert all(p.is_meta for p in model.parameters())
+    load(model, None)
+    for (name, a), b in zip(at_once.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert b.requires_grad, name
+    assert (model.lm_head.weight is model.llm.embed_tokens.weight) == tied
+    model = build(cfg)
+    load(model, None, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_weights_are_not_loaded_over_weights(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"vision\.patch_embedding\.weight holds numbers already; needs a model from bui"
+    ):
+        load(build(CFG, "cpu"), tmp_path)
+
+
+def test_loading_keeps_what_is_frozen(tmp_path):
+    small_model(CFG).save_pretrained(tmp_path)
+    model = build(CFG)
+    model.vision.requires_grad_(False)
+    load(model, tmp_path)
+    assert {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad} == {"vision"}
 
 
 def test_tied_embeddings_are_one_parameter():

@@ -19,7 +19,7 @@ def without_cache(model: Eagle, prompt: PackedBatch) -> list[int]:
     new_ids: list[int] = []
     for _ in range(NUM_NEW):
         with torch.no_grad():
-            new_ids.append(int(model.lm_head(model(prompt)[-1]).argmax()))
+            new_ids.append(int(model.lm_head(model.hidden(prompt)[-1:]).argmax()))
         num_tokens = prompt.num_tokens + 1
         prompt = replace(
             prompt,

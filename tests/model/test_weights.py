@@ -2,15 +2,23 @@
 
 import json
 import os
+import random
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from eagle_model.model import weights
 from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle
+from eagle_model.model.weights import Rule
 from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model, with_text
 
 CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
@@ -68,7 +76,7 @@ def test_round_trip_is_bit_equal(tmp_path, dtype):
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
     row = pack(mixed_documents(CFG))
     with torch.no_grad():
-        assert torch.equal(model(row), again(row))
+        assert torch.equal(model.hidden(row), again.hidden(row))
 
 
 def test_names_and_shapes_are_the_released_ones(saved):
@@ -219,7 +227,7 @@ def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     def no_space(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
         small_model(CFG).save_pretrained(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -232,6 +240,205 @@ def test_loaded_weights_do_not_depend_on_the_file(saved):
     assert_same(model, small_model(CFG))
 
 
-def test_unknown_parameter_name():
-    with pytest.raises(ValueError, match=r"adapter\.weight is no parameter of Eagle"):
-        weights.released_name("adapter.weight")
+def test_a_parameter_without_a_rule_is_named():
+    with pytest.raises(ValueError, match=r"adapter\.weight has no rule in the table of weight names"):
+        weights.released({"adapter.weight": torch.zeros(1)}, weights.EAGLE)
+
+
+# ---- memory
+
+
+def test_loading_takes_the_weights_and_one_shard(tmp_path):
+    """Read in bf16 from fp32 shards, in a process of its own, whose peak counts the mapped files too."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux's /proc/self/clear_refs to measure a peak")
+    shard_bytes = 16_000_000
+    cfg = with_text(CFG, hidden_size=256, intermediate_size=4096, num_hidden_layers=8)
+    model = Eagle(cfg)
+    model.save_pretrained(tmp_path, max_shard_bytes=shard_bytes)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 5
+    code = f"""
+import torch
+from pathlib import Path
+from eagle_model.model.config import EagleConfig
+from eagle_model.model.eagle import build, load
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+model = build(EagleConfig.read({str(tmp_path / "config.json")!r}))
+torch.ones(1 << 20).bfloat16()
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+before = status("VmRSS")
+load(model, {str(tmp_path)!r}, dtype=torch.bfloat16)
+print(status("VmHWM") - before)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    weight_bytes = sum(2 * p.numel() for p in model.parameters())
+    grown_bytes = int(out.stdout)
+    assert weight_bytes > 3 * shard_bytes
+    assert 0.9 * weight_bytes < grown_bytes < weight_bytes + shard_bytes + 4_000_000, grown_bytes
+
+
+# ---- rules
+
+
+def fused_rules(num_heads: int, num_kv_heads: int, head_dim: int) -> tuple[Rule, ...]:
+    """Released q, k, v, gate and up become qkv and gate_up; a released qkv becomes q, k and v; one name is unused."""
+    heads = [head_dim * n for n in (num_heads, num_kv_heads, num_kv_heads)]
+
+    def join(*parts):
+        return (torch.cat(parts),)
+
+    return (
+        Rule(
+            theirs=tuple(f"model.{{i}}.self_attn.{x}_proj.{{kind}}" for x in "qkv"),
+            ours=("llm.{i}.attn.qkv.{kind}",),
+            to_ours=join,
+            to_theirs=lambda qkv: qkv.split(heads),
+        ),
+        Rule(
+            theirs=("model.{i}.mlp.gate_proj.{kind}", "model.{i}.mlp.up_proj.{kind}"),
+            ours=("llm.{i}.mlp.gate_up.{kind}",),
+            to_ours=join,
+            to_theirs=lambda gate_up: gate_up.chunk(2),
+        ),
+        Rule(
+            theirs=("visual.{i}.qkv.{kind}",),
+            ours=tuple(f"vision.{{i}}.{x}.{{kind}}" for x in "qkv"),
+            to_ours=lambda qkv: qkv.chunk(3),
+            to_theirs=join,
+        ),
+        Rule(theirs=("model.{rest}",), ours=("llm.{rest}",)),
+        Rule(theirs=("visual.head.{rest}",)),
+    )
+
+
+class FusedLayer(nn.Module):
+    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        width = num_heads * head_dim
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, width + 2 * num_kv_heads * head_dim)})
+        self.mlp = nn.ModuleDict({"gate_up": nn.Linear(width, 6 * width, bias=False), "down": nn.Linear(3 * width, 1)})
+
+
+class Fused(nn.Module):
+    def __init__(self, num_layers: int, *sizes: int) -> None:
+        super().__init__()
+        self.llm = nn.ModuleList(FusedLayer(*sizes) for _ in range(num_layers))
+        self.vision = nn.ModuleList(nn.ModuleDict({x: nn.Linear(4, 4) for x in "qkv"}) for _ in range(num_layers))
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num_layers=st.integers(1, 12),
+    num_kv_heads=st.integers(1, 3),
+    group=st.integers(1, 4),
+    head_dim=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    num_files=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_tables_of_joins_and_splits_come_back_bit_by_bit(
+    num_layers, num_kv_heads, group, head_dim, dtype, num_files, seed
+):
+    """Whatever the sizes, and however the released tensors lie in files."""
+    sizes = (group * num_kv_heads, num_kv_heads, head_dim)
+    rules = fused_rules(*sizes)
+    torch.manual_seed(seed)
+    model = Fused(num_layers, *sizes).to(dtype)
+    parameters = dict(model.named_parameters())
+    stored = weights.released(parameters, rules)
+    for i in range(num_layers):
+        qkv = parameters[f"llm.{i}.attn.qkv.bias"]
+        parts = [stored[f"model.{i}.self_attn.{x}_proj.bias"] for x in "qkv"]
+        assert [len(part) for part in parts] == [head_dim * n for n in (sizes[0], num_kv_heads, num_kv_heads)]
+        assert torch.equal(torch.cat(parts), qkv)
+        assert stored[f"visual.{i}.qkv.weight"].shape == (12, 4)
+    assert sum(t.numel() for t in stored.values()) == sum(p.numel() for p in model.parameters())
+    assert {name.split(".")[0] for name in stored} == {"model", "visual"}
+    assert "model.0.mlp.down.weight" in stored
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [dict[str, torch.Tensor]() for _ in range(num_files)]
+        rng = random.Random(seed)
+        for key, tensor in stored.items():
+            rng.choice(files)[key] = tensor.detach().contiguous()
+        files[0]["visual.head.probe"] = torch.zeros(3)
+        names = {f"model-{i}.safetensors": tensors for i, tensors in enumerate(files)}
+        for name, tensors in names.items():
+            save_file(tensors, Path(folder) / name)
+        index = {"weight_map": {key: name for name, tensors in names.items() for key in tensors}}
+        (Path(folder) / weights.INDEX).write_text(json.dumps(index))
+        shapes = dict(Fused(num_layers, *sizes).to("meta").named_parameters())
+        again = dict(weights.read(Path(folder), shapes, rules, dtype=None, device="cpu"))
+    assert again.keys() == parameters.keys()
+    for name, tensor in again.items():
+        assert bits(tensor) == bits(parameters[name]), name
+
+
+def test_what_waits_for_a_later_shard_does_not_hold_an_earlier_one(tmp_path):
+    """A view of a mapped file keeps all of it in memory, and shows what is written to it."""
+    rules = fused_rules(4, 2, 3)
+    parameters = dict(Fused(1, 4, 2, 3).named_parameters())
+    stored = {key: tensor.detach().contiguous() for key, tensor in weights.released(parameters, rules).items()}
+    first = {key: stored.pop(key) for key in ("model.0.self_attn.q_proj.weight", "model.0.mlp.down.weight")}
+    save_file(first, tmp_path / "model-1.safetensors")
+    save_file(stored, tmp_path / "model-2.safetensors")
+    index = {"weight_map": dict.fromkeys(first, "model-1.safetensors") | dict.fromkeys(stored, "model-2.safetensors")}
+    (tmp_path / weights.INDEX).write_text(json.dumps(index))
+    tensors = weights.read(tmp_path, parameters, rules, dtype=None, device="cpu")
+    assert next(tensors)[0] == "llm.0.mlp.down.weight"  # the first file has been read; q waits for k and v
+    path = tmp_path / "model-1.safetensors"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert torch.equal(dict(tensors)["llm.0.attn.qkv.weight"], parameters["llm.0.attn.qkv.weight"])
+
+
+def test_a_fused_model_saves_what_a_plain_one_reads(tmp_path):
+    model = Fused(2, 4, 2, 3)
+    weights.save(tmp_path, dict(model.named_parameters()), fused_rules(4, 2, 3))
+    keys = load_file(tmp_path / weights.SINGLE).keys()
+    assert {key for key in keys if key.startswith("model.1.")} == {
+        *(f"model.1.self_attn.{x}_proj.{kind}" for x in "qkv" for kind in ("weight", "bias")),
+        "model.1.mlp.gate_proj.weight",
+        "model.1.mlp.up_proj.weight",
+        "model.1.mlp.down.weight",
+        "model.1.mlp.down.bias",
+    }
+
+
+def test_a_part_of_a_join_that_is_missing_or_wrong_is_named(tmp_path):
+    model, rules = Fused(1, 4, 2, 3), fused_rules(4, 2, 3)
+    parameters = dict(model.named_parameters())
+    weights.save(tmp_path, parameters, rules)
+
+    def change(tensors):
+        del tensors["model.0.self_attn.k_proj.bias"]
+        tensors["model.0.mlp.up_proj.weight"] = torch.zeros(35, 12)
+
+    rewrite(tmp_path, change)
+    with pytest.raises(ValueError, match=r"\(2 tensors\)") as raised:
+        list(weights.read(tmp_path, parameters, rules, dtype=None, device="cpu"))
+    assert sorted(str(raised.value).splitlines()[1:]) == [
+        "  missing: model.0.self_attn.k_proj.bias",
+        "  shape: model.0.mlp.up_proj.weight is (35, 12), needs (36, 12)",
+    ]
+
+
+def test_a_rule_needs_all_of_its_parameters():
+    parameters = dict(Fused(1, 4, 2, 3).named_parameters())
+    del parameters["vision.0.k.bias"]
+    with pytest.raises(ValueError, match=r"vision\.0\.q\.bias belongs with vision\.0\.k\.bias by its rule"):
+        weights.released(parameters, fused_rules(4, 2, 3))
+
+
+def test_eagles_table_names_every_parameter_once():
+    model = small_model(CFG)
+    stored = weights.released(dict(model.named_parameters()), weights.EAGLE)
+    assert stored.keys() == released_keys()
+    used = {template for rule in weights.EAGLE for template in rule.theirs if rule.ours}
+    for template in used:
+        assert any(weights._match(template, key) is not None for key in stored), template

@@ -13,7 +13,9 @@ CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
 def test_logits_of_images_and_text_equal_transformers_one_by_one() -> None:
     ours = small_model(CFG)
     siglip, qwen2 = test_vision.theirs_like(ours.vision), test_llm.theirs_like(ours)
-    connector = nn.Sequential(ours.connector.norm, ours.connector.up, nn.GELU(), ours.connector.out)
+    norm = nn.LayerNorm(4 * CFG.vision.hidden_size)
+    norm.load_state_dict(ours.connector.norm.state_dict())
+    connector = nn.Sequential(norm, ours.connector.up, nn.GELU(), ours.connector.out)
     side, patch_px = CFG.vision.tile_px // CFG.vision.patch_px, CFG.vision.patch_px
     documents = mixed_documents(CFG)
     want = []
@@ -27,5 +29,5 @@ def test_logits_of_images_and_text_equal_transformers_one_by_one() -> None:
                 blocks = features.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)  # 2 x 2 patches, row-major
                 embeddings[document.token_ids_T == IMAGE_TOKEN_ID] = connector(blocks).flatten(0, 1)
             want.append(qwen2(inputs_embeds=embeddings[None]).logits[0])
-        logits = ours.lm_head(ours(pack(documents)))
+        logits = ours.lm_head(ours.hidden(pack(documents)))
     assert (logits - torch.cat(want)).abs().max() < 1e-4

@@ -1,116 +1,25 @@
-"""--set by name and by type, JSON there and back, and what differs between two runs."""
+"""Runs: what can be set, what is refused, and what may change when a run is resumed."""
 
 import json
-from dataclasses import FrozenInstanceError, dataclass, field, replace
-from typing import Literal
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from eagle_model.fields import ConfigError, diff, from_json, listing, override, to_json
 from eagle_model.train.config import (
     CHANGEABLE_ON_RESUME,
-    ConfigError,
+    MAX_CONFIG_BYTES,
     OptimizerConfig,
     TrainConfig,
-    diff,
-    from_json,
-    override,
-    to_json,
+    read_config,
+    write_config,
 )
 from eagle_model.train.recipes import tiny
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Inner:
-    low: int = 1
-    high: int = 2
-    path: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.low >= self.high:
-            raise ValueError(f"low is {self.low}; needs less than high, {self.high}.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outer:
-    name: str
-    inner: Inner = field(default_factory=Inner)
-    rate: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    on: bool = False
-    kind: Literal["a", "b"] = "a"
-
-
-def test_override_sets_every_kind_of_field():
-    config = override(
-        Outer(name="x"),
-        ["name = y=z ", "inner.low=-3", "inner.path=/a b", "rate=1e-4", "betas=0.5, 1", "on=true", "kind=b"],
-    )
-    assert config == Outer(name="y=z", inner=Inner(low=-3, path="/a b"), rate=1e-4, betas=(0.5, 1.0), on=True, kind="b")
-    assert override(config, ["inner.path=none", "on=False", "rate=2"]).inner.path is None
-    assert type(override(config, ["rate=2"]).rate) is float
-    assert override(config, ["inner.high=3", "inner.high=4"]).inner.high == 4  # the last one wins
-
-
-def test_override_checks_the_whole_once():
-    """Fields that are only right together can be set in any order; wrong together, the config's own check speaks."""
-    assert override(Outer(name="x"), ["inner.low=10", "inner.high=11"]).inner == Inner(low=10, high=11)
-    with pytest.raises(ValueError, match="low is 10; needs less than high, 2"):
-        override(Outer(name="x"), ["inner.low=10"])
-
-
-@pytest.mark.parametrize(
-    ("assignment", "message"),
-    [
-        (
-            "rat=2",
-            r"rat: there is no field rat\. Did you mean rate\? The fields are name, inner, rate, betas, on, kind\.",
-        ),
-        ("inner.lo=2", r"inner\.lo: there is no field lo\. Did you mean low\? The fields are low, high, path\."),
-        ("zzz=2", r"zzz: there is no field zzz\. The fields are name, inner"),
-        ("rate.x=2", r"rate\.x: rate is a number and has no fields\."),
-        ("inner=2", r"inner is a group of fields; set one of inner\.low, inner\.high, inner\.path\."),
-        ("rate", r"'rate' is no assignment; needs path\.to\.field=value"),
-        ("rate=fast", r"rate is 'fast'; needs a number\."),
-        ("inner.low=1.5", r"inner\.low is '1\.5'; needs a whole number\."),
-        ("inner.low=none", r"inner\.low is 'none'; needs a whole number\."),
-        ("on=yes", r"on is 'yes'; needs true or false\."),
-        ("kind=c", r"kind is 'c'; needs one of a, b\."),
-        ("betas=0.9", r"betas is '0\.9'; needs 2 values, each a number, separated by commas\."),
-        ("betas=0.9,x", r"betas is 'x'; needs a number\."),
-        ("=3", r": there is no field \. The fields are"),
-    ],
-)
-def test_override_errors_say_what_there_is(assignment, message):
-    with pytest.raises(ConfigError, match=message):
-        override(Outer(name="x"), [assignment])
 
 
 def test_json_round_trip():
     config = override(tiny(), ["data.recipe=/data/recipe.json", "optimizer.betas=0.8,0.9", "data.seed=7"])
     assert from_json(TrainConfig, json.loads(json.dumps(to_json(config)))) == config
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"extra": 1}, r"extra: there is no field extra"),
-        ({"inner": {"loww": 1}}, r"inner\.loww: there is no field loww\. Did you mean low\?"),
-        ({"inner": 3}, r"inner is 3; needs an object with the fields of Inner"),
-        ({"inner": {"low": True}}, r"inner\.low is True; needs a whole number"),
-        ({"rate": "1"}, r"rate is '1'; needs a number"),
-        ({"betas": [1]}, r"betas is \[1\]; needs 2 values"),
-        ({"kind": None}, r"kind is None; needs one of a, b"),
-        ({"on": 1}, r"on is 1; needs true or false"),
-    ],
-)
-def test_json_of_another_shape_is_refused(change, message):
-    with pytest.raises(ConfigError, match=message):
-        from_json(Outer, {"name": "x"} | change)
-
-
-def test_json_without_a_needed_field_is_refused():
-    with pytest.raises(ConfigError, match=r"name is missing; Outer needs it"):
-        from_json(Outer, {"rate": 1})
 
 
 def test_diff_names_nested_fields():
@@ -159,3 +68,44 @@ def test_something_must_be_trained():
 def test_configs_are_frozen():
     with pytest.raises(FrozenInstanceError):
         OptimizerConfig().learning_rate = 1.0
+
+
+def test_every_field_says_what_it_means():
+    unexplained = [assignment for assignment, about in listing(tiny()) if assignment and about.startswith("(")]
+    assert unexplained == []
+    assert [about for assignment, about in listing(tiny()) if not assignment and about.endswith(": ")] == []
+
+
+def test_a_written_config_comes_back(tmp_path):
+    config = override(tiny(), ["data.recipe=a b.json", "seed=5"])
+    write_config(tmp_path / "config.json", config)
+    assert read_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{",
+            r"c\.json cannot be read: Expecting .* Every checkpoint holds it too: training/config\.json",
+        ),
+        ("[" * 100_000, r"c\.json cannot be read: maximum recursion depth exceeded"),
+        ("\xff", r"c\.json cannot be read: 'utf-8' codec"),
+        ("[]", r"c\.json is no config of a run that this version reads: its version is none, needs 2\. Continue a run"),
+        ('{"run": "abc", "config": {}}', r"its version is none, needs 2"),
+        ('{"version": 1, "config": {}}', r"its version is 1, needs 2"),
+        ('{"version": 2}', r"c\.json is no config of a run"),
+        ('{"version": 2, "config": {"max_steps": 3}}', r"c\.json: data is missing; TrainConfig needs it"),
+        (" " * (MAX_CONFIG_BYTES + 1), r"c\.json has 1048577 bytes; a config\.json has at most 1048576"),
+    ],
+)
+def test_what_is_no_config_of_this_version_is_refused(tmp_path, text, message):
+    (tmp_path / "c.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path / "c.json")
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path):
+    for path in (tmp_path, tmp_path / "absent.json"):
+        with pytest.raises(ConfigError, match=rf"{path} does not exist\. Runs of version 2 have that file"):
+            read_config(path)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from eagle_model.fields import ConfigError, diff
 from eagle_model.model import config as model_config
-from eagle_model.train.config import ConfigError, diff
 from eagle_model.train.recipes import RECIPES, debug, recipe, tiny
 
 
@@ -15,12 +15,18 @@ def test_recipes_by_name():
 
 
 def test_debug_is_tiny_for_a_few_steps():
-    assert set(diff(tiny(), debug())) == {"max_steps", "save_every_steps", "log_every_steps"}
+    assert set(diff(tiny(), debug())) == {"recipe_name", "max_steps", "save_every_steps", "log_every_steps"}
     assert debug().save_every_steps < debug().max_steps < 10
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_its_name(name):
+    assert recipe(name).recipe_name == name
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_tiles_are_the_model_own(name):
-    data = recipe(name).data
-    cfg = model_config.tiny(vocab_size=300, image_token_id=0, tile_px=data.tile_px, patch_px=data.patch_px)
+    processor = recipe(name).processor
+    sizes = {"tile_px": processor.tile_px, "patch_px": processor.patch_px}
+    cfg = model_config.tiny(vocab_size=300, image_token_id=0, **sizes)
     assert cfg == model_config.tiny(vocab_size=300, image_token_id=0)  # the sizes that the model was tuned with

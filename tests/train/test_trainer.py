@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.checkpoints import CheckpointError, steps
 from eagle_model.data.loader import Loader
-from eagle_model.data.media import read_recipe, read_samples
-from eagle_model.data.tokens import pack_row
-from eagle_model.train import checkpoint
-from eagle_model.train.checkpoint import CheckpointError
-from eagle_model.train.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig, override
+from eagle_model.data.packing import pack_row
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
+from eagle_model.fields import ConfigError, override
+from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
 from eagle_model.train.recipes import debug
 from eagle_model.train.trainer import Trainer, TrainingError, _Stop, accumulate_gradients, new_model
@@ -45,7 +46,12 @@ def chats(tmp_path_factory) -> Path:
 
 
 def config_of(chats: Path, *assignments: str) -> TrainConfig:
-    base = [f"data.recipe={chats / 'chats.jsonl'}", "data.context_tokens=160", "max_steps=4", "save_every_steps=2"]
+    base = [
+        f"data.recipe={chats / 'chats.jsonl'}",
+        "processor.sampling.context_tokens=160",
+        "max_steps=4",
+        "save_every_steps=2",
+    ]
     return override(debug(), [*base, *assignments])
 
 
@@ -74,7 +80,7 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 @pytest.fixture
 def rows_and_one(chats) -> tuple[torch.nn.Module, list[PackedBatch], PackedBatch]:
     """A model, its samples in two rows of unlike lengths, and the same samples in one row."""
-    config = config_of(chats, "data.context_tokens=4000")
+    config = config_of(chats, "processor.sampling.context_tokens=4000")
     torch.manual_seed(0)
     model, processor = new_model(config)
     samples = list(read_samples(read_recipe(config.data.recipe)[0]))
@@ -147,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(chats, tmp_path):
     about = json.loads(path.read_text())
     assert about["loss"] == "nan"
     assert set(about["sample_ids"]) <= {*COLOURS, *(f"spell-{colour}" for colour in COLOURS)}
-    assert list(checkpoint.steps(tmp_path / "run" / "checkpoints")) == [2]
+    assert list(steps(tmp_path / "run" / "checkpoints")) == [2]
     assert [m["step"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
     run(config, tmp_path / "run")  # and from there it can go on
     run(config, tmp_path / "straight")
@@ -192,9 +198,8 @@ def test_a_run_may_get_longer(chats, tmp_path):
     longer = Trainer(config_of(chats, "max_steps=6"), tmp_path / "run", say=said.append)
     assert longer.train()
     assert "Changed since step-000004: max_steps: 4 -> 6" in said
-    assert list(checkpoint.steps(tmp_path / "run" / "checkpoints")) == [2, 4, 6]
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert about["config"]["max_steps"] == 6
+    assert list(steps(tmp_path / "run" / "checkpoints")) == [2, 4, 6]
+    assert read_config(tmp_path / "run" / "config.json").max_steps == 6
 
 
 def test_a_finished_run_stays_as_it_is(chats, tmp_path):
@@ -202,7 +207,7 @@ def test_a_finished_run_stays_as_it_is(chats, tmp_path):
     before = weights_of(tmp_path / "run", 4)
     trainer = run(config_of(chats), tmp_path / "run")
     assert trainer.step == 4
-    assert list(checkpoint.steps(tmp_path / "run" / "checkpoints")) == [2, 4]
+    assert list(steps(tmp_path / "run" / "checkpoints")) == [2, 4]
     assert_equal(weights_of(tmp_path / "run", 4), before)
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 4
 
@@ -216,6 +221,44 @@ def test_another_configuration_is_refused_by_name(chats, tmp_path):
     assert "data.seed: 0 -> 3; optimizer.learning_rate: 0.001 -> 0.5" in message
     assert "max_steps: 4" not in message
     assert f"A run may change {', '.join(sorted(CHANGEABLE_ON_RESUME))} alone." in message
+
+
+def test_another_recipe_is_refused_by_its_name(chats, tmp_path):
+    run(config_of(chats), tmp_path / "run")
+    other = replace(config_of(chats), recipe_name="tiny")
+    with pytest.raises(ConfigError, match=r"another configuration: recipe_name: 'debug' -> 'tiny'\. Set these back"):
+        Trainer(other, tmp_path / "run", say=quiet)
+
+
+def test_the_config_of_a_run_makes_the_same_run_again(chats, tmp_path):
+    run(config_of(chats, "seed=3", "data.seed=4"), tmp_path / "first")
+    saved = tmp_path / "first" / "config.json"
+    run(read_config(saved), tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_bytes() == saved.read_bytes()
+    for file in ("model.safetensors", "training/optimizer.safetensors", "training/rng.safetensors"):
+        first, again = (tmp_path / name / "checkpoints" / "step-000004" / file for name in ("first", "again"))
+        assert first.read_bytes() == again.read_bytes()
+    losses = [[m["loss"] for m in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("first", "again")]
+    assert losses[0] == losses[1]
+    in_checkpoint = tmp_path / "first" / "checkpoints" / "step-000002" / "training" / "config.json"
+    assert in_checkpoint.read_bytes() == saved.read_bytes()
+
+
+def test_a_run_of_an_older_version_is_refused(chats, tmp_path):
+    """Version 1 kept its config in run.json and state.json."""
+    old = run(config_of(chats), tmp_path / "run").checkpoints / "step-000004"
+    for folder in (old, old.with_name("step-000002")):
+        (folder / "training" / "config.json").unlink()
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["files"]["training/config.json"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = (old / "manifest.json").read_bytes()
+    with pytest.raises(
+        ConfigError,
+        match=r"step-000004/training/config\.json does not exist\. Runs of version 2 have that file; a run of an older",
+    ):
+        Trainer(config_of(chats), tmp_path / "run", say=quiet)
+    assert (old / "manifest.json").read_bytes() == before
 
 
 def test_a_run_goes_on_where_its_data_have_moved(chats, tmp_path):
@@ -268,7 +311,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_step_trained_again(chats, tmp
     assert_equal(weights_of(tmp_path / "run", 4), straight)
     assert (checkpoints / "step-000004.damaged-1" / "model.safetensors").exists()
 
-    for path in checkpoint.steps(checkpoints).values():
+    for path in steps(checkpoints).values():
         (path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"No checkpoint in .* can be used\. .*config\.json is missing"):
         Trainer(config_of(chats), tmp_path / "run", say=quiet)
@@ -284,7 +327,7 @@ def test_a_run_that_never_saved_starts_anew(chats, tmp_path):
         f"{tmp_path / 'run'} holds a run without a complete checkpoint: starting it anew.",
     ]
     assert trainer.train()
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["seed"] == 5
+    assert read_config(tmp_path / "run" / "config.json").seed == 5
 
 
 # ---- where it starts
@@ -317,13 +360,15 @@ def test_the_same_seed_gives_the_same_model(chats):
 def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
     run(config_of(chats), tmp_path / "first")
     folder = tmp_path / "first" / "checkpoints" / "step-000004"
-    second = Trainer(config_of(chats, f"model={folder}", "data.context_tokens=200"), tmp_path / "second", say=quiet)
+    second = Trainer(
+        config_of(chats, f"model={folder}", "processor.sampling.context_tokens=200"), tmp_path / "second", say=quiet
+    )
     assert second.step == 0
     assert_equal(
         dict(second.model.state_dict()),
         dict(Trainer(config_of(chats), tmp_path / "first", say=quiet).model.state_dict()),
     )
-    assert second.processor.config.context_tokens == 200
+    assert second.processor.config.sampling.context_tokens == 200
     assert second.train()
 
 
@@ -331,8 +376,12 @@ def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
     ("assignments", "message"),
     [
         (["model=/nowhere"], r"model is '/nowhere'; needs a preset \(tiny\) or a folder with config\.json"),
-        (["data.tile_px=56"], r"data\.tile_px is 56; the model in .* needs 28"),
-        (["data.patch_px=14"], r"data\.patch_px is 14; the model in .* needs 7"),
+        (["processor.tile_px=56"], r"processor\.tile_px is 56; the model in .* needs 28"),
+        (["processor.patch_px=14"], r"processor\.patch_px is 14; the model in .* needs 7"),
+        (
+            ["processor.std=1,1,1"],
+            r"processor\.std is \(1\.0, 1\.0, 1\.0\); the model in .* needs \(0\.5, 0\.5, 0\.5\)",
+        ),
         (
             ["tokenizer=/nowhere.json"],
             r"/nowhere\.json does not exist; needs the tokenizer\.json that belongs",

@@ -1,0 +1,122 @@
+"""The minutes on a GPU, rehearsed on a CPU: killed and resumed, out of time, with packages missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench.records import append_record, read_records, results
+from bench.session import ROOT, as_benchmark_file
+
+ABSENT = ("av", "typer", "rich")
+
+
+def start(out: Path, *options: str, without: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A session in a process group of its own, on a machine that lacks the packages `without`."""
+    hidden = out / "hidden"
+    hidden.mkdir(parents=True, exist_ok=True)
+    for package in without:
+        (hidden / f"{package}.py").write_text(
+            f'raise ModuleNotFoundError("No module named {package!r}", name={package!r})\n'
+        )
+    command = [sys.executable, "-m", "bench.session", "--out", str(out), *options]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(hidden), str(ROOT)]), "CUDA_VISIBLE_DEVICES": ""}
+    for of_a_worker in [name for name in environment if name.startswith("PYTEST_")]:
+        del environment[of_a_worker]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=1500)
+    assert process.returncode in (0, 1), output
+    return output
+
+
+def records_file(out: Path) -> Path:
+    (path,) = out.glob("*.jsonl")
+    return path
+
+
+def kill_after(process: subprocess.Popen[str], out: Path, num_results: int) -> None:
+    """SIGKILL to the session and all its processes once that many results are on the disk."""
+    while process.poll() is None:
+        files = list(out.glob("*.jsonl"))
+        if files and sum("outcome" in record for record in read_records(files[0])) >= num_results:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError(f"it ended by itself: {process.stdout.read() if process.stdout else ''}")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def check_each_bench_once(out: Path) -> dict[str, dict]:
+    """No test has two results, none was lost: the JSON holds each bench that passed exactly once."""
+    records = read_records(records_file(out))
+    ended = Counter(record["test"] for record in records if "outcome" in record)
+    assert ended and set(ended.values()) == {1}
+    found = results(records)
+    measured = [bench["fullname"] for bench in json.loads((out / "cpu.json").read_text())["benchmarks"]]
+    assert len(measured) == len(set(measured))
+    passed = [test for test, record in found.items() if record["outcome"] == "passed" and record["bench"]]
+    assert sorted(passed) == sorted(measured)
+    return found
+
+
+def test_killed_and_out_of_time_each_bench_stands_once(tmp_path: Path) -> None:
+    stages = ("--only", "decode attention")
+    kill_after(start(tmp_path, *stages), tmp_path, 3)
+    num_at_kill = sum("outcome" in record for record in read_records(records_file(tmp_path)))
+    finish(start(tmp_path, *stages, "--minutes", "1", "--count-each", "15"))  # a fifth of it for these: one test
+    found = results(read_records(records_file(tmp_path)))
+    assert len(found) == num_at_kill + 1
+    output = finish(start(tmp_path, *stages))
+    found = check_each_bench_once(tmp_path)
+    assert len(found) > num_at_kill + 1
+    assert "| bench/bench_decode_attention.py |" in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1700)
+def test_the_whole_of_twelve_minutes(tmp_path: Path) -> None:
+    """Every stage on a CPU; each test counts as two seconds; killed at five moments, three packages missing."""
+    options = ("--minutes", "12", "--count-each", "2")
+    for num_results in (1, 60, 150, 250, 350):
+        kill_after(start(tmp_path, *options, without=ABSENT), tmp_path, num_results)
+    for _ in range(20):  # sessions until one finds nothing left to do
+        num_before = len(results(read_records(records_file(tmp_path))))
+        output = finish(start(tmp_path, *options, without=ABSENT))
+        if len(results(read_records(records_file(tmp_path)))) == num_before:
+            break
+    found = check_each_bench_once(tmp_path)
+    assert not [test for test, record in found.items() if record["outcome"] in ("failed", "crashed")]
+    table = output.partition("| not installed |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines()[2:] if line.startswith("| ")]
+    assert sorted(rows) == sorted(ABSENT), output
+    assert {Path(test.partition("::")[0]).name for test in found} >= {"bench_attention.py", "bench_rms_norm.py"}
+
+
+def test_what_a_process_took_down_twice_counts_as_crashed() -> None:
+    once = [{"started": "t"}]
+    assert not results(once)
+    assert results(once * 2)["t"]["outcome"] == "crashed"
+    assert results([*once * 2, {"test": "t", "outcome": "passed"}])["t"]["outcome"] == "passed"
+
+
+def test_a_line_cut_short_is_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    append_record(path, {"test": "a", "outcome": "passed", "bench": None})
+    with path.open("a") as file:
+        file.write('\n{"test": "b", "outc')
+    append_record(path, {"test": "c", "outcome": "passed", "bench": None})
+    assert list(results(read_records(path))) == ["a", "c"]
+    assert as_benchmark_file(read_records(path))["benchmarks"] == []
