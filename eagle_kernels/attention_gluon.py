@@ -170,6 +170,16 @@ def _store(  # type: ignore[no-untyped-def]
 
 
 @gluon.jit
+def _items(num_items, UNIFORM: gl.constexpr):  # type: ignore[no-untyped-def]
+    """First, last + 1 and step of this program's items. By the tables it has one, which the compiler then knows."""
+    first = gl.program_id(0)
+    end, step = first + 1, 1
+    if UNIFORM:
+        end, step = num_items, gl.num_programs(0)
+    return first, end, step
+
+
+@gluon.jit
 def _query_item(  # type: ignore[no-untyped-def]
     item, segments_ptr, tiles_ptr, num_tokens, length,
     H: gl.constexpr, CAUSAL: gl.constexpr, UNIFORM: gl.constexpr, BLOCK_N: gl.constexpr,
@@ -246,7 +256,8 @@ def _fwd_producer(  # type: ignore[no-untyped-def]
     full, empty, q_full, q_empty, _ = bars
     BYTES: gl.constexpr = BLOCK_N * (MAIN + TAIL) * 2
     slot, phase, parity = 0, 0, 0
-    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+    first_item, end_item, step = _items(num_items, UNIFORM)
+    for item in range(first_item, end_item, step):
         head, q_start, q_len, k_start, k_len, first, num = _query_item(
             item, tables[0], tables[1], num_tokens, length, H, CAUSAL, UNIFORM, BLOCK_N
         )
@@ -294,7 +305,8 @@ def _fwd_consumer(  # type: ignore[no-untyped-def]
     my_turn, other_turn = turn.index(GROUP), turn.index(1 - GROUP)
     dtype: gl.constexpr = qs[0].dtype
     slot, phase, parity, turn_phase = 0, 0, 0, 0
-    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+    first_item, end_item, step = _items(num_items, UNIFORM)
+    for item in range(first_item, end_item, step):
         head, q_start, q_len, _k_start, k_len, first, num = _query_item(
             item, tables[0], tables[1], num_tokens, length, H, CAUSAL, UNIFORM, BLOCK_N
         )
@@ -372,7 +384,7 @@ def fwd_kernel(  # type: ignore[no-untyped-def]
             (_fwd_producer, (producer, H, G, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_N, STAGES)),
         ],
         [4, 1],
-        [240, 24],
+        [240 if MAIN > 64 else 232, 24 if MAIN > 64 else 40],
     )
 
 
@@ -388,7 +400,8 @@ def _dq_producer(  # type: ignore[no-untyped-def]
     q, k, v, dout = buffers
     full, empty, q_full, q_empty = bars
     slot, phase, parity = 0, 0, 0
-    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+    first_item, end_item, step = _items(num_items, UNIFORM)
+    for item in range(first_item, end_item, step):
         head, q_start, q_len, k_start, k_len, first, num = _query_item(
             item, tables[0], tables[1], num_tokens, length, H, CAUSAL, UNIFORM, BLOCK_N
         )
@@ -425,7 +438,8 @@ def _dq_consumer(  # type: ignore[no-untyped-def]
     q, dout = _at(qs, GROUP), _at(douts, GROUP)
     dtype: gl.constexpr = qs[0].dtype
     slot, phase, parity = 0, 0, 0
-    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+    first_item, end_item, step = _items(num_items, UNIFORM)
+    for item in range(first_item, end_item, step):
         head, q_start, q_len, _k_start, k_len, first, num = _query_item(
             item, tables[0], tables[1], num_tokens, length, H, CAUSAL, UNIFORM, BLOCK_N
         )
@@ -483,7 +497,7 @@ def dq_kernel(  # type: ignore[no-untyped-def]
             (_dq_producer, (producer, H, G, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_N, STAGES)),
         ],
         [4, 1],
-        [240, 24],
+        [240 if MAIN > 64 else 232, 24 if MAIN > 64 else 40],
     )
 
 
@@ -552,7 +566,8 @@ def _dkdv_producer(  # type: ignore[no-untyped-def]
     q, k, v, dout, lses, deltas = buffers
     full, empty, k_full, k_empty = bars
     slot, phase, parity = 0, 0, 0
-    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+    first_item, end_item, step = _items(num_items, UNIFORM)
+    for item in range(first_item, end_item, step):
         kv_head, first, num_rows, begin_segment, end_segment, start = _key_item(
             item, tables[1], num_tokens_k, length, K, CAUSAL, UNIFORM
         )
@@ -600,7 +615,8 @@ def _dkdv_consumer(  # type: ignore[no-untyped-def]
     k, v = _at(ks, GROUP), _at(vs, GROUP)
     dtype: gl.constexpr = ks[0].dtype
     slot, phase, parity = 0, 0, 0
-    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+    first_item, end_item, step = _items(num_items, UNIFORM)
+    for item in range(first_item, end_item, step):
         kv_head, first, num_rows, begin_segment, end_segment, start = _key_item(
             item, tables[1], num_tokens_k, length, K, CAUSAL, UNIFORM
         )
@@ -672,5 +688,5 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
             (_dkdv_producer, (producer, K, G, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_M, STAGES)),
         ],
         [4, 1],
-        [240, 24],
+        [240 if MAIN > 64 else 232, 24 if MAIN > 64 else 40],
     )

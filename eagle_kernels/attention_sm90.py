@@ -22,7 +22,8 @@ import torch
 import triton
 from torch import Tensor
 
-from eagle_kernels.attention import LOG2_E, TILE, pieces
+from eagle_kernels.attention_plan import TILE
+from eagle_kernels.attention_triton import LOG2_E, pieces
 from eagle_kernels.checks import on_device_of
 
 TESTED = ("3.6", "3.7")  # Triton's: Gluon may change with each
