@@ -52,10 +52,11 @@ MADE = {  # codec, width, height, copies of 10 s
 }
 
 
-def ours(path: Path, times: Times, **options: Any) -> Iterator[float]:
-    from eagle_kernels.video import decode
+def ours(path: Path, times: Times, *, seek: str = "exact", num_workers: int = 1) -> Iterator[float]:
+    from eagle_kernels import video
 
-    for frame in decode(path, times.tolist(), **options):
+    film = video.open(path)
+    for frame in film.frames(film.choose(times, seek=seek, tolerance=0.25), num_workers=num_workers):  # type: ignore[arg-type]
         yield frame.timestamp_seconds
 
 
@@ -98,7 +99,7 @@ WAYS: dict[str, Callable[[Path, Times], Iterator[float]]] = {
     "ours": ours,
     "ours, 2 workers": partial(ours, num_workers=2),
     "ours, keyframe": partial(ours, seek="keyframe"),
-    "ours, tolerance 25 %": partial(ours, seek="tolerance", tolerance=0.25),
+    "ours, tolerance 25 %": partial(ours, seek="tolerance"),
     "PyAV, seek for each": pyav_seek_each,
     "torchcodec approximate": partial(torchcodec, seek_mode="approximate", threads=0),
     "torchcodec exact": partial(torchcodec, seek_mode="exact", threads=0),
@@ -160,13 +161,13 @@ def in_own_process(
 def measure_opening(path: Path) -> dict[str, float]:
     """Milliseconds, the best round, from the path to the plan of 128 frames: by the packets, by the container's tables
     (MP4) or block headers (Matroska) where these apply, and from the index kept in a folder."""
-    from eagle_kernels.video import decode_cpu, sidecar
-    from eagle_kernels.video.info import PacketIndex
+    from eagle_kernels.video import sidecar
+    from eagle_kernels.video.info import PacketIndex, describe
+    from eagle_kernels.video.libav.index import index_from_packets, read_index
     from eagle_kernels.video.plan import choose_frames, plan
-    from eagle_kernels.video.probe import describe
 
     with tempfile.TemporaryDirectory() as folder:
-        sidecar.make(path, folder, decode_cpu.read_index)
+        sidecar.make(path, folder, read_index)
 
         def kept() -> PacketIndex:
             index = sidecar.read(path, folder)
@@ -175,8 +176,8 @@ def measure_opening(path: Path) -> dict[str, float]:
 
         asked = np.linspace(0, describe(kept()).duration_seconds, 128)
         ways: dict[str, tuple[Callable[[], PacketIndex], int]] = {
-            "packets": (lambda: decode_cpu.index_from_packets(path), 3),
-            "tables": (lambda: decode_cpu.read_index(path), ROUNDS_OF_OPENING),
+            "packets": (lambda: index_from_packets(path), 3),
+            "tables": (lambda: read_index(path), ROUNDS_OF_OPENING),
             "sidecar": (kept, ROUNDS_OF_OPENING),
         }
         result = {}
@@ -191,7 +192,7 @@ def measure_opening(path: Path) -> dict[str, float]:
                 wall_milliseconds.append(1e3 * (time.perf_counter() - wall))
             result[f"{name}_cpu_milliseconds"] = round(min(cpu_milliseconds), 3)
             result[f"{name}_wall_milliseconds"] = round(min(wall_milliseconds), 3)
-        result["tables_apply"] = decode_cpu.read_index(path).samples is not None
+        result["tables_apply"] = read_index(path).samples is not None
         return result
 
 

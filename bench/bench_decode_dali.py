@@ -43,15 +43,15 @@ def ways(device: str) -> list[str]:
 
 def decode(way: str, path: Path, places: NDArray[np.int64], device: str) -> list[Tensor]:
     """The frames of these numbers, (Y, X, 3) uint8 each."""
-    from eagle_kernels.video import decode_dali
-    from eagle_kernels.video.probe import load
+    from eagle_kernels import video
+    from eagle_kernels.video import dali
 
     device_id = None if device == "cpu" else torch.cuda.current_device()
     if way != WHOLE:
-        index, info = load(path, None)
+        film = video.open(path)
         num_shards = int(way.split()[-2])
-        return [f.rgb_YX3 for f in decode_dali._frames(index, info, places, device_id, num_shards=num_shards)]
-    pipeline = decode_dali._pipeline(device_id, 1)
+        return [f.rgb_YX3 for f in dali._frames(film.index, film.info, places, device_id, num_shards=num_shards)]
+    pipeline = dali._pipeline(device_id, 1)
     pipeline.feed_input("encoded", [np.fromfile(path, np.uint8)])
     pipeline.feed_input("numbers", [places.astype(np.int32)])
     (frames,) = pipeline.run()
@@ -80,15 +80,15 @@ def measure_here(way: str, path: Path, places: NDArray[np.int64], device: str) -
 
 def measure_feeding(path: Path, places: NDArray[np.int64]) -> dict[str, Any]:
     """What comes before DALI, in 7 shards: index, plan, packets, new files. Nothing is decoded but the first frame."""
-    from eagle_kernels.video import decode_dali
-    from eagle_kernels.video.decode_cpu import PacketReader
-    from eagle_kernels.video.probe import load
+    from eagle_kernels import video
+    from eagle_kernels.video import dali
+    from eagle_kernels.video.libav.source import PacketReader
 
     cpu = time.process_time()
-    with closing(PacketReader(load(path, None)[0])) as reader:
-        starts = decode_dali.with_starts_alone(reader, places)
+    with closing(PacketReader(video.open(path).index)) as reader:
+        starts = dali.with_starts_alone(reader, places)
     with closing(PacketReader(starts)) as reader:
-        shards = decode_dali.streams(reader, places, num_shards=decode_dali.NUM_SHARDS, backend="cuda")
+        shards = dali.streams(reader, places, num_shards=dali.NUM_SHARDS, backend="cuda")
         num_bytes = sum(len(reader.matroska(shard.packets)) for shard in shards)
     return {
         "cpu_seconds": round(time.process_time() - cpu, 3),

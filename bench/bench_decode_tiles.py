@@ -40,22 +40,25 @@ HALF = (0.5, 0.5, 0.5)
 NUM_COMPARED = 4
 
 
-def ours(path: Path, times: Times, **options: Any) -> Found:
-    from eagle_kernels import decode_tiles
+def ours(path: Path, times: Times, *, seek: str = "exact", **options: Any) -> Found:
+    from eagle_kernels import Tiling, decode_tiles, video
 
-    found = decode_tiles(path, times.tolist(), tile_px=TILE_PX, patch_px=PATCH_PX, mean=HALF, std=HALF, **options)
+    film = video.open(path)
+    chosen = film.choose(times, seek=seek, tolerance=0.25)  # type: ignore[arg-type]
+    tiling = Tiling(tile_px=TILE_PX, patch_px=PATCH_PX, mean=HALF, std=HALF)
+    found = decode_tiles(film, chosen, (1, 1), tiling, **options)
     return list(found.timestamps_seconds), found.tiles_IPK
 
 
 def ours_decoded_first(path: Path, times: Times) -> Found:
-    from eagle_kernels import frames_to_tiles
+    from eagle_kernels import Tiling, frames_to_tiles
     from eagle_kernels.video import decode
 
     frames = list(decode(path, times.tolist()))
-    tiles = torch.empty(len(frames), (TILE_PX // PATCH_PX) ** 2, 3 * PATCH_PX**2, dtype=torch.bfloat16)
+    tiling = Tiling(tile_px=TILE_PX, patch_px=PATCH_PX, mean=HALF, std=HALF)
+    tiles = torch.empty(tiling.shape(len(frames)), dtype=torch.bfloat16)
     for tile_PK, frame in zip(tiles, frames):
-        options = {"mean": HALF, "std": HALF, "thumbnail": False, "num_threads": 1}
-        tile_PK[...] = frames_to_tiles(frame.rgb_YX3[None], (1, 1), **options)[0]
+        tile_PK[...] = frames_to_tiles(frame.rgb_YX3[None], (1, 1), tiling, num_threads=1)[0]
     return [frame.timestamp_seconds for frame in frames], tiles
 
 
@@ -89,7 +92,7 @@ def torchcodec(path: Path, times: Times, *, threads: int, resize: bool = False, 
 WAYS: dict[str, Callable[[Path, Times], Found]] = {
     "ours": ours,
     "ours, 2 workers": partial(ours, num_workers=2),
-    "ours, tolerance 25 %": partial(ours, seek="tolerance", tolerance=0.25),
+    "ours, tolerance 25 %": partial(ours, seek="tolerance"),
     "ours, decoded first": ours_decoded_first,
     "torchcodec + PIL": partial(torchcodec, threads=0),
     "torchcodec + PIL, 1 thread": partial(torchcodec, threads=1),

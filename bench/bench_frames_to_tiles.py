@@ -24,10 +24,12 @@ from torch import Tensor
 from bench.harness import measure, seconds
 from eagle_kernels import native
 from eagle_kernels.frames_to_tiles import frames_to_tiles, images_to_tiles
+from eagle_kernels.tiles import Tiling
 
 ORDER = "pillow" if int(PIL.__version__.split(".")[0]) >= 13 else "horizontal"  # that of the Pillow at hand
 MEAN = STD = (0.5, 0.5, 0.5)
 TILE_PX, PATCH_PX = 448, 14
+TILING = Tiling(tile_px=TILE_PX, patch_px=PATCH_PX, mean=MEAN, std=STD, thumbnail=True)
 SHAPES = {  # num_frames, width_px, height_px, grid
     "image_1080p_4x2": (1, 1920, 1080, (4, 2)),
     "image_4k_4x3": (1, 3840, 2160, (4, 3)),
@@ -44,7 +46,7 @@ def make(shape: str) -> tuple[Tensor, tuple[int, int]]:
 
 
 def ours(frames: Tensor, grid: tuple[int, int], num_threads: int = 1) -> Tensor:
-    return frames_to_tiles(frames, grid, mean=MEAN, std=STD, thumbnail=True, pass_order=ORDER, num_threads=num_threads)
+    return frames_to_tiles(frames, grid, TILING, pass_order=ORDER, num_threads=num_threads)
 
 
 def ours_with(simd: str) -> Callable[[Tensor, tuple[int, int]], Tensor]:
@@ -52,8 +54,7 @@ def ours_with(simd: str) -> Callable[[Tensor, tuple[int, int]], Tensor]:
         cols, rows = grid
         sizes = {"cols": cols, "rows": rows, "tile_px": TILE_PX, "patch_px": PATCH_PX}
         tiling = native.load().Tiling(thumbnail=True, pass_order=ORDER, mean=MEAN, std=STD, **sizes)
-        num_tiles = len(frames) * (cols * rows + (1 if cols * rows > 1 else 0))
-        out = torch.empty((num_tiles, (TILE_PX // PATCH_PX) ** 2, 3 * PATCH_PX**2), dtype=torch.bfloat16)
+        out = torch.empty(TILING.shape(len(frames) * TILING.num_tiles(grid)), dtype=torch.bfloat16)
         native.load().frames_to_tiles_cpu(native.view(frames), native.view(out), tiling, 1, simd)
         return out
 
@@ -156,7 +157,7 @@ def test_gpu_images_of_many_sizes(benchmark: Any, way: str) -> None:
     images, grids = [frames[0].cuda() for frames, _ in cases], [grid for _, grid in cases]
 
     def one_call() -> Tensor:
-        return images_to_tiles(images, grids, mean=MEAN, std=STD, thumbnail=True, pass_order=ORDER)
+        return images_to_tiles(images, grids, TILING, pass_order=ORDER)
 
     def one_by_one() -> Tensor:
         return torch.cat([ours(image[None], grid) for image, grid in zip(images, grids, strict=True)])

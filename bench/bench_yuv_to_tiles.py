@@ -17,14 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.bench_frames_to_tiles import torch_tiles
+from bench.bench_frames_to_tiles import MEAN, PATCH_PX, STD, TILE_PX, TILING, torch_tiles
 from bench.harness import measure, seconds
 from eagle_kernels import native
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.yuv_to_tiles import colours, yuv_to_tiles
 
-MEAN = STD = (0.5, 0.5, 0.5)
-TILE_PX, PATCH_PX = 448, 14
 SHAPES = {  # num_frames, width_px, height_px, grid
     "video_720p_8_frames": (8, 1280, 720, (1, 1)),
     "video_portrait_8_frames": (8, 720, 1280, (1, 1)),
@@ -49,8 +47,7 @@ def make(shape: str) -> tuple[Planes, tuple[int, int]]:
 
 
 def ours(planes: Planes, grid: tuple[int, int]) -> Tensor:
-    arguments = {"matrix": "bt709", "full_range": False, "mean": MEAN, "std": STD, "thumbnail": True}
-    return yuv_to_tiles(*planes, grid, num_threads=1, **arguments)
+    return yuv_to_tiles(*planes, grid, TILING, matrix="bt709", full_range=False, num_threads=1)
 
 
 def nv12(planes: Planes) -> Planes:
@@ -64,8 +61,7 @@ def ours_with(simd: str) -> Callable[[Planes, tuple[int, int]], Tensor]:
         cols, rows = grid
         sizes = {"cols": cols, "rows": rows, "tile_px": TILE_PX, "patch_px": PATCH_PX}
         tiling = native.load().Tiling(thumbnail=True, pass_order="horizontal", mean=MEAN, std=STD, **sizes)
-        num_tiles = len(planes[0]) * (cols * rows + (1 if cols * rows > 1 else 0))
-        out = torch.empty((num_tiles, (TILE_PX // PATCH_PX) ** 2, 3 * PATCH_PX**2), dtype=torch.bfloat16)
+        out = torch.empty(TILING.shape(len(planes[0]) * TILING.num_tiles(grid)), dtype=torch.bfloat16)
         y, u, v = map(native.view, planes)
         numbers = {"colours": colours("bt709", False), "cosited_across": True, "cosited_down": False}
         frames = native.load().YuvFrames(y=y, u=u, v=v, **numbers)
@@ -106,7 +102,7 @@ def swscale_then_ours(flags: str) -> Callable[[list[Any], tuple[int, int]], Tens
                 threads=1,
             )
             rgb_1YX3 = torch.from_numpy(rgb.to_ndarray())[None]
-            tiles.append(frames_to_tiles(rgb_1YX3, grid, mean=MEAN, std=STD, thumbnail=True, num_threads=1))
+            tiles.append(frames_to_tiles(rgb_1YX3, grid, TILING, num_threads=1))
         return torch.cat(tiles)
 
     return run

@@ -16,11 +16,13 @@ from eagle_kernels.rms_norm import add_rms_norm, rms_norm
 from eagle_kernels.rope import rope
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_kernels.swiglu import swiglu
+from eagle_kernels.tiles import Tiling
 from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
 __all__ = [
     "AttentionPlan",
     "DecodedTiles",
+    "Tiling",
     "TokenStats",
     "add_rms_norm",
     "decode_attention",

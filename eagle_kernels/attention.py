@@ -28,6 +28,7 @@ from torch import Tensor
 from eagle_kernels.attention_plan import OP, AttentionPlan, check_offsets
 from eagle_kernels.attention_triton import launch_bwd, launch_fwd
 from eagle_kernels.checks import KERNEL_DTYPES, check, check_same
+from eagle_kernels.library import custom_op
 
 Backend = Literal["eagle", "flash_attn"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -150,7 +151,7 @@ def _attend(
     return out_NLHD, F.pad(scores_NHLM.logsumexp(3), (num_blind, 0), value=-torch.inf)
 
 
-@torch.library.custom_op("eagle::attention_fwd", mutates_args=())
+@custom_op("eagle::attention_fwd")
 def _fwd(
     q_THD: Tensor,
     k_TKD: Tensor,
@@ -180,7 +181,7 @@ def _(q_THD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q_THD.new_empty(T, H, D), q_THD.new_empty(H, T, dtype=torch.float32)
 
 
-@torch.library.custom_op("eagle::attention_bwd", mutates_args=())
+@custom_op("eagle::attention_bwd")
 def _bwd(
     dout_THD: Tensor,
     dlse_HT: Tensor,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from eagle_kernels import native
 from eagle_kernels.checks import check, check_same
+from eagle_kernels.library import custom_op
 
 OP = "varlen_attention"
 TILE = 128  # rows that one entry of a tile table stands for; every BLOCK divides it; kTile of csrc/attention_plan.h
@@ -248,7 +249,7 @@ def _cut(lengths: Tensor, num_tiles: int) -> tuple[Tensor, Tensor]:
     return range_N, (tile_N - begins[range_N]) * TILE
 
 
-@torch.library.custom_op("eagle::attention_tiles", mutates_args=())
+@custom_op("eagle::attention_tiles")
 def _tiles(
     segments_S4: Tensor, num_tokens: int, num_tokens_k: int, causal: bool, covers_all: bool
 ) -> tuple[Tensor, Tensor]:

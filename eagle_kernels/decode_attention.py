@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eagle_kernels import native
 from eagle_kernels.checks import KERNEL_DTYPES, check, check_same
+from eagle_kernels.library import custom_op
 
 OP = "decode_attention"
 
@@ -47,7 +48,7 @@ def decode_attention_ref(
     return out_SHD, lse_HS
 
 
-@torch.library.custom_op("eagle::decode_attention", mutates_args=())
+@custom_op("eagle::decode_attention")
 def _fwd(
     q_SHD: Tensor,
     k_LKD: Tensor,

@@ -1,11 +1,14 @@
-"""A video file and times -> the normalised tiles of the frames shown then: decoding and tiling as one pipeline.
+"""A video and times -> the normalised tiles of the frames shown then: decoding and tiling as one pipeline.
 
-Dims    M times asked for; I = M * (cols * rows, + 1 with a thumbnail) tiles; P, K as in frames_to_tiles.py.
+    tiling = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    times, tiles_IPK = decode_tiles("film.mp4", [0.0, 12.5], (2, 1), tiling)
+
+Dims    M times asked for; I tiles in all, M * tiling.num_tiles(grid); P patches a tile, K numbers a patch: tiles.py.
 How     On the CPU the thread that decoded a frame tiles it at once, so memory holds the result and a few frames,
         however many are asked for. On a GPU frames come from DALI and are tiled FRAMES_AT_ONCE at a time.
 Paths   Upright 8-bit 4:2:0 video by BT.601, BT.709 or BT.2020 is tiled from the decoder's own planes: no RGB picture,
         no copy, pixels of any shape (`yuv_to_tiles`). All other video, and all on a GPU, is made RGB as `decode` gives
-        it (`frames_to_tiles`). The stream alone decides (Picture.planes in decode_cpu.py).
+        it (`frames_to_tiles`). The stream alone decides (Picture.planes in video/libav/picture.py).
 Numbers On smooth pictures both paths agree within their rounding; by planes chroma is interpolated once, not twice, and
         pixels that are not square are not stretched first, so at edges they differ: docs/notes/video.md.
 """
@@ -14,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -23,14 +25,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from eagle_kernels import video as video_files
 from eagle_kernels.checks import check
 from eagle_kernels.frames_to_tiles import frames_to_tiles
-from eagle_kernels.video import Frame, decode
-from eagle_kernels.video.decode import decode_with
+from eagle_kernels.tiles import Tiling, check_arguments
+from eagle_kernels.video import Frame, Video
+from eagle_kernels.video.video import check_options
 from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
 if TYPE_CHECKING:
-    from eagle_kernels.video.decode_cpu import Picture
+    from eagle_kernels.video.libav.picture import Picture
 
 FRAMES_AT_ONCE = 8  # of one launch on a GPU, and held there beside DALI's own
 
@@ -41,29 +45,24 @@ class DecodedTiles(NamedTuple):
 
 
 def decode_tiles(
-    path: str | Path,
+    video: str | Path | Video,
     timestamps_seconds: Sequence[float],
+    grid: tuple[int, int],
+    tiling: Tiling,
     *,
-    grid: tuple[int, int] = (1, 1),
-    tile_px: int = 448,
-    patch_px: int = 14,
-    mean: Sequence[float],
-    std: Sequence[float],
-    thumbnail: bool = False,
-    dtype: torch.dtype = torch.bfloat16,
-    layout: str = "patches",
     out: Tensor | None = None,
     device: str | torch.device = "cpu",
-    seek: str = "exact",
-    tolerance: float = 0.25,
     num_workers: int = 1,
     time_limit_seconds: float | None = None,
-    index_folder: str | Path | None = None,
     stop: Event | None = None,
 ) -> DecodedTiles:
     """Tiles of the frame shown at each time, in the order asked, frame by frame as `frames_to_tiles` gives them.
 
-    Args:    grid, tile_px, patch_px, mean, std, thumbnail, dtype, layout: as `frames_to_tiles`.
+        tiling = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        times, tiles_IPK = decode_tiles("film.mp4", [0.0, 12.5], (2, 1), tiling)  # (4, 1024, 588)
+
+    Args:    video: a file, or one that is open (`video.open`).
+             grid, tiling: (cols, rows) of each frame, and what its tiles are, as for `frames_to_tiles`.
              out: filled and returned instead of a new tensor; contiguous, of the result's shape, dtype and device.
              stop: when another thread sets it, CancelledError is raised before the next packet or batch of frames.
              timestamps_seconds and the rest: as `video.decode`. num_workers threads decode and tile; the bits do not
@@ -73,40 +72,24 @@ def decode_tiles(
              time and how many of those asked for came before it; `out` is filled in part then.
     """
     device = torch.device(device)
-    rgb_tiles, yuv_tiles = (
-        partial(
-            op,
-            grid=grid,
-            tile_px=tile_px,
-            patch_px=patch_px,
-            mean=mean,
-            std=std,
-            thumbnail=thumbnail,
-            dtype=dtype,
-            layout=layout,
-            num_threads=1,  # each worker is a thread already
-        )
-        for op in (frames_to_tiles, yuv_to_tiles)
-    )
-    # On no device: checks the arguments and makes no pixel.
-    shape = rgb_tiles(torch.empty(len(timestamps_seconds), 1, 1, 3, dtype=torch.uint8, device="meta")).shape
+    check_arguments("decode_tiles", tiling, [grid], num_threads=1)
+
+    def rgb_tiles(frames_LYX3: Tensor) -> Tensor:
+        return frames_to_tiles(frames_LYX3, grid, tiling, num_threads=1)  # each worker is a thread already
+
+    shape, dtype = tiling.shape(len(timestamps_seconds) * tiling.num_tiles(grid)), tiling.dtype
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=device)
-    check(out.shape == shape, "decode_tiles", "out's shape", tuple(out.shape), str(tuple(shape)))
+    check(out.shape == shape, "decode_tiles", "out's shape", tuple(out.shape), str(shape))
     check(out.dtype == dtype, "decode_tiles", "out's dtype", out.dtype, str(dtype))
     check(out.device.type == device.type, "decode_tiles", "out's device", out.device, str(device))
     check(out.is_contiguous(), "decode_tiles", "out's strides", out.stride(), "those of a contiguous tensor")
     out_MIPK = out.unflatten(0, (len(timestamps_seconds), -1)) if out.shape[0] else out
+    check_options(num_workers, time_limit_seconds)
+    video = video if isinstance(video, Video) else video_files.open(video)
     if device.type != "cpu":
-        frames = decode(
-            path,
-            timestamps_seconds,
-            device=device,
-            seek=seek,
-            tolerance=tolerance,
-            num_workers=num_workers,
-            time_limit_seconds=time_limit_seconds,
-            index_folder=index_folder,
+        frames = video.frames(
+            timestamps_seconds, device=device, num_workers=num_workers, time_limit_seconds=time_limit_seconds
         )
         return DecodedTiles(_tile_in_batches(frames, rgb_tiles, out_MIPK, stop), out)
 
@@ -115,30 +98,25 @@ def decode_tiles(
         if planes is None:
             tiles_IPK = rgb_tiles(picture.rgb_YX3()[None])
         else:
-            tiles_IPK = yuv_tiles(
+            tiles_IPK = yuv_to_tiles(
                 planes.y_YX[None],
                 planes.u_HW[None],
                 planes.v_HW[None],
-                matrix=planes.matrix,
+                grid,
+                tiling,
+                matrix=planes.matrix,  # type: ignore[arg-type]  # str in video, which knows no op
                 full_range=planes.full_range,
-                chroma=planes.chroma,
+                chroma=planes.chroma,  # type: ignore[arg-type]
+                num_threads=1,
             )
         # By numpy: torch would start a pool of threads in each worker to copy a megabyte.
         out_MIPK[m].view(torch.uint8).numpy()[...] = tiles_IPK.view(torch.uint8).numpy()
         return True
 
-    decoded = decode_with(
-        path,
-        timestamps_seconds,
-        tile,
-        seek=seek,
-        tolerance=tolerance,
-        num_workers=num_workers,
-        time_limit_seconds=time_limit_seconds,
-        index_folder=index_folder,
-        stop=stop,
+    decoded = video.pictures(
+        timestamps_seconds, tile, num_workers=num_workers, time_limit_seconds=time_limit_seconds, stop=stop
     )
-    return DecodedTiles(tuple(time_seconds for time_seconds, _ in decoded), out)
+    return DecodedTiles(tuple([time_seconds for time_seconds, _ in decoded]), out)
 
 
 def _tile_in_batches(

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import sum_partials
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
@@ -79,7 +80,7 @@ def _tile(width: int) -> tuple[int, int]:
     return TILE // cols, cols
 
 
-@torch.library.custom_op("eagle::gelu_bias", mutates_args=())
+@custom_op("eagle::gelu_bias")
 def _fwd(x_TF: Tensor, bias_F: Tensor) -> Tensor:
     T, width = x_TF.shape
     out_TF = x_TF.new_empty(T, width)
@@ -93,7 +94,7 @@ def _fwd(x_TF: Tensor, bias_F: Tensor) -> Tensor:
     return out_TF
 
 
-@torch.library.custom_op("eagle::gelu_bias_bwd", mutates_args=())
+@custom_op("eagle::gelu_bias_bwd")
 def _bwd(dout_TF: Tensor, x_TF: Tensor, bias_F: Tensor, need_dx: bool, need_dbias: bool) -> tuple[Tensor, Tensor]:
     """(dx, dbias); an empty tensor stands for one that is not needed."""
     T, width = x_TF.shape

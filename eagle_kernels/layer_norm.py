@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
@@ -151,13 +152,13 @@ def launch_bwd(
     return dx, sums_2C[0].clone(), sums_2C[1].clone()  # an op's results may not share memory
 
 
-@torch.library.custom_op("eagle::layer_norm", mutates_args=())
+@custom_op("eagle::layer_norm")
 def _fwd(x_TC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd)."""
     return launch_fwd(inner_contiguous(x_TC), weight_C, bias_C, eps, 0)
 
 
-@torch.library.custom_op("eagle::layer_norm_bwd", mutates_args=())
+@custom_op("eagle::layer_norm_bwd")
 def _bwd(
     dy_TC: Tensor, x_TC: Tensor, weight_C: Tensor, mean_T: Tensor, rstd_T: Tensor, need_dx: bool, need_dweight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

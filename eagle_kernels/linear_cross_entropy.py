@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same, on_device_of
+from eagle_kernels.library import custom_op
 
 CPU_CHUNK_BYTES = 64 * 2**20  # fp32 logits of one chunk: 110 tokens at Eagle's vocabulary
 # bf16 logits of one chunk: 3584 tokens at Eagle's vocabulary. dweight, 2.2 GB, is read and written once a chunk, which
@@ -306,7 +307,7 @@ def _chunk_tokens(chunk_bytes: int | None, num_rows: int, dtype: torch.dtype, as
     return chunk_tokens // 128 * 128 if chunk_tokens > 128 else chunk_tokens  # whole tiles
 
 
-@torch.library.custom_op("eagle::linear_cross_entropy", mutates_args=())
+@custom_op("eagle::linear_cross_entropy")
 def _fwd(
     hidden_TC: Tensor,
     weight_VC: Tensor,

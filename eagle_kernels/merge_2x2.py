@@ -6,12 +6,12 @@ Grads   A permutation of elements: its gradient is the inverse permutation.
 Source  `pixel_shuffle` (factor 0.5) of Eagle 2.5, arXiv:2504.15271, and InternVL.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import check, on_device_of
+from eagle_kernels.library import custom_op
 
 COLS = 1024  # elements a program copies: 8 a thread, one 16-byte load of bf16
 
@@ -43,7 +43,7 @@ def _kernel(src_ptr, dst_ptr, HALF, PAIR: tl.constexpr, INVERSE: tl.constexpr, C
         tl.store(dst_ptr + tokens + i, tl.load(src_ptr + patches + i, mask=i < PAIR), mask=i < PAIR)
 
 
-@torch.library.custom_op("eagle::merge_2x2", mutates_args=())
+@custom_op("eagle::merge_2x2")
 def _merge(x: Tensor, inverse: bool) -> Tensor:
     """(I, P, C) -> (I, P / 4, 4C), or back."""
     I, P, C = (x.shape[0], x.shape[1] * 4, x.shape[2] // 4) if inverse else x.shape

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same
 from eagle_kernels.layer_norm import launch_bwd, launch_fwd, layer_norm_ref
+from eagle_kernels.library import custom_op
 from eagle_kernels.merge_2x2 import merge_2x2_ref, side_of
 
 
@@ -21,7 +22,7 @@ def merge_2x2_layer_norm_ref(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tens
     return layer_norm_ref(merge_2x2_ref(patches_IPC), weight_E, bias_E, eps)
 
 
-@torch.library.custom_op("eagle::merge_2x2_layer_norm", mutates_args=())
+@custom_op("eagle::merge_2x2_layer_norm")
 def _fwd(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd)."""
     I, P, C = patches_IPC.shape
@@ -32,7 +33,7 @@ def _fwd(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> t
     return y_TE.view(I, P // 4, 4 * C), mean_T, rstd_T
 
 
-@torch.library.custom_op("eagle::merge_2x2_layer_norm_bwd", mutates_args=())
+@custom_op("eagle::merge_2x2_layer_norm_bwd")
 def _bwd(
     dy_IQE: Tensor,
     patches_IPC: Tensor,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eagle_kernels import native
 from eagle_kernels.checks import KERNEL_DTYPES, check, check_same
+from eagle_kernels.library import custom_op
 
 OP = "merge_attention"
 
@@ -34,7 +35,7 @@ def merge_attention_ref(
     return out_THD.to(out_a_THD.dtype), lse_HT
 
 
-@torch.library.custom_op("eagle::merge_attention", mutates_args=())
+@custom_op("eagle::merge_attention")
 def _fwd(
     out_a_THD: Tensor, lse_a_HT: Tensor, out_b_THD: Tensor, lse_b_HT: Tensor, num_threads: int
 ) -> tuple[Tensor, Tensor]:

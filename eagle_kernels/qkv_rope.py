@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.library import custom_op
 from eagle_kernels.rope import rope_frequencies_on, rope_ref
 from eagle_kernels.sum_partials import sum_partials
 
@@ -166,7 +167,7 @@ def _num_groups(H: int, K: int) -> int:
     return triton.cdiv(H, HEADS) + 2 * triton.cdiv(K, HEADS)
 
 
-@torch.library.custom_op("eagle::qkv_rope", mutates_args=())
+@custom_op("eagle::qkv_rope")
 def _fwd(
     qkv_TF: Tensor, bias_F: Tensor, positions_T: Tensor, theta: float, num_heads: int, num_kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,7 +186,7 @@ def _fwd(
     return q_THD, k_TKD, v_TKD
 
 
-@torch.library.custom_op("eagle::qkv_rope_bwd", mutates_args=())
+@custom_op("eagle::qkv_rope_bwd")
 def _bwd(
     dq_THD: Tensor,
     dk_TKD: Tensor,

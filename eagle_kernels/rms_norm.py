@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
 
 TILE = 2048  # elements a program holds at a time: 16 a thread, two 16-byte loads of bf16
@@ -108,14 +109,14 @@ def _tile(C: int) -> tuple[int, int]:
     return TILE // cols, cols
 
 
-@torch.library.custom_op("eagle::rms_norm", mutates_args=())
+@custom_op("eagle::rms_norm")
 def _fwd(x_TC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(y, rstd)."""
     y_TC, _, rstd_T = _launch_fwd(x_TC, None, weight_C, eps)
     return y_TC, rstd_T
 
 
-@torch.library.custom_op("eagle::add_rms_norm", mutates_args=())
+@custom_op("eagle::add_rms_norm")
 def _add_fwd(x_TC: Tensor, residual_TC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, x + residual, rstd)."""
     return _launch_fwd(x_TC, residual_TC, weight_C, eps)
@@ -141,7 +142,7 @@ def _launch_fwd(
     return y_TC, h_TC, rstd_T
 
 
-@torch.library.custom_op("eagle::rms_norm_bwd", mutates_args=())
+@custom_op("eagle::rms_norm_bwd")
 def _bwd(
     dy_TC: Tensor,
     dsum_TC: Tensor | None,

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.library import custom_op
 
 TILE = 1024  # (token, pair) entries a program rotates at a time, the same cos and sin for every head
 
@@ -76,7 +77,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     _rotate(k_ptr, k_stride_t, k_stride_h, k_out_ptr, K_HEADS, rows, i, cos, sin, mask, HALF)
 
 
-@torch.library.custom_op("eagle::rope", mutates_args=())
+@custom_op("eagle::rope")
 def _rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float, inverse: bool) -> tuple[Tensor, Tensor]:
     T, H, D = q_THD.shape
     K = k_TKD.shape[1]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eagle_kernels import native
 from eagle_kernels.checks import check, check_same, inner_contiguous
+from eagle_kernels.library import custom_op
 
 OP = "scatter_visual"
 
@@ -24,14 +25,14 @@ def scatter_visual_ref(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor)
     return embeddings_TC.index_copy(0, rows_N.long(), visual_NC)
 
 
-@torch.library.custom_op("eagle::scatter_visual", mutates_args=())
+@custom_op("eagle::scatter_visual")
 def _fwd(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor) -> Tensor:
     out_TC = embeddings_TC.new_empty(embeddings_TC.shape)
     _run(inner_contiguous(embeddings_TC), inner_contiguous(visual_NC), rows_N, out_TC, backward=False)
     return out_TC
 
 
-@torch.library.custom_op("eagle::scatter_visual_bwd", mutates_args=())
+@custom_op("eagle::scatter_visual_bwd")
 def _bwd(dout_TC: Tensor, rows_N: Tensor, need_dembeddings: bool, need_dvisual: bool) -> tuple[Tensor, Tensor]:
     """(dembeddings, dvisual); an empty tensor stands for one that is not needed."""
     dembeddings_TC, dvisual_NC = _bwd_fake(dout_TC, rows_N, need_dembeddings, need_dvisual)

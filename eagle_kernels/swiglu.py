@@ -7,13 +7,13 @@ Numbers fp32 inside, one rounding on store. Backward recomputes s. Memory bound:
 Source  Shazeer 2020, arXiv:2002.05202, without biases, as in Qwen2.
 """
 
-import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels.library import custom_op
 
 TILE = 2048  # elements a program: 16 a thread, two 16-byte loads of bf16
 
@@ -61,7 +61,7 @@ def _tile(width: int) -> tuple[int, int]:
     return TILE // cols, cols
 
 
-@torch.library.custom_op("eagle::swiglu", mutates_args=())
+@custom_op("eagle::swiglu")
 def _fwd(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     T, width = gate_TF.shape
     out_TF = gate_TF.new_empty(T, width)
@@ -75,7 +75,7 @@ def _fwd(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     return out_TF
 
 
-@torch.library.custom_op("eagle::swiglu_bwd", mutates_args=())
+@custom_op("eagle::swiglu_bwd")
 def _bwd(dout_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, need_dgate: bool, need_dup: bool) -> tuple[Tensor, Tensor]:
     """(dgate, dup); an empty tensor stands for one that is not needed."""
     T, width = gate_TF.shape

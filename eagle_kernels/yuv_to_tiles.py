@@ -1,8 +1,11 @@
 """Decoded 4:2:0 planes -> the normalised patches of their tiles, in one pass and without an RGB picture in between:
 resize each plane, convert the colours, cut, thumbnail, normalise, patchify, cast.
 
-Dims    L frames, Y x X their luma samples; chroma planes are H x W = ceil(Y / 2) x ceil(X / 2); I tiles, P patches and
-        K numbers as in frames_to_tiles.
+    tiling = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    tiles_IPK = yuv_to_tiles(y_LYX, u_LHW, v_LHW, (2, 1), tiling, matrix="bt709", full_range=False)
+
+Dims    L frames, Y x X their luma samples; chroma planes are H x W = ceil(Y / 2) x ceil(X / 2); I tiles in all, P
+        patches a tile, K numbers a patch: tiles.py.
 Resize  Each plane whole to (cols * tile_px, rows * tile_px), and to tile_px x tile_px for the thumbnail, rows first, by
         the filters w of frames_to_tiles in other numbers, since there are no bytes of Pillow's to meet:
             W[i, j] = floor(2**14 * sum_k<=j w[i, k] + 1/2) - floor(2**14 * sum_k<j w[i, k] + 1/2)
@@ -16,8 +19,8 @@ Resize  Each plane whole to (cols * tile_px, rows * tile_px), and to tile_px x t
 Colours With y, u, v = 64 times the resized planes, integers, and M = round(2**13 * matrix):
             red   = clip((M.y * y + M.vr * v + bias_red) >> 19, 0, 255)              and so the others,
             bias  = 2**18 - 64 * (M.y * black + the chroma weights * 128)
-        One rounding to uint8, then the normalisation of frames_to_tiles. All integers until then, so the CPU and the
-        GPU agree to the bit.
+        One rounding to uint8, then (x / 255 - mean) / std as in frames_to_tiles. All integers until then, so the CPU
+        and the GPU agree to the bit.
 Numbers Converting first and resizing then would interpolate chroma twice and clip colours out of range before the
         filter instead of after it; on smooth pictures the two agree to 57 dB (docs/notes/tiles.md).
 Source  ITU-T H.273 (matrices, ranges, chroma sample location types 0 to 2); BT.601, BT.709, BT.2020 (kr and kb).
@@ -34,19 +37,15 @@ from torch import Tensor
 
 from eagle_kernels import native
 from eagle_kernels.checks import check
-from eagle_kernels.frames_to_tiles import (
-    check_grid,
-    check_tiling,
-    cut_ref,
-    filter_weights,
-    patches_ref,
-    tiles_a_frame,
-)
+from eagle_kernels.library import custom_op
+from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, patch_px_of, tiles_ref
+from eagle_kernels.video.colour import LUMA_WEIGHTS, TILED_MATRICES
 
+Matrix = Literal["bt601", "bt709", "bt2020"]
+Chroma = Literal["left", "center", "top_left"]
 TAP_BITS = 14  # of a weight, below the point
 PLANE_BITS = 6  # of a resized plane: both fit 16 bits
 MATRIX_BITS = 13  # of the matrix: its largest number, 2.14, then fits 16 bits
-LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # red's and blue's share
 COSITED = {"left": (True, False), "center": (False, False), "top_left": (True, True)}  # across, down
 
 
@@ -63,7 +62,7 @@ class Colours(NamedTuple):
 
 def colours(matrix: str, full_range: bool) -> Colours:
     """Y'CbCr to R'G'B', the quantisation range included: from kr and kb, as H.273 has it."""
-    red, blue = LUMA[matrix]
+    red, blue = LUMA_WEIGHTS[matrix]
     green = 1 - red - blue
     one = 2**MATRIX_BITS
     luma, chroma = (one, one) if full_range else (one * 255 / 219, one * 255 / 224)
@@ -103,24 +102,19 @@ def yuv_to_tiles_ref(
     u_LHW: Tensor,
     v_LHW: Tensor,
     grid: tuple[int, int],
+    tiling: Tiling,
     *,
-    matrix: str,
+    matrix: Matrix,
     full_range: bool,
-    chroma: str = "left",
-    tile_px: int = 448,
-    patch_px: int = 14,
-    mean: Sequence[float],
-    std: Sequence[float],
-    thumbnail: bool,
-    dtype: torch.dtype = torch.bfloat16,
-    layout: str = "patches",
+    chroma: Chroma = "left",
 ) -> Tensor:
     """What the kernel means, in plain torch: `yuv_to_tiles` with the same arguments, on any device, slowly."""
     m = colours(matrix, full_range)
     height, width = y_LYX.shape[1:]
     shift = (0.25 if COSITED[chroma][0] else 0.0, 0.25 if COSITED[chroma][1] else 0.0)
 
-    def resize(frame: int, size: tuple[int, int]) -> Tensor:
+    def resize(frame: int, width_px: int, height_px: int) -> Tensor:
+        size = width_px, height_px
         y = _plane_ref(y_LYX[frame], size, (width, height), (0.0, 0.0))
         u = _plane_ref(u_LHW[frame], size, (width / 2, height / 2), shift)
         v = _plane_ref(v_LHW[frame], size, (width / 2, height / 2), shift)
@@ -132,17 +126,10 @@ def yuv_to_tiles_ref(
         rgb = (torch.stack([red, green, blue], -1) + 2 ** (shift_bits - 1)) / 2**shift_bits
         return rgb.floor().clamp(0, 255).to(torch.uint8)
 
-    cols, rows = grid
-    images = []
-    for frame in range(len(y_LYX)):
-        images += cut_ref(resize(frame, (cols * tile_px, rows * tile_px)), grid, tile_px)
-        if thumbnail and cols * rows > 1:
-            images.append(resize(frame, (tile_px, tile_px)))
-    tiles_IYX3 = torch.stack(images) if images else y_LYX.new_empty((0, tile_px, tile_px, 3))
-    return patches_ref(tiles_IYX3, patch_px, mean, std, dtype, layout)
+    return tiles_ref(resize, len(y_LYX), grid, tiling, y_LYX.device)
 
 
-@torch.library.custom_op("eagle::yuv_to_tiles", mutates_args=())
+@custom_op("eagle::yuv_to_tiles")
 def _fwd(
     y_LYX: Tensor,
     u_LHW: Tensor,
@@ -161,22 +148,9 @@ def _fwd(
     num_threads: int,
 ) -> Tensor:
     out_IPK = _fwd_fake(
-        y_LYX,
-        u_LHW,
-        v_LHW,
-        cols,
-        rows,
-        matrix,
-        full_range,
-        chroma,
-        tile_px,
-        patch_px,
-        mean,
-        std,
-        thumbnail,
-        dtype,
+        y_LYX, u_LHW, v_LHW, cols, rows, matrix, full_range, chroma, tile_px, patch_px, mean, std, thumbnail, dtype,
         num_threads,
-    )
+    )  # fmt: skip
     if out_IPK.numel() == 0:
         return out_IPK
     extension = native.load()
@@ -221,8 +195,8 @@ def _fwd_fake(
     dtype: torch.dtype,
     num_threads: int,
 ) -> Tensor:
-    num_images = y_LYX.shape[0] * tiles_a_frame(cols, rows, thumbnail)
-    shape = (num_images, (tile_px // patch_px) ** 2, 3 * patch_px**2)
+    num_tiles = y_LYX.shape[0] * (cols * rows + (1 if thumbnail and cols * rows > 1 else 0))
+    shape = (num_tiles, (tile_px // patch_px) ** 2, 3 * patch_px**2)
     return torch.empty(shape, dtype=dtype, device=y_LYX.device)
 
 
@@ -231,56 +205,45 @@ def yuv_to_tiles(
     u_LHW: Tensor,
     v_LHW: Tensor,
     grid: tuple[int, int],
+    tiling: Tiling,
     *,
-    matrix: Literal["bt601", "bt709", "bt2020"],
+    matrix: Matrix,
     full_range: bool,
-    chroma: Literal["left", "center", "top_left"] = "left",
-    tile_px: int = 448,
-    patch_px: int = 14,
-    mean: Sequence[float],
-    std: Sequence[float],
-    thumbnail: bool,
-    dtype: torch.dtype = torch.bfloat16,
-    layout: str = "patches",
+    chroma: Chroma = "left",
     num_threads: int = 0,
 ) -> Tensor:
     """Tiles of every frame, frame by frame, row by row, thumbnail last. CPU tensors take the C++ code, CUDA the kernel.
 
+    L frames of Y x X luma samples give I = L * tiling.num_tiles(grid) tiles of P patches of K numbers: tiling.shape(I).
+
+        y, u, v = (torch.zeros(8, *size, dtype=torch.uint8) for size in ((720, 1280), (360, 640), (360, 640)))
+        tiling = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        tiles_IPK = yuv_to_tiles(y, u, v, (2, 1), tiling, matrix="bt709", full_range=False)  # (16, 1024, 588)
+
     Args:    y_LYX: (L, Y, X) uint8, the samples of a row contiguous; L may be 0.
              u_LHW, v_LHW: (L, ceil(Y / 2), ceil(X / 2)) uint8, Cb and Cr; in a row side by side (planar), or two apart
              (NV12: uv[..., 0] and uv[..., 1]). Rows and frames of all three may lie anywhere.
+             grid: (cols, rows), each >= 1: the whole frame becomes cols * tile_px pixels wide, rows * tile_px high.
+             tiling: sizes, normalisation, dtype and layout of the tiles.
              matrix, full_range: what the stream says of its colours. full_range=False: 16 .. 235 and 16 .. 240.
-             chroma: where the chroma samples lie, see above.
-             The others as for `frames_to_tiles`.
+             chroma: where the chroma samples lie. "left": on luma's columns, between two of its rows (MPEG-2, H.264 and
+             HEVC unless they say otherwise); "center": between luma samples both ways (MPEG-1, JPEG); "top_left": on
+             luma samples (BT.2020 and BT.2100 pictures).
+             num_threads: of the CPU code; 0 is one for each CPU. The bits do not depend on it.
     Returns: (I, P, K), or (I, 3, tile_px, tile_px) with layout="tiles".
     Raises:  ValueError when an argument is not as above; RuntimeError for CUDA tensors in a build without CUDA.
     """
     op = "yuv_to_tiles"
     _check_planes(y_LYX, u_LHW, v_LHW)
-    check(matrix in LUMA, op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
+    check(matrix in TILED_MATRICES, op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
     check(isinstance(full_range, bool), op, "full_range", repr(full_range), "True or False: what the stream says")
     check(chroma in COSITED, op, "chroma", repr(chroma), "'left', 'center' or 'top_left'")
-    check_grid(op, grid)
-    check_tiling(op, tile_px, patch_px, mean, std, dtype, layout, "horizontal", num_threads)
-    cols, rows = grid
+    check_arguments(op, tiling, [grid], num_threads)
     out_IPK = _fwd(
-        y_LYX,
-        u_LHW,
-        v_LHW,
-        cols,
-        rows,
-        matrix,
-        full_range,
-        chroma,
-        tile_px,
-        tile_px if layout == "tiles" else patch_px,  # a tile is its own only patch
-        mean,
-        std,
-        thumbnail,
-        dtype,
-        num_threads,
-    )
-    return out_IPK.view(-1, 3, tile_px, tile_px) if layout == "tiles" else out_IPK
+        y_LYX, u_LHW, v_LHW, *grid, matrix, full_range, chroma, tiling.tile_px, patch_px_of(tiling), tiling.mean,
+        tiling.std, tiling.thumbnail, tiling.dtype, num_threads,
+    )  # fmt: skip
+    return out_IPK.view(tiling.shape(out_IPK.shape[0]))
 
 
 def _check_planes(y_LYX: Tensor, u_LHW: Tensor, v_LHW: Tensor) -> None:

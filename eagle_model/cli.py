@@ -1,7 +1,11 @@
 """The command line: eagle doctor | plan | train | chat | report | bench.
 
+    eagle plan film.mp4 --context 8192
+    eagle train tiny --run runs/first --set data.recipe=videos/recipe.json
+    eagle chat runs/first film.mp4 --ask "Which way does the digit move?"
+
 A user's mistake ends in one sentence on stderr and exit code 2. Anything else is a defect of ours and shows its
-traceback.
+traceback. What a command needs is imported inside it: `eagle --help` and the shell's completion do not wait for torch.
 """
 
 from __future__ import annotations
@@ -17,15 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
-from eagle_kernels import native
-
-USAGE_ERROR = 2
-INTERRUPTED = 130  # as shells say it
+USAGE_ERROR = 2  # exit code, as other command lines have it
+INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
 EXTRAS |= {"typer": "serve"}  # what `pip install .` alone leaves out, and the extra that brings it
-DEFAULT_NEW_TOKENS = 512  # of an answer
+DEFAULT_NEW_TOKENS = 512  # of an answer: about a page of text
+COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 
 
 def _ask_for(missing: ModuleNotFoundError) -> None:
@@ -47,7 +48,6 @@ except ModuleNotFoundError as error:
 app = typer.Typer(
     help="Train and run Eagle 2.5, a vision-language model for long videos and large images.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -57,14 +57,35 @@ console = Console(markup=False, highlight=False)
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows each line as it comes
     try:
-        app()
+        sys.exit(app(prog_name="eagle", standalone_mode=False))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except typer.TyperException as error:
+        print(f"eagle: {_usage(error)}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
     except ModuleNotFoundError as error:
         _ask_for(error)
     except (ValueError, OSError) as error:  # ours are all ValueErrors: DataError, VideoError, ConfigError, ...
         print(f"eagle: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+
+
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with the options, where to read more, and the field that an unknown option of `train` may mean."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "eagle"
+    hint = ""
+    if command.endswith(" train") and (option := getattr(error, "option_name", None)):
+        from eagle_model.fields import near_misses
+        from eagle_model.train.config import TrainConfig
+
+        given = next((a for a in sys.argv if a == option or a.startswith(f"{option}=")), option)
+        after = sys.argv[sys.argv.index(given) + 1 :] if given in sys.argv else []
+        value = given.partition("=")[2] or (after[0] if after and not after[0].startswith("-") else "VALUE")
+        fields = near_misses(TrainConfig, option.lstrip("-").replace("-", "_"))
+        hint = f"Did you mean {' or '.join(f'--set {field}={value}' for field in fields)}? " if fields else ""
+    message = error.format_message()
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} {hint}See {command} --help."
 
 
 @app.callback(invoke_without_command=True)
@@ -84,6 +105,10 @@ def doctor() -> None:
 
     Example:  eagle doctor
     """
+    import torch
+
+    from eagle_kernels import native
+
     table = Table("part", "state", "what it gives", box=None)
     table.add_row("eagle-kernels", _version("eagle-kernels") or "not installed", f"Python {platform.python_version()}")
     build = native.build_info()
@@ -134,9 +159,9 @@ def plan(
     Example:  eagle plan film.mp4 --context 8192
     """
     from eagle_model.data.contact_sheet import captions, patches_to_pixels, write_contact_sheet
-    from eagle_model.data.media import parse_sample
     from eagle_model.data.processor import Processor, ProcessorConfig
-    from eagle_model.data.tokens import counting_tokenizer
+    from eagle_model.data.rows import parse_sample
+    from eagle_model.data.tokenizer import counting_tokenizer
 
     out = _sheet_path(out, files)
     limits = {"context_tokens": context, "max_tiles": max_tiles, "frames_per_second": fps}
@@ -160,8 +185,8 @@ def plan(
     for image, grid in zip(sample.images, planned.visual.grids):
         thumbnail = " and a thumbnail" if grid.num_tiles > 1 else ""
         print(f"{image.path.name}: {grid.cols} x {grid.rows} tiles{thumbnail}, at most {planned.visual.max_tiles}")
-    for video, sampled in zip(sample.videos, planned.videos):
-        print(_describe_video(video.path, sampled.timestamps_seconds))
+    for video, times in zip(sample.videos, planned.visual.timestamps_seconds):
+        print(_describe_video(video.path, times))
     _, patches_IPK = processor.load_sample(planned)
     if patches_IPK.shape[0]:
         tiles_IYX3 = patches_to_pixels(patches_IPK, patch_px=config.patch_px, mean=config.mean, std=config.std)
@@ -182,7 +207,7 @@ def _sheet_path(out: Path | None, files: list[Path]) -> Path:
 
 def _parts(files: list[Path]) -> list[dict[str, str]]:
     """Chat message parts for files: image or video by what is in them."""
-    from eagle_model.data.pixels import is_still
+    from eagle_model.data.images import is_still
 
     for path in files:
         if re.match(r"[a-z]+:/", str(path)):
@@ -205,9 +230,9 @@ def _checkpoint_of(model: Path) -> Path:
 
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
-    from eagle_kernels.video import probe
+    from eagle_model.data.clips import open_video
 
-    info = probe(path)
+    info = open_video(path).info
     shown = ", ".join(f"{t:.2f}" for t in times[:6]) + (", ..." if len(times) > 6 else "")
     varying = ", varying" if info.is_variable_frame_rate else ""
     return (
@@ -218,20 +243,41 @@ def _describe_video(path: Path, times: tuple[float, ...]) -> str:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="tiny or debug.")],
-    run: Annotated[Path, typer.Option(help="The run's folder. One that holds a run resumes it.")],
+    recipe: Annotated[str | None, typer.Argument(help="tiny or debug.")] = None,
+    run: Annotated[Path | None, typer.Option(help="The run's folder. One that holds a run resumes it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Instead of a recipe: the config.json of a run, which makes the same run again.")
+    ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="path.to.field=value, as often as needed.")] = [],  # noqa: B006
+    show: Annotated[bool, typer.Option("--show", help="List all fields, their values and meanings, and stop.")] = False,
 ) -> None:
     """Trains by a recipe; interrupted, the same command resumes.
 
     Example:  eagle train tiny --run runs/first --set data.recipe=videos/recipe.json --set max_steps=500
     """
-    from eagle_model.fields import override
+    from eagle_model.fields import listing, override
+    from eagle_model.train.config import read_config
+    from eagle_model.train.recipes import RECIPES
     from eagle_model.train.recipes import recipe as recipe_of
+
+    if recipe is not None and config is None:
+        start = recipe_of(recipe)
+    elif config is not None and recipe is None:
+        start = read_config(config)
+    else:
+        raise ValueError(f"Give a recipe ({', '.join(RECIPES)}) or --config FILE: one of the two.")
+    chosen = override(start, set_)
+    if show:
+        for assignment, about in listing(chosen):
+            print(f"{assignment:{COMMENT_COLUMN}}  # {about}" if assignment else f"\n# {about}")
+        return
+    if run is None:
+        raise ValueError("--run is missing; needs the run's folder, as in --run runs/first.")
+
     from eagle_model.train.trainer import Trainer, TrainingError
 
     try:
-        Trainer(override(recipe_of(recipe), set_), run, say=print).train()
+        Trainer(chosen, run, say=print).train()
     except TrainingError as error:
         print(f"eagle: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
@@ -251,6 +297,8 @@ def chat(
 
     Example:  eagle chat runs/first clip.mp4 --ask "Which way does the digit move?"
     """
+    import torch
+
     from eagle_model.data.processor import Processor
     from eagle_model.model.eagle import Eagle
 

@@ -93,7 +93,7 @@ def listing(config: object) -> list[tuple[str, str]]:
 
 
 def near_misses(kind: type, path: str) -> list[str]:
-    """The fields that `path`, which is no field of this kind of config, may mean: the likeliest ones, or none.
+    """The fields of this kind of config that `path` may mean: itself, else the likeliest ones, or none.
 
     Example: near_misses(TrainConfig, "lr") == ["optimizer.learning_rate"]
     """
@@ -102,6 +102,7 @@ def near_misses(kind: type, path: str) -> list[str]:
     names = {p: p.rpartition(".")[2] for p in _paths(kind, "")}
     beside = {p: n for p, n in names.items() if p == _join(first_item, n)}
     likely = (
+        [p for p in names if p == path],
         [p for p, n in names.items() if n == name],  # the right name in the wrong group
         *(alike(name, among) for among in (beside, names) for alike in (_spelled_alike, _short_for, _part_of)),
     )
@@ -220,14 +221,13 @@ def _paths(kind: Any, path: str) -> Iterator[str]:
 def _listed(group: object, path: str, mark: str) -> Iterator[tuple[str, str]]:
     kind = group if isinstance(group, type) else type(group)
     hints, meanings = get_type_hints(kind), _meanings(kind)
-    for f in fields(kind):
+    for f in sorted(fields(kind), key=lambda f: is_dataclass(hints[f.name])):  # a group's own fields before its groups
         here, inner = _join(path, f.name), _without_none(hints[f.name])
         value = _default(f) if isinstance(group, type) else getattr(group, f.name)
         about = " ".join(filter(None, [meanings.get(f.name), f"({_type_name(hints[f.name])})"]))
         item = _without_none(get_args(inner)[0]) if get_origin(inner) is tuple else None
         if is_dataclass(inner) and value is not None:
-            first_line = (inspect.getdoc(inner) or "").partition("\n")[0]
-            yield "", f"{here}: {meanings.get(f.name) or first_line}"
+            yield "", f"{here}: {meanings.get(f.name) or _first_line(inner)}"
             yield from _listed(value, here, mark)
         elif is_dataclass(item) and value:
             yield "", f"{here}: {meanings.get(f.name) or about}"
@@ -239,6 +239,12 @@ def _listed(group: object, path: str, mark: str) -> Iterator[tuple[str, str]]:
                 yield from _listed(inner, here, "# ")
             elif is_dataclass(item):
                 yield from _listed(item, f"{here}.0", "# ")
+
+
+def _first_line(kind: Any) -> str:
+    """Of a dataclass's docstring; the one that dataclasses makes when there is none, its signature, says nothing."""
+    text = (inspect.getdoc(kind) or "").partition("\n")[0]
+    return "" if text.startswith(f"{kind.__name__}(") else text
 
 
 @functools.cache
@@ -299,8 +305,9 @@ def _group(kind: Any, raw: dict[str, Any], path: str, root: type) -> Any:
     try:
         return kind(**values)
     except ValueError as error:  # the config's own check
-        starts_with_a_field = str(error).partition(" ")[0] in hints
-        raise ConfigError(f"{path}{'.' if starts_with_a_field else ': '}{error}" if path else str(error)) from error
+        message = str(error).removeprefix(f"{kind.__name__}: ")
+        joint = ("." if re.split(r"[ .]", message)[0] in hints else ": ") if path else ""
+        raise ConfigError(f"{path}{joint}{message}") from error
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tuple[object, object]]]:

@@ -30,9 +30,11 @@ from rich.progress import track
 from rich.table import Table
 
 from eagle_model.checkpoints import latest
-from eagle_model.data.media import Sample, read_recipe, read_samples
+from eagle_model.data.packing import pack_row
 from eagle_model.data.processor import Processor
-from eagle_model.data.tokens import pack_row
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
+from eagle_model.data.sample import Sample
 from eagle_model.model.eagle import Eagle
 from eagle_model.train.config import TrainConfig
 from eagle_model.train.recipes import tiny

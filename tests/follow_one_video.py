@@ -4,7 +4,7 @@
     python -m tests.follow_one_video --write    # and README.md holds them
 
 A tiny model, one H.264 file, one answer, on a CPU: planning, loading, forward. Every call of our Python code is seen;
-a crossing is a call into another file than the call before it went to.
+a crossing is a call into another file than the call before it went to. Imports are made before.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from eagle_kernels.video.libav import index, workers  # noqa: F401
 from eagle_model.data.chat import ChatEncoder
 from eagle_model.data.loader import DataConfig, Loader
 from eagle_model.data.processor import Processor, ProcessorConfig
 from eagle_model.data.sampling import SamplingConfig
-from eagle_model.data.tokens import counting_tokenizer
+from eagle_model.data.tokenizer import counting_tokenizer
 from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.loss import sqrt_mass

@@ -16,7 +16,7 @@ def write_some(folder: Path) -> None:
     (folder / "training" / "state.json").write_text('{"step": 1}')
 
 
-def nobody(message: str) -> None:
+def must_not_speak(message: str) -> None:
     raise AssertionError(f"said: {message}")
 
 
@@ -24,9 +24,9 @@ def test_steps_are_in_the_order_of_numbers(tmp_path):
     for step in (20, 3, 1_000_000):
         save(tmp_path, step, "run", write_some)
     assert list(steps(tmp_path)) == [3, 20, 1_000_000]
-    assert latest(tmp_path, nobody).name == "step-1000000"
+    assert latest(tmp_path, must_not_speak).name == "step-1000000"
     assert steps(tmp_path / "absent") == {}
-    assert latest(tmp_path / "absent", nobody) is None
+    assert latest(tmp_path / "absent", must_not_speak) is None
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training/state.json"])

@@ -14,7 +14,11 @@ from PIL import Image
 from typer.main import get_command
 
 from eagle_model import cli
+from eagle_model.fields import override
+from eagle_model.train.recipes import recipe
 from tests.video.make import draw, write_video
+
+ROOT = Path(__file__).parent.parent
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -83,8 +87,24 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["plan", "nowhere.mp4", "--out", "."], r"--out is \.; needs a file"),
         (["plan", "a.mp4", "--model", "nowhere"], "nowhere is no folder; needs that of a checkpoint or of a run"),
         (["train", "tiny", "--run", "r"], "data.recipe is empty; needs .* --set data.recipe=FILE"),
+        (["train", "tiny"], "--run is missing; needs the run's folder"),
+        (["train", "--run", "r"], r"Give a recipe \(tiny, debug\) or --config FILE: one of the two"),
+        (["train", "tiny", "--config", "c.json", "--run", "r"], "or --config FILE: one of the two"),
+        (["train", "--config", "c.json", "--run", "r"], r"c\.json does not exist\. Runs of version 2 have that file"),
+        (["train", "tiny", "--max-steps", "5"], r"No such option: --max-steps\. Did you mean --set max_steps=5\?"),
+        (["train", "tiny", "--max-steps=5"], r"Did you mean --set max_steps=5\?"),
+        (["train", "tiny", "--lr", "1e-3"], r"Did you mean --set optimizer\.learning_rate=1e-3\?"),
+        (["train", "tiny", "--learning-rate"], r"Did you mean --set optimizer\.learning_rate=VALUE\?"),
+        (["train", "tiny", "--data.context-tokens", "9"], r"--set processor\.sampling\.context_tokens=9\?"),
+        (["train", "tiny", "--zzz"], r"No such option: --zzz\. See eagle train --help\."),
+        (["train", "tiny", "--run", "r", "--set", "lr=1"], r"Did you mean optimizer\.learning_rate\?"),
+        (["trian"], r"No such command 'trian'\. Did you mean 'train'\? See eagle --help"),
+        (["plan"], r"Missing argument 'files'\. See eagle plan --help"),
         (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug"),
-        (["train", "tiny", "--run", "r", "--set", "processor.sampling.contxt_tokens=9"], "Did you mean context_tokens"),
+        (
+            ["train", "tiny", "--run", "r", "--set", "processor.sampling.contxt_tokens=9"],
+            r"Did you mean processor\.sampling\.context_tokens\?",
+        ),
         (["train", "tiny", "--run", "r", "--set", "max_steps=many"], "max_steps is 'many'; needs a whole number"),
         (["train", "tiny", "--run", "r", "--set", "data.recipe=none.json"], r"none\.json"),
         (["chat", "no_folder", "--ask", "?"], "no_folder"),
@@ -178,9 +198,45 @@ def test_train_then_chat_then_plan_with_its_model(monkeypatch, capsys, trained: 
 
 
 def test_a_damaged_run_is_named(monkeypatch, capsys, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{")
+    for name in ("run.json", "config.json"):
+        (tmp_path / name).write_text("{")
     assert run(monkeypatch, "report", tmp_path) == cli.USAGE_ERROR
-    assert re.search(r"run\.json is damaged", capsys.readouterr().err)
+    assert re.search(r"config\.json cannot be read", capsys.readouterr().err)
+
+
+def test_show_lists_every_field_and_trains_nothing(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "train", "tiny", "--show", "--set", "max_steps=7", "--set", "data.seed=3") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^max_steps=7 +# of the whole run, .*\(a whole number\)$", printed, re.M)
+    assert re.search(r"^# optimizer: AdamW, its learning rate warmed up", printed, re.M)
+    shown = [line.partition("  # ")[0].rstrip() for line in printed.splitlines() if re.match(r"[\w.]+=", line)]
+    assert override(recipe("debug"), shown) == override(recipe("tiny"), ["max_steps=7", "data.seed=3"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_config_of_a_run_is_a_config_file(monkeypatch, capsys, trained: Path) -> None:
+    assert run(monkeypatch, "train", "--config", trained / "config.json", "--show", "--set", "max_steps=9") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^max_steps=9 ", printed, re.M) and re.search(r"^data\.recipe=\S+rows\.jsonl ", printed, re.M)
+    assert run(monkeypatch, "train", "--config", trained / "config.json", "--run", trained) == 0  # resumes: all is done
+    assert "nothing to train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_do_not_wait_for_torch(argument: str) -> None:
+    code = f"import sys; sys.argv = ['eagle', {argument!r}]; from eagle_model.cli import main\ntry: main()\n"
+    code += "finally: print({'torch', 'numpy', 'eagle_kernels'} & set(sys.modules), file=sys.stderr)"
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (got.returncode, got.stderr) == (0, "set()\n")
+    assert got.stdout
+
+
+def test_the_shell_completes_commands() -> None:
+    environment = os.environ | {"_EAGLE_COMPLETE": "complete_bash", "COMP_WORDS": "eagle tr", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['eagle']; from eagle_model.cli import main; main()"
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (got.stdout.split(), got.stderr) == (["train"], "")
 
 
 @pytest.mark.parametrize(("module", "command"), [("tokenizers", "plan"), ("matplotlib", "report"), ("typer", "doctor")])
@@ -189,7 +245,7 @@ def test_a_missing_package_is_one_sentence_with_its_extra(module: str, command: 
     hide = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['eagle', {command!r}, {str(tmp_path)!r}]"
     got = subprocess.run(
         [sys.executable, "-c", f"{hide}; from eagle_model.cli import main; main()"],
-        capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+        capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert got.returncode == cli.USAGE_ERROR
     assert re.fullmatch(rf"eagle: {module} is not installed: pip install 'eagle-kernels\[\w+\]'\n", got.stderr), (

@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import load_file
 
 from eagle_model import checkpoints
-from eagle_model.data.media import DataError
 from eagle_model.data.processor import Processor
-from eagle_model.data.tokens import train_tokenizer
+from eagle_model.data.sample import DataError
+from eagle_model.data.tokenizer import train_tokenizer
 from eagle_model.fields import override, to_json
 from eagle_model.model.eagle import Eagle
 from eagle_model.train.config import TrainConfig

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import digit_videos
 
 from eagle_kernels.video import probe
-from eagle_model.data.media import read_recipe, read_samples
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
 
 
 @pytest.fixture(scope="module")

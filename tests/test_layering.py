@@ -8,25 +8,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OPS = sorted(p.stem for p in (ROOT / "eagle_kernels").glob("*.py") if p.stem not in {"__init__", "checks", "native"})
+BASE = {"__init__", "checks", "library", "native"}  # what every op may import
+OPS = sorted(p.stem for p in (ROOT / "eagle_kernels").glob("*.py") if p.stem not in BASE)
 THIRD_PARTY_IN_KERNELS = {"torch", "triton", "numpy"}
 COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
     "attention": {"attention_plan", "attention_triton"},
     "attention_triton": {"attention_plan"},
-    "decode_tiles": {"frames_to_tiles", "video", "yuv_to_tiles"},
+    "decode_tiles": {"frames_to_tiles", "tiles", "video", "yuv_to_tiles"},
+    "frames_to_tiles": {"tiles"},
     "gelu_bias": {"sum_partials"},
     "layer_norm": {"sum_partials"},
     "merge_2x2_layer_norm": {"layer_norm", "merge_2x2"},
     "qkv_rope": {"rope", "sum_partials"},
     "rms_norm": {"sum_partials"},
-    "yuv_to_tiles": {"frames_to_tiles"},
+    "yuv_to_tiles": {"tiles", "video.colour"},
 }
 SHARED = ("batch", "checkpoints", "fields", "files")  # of eagle_model, what its folders share
 FOLDERS = ("eagle_model.data", "eagle_model.model", "eagle_model.train")
-ONE_FILE = {
-    "av": "eagle_kernels/video/decode_cpu.py",
+ONE_PLACE = {  # a file, or a folder
+    "av": "eagle_kernels/video/libav",
     "flash_attn": "eagle_kernels/attention.py",
-    "nvidia": "eagle_kernels/video/decode_dali.py",
+    "nvidia": "eagle_kernels/video/dali.py",
 }
 
 
@@ -61,10 +63,10 @@ def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
 def test_an_op_imports_native_checks_torch_and_triton(op: str) -> None:
     path = ROOT / "eagle_kernels" / f"{op}.py"
     allowed = {op} | COMPOSITIONS.get(op, set())
-    others = [f"eagle_kernels.{o}" for o in [*OPS, "video"] if o not in allowed]
-    assert not reaches(path, "eagle_model", "bench", "tests", *others)
+    others = reaches(path, "eagle_model", "bench", "tests", *(f"eagle_kernels.{o}" for o in [*OPS, "video"]))
+    assert not [m for m in others if not m.startswith(tuple(f"eagle_kernels.{a}" for a in allowed))]
     third_party = {m.split(".")[0] for m in imports(path)} - set(sys.stdlib_module_names) - {"eagle_kernels"}
-    alone = {module for module, file in ONE_FILE.items() if file == f"eagle_kernels/{op}.py"}
+    alone = {module for module, file in ONE_PLACE.items() if file == f"eagle_kernels/{op}.py"}
     assert third_party <= THIRD_PARTY_IN_KERNELS | alone, third_party
 
 
@@ -104,10 +106,30 @@ def test_data_and_model_meet_only_in_packed_batch() -> None:
     assert crossing <= {f"eagle_model.{name}" for name in SHARED}, crossing
 
 
-@pytest.mark.parametrize("library", ONE_FILE)
-def test_a_decoder_is_imported_in_one_file(library: str) -> None:
-    users = [str(p.relative_to(ROOT)) for p in modules("eagle_kernels") + modules("eagle_model") if reaches(p, library)]
-    assert users in ([], [ONE_FILE[library]])
+@pytest.mark.parametrize("library", ONE_PLACE)
+def test_a_decoder_is_imported_in_one_place(library: str) -> None:
+    users = [p.relative_to(ROOT) for p in modules("eagle_kernels") + modules("eagle_model") if reaches(p, library)]
+    assert all(Path(ONE_PLACE[library]) in (user, *user.parents) for user in users), users
+
+
+def test_libav_is_imported_late_by_all_but_its_own_folder() -> None:
+    """The package imports without PyAV: outside of libav/ only functions, and type checkers, import it."""
+    for path in modules("eagle_kernels"):
+        if path.is_relative_to(ROOT / "eagle_kernels/video/libav"):
+            continue
+        at_once = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert not [node.lineno for node in at_once if "libav" in ast.unparse(node)], path
+
+
+def test_the_rooms_of_video_know_no_more_than_they_must() -> None:
+    """bitstream/ and containers/ read bytes: no planner, no decoder; the planner reads no file."""
+    for folder in ("bitstream", "containers"):
+        for path in modules(f"eagle_kernels/video/{folder}"):
+            ours = [m for m in imports(path) if m.startswith("eagle_kernels.video.")]
+            allowed = (f"eagle_kernels.video.{folder}", "eagle_kernels.video.info")
+            assert all(m.startswith(allowed) for m in ours), path
+    plan = ROOT / "eagle_kernels/video/plan.py"
+    assert not reaches(plan, "eagle_kernels.video.libav", "eagle_kernels.video.containers")
 
 
 def test_nothing_unpickles() -> None:

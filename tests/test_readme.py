@@ -10,7 +10,8 @@ import pytest
 from typer.main import get_command
 
 from eagle_model import cli
-from eagle_model.data.media import parse_sample, read_recipe, visual_order
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import parse_sample
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -61,7 +62,7 @@ def test_the_rows_of_the_data_page_are_read(tmp_path: Path) -> None:
     assert len(rows) == 4
     for row in rows:
         sample = parse_sample(row, root=tmp_path, where="docs/data.md")
-        assert len(visual_order(sample)) == 1
+        assert len(sample.media) == 1
         assert sample.turns[-1].role == "assistant"
 
     (recipe,) = [e for e in examples if e not in rows]

@@ -1,6 +1,10 @@
-"""What is known of a video file before a pixel is asked for, one decoded frame, and the one error of this package.
+"""The records of a video: what is known of a file before a pixel is asked for, one decoded frame, and the one error.
+
+    video = eagle_kernels.video.open("walk.mp4")
+    video.info.num_frames, video.info.duration_seconds, video.info.frame_times_seconds[:3]   # 120, 4.8, [0, .04, .08]
 
 Dims    N shown frames, K key frames, D packets in the order of storage, Y rows, X columns.
+Times   in `VideoInfo` seconds from the first shown frame; in the other records pts, in ticks of `time_base` seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+CLOCK_SECONDS = 1e-3  # Matroska and FLV keep times in whole milliseconds, and pass them on when a file is rewritten
 
 
 class VideoError(ValueError):
@@ -59,11 +65,11 @@ class Orientation(NamedTuple):
 class Samples:
     """Where the packets lie in the file, in the order of storage, and what opens a decoder for them.
 
-    `head` and the bytes of the first `num_head_samples` packets behind it are a small file of the same stream.
+    `head`, followed by the bytes of the first `num_head_samples` packets, is a small file of the same stream.
     """
 
     pts_D: NDArray[np.int64]
-    is_key_D: NDArray[np.bool_]
+    is_key_D: NDArray[np.bool_]  # a decoder may start here: sync samples and open random access points
     offset_D: NDArray[np.int64]  # bytes from the start of the file
     size_D: NDArray[np.int32]
     head: bytes
@@ -72,24 +78,19 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tables:
-    """One video track, as the container's own tables or headers tell it. Times are ticks of `time_base` seconds."""
+    """One video track, as the container's own tables or headers tell it."""
 
     time_base: Fraction
-    pts_D: NDArray[np.int64]
+    samples: Samples
     duration_D: NDArray[np.int64]  # 0 if unknown
     is_shown_D: NDArray[np.bool_]  # False: decoded for the sake of others, and never shown or cut away by an edit list
-    is_key_D: NDArray[np.bool_]  # a decoder may start here: sync samples and open random access points
-    offset_D: NDArray[np.int64]  # bytes from the start of the file
-    size_D: NDArray[np.int32]
-    head: bytes  # with the first `num_head_samples` samples behind it a small file: all that opening a decoder takes
-    num_head_samples: int
     stated_seconds: float | None  # the end that the container states for all its tracks together, if it does so
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PacketIndex:
-    """One video stream, as its container tells it. Times are pts in units of `time_base` seconds; the place of a packet
-    is its number in the order of storage, which is the order of decoding."""
+    """One video stream, as its container tells it. The place of a packet is its number in the order of storage, which
+    is the order of decoding."""
 
     path: Path
     codec: str
@@ -106,3 +107,34 @@ class PacketIndex:
     rotation_degrees: int
     damage: str | None
     samples: Callable[[], Samples] | None  # None: the packets are found by libav's demuxer alone
+
+
+def describe(index: PacketIndex) -> VideoInfo:
+    """The packets' numbers as a player would tell them."""
+    tick_seconds = float(index.time_base)
+    times_N = (index.pts_N - index.pts_N[0]) * tick_seconds
+    shown_K = np.searchsorted(index.pts_N, index.key_pts_K).clip(max=len(times_N) - 1)
+    key_frames = np.unique(shown_K[index.pts_N[shown_K] == index.key_pts_K])  # an edit list may hide some
+    for array in (times_N, key_frames):
+        array.flags.writeable = False
+    num_frames = len(times_N)
+    duration_seconds = float(times_N[-1] + index.last_duration * tick_seconds)
+    even_N = np.linspace(0.0, times_N[-1], num_frames)
+    off_seconds = float(np.abs(times_N - even_N).max())
+    width_px, height_px = index.scaled_width_px, index.scaled_height_px
+    if index.orientation.transpose:
+        width_px, height_px = height_px, width_px
+    return VideoInfo(
+        path=index.path,
+        codec=index.codec,
+        width_px=width_px,
+        height_px=height_px,
+        rotation_degrees=index.rotation_degrees,
+        num_frames=num_frames,
+        duration_seconds=duration_seconds,
+        frames_per_second=num_frames / duration_seconds if duration_seconds > 0 else 0.0,
+        is_variable_frame_rate=off_seconds > 1.01 * max(tick_seconds, CLOCK_SECONDS),  # 1 %: floating point
+        frame_times_seconds=times_N,
+        key_frames=key_frames,
+        damage=index.damage,
+    )

@@ -1,8 +1,10 @@
 """The index of a video, kept in a folder beside the data set: numbers only, as JSON and zlib.
 
-Layout  MAGIC, u32 length of the header, u32 CRC-32 of all behind it, the header (JSON, UTF-8), then the arrays' bytes,
-        each compressed by itself. The header names the video by its size and the time it was last changed, the scalars,
-        and each array's dtype, length and compressed length; an array whose steps are all the same is just
+    index = read("walk.mp4", "indexes") or make("walk.mp4", "indexes", read_index)
+
+Layout  MAGIC, u32 length of the header, u32 CRC-32 of all that follows, the header (JSON, UTF-8), then the arrays'
+        bytes, each compressed by itself. The header names the video by its size and the time it was last changed, the
+        scalars, and each array's dtype, length and compressed length; an array whose steps are all the same is just
         (first, step), and times are kept as their steps.
 
 A sidecar that does not fit its video any more, or is damaged, is no sidecar: `read` gives None and `make` replaces it.
@@ -31,7 +33,7 @@ from eagle_kernels.video.info import Orientation, PacketIndex, Samples
 
 MAGIC = b"eagle-video-2\n"  # the number is the format's; another one is another file
 SUFFIX = ".eagleindex"
-COMPRESSION = 6
+COMPRESSION = 6  # zlib's own middle
 PLAIN = ("codec", "last_duration", "scaled_width_px", "scaled_height_px", "rotation_degrees", "damage")
 ARRAYS = ("pts_N", "place_N", "key_pts_K", "key_seek_K", "key_place_K")
 SAMPLE_ARRAYS = ("pts_D", "is_key_D", "offset_D", "size_D")
@@ -39,7 +41,7 @@ DTYPES = {"pts_N": "<i8", "key_pts_K": "<i8", "key_seek_K": "<i8", "pts_D": "<i8
     "place_N": "<i4", "key_place_K": "<i4", "size_D": "<i4", "is_key_D": "|b1"
 }  # fmt: skip
 STEP_DTYPES = ("|i1", "<i2", "<i4", "<i8")
-MAX_ARRAY_LENGTH = 1 << 24
+MAX_ARRAY_LENGTH = 1 << 24  # 77 hours at 60 frames a second: a damaged header must not ask for memory
 
 
 def sidecar_path(path: str | Path, index_folder: str | Path) -> Path:

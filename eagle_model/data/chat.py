@@ -1,8 +1,13 @@
-"""Chat to token ids and labels, span by span, in one pass.
+"""What is said and seen -> token ids and labels, span by span, in one pass.
+
+    encoder = ChatEncoder(tokenizer)
+    sample = Sample("s", (Turn("user", (ImageRef(Path("a.png")), "What?")), Turn("assistant", ("A dog.",))))
+    tokens = encoder.encode(sample, seen=[Grid(1, 1)], tokens_per_tile=256)
+    tokens.labels_T             # IGNORE_INDEX but for "A dog.<|im_end|>"
 
 Layout  ChatML: `<|im_start|>role\\n` text `<|im_end|>\\n` a turn, contents stripped; a default system turn comes first
         where a sample has none; a prompt for generation ends in `<|im_start|>assistant\\n`.
-        `<image-k>` becomes `<image k><img>` `<IMG_CONTEXT>` x n `</img>`. `<video-k>` becomes
+        An image becomes `<image 1><img>` `<IMG_CONTEXT>` x n `</img>`. A video becomes
         `The first video sampled with 2.00 fps: ` and for each frame `Frame 1 sample at 0.00s: <img>...</img>`, nothing
         between them. That is the layout of the released processor; beyond the tenth video, where the release has no
         word, we write `The 11-th video`.
@@ -18,14 +23,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import NamedTuple
 
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from eagle_model.batch import IGNORE_INDEX
-from eagle_model.data.media import PLACEHOLDER, DataError, Sample, Turn
+from eagle_model.data.sample import DataError, ImageRef, Sample, Turn
+from eagle_model.data.tiling import Grid
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -42,6 +52,39 @@ class SampledVideo(NamedTuple):
 
     timestamps_seconds: tuple[float, ...]  # one a frame, from the file's first shown frame
     frames_per_second: float  # sampled frames a second of the clip
+
+
+Seen = Grid | SampledVideo  # what the model gets to see of one image, of one video
+
+
+def seen_media(
+    sample: Sample,
+    grids: Iterable[Grid],
+    timestamps_seconds: Iterable[Sequence[float]],
+    clip_seconds: Iterable[float],
+) -> tuple[Seen, ...]:
+    """What is seen of each of sample.media, in its order.
+
+    Args:    grids: one an image.  timestamps_seconds: the times of the frames seen of each video.
+             clip_seconds: how long each video's clip lasts.
+    """
+    images, videos = iter(grids), zip(timestamps_seconds, clip_seconds, strict=True)
+    seen: list[Seen] = []
+    for shown in sample.media:
+        if isinstance(shown, ImageRef):
+            seen.append(next(images))
+        else:
+            times, seconds = next(videos)
+            seen.append(SampledVideo(tuple(times), len(times) / seconds))
+    return tuple(seen)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedSample:
+    id: str
+    token_ids_T: Tensor  # int64
+    labels_T: Tensor  # int64, not shifted: the token itself where supervised, else IGNORE_INDEX
+    visual_positions_N: Tensor  # int64: where the visual tokens are, in the order of tiles
 
 
 class _Span(NamedTuple):
@@ -68,7 +111,7 @@ class ChatEncoder:
         if missing := [token for token in _CONTROL_TOKENS if token not in ids]:
             raise ValueError(
                 f"the tokenizer lacks {', '.join(missing)}; needs {', '.join(_CONTROL_TOKENS)}. "
-                f"Add them with tokens.add_special_tokens, or take the tokenizer of an Eagle 2.5 checkpoint."
+                f"Add them with tokenizer.add_special_tokens, or take the tokenizer of an Eagle 2.5 checkpoint."
             )
         self.system = system
         self.context_id = ids[IMAGE_CONTEXT]
@@ -90,82 +133,55 @@ class ChatEncoder:
         self,
         sample: Sample,
         *,
-        videos: Sequence[SampledVideo],
-        tiles_per_image: Sequence[int],
+        seen: Sequence[Seen],
         tokens_per_tile: int,
         generation_prompt: bool = False,
-    ) -> tuple[list[int], list[int]]:
-        """Token ids and, as long, labels: the token itself where it is supervised, else IGNORE_INDEX (not shifted)."""
+    ) -> TokenizedSample:
+        """The sample's tokens and labels.
+
+        Args:    seen: what is seen of each of sample.media.  generation_prompt: ends in the start of an answer.
+        Raises:  ValueError when `seen` has another length.
+        """
         token_ids: list[int] = []
         labels: list[int] = []
-        for span in self._spans(sample, videos, tiles_per_image, tokens_per_tile, generation_prompt):
+        for span in self._spans(sample, seen, tokens_per_tile, generation_prompt):
             ids = self._span_ids(span)
             token_ids.extend(ids)
             labels.extend(ids if span.supervised else [IGNORE_INDEX] * len(ids))
-        return token_ids, labels
+        token_ids_T = torch.tensor(token_ids, dtype=torch.int64)
+        visual_positions_N = token_ids_T.eq(self.context_id).nonzero().flatten()
+        return TokenizedSample(sample.id, token_ids_T, torch.tensor(labels, dtype=torch.int64), visual_positions_N)
 
     def num_text_tokens(
-        self, sample: Sample, videos: Sequence[SampledVideo], *, generation_prompt: bool = False
+        self,
+        sample: Sample,
+        clip_seconds: Sequence[float],
+        timestamps_seconds: Sequence[Sequence[float]],
+        *,
+        generation_prompt: bool = False,
     ) -> int:
-        """How many tokens `encode` makes beside the visual ones; the tiles do not change it."""
-        spans = self._spans(sample, videos, [0] * len(sample.images), 0, generation_prompt)
+        """How many tokens `encode` makes beside the visual ones. Tiles do not change it; arguments as of seen_media."""
+        seen = seen_media(sample, repeat(Grid(1, 1)), timestamps_seconds, clip_seconds)
+        spans = self._spans(sample, seen, 0, generation_prompt)
         return sum(len(self._span_ids(span)) for span in spans)
 
     # -- spans
 
     def _spans(
-        self,
-        sample: Sample,
-        videos: Sequence[SampledVideo],
-        tiles_per_image: Sequence[int],
-        tokens_per_tile: int,
-        generation_prompt: bool,
+        self, sample: Sample, seen: Sequence[Seen], tokens_per_tile: int, generation_prompt: bool
     ) -> Iterator[_Span]:
-        for what, got, need in (
-            ("videos", len(videos), len(sample.videos)),
-            ("images", len(tiles_per_image), len(sample.images)),
-        ):
-            if got != need:
-                raise ValueError(f"{sample.id}: {got} {what} were planned, but the sample has {need}.")
-        turns = list(sample.turns)
-        if self.system and turns[0].role != "system":
-            turns.insert(0, Turn("system", self.system))
-        for turn in turns:
-            yield from self._turn(turn, videos, tiles_per_image, tokens_per_tile)
+        if len(seen) != len(sample.media):
+            raise ValueError(
+                f"{sample.id}: {len(seen)} images and videos were planned, but the sample has {len(sample.media)}."
+            )
+        coming = iter(seen)
+        if self.system and sample.turns[0].role != "system":
+            yield from _turn(Turn("system", (self.system,)), coming, tokens_per_tile)
+        for turn in sample.turns:
+            yield from _turn(turn, coming, tokens_per_tile)
         if generation_prompt:
             yield _control(TURN_START)
             yield _text("assistant\n")
-
-    def _turn(
-        self, turn: Turn, videos: Sequence[SampledVideo], tiles_per_image: Sequence[int], tokens_per_tile: int
-    ) -> Iterator[_Span]:
-        yield _control(TURN_START)
-        # The role's newline and the text may be cut here without changing a token: the text is stripped, and a
-        # pre-tokenizer ends a piece at a newline that a word follows. Tests compare with the uncut string.
-        if turn.role == "assistant":
-            yield _text("assistant\n")
-            yield _Span(turn.text.strip(), None, 1, True)
-            yield _Span("", TURN_END, 1, True)
-        else:
-            pending = f"{turn.role}\n"  # text that runs up to the next control token is encoded as one piece
-            text = turn.text.strip()
-            end = 0
-            for match in PLACEHOLDER.finditer(text):
-                pending += text[end : match.start()]
-                end = match.end()
-                k = int(match[2])
-                if match[1] == "image":
-                    yield from _tile_run(f"{pending}<image {k}>", tiles_per_image[k - 1] * tokens_per_tile)
-                    pending = ""
-                else:
-                    ordinal = _ORDINALS[k - 1] if k <= len(_ORDINALS) else f"{k}-th"
-                    pending += f"The {ordinal} video sampled with {videos[k - 1].frames_per_second:.2f} fps: "
-                    for i, seconds in enumerate(videos[k - 1].timestamps_seconds, start=1):
-                        yield from _tile_run(f"{pending}Frame {i} sample at {seconds:.2f}s: ", tokens_per_tile)
-                        pending = ""
-            yield _text(pending + text[end:])
-            yield _control(TURN_END)
-        yield _text("\n")
 
     # -- ids
 
@@ -189,6 +205,44 @@ class ChatEncoder:
                 f"the tokenizer's model makes a control token of the text {text[:80]!r}; use a byte-level BPE."
             )
         return tuple(ids)
+
+
+def _turn(turn: Turn, coming: Iterator[Seen], tokens_per_tile: int) -> Iterator[_Span]:
+    """Turn start, role, contents without the white space around them, turn end, newline.
+
+    The role's newline and the text may be cut here without changing a token: the text is stripped, and a pre-tokenizer
+    ends a piece at a newline that a word follows. Tests compare with the uncut string.
+    """
+    yield _control(TURN_START)
+    if turn.role == "assistant":
+        yield _text("assistant\n")
+        yield _Span("".join(part for part in turn.parts if isinstance(part, str)).strip(), None, 1, True)
+        yield _Span("", TURN_END, 1, True)
+    else:
+        label = f"{turn.role}\n"  # text that runs up to the next control token is encoded as one piece
+        text, at_start = "", True
+        for part in turn.parts:
+            if isinstance(part, str):
+                text += part
+                continue
+            pending = label + (text.lstrip() if at_start else text)
+            label, text, at_start = "", "", False
+            seen = next(coming)
+            if isinstance(seen, Grid):
+                yield from _tile_run(f"{pending}<image {part.number}>", seen.num_tiles * tokens_per_tile)
+            else:
+                yield from _frames(pending, part.number, seen, tokens_per_tile)
+        yield _text(label + (text.strip() if at_start else text.rstrip()))
+        yield _control(TURN_END)
+    yield _text("\n")
+
+
+def _frames(pending: str, number: int, video: SampledVideo, tokens_per_tile: int) -> Iterator[_Span]:
+    ordinal = _ORDINALS[number - 1] if number <= len(_ORDINALS) else f"{number}-th"
+    pending += f"The {ordinal} video sampled with {video.frames_per_second:.2f} fps: "
+    for i, seconds in enumerate(video.timestamps_seconds, start=1):
+        yield from _tile_run(f"{pending}Frame {i} sample at {seconds:.2f}s: ", tokens_per_tile)
+        pending = ""
 
 
 def _text(text: str) -> _Span:

@@ -1,4 +1,9 @@
-"""A contact sheet: every tile that a plan shows the model, in its order, with its time or its place, as one picture."""
+"""A contact sheet: every tile that a plan shows the model, in its order, with its time or its place, as one picture.
+
+tokens, patches_IPK = processor.load_sample(plan)
+tiles_IYX3 = patches_to_pixels(patches_IPK, patch_px=14, mean=(0.5,) * 3, std=(0.5,) * 3)
+write_contact_sheet(Path("sheet.png"), tiles_IYX3, captions(plan))
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from eagle_model.data.media import visual_order
 from eagle_model.data.processor import SamplePlan
+from eagle_model.data.tiling import Grid
 
 CELL_PX = 160
 CAPTION_PX = 16
@@ -31,13 +36,12 @@ def patches_to_pixels(patches_IPK: Tensor, *, patch_px: int, mean: Sequence[floa
 def captions(plan: SamplePlan) -> list[str]:
     """One caption a tile, in the order of the tiles: "12.5 s" of a frame, "row 1, column 2" or "whole" of an image."""
     found: list[str] = []
-    for kind, k in visual_order(plan.sample):
-        if kind == "video":
-            found += [f"{t:.2f} s" for t in plan.videos[k].timestamps_seconds]
+    for seen in plan.seen:
+        if not isinstance(seen, Grid):
+            found += [f"{seconds:.2f} s" for seconds in seen.timestamps_seconds]
             continue
-        grid = plan.visual.grids[k]
-        if grid.num_tiles > 1:
-            found += [f"row {r + 1}, column {c + 1}" for r in range(grid.rows) for c in range(grid.cols)]
+        if seen.num_tiles > 1:
+            found += [f"row {r + 1}, column {c + 1}" for r in range(seen.rows) for c in range(seen.cols)]
         found.append("whole")
     return found
 

@@ -1,5 +1,8 @@
-"""Which samples share a packed row: nearly the fewest rows, about equally full. Numbers only.
+"""Packed rows: which samples share one (`pack`, numbers only), and the batch made of them (`pack_row`).
 
+    pack([300, 200, 500, 100], 600)       # rows of indices, e.g. [[2, 3], [0, 1]]: 600 and 500 of 600 tokens
+
+`pack` takes nearly the fewest rows, and fills them about equally.
 Two greedy rules, both from the longest sample to the shortest. Best fit (the fullest row with room) needs few rows
 but leaves the last ones nearly empty; worst fit (the emptiest row) makes rows equal but strands space too small for
 long samples. So best fit says how many rows there are and places the longest samples, as few of them as leave room
@@ -14,6 +17,12 @@ import heapq
 import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.data.chat import TokenizedSample
 
 Rows = list[list[int]]
 
@@ -57,6 +66,27 @@ def pack(lengths: Sequence[int], capacity: int, *, seed: int = 0) -> Rows:
 
     shuffler.shuffle(rows)
     return rows
+
+
+def pack_row(samples: Sequence[TokenizedSample], patches_IPK: Tensor) -> PackedBatch:
+    """One row: documents end to end, labels shifted within each, positions from 0 in each.
+
+    patches_IPK: the pixels of all samples, in their order. Raises ValueError when `samples` is empty.
+    """
+    if not samples:
+        raise ValueError("pack_row: no samples; needs at least one.")
+    lengths = [sample.token_ids_T.numel() for sample in samples]
+    starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    shifted = [torch.cat([s.labels_T[1:], s.labels_T.new_full((1,), IGNORE_INDEX)]) for s in samples]
+    return PackedBatch(
+        token_ids_T=torch.cat([sample.token_ids_T for sample in samples]),
+        labels_T=torch.cat(shifted),
+        positions_T=torch.cat([torch.arange(length, dtype=torch.int32) for length in lengths]),
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        patches_IPK=patches_IPK,
+        visual_rows_N=torch.cat([s.visual_positions_N + start for s, start in zip(samples, starts)]),
+        sample_ids=tuple(sample.id for sample in samples),
+    )
 
 
 def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> Rows:

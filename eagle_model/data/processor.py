@@ -1,37 +1,53 @@
-"""Processor: samples and chat messages -> tokens and pixels, first the numbers (a plan), then what the plan asks for.
+"""Samples and chat messages -> a plan, numbers alone; then the tokens and pixels that the plan asks for.
 
-Dims    T tokens, I tiles, P patches a tile, K = 3 * patch_px**2.
+    processor = Processor.from_pretrained("runs/first/checkpoints/step-000100")
+    plan = processor.plan_sample(sample)              # which frames, which tiles, how many tokens: no pixel was read
+    tokens, patches_IPK = processor.load_sample(plan)
+
+    batch = processor([{"role": "user", "content": [{"type": "image", "image": "page.png"}, ...]}])
+
+Each frame of a video becomes one tile in the thread that decodes it, and is not kept.
+
+Dims    T tokens, I tiles, P = (tile_px / patch_px)**2 patches a tile, K = 3 * patch_px**2.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from eagle_kernels.video import VideoError, probe
+from eagle_kernels.decode_tiles import decode_tiles
+from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_kernels.tiles import Tiling
+from eagle_kernels.video import VideoError
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data import sampling
-from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, SampledVideo
-from eagle_model.data.media import DataError, Sample, VideoRef, parse_sample
-from eagle_model.data.pixels import image_size, load_patches
+from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, Seen, TokenizedSample, seen_media
+from eagle_model.data.clips import open_clip, open_video
+from eagle_model.data.images import image_size, load_image
+from eagle_model.data.packing import pack_row
+from eagle_model.data.rows import parse_sample
+from eagle_model.data.sample import DataError, ImageRef, Sample, VideoRef
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
-from eagle_model.data.tokens import TokenizedSample, pack_row, read_tokenizer, text_token_counter, tokenize
+from eagle_model.data.tiling import Grid
+from eagle_model.data.tokenizer import read_tokenizer
 from eagle_model.fields import from_json, to_json
 from eagle_model.files import write_json
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
-CLIP_END_SLACK_SECONDS = 1.0  # annotations round a video's end up; a clip that ends later still has wrong times
+PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +55,10 @@ class ProcessorConfig:
     """What the model gets to see of a sample. A checkpoint keeps it, as eagle_processor.json."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    tile_px: int = 448
-    patch_px: int = 14
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    tile_px: int = 448  # width and height of a tile, the model's own
+    patch_px: int = 14  # width and height of a patch, the model's own
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken from the red, green and blue of pixels, 0 to 1
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # what they are divided by then
     system: str = DEFAULT_SYSTEM  # the system turn of conversations that have none; "" for none
 
     def __post_init__(self) -> None:
@@ -65,6 +81,18 @@ class ProcessorConfig:
     def tokens_per_tile(self) -> int:
         return (self.tile_px // (2 * self.patch_px)) ** 2
 
+    @property
+    def tiling(self) -> Tiling:
+        """How images and frames become tiles; a grid of one tile, as every frame's, has no thumbnail."""
+        return Tiling(
+            tile_px=self.tile_px,
+            patch_px=self.patch_px,
+            mean=self.mean,
+            std=self.std,
+            thumbnail=True,
+            dtype=PIXELS_DTYPE,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SamplePlan:
@@ -72,18 +100,22 @@ class SamplePlan:
 
     sample: Sample
     visual: VisualPlan
-    videos: tuple[SampledVideo, ...]  # the sampled times, and the rate that the text names
+    seen: tuple[Seen, ...]  # of each of sample.media: an image's grid, or a video's times and the rate its text names
     num_tokens: int
     generation_prompt: bool = False
 
     @property
     def num_tiles(self) -> int:
-        return sum(grid.num_tiles for grid in self.visual.grids) + sum(len(v.timestamps_seconds) for v in self.videos)
+        return sum(_num_tiles(seen) for seen in self.seen)
+
+
+def _num_tiles(seen: Seen) -> int:
+    return seen.num_tiles if isinstance(seen, Grid) else len(seen.timestamps_seconds)
 
 
 class LoadedSample(NamedTuple):
     tokens: TokenizedSample
-    patches_IPK: Tensor
+    patches_IPK: Tensor  # of all tiles, in the order shown: an image's with its thumbnail, a video's one a frame
 
 
 class Processor:
@@ -93,6 +125,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.config = config
         self.encoder = ChatEncoder(tokenizer, system=config.system)
+        self.tiling = config.tiling
 
     def plan_sample(
         self,
@@ -105,43 +138,37 @@ class Processor:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
-        index_folder: keeps the indexes of videos, as `video.probe` does; it changes no number.
+        index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
         limits = self.config.sampling
         if max_tiles is not None:
             limits = replace(limits, max_tiles=min(limits.max_tiles, max_tiles))
+        count = partial(self.encoder.num_text_tokens, sample, generation_prompt=generation_prompt)
         try:
-            images = [image_size(image.path) for image in sample.images]
-            clips = [_clip(video, index_folder, limits.seek) for video in sample.videos]
+            images = [image_size(shown.path) for shown in sample.media if isinstance(shown, ImageRef)]
+            clip_of = partial(open_clip, seek=limits.seek, tolerance=limits.tolerance, index_folder=index_folder)
+            clips = [clip_of(shown) for shown in sample.media if isinstance(shown, VideoRef)]
+            clip_seconds = [clip.duration_seconds for clip in clips]
             visual = sampling.plan(
                 limits,
                 tile_px=self.config.tile_px,
                 tokens_per_tile=self.config.tokens_per_tile,
                 images=images,
                 videos=[clip.frame_times_seconds for clip in clips],
-                text_tokens=text_token_counter(
-                    self.encoder,
-                    sample,
-                    lambda video, num_frames: num_frames / clips[video].duration_seconds,
-                    generation_prompt=generation_prompt,
-                ),
+                choose=[clip.choose for clip in clips],
+                text_tokens=partial(count, clip_seconds),
             )
         except (DataError, DoesNotFit) as error:
             raise DataError(f"sample {sample.id}: {error}") from error
-        videos = tuple(
-            SampledVideo(times, len(times) / clip.duration_seconds)
-            for times, clip in zip(visual.timestamps_seconds, clips, strict=True)
-        )
-        return SamplePlan(sample, visual, videos, visual.num_tokens, generation_prompt)
+        seen = seen_media(sample, visual.grids, visual.timestamps_seconds, clip_seconds)
+        return SamplePlan(sample, visual, seen, visual.num_tokens, generation_prompt)
 
     def tokenize(self, plan: SamplePlan) -> TokenizedSample:
         """The planned sample's tokens. Raises DataError when they are not as many as the plan says."""
-        tokens = tokenize(
-            self.encoder,
+        tokens = self.encoder.encode(
             plan.sample,
-            videos=plan.videos,
-            tiles_per_image=[grid.num_tiles for grid in plan.visual.grids],
+            seen=plan.seen,
             tokens_per_tile=self.config.tokens_per_tile,
             generation_prompt=plan.generation_prompt,
         )
@@ -163,24 +190,36 @@ class Processor:
 
         num_decode_workers: threads that decode one video; index_folder: where planning kept the indexes of videos.
         Neither changes a bit.
-        stop: set by another thread, it ends the work early with CancelledError.
+        stop: set by another thread, it ends the work early with CancelledError: at the next image, or the next packet
+        of a video.
         Raises DataError, naming the sample, when a file cannot be decoded as planned.
         """
         tokens = self.tokenize(plan)
-        try:
-            patches_IPK = load_patches(
-                plan.sample,
-                plan.visual,
-                tile_px=self.config.tile_px,
-                patch_px=self.config.patch_px,
-                mean=self.config.mean,
-                std=self.config.std,
-                num_decode_workers=num_decode_workers,
-                index_folder=index_folder,
-                stop=stop,
-            )
-        except DataError as error:
-            raise DataError(f"sample {plan.sample.id}: {error}") from error
+        patches_IPK = torch.empty(self.tiling.shape(plan.num_tiles), dtype=PIXELS_DTYPE)
+        end = 0
+        for shown, seen in zip(plan.sample.media, plan.seen, strict=True):
+            if stop is not None and stop.is_set():
+                raise CancelledError
+            start, end = end, end + _num_tiles(seen)
+            try:
+                if isinstance(seen, Grid):
+                    image_1YX3 = load_image(shown.path)[None]
+                    # One thread: the loader's workers are threads already.
+                    patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
+                else:
+                    decode_tiles(
+                        open_video(shown.path, index_folder),
+                        seen.timestamps_seconds,
+                        (1, 1),
+                        self.tiling,
+                        out=patches_IPK[start:end],
+                        num_workers=num_decode_workers,
+                        stop=stop,
+                    )
+            except DataError as error:
+                raise DataError(f"sample {plan.sample.id}: {error}") from error
+            except (VideoError, OSError) as error:
+                raise DataError(f"sample {plan.sample.id}: video {shown.path} cannot be decoded: {error}") from error
         return LoadedSample(tokens, patches_IPK)
 
     def __call__(self, messages: Sequence[dict], *, root: str | Path | None = None) -> PackedBatch:
@@ -245,44 +284,3 @@ def _first_missing(whole: dict[str, Any], given: dict[str, Any]) -> str | None:
         if isinstance(value, dict) and (inner := _first_missing(value, given[name])):
             return f"{name}.{inner}"
     return None
-
-
-class _Clip(NamedTuple):
-    frame_times_seconds: np.ndarray  # to sample from, counted from the file's first shown frame
-    duration_seconds: float
-
-
-def _clip(video: VideoRef, index_folder: str | Path | None, seek: str) -> _Clip:
-    """The frames shown in [start, end), or the one on show at `start` where none begins in it; of these the key frames,
-    if seek is "keyframe" and the clip has any.
-
-    The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
-    lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
-    """
-    if not os.path.isfile(video.path):  # pathlib's raises for a name that is too long
-        raise DataError(f"video {video.path} does not exist or is not a file.")
-    try:
-        info = probe(video.path, index_folder=index_folder)
-    except (VideoError, OSError) as error:
-        raise DataError(f"video {video.path} cannot be read: {error}") from error
-    if info.damage is not None:
-        raise DataError(f"video {video.path} is damaged: {info.damage} Repair or remux it, or leave the sample out.")
-    start, end = video.start_seconds or 0.0, video.end_seconds
-    latest = max(start, 0.0 if end is None else end - CLIP_END_SLACK_SECONDS)
-    if latest > 0 and latest >= info.duration_seconds:
-        raise DataError(
-            f"the clip is {start:g} s to {'the end' if end is None else f'{end:g} s'}, but video {video.path} lasts "
-            f"{info.duration_seconds:.3f} s. Correct the clip's times."
-        )
-    times = info.frame_times_seconds
-    first = int(np.searchsorted(times, start, side="left"))
-    last = len(times) if end is None else int(np.searchsorted(times, end, side="left"))
-    if first >= last:
-        first = int(np.searchsorted(times, start, side="right")) - 1
-        last = first + 1
-    times = times[first:last]
-    if len(times) == 1:
-        return _Clip(times, 1 / info.frames_per_second if info.frames_per_second > 0 else 1.0)
-    duration_seconds = float(times[-1] - times[0]) * len(times) / (len(times) - 1)
-    keys = info.key_frames[(info.key_frames >= first) & (info.key_frames < last)]
-    return _Clip(info.frame_times_seconds[keys] if seek == "keyframe" and len(keys) else times, duration_seconds)

@@ -1,5 +1,8 @@
 """Sizes of the model, and their form in config.json.
 
+    cfg = EagleConfig.read("Eagle2.5-8B/config.json")        # cfg.text.hidden_size == 3584, cfg.tokens_per_tile == 256
+    cfg = tiny(vocab_size=512, image_token_id=7)             # the same code at sizes that learn on a laptop
+
 Source  nvidia/Eagle2.5-8B's config.json (class Eagle2_5_VLConfig of NVlabs/Eagle), transformers' SiglipVisionConfig and
         Qwen2Config. Fields keep the names they have there, except pixels, which carry their unit.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eagle_kernels.merge_2x2_layer_norm import merge_2x2_layer_norm
 from eagle_model.model.config import EagleConfig
-from eagle_model.model.linear import linear
+from eagle_model.model.linear import Linear
 
 
 class MergeLayerNorm(nn.LayerNorm):
@@ -27,8 +27,8 @@ class Connector(nn.Module):
         super().__init__()
         merged_width = 4 * cfg.vision.hidden_size
         self.norm = MergeLayerNorm(merged_width, eps=1e-5)
-        self.up = linear(merged_width, cfg.text.hidden_size)
-        self.out = linear(cfg.text.hidden_size, cfg.text.hidden_size)
+        self.up = Linear(merged_width, cfg.text.hidden_size)
+        self.out = Linear(cfg.text.hidden_size, cfg.text.hidden_size)
 
     def forward(self, patches_IPC: Tensor) -> Tensor:
         """(I, P, C) -> (I, Q, D). The GELU is the exact one (erf), unlike the encoder's."""

@@ -4,8 +4,8 @@
     loss = model(batch, mass)                                        # training; mass: see loss.py
     new_ids = model.generate(batch, max_new_tokens=64)               # or what follows each document
 
-    model = build(EagleConfig.read("Eagle2.5-8B/config.json"))       # the same model in its three steps: names and
-    load(model, "Eagle2.5-8B", dtype=torch.bfloat16, device="cuda")  # shapes alone, (its place,) then its weights
+    model = build(EagleConfig.read("Eagle2.5-8B/config.json"))       # the same model in steps: names and shapes,
+    load(model, "Eagle2.5-8B", dtype=torch.bfloat16, device="cuda")  # then weights; between them, its place is chosen
 
 Dims     T tokens, D LLM width, I tiles, P patches a tile, K numbers a patch, C vision width, Q = P / 4 tokens a tile,
          N = I * Q visual tokens, V vocabulary.
@@ -31,6 +31,7 @@ from eagle_model.model.attend import Packed
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy
+from eagle_model.model.linear import Linear, LinearSkipBiasAdd
 from eagle_model.model.llm import Decoder
 from eagle_model.model.loss import LMHead, token_weights
 from eagle_model.model.vision import VisionEncoder
@@ -56,12 +57,13 @@ class Eagle(nn.Module):
         self._tie()
 
     def _draw(self) -> None:
+        """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
         for module in self.modules():
-            if isinstance(module, nn.Linear) and module is not self.lm_head:
+            if isinstance(module, Linear | LinearSkipBiasAdd):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear | nn.Embedding):
+            elif isinstance(module, LMHead | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.cfg.initializer_range)
 
     def _tie(self) -> None:
@@ -92,8 +94,7 @@ class Eagle(nn.Module):
         embeddings_TD = self.llm.embed_tokens(batch.token_ids_T)
         patches_IPK = batch.patches_IPK
         if num_tiles == 0:
-            vision = self.cfg.vision
-            patches_IPK = embeddings_TD.new_zeros(1, vision.num_patches, vision.num_patch_values)
+            patches_IPK = embeddings_TD.new_zeros(1, self.vision.num_patches, self.vision.num_patch_values)
         visual_ND = self.encode_tiles(patches_IPK, checkpoint_activations=checkpoint_activations)[:num_visual]
         return scatter_visual(embeddings_TD, visual_ND, batch.visual_rows_N)
 

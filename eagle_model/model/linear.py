@@ -1,11 +1,11 @@
-"""Linear layers: the one door through which every projection of the model is made.
+"""Linear layers: every projection of the model is one of these two, and is called as a module.
 
-    self.up = linear(4 * 64, 128)                         # (T, 256) -> (T, 128), with a bias
-    self.gate_proj = linear(128, 320, bias=False)
-    self.fc1 = linear(64, 256, skip_bias_add=True)        # gelu_bias(self.fc1(x), self.fc1.bias)
+    self.up = Linear(4 * 64, 128)                # (T, 256) -> (T, 128), with a bias
+    self.gate_proj = Linear(128, 320, bias=False)
+    self.fc1 = LinearSkipBiasAdd(64, 256)        # gelu_bias(self.fc1(x), self.fc1.bias)
 
-What changes how all of them compute or what they hold (another number format, adapters) belongs here; for that, every
-layer calls them as modules and takes no weight out of them. The output head is no projection: see loss.py.
+What changes how projections compute or what they hold, as another number format or adapters do, finds them by these
+classes and replaces them; no code takes a weight out of them. The output head is none of them: see loss.py.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def linear(in_features: int, out_features: int, *, bias: bool = True, skip_bias_add: bool = False) -> nn.Linear:
-    """(..., in_features) -> (..., out_features).
-
-    skip_bias_add: the layer owns its bias and leaves it out, for an op that adds it in the same pass as what follows.
-    """
-    kind = _SkipBiasAdd if skip_bias_add else nn.Linear
-    return kind(in_features, out_features, bias=bias)
+class Linear(nn.Linear):
+    """torch's own, under a name that tells projections from an output head."""
 
 
-class _SkipBiasAdd(nn.Linear):
+class LinearSkipBiasAdd(nn.Linear):
+    """Owns its bias and leaves it out, for an op that adds it in the same pass as what follows."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features), without the bias."""
         return F.linear(x, self.weight)

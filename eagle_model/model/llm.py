@@ -3,8 +3,7 @@
     hidden_TD = llm(llm.embed_tokens(token_ids_T), positions_T, attend)          # attend: see attend.py
 
 Dims     T tokens, D width, H query heads, K key/value heads, W head width.
-Weights  `language_model.model.*` of nvidia/Eagle2.5-8B; the output head (`language_model.lm_head`) belongs to Eagle,
-         because the loss takes its weight and never the logits.
+Weights  `language_model.model.*` of nvidia/Eagle2.5-8B; the output head (`language_model.lm_head`) is in loss.py.
 Source   Qwen team 2024, arXiv:2412.15115; transformers' Qwen2Model.
 """
 
@@ -18,18 +17,18 @@ from eagle_kernels.rope import rope
 from eagle_kernels.swiglu import swiglu
 from eagle_model.model.attend import Attend
 from eagle_model.model.config import TextConfig
-from eagle_model.model.linear import linear
+from eagle_model.model.linear import Linear
 
 
 class RMSNorm(nn.RMSNorm):
-    eps: float
+    eps: float  # nn.RMSNorm's may be None
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return rms_norm(x_TD, self.weight, self.eps)
 
 
 class AddRMSNorm(nn.RMSNorm):
-    eps: float
+    eps: float  # nn.RMSNorm's may be None
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(norm of the sum, the sum)."""
@@ -43,10 +42,10 @@ class Attention(nn.Module):
         self.head_dim = cfg.head_dim
         self.rope_theta = cfg.rope_theta
         kv_width = cfg.num_key_value_heads * cfg.head_dim
-        self.q_proj = linear(cfg.hidden_size, cfg.hidden_size)
-        self.k_proj = linear(cfg.hidden_size, kv_width)
-        self.v_proj = linear(cfg.hidden_size, kv_width)
-        self.o_proj = linear(cfg.hidden_size, cfg.hidden_size, bias=False)
+        self.q_proj = Linear(cfg.hidden_size, cfg.hidden_size)
+        self.k_proj = Linear(cfg.hidden_size, kv_width)
+        self.v_proj = Linear(cfg.hidden_size, kv_width)
+        self.o_proj = Linear(cfg.hidden_size, cfg.hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
         q_THW, k_TKW, v_TKW = (
@@ -59,9 +58,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, cfg: TextConfig) -> None:
         super().__init__()
-        self.gate_proj = linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
-        self.up_proj = linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
-        self.down_proj = linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
+        self.gate_proj = Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
+        self.up_proj = Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
+        self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))

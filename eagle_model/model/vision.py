@@ -20,7 +20,7 @@ from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
 from eagle_model.model.attend import Attend, Packed
 from eagle_model.model.config import EagleConfig, VisionConfig
-from eagle_model.model.linear import linear
+from eagle_model.model.linear import Linear, LinearSkipBiasAdd
 
 
 class LayerNorm(nn.LayerNorm):
@@ -33,10 +33,10 @@ class VisionAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.num_heads = cfg.num_attention_heads
-        self.q_proj = linear(cfg.hidden_size, cfg.hidden_size)
-        self.k_proj = linear(cfg.hidden_size, cfg.hidden_size)
-        self.v_proj = linear(cfg.hidden_size, cfg.hidden_size)
-        self.out_proj = linear(cfg.hidden_size, cfg.hidden_size)
+        self.q_proj = Linear(cfg.hidden_size, cfg.hidden_size)
+        self.k_proj = Linear(cfg.hidden_size, cfg.hidden_size)
+        self.v_proj = Linear(cfg.hidden_size, cfg.hidden_size)
+        self.out_proj = Linear(cfg.hidden_size, cfg.hidden_size)
 
     def forward(self, x_RC: Tensor, attend: Attend) -> Tensor:
         q_RHD, k_RHD, v_RHD = (
@@ -48,8 +48,8 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     def __init__(self, cfg: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = linear(cfg.hidden_size, cfg.intermediate_size, skip_bias_add=True)
-        self.fc2 = linear(cfg.intermediate_size, cfg.hidden_size)
+        self.fc1 = LinearSkipBiasAdd(cfg.hidden_size, cfg.intermediate_size)
+        self.fc2 = Linear(cfg.intermediate_size, cfg.hidden_size)
 
     def forward(self, x_RC: Tensor) -> Tensor:
         return self.fc2(gelu_bias(self.fc1(x_RC), self.fc1.bias))
@@ -73,8 +73,9 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg.vision
         self.attention_backend = cfg.attention_backend
-        self.patch_embedding = linear(self.cfg.num_patch_values, self.cfg.hidden_size)
-        self.position_embedding = nn.Embedding(self.cfg.num_patches, self.cfg.hidden_size)
+        self.num_patches, self.num_patch_values = self.cfg.num_patches, self.cfg.num_patch_values
+        self.patch_embedding = Linear(self.num_patch_values, self.cfg.hidden_size)
+        self.position_embedding = nn.Embedding(self.num_patches, self.cfg.hidden_size)
         self.layers = nn.ModuleList(VisionLayer(self.cfg, i) for i in range(self.cfg.num_hidden_layers))
         self.post_layernorm = LayerNorm(self.cfg.hidden_size, eps=self.cfg.layer_norm_eps)
         # hidden_states[k] is what comes out of the first k layers; -1 means all of them and the norm after them
@@ -87,16 +88,16 @@ class VisionEncoder(nn.Module):
         Raises ValueError unless P and K are the config's.
         """
         num_tiles = patches_IPK.shape[0]
-        need = (self.cfg.num_patches, self.cfg.num_patch_values)
+        need = (self.num_patches, self.num_patch_values)
         if patches_IPK.shape[1:] != need:
             raise ValueError(
                 f"VisionEncoder: patches_IPK is {tuple(patches_IPK.shape)}; needs (tiles, {need[0]}, {need[1]}): "
                 f"tiles of {self.cfg.tile_px} px in patches of {self.cfg.patch_px} px."
             )
         x_IPC = self.patch_embedding(patches_IPK.to(self.patch_embedding.weight.dtype))
-        x_RC = (x_IPC + self.position_embedding(torch.arange(need[0], device=x_IPC.device))).flatten(0, 1)
+        x_RC = (x_IPC + self.position_embedding(torch.arange(self.num_patches, device=x_IPC.device))).flatten(0, 1)
         # Every tile attends to itself alone; one plan serves all layers.
-        plan = AttentionPlan.uniform(num_tiles, need[0], device=x_RC.device)
+        plan = AttentionPlan.uniform(num_tiles, self.num_patches, device=x_RC.device)
         attend = Packed(plan=plan, causal=False, backend=self.attention_backend)
         for layer in self.layers[: self.num_layers_run]:
             if checkpoint_activations:
@@ -105,4 +106,4 @@ class VisionEncoder(nn.Module):
                 x_RC = layer(x_RC, attend)
         if self.takes_norm:
             x_RC = self.post_layernorm(x_RC)
-        return x_RC.unflatten(0, (num_tiles, self.cfg.num_patches))
+        return x_RC.unflatten(0, (num_tiles, self.num_patches))

@@ -49,12 +49,14 @@ class Rule:
 
     to_ours takes the tensors of `theirs` in that order and gives those of `ours`; to_theirs is its inverse, bit for
     bit, and must work on meta tensors too: the shapes that a file needs come from it. No `ours`: not in the model.
+    again: where the model has no parameter for these names, a file may hold theirs[0] under them once more.
     """
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...] = ()
     to_ours: Callable[..., Sequence[Tensor]] = _unchanged
     to_theirs: Callable[..., Sequence[Tensor]] = _unchanged
+    again: tuple[str, ...] = ()
 
 
 def _rename(theirs: str, ours: str) -> Rule:
@@ -87,10 +89,14 @@ CONNECTOR = (
     _rename("mlp1.1.{rest}", "connector.up.{rest}"),
     _rename("mlp1.3.{rest}", "connector.out.{rest}"),
 )
-_EMBEDDING, _HEAD = f"{_LLM}.model.embed_tokens.weight", f"{_LLM}.lm_head.weight"
 QWEN2 = (
+    Rule(
+        theirs=(f"{_LLM}.model.embed_tokens.weight",),
+        ours=("llm.embed_tokens.weight",),
+        again=(f"{_LLM}.lm_head.weight",),  # tied embeddings are one parameter
+    ),
     _rename(f"{_LLM}.model.{{rest}}", "llm.{rest}"),
-    _rename(_HEAD, "lm_head.weight"),
+    _rename(f"{_LLM}.lm_head.weight", "lm_head.weight"),
 )
 EAGLE = SIGLIP2 + CONNECTOR + QWEN2
 _GROOT = ("backbone.eagle_model.", "backbone.model.")  # Isaac GR00T and LeRobot hold the model under one of these
@@ -102,6 +108,7 @@ class _Group:
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
+    again: tuple[str, ...]
     rule: Rule
 
     def released(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,7 +178,7 @@ def read(
     """
     stored, shapes = _contents(folder)
     groups = _groups(parameters, rules)
-    tied = _check_fit(folder, groups, parameters, rules, shapes)
+    again = _check_fit(folder, groups, parameters, rules, shapes)
     waiting: dict[str, Tensor] = {}
     for path in sorted({path for path, _ in stored.values()}):
         with _open(path, str(device)) as file:
@@ -188,8 +195,12 @@ def read(
                 for name, tensor in zip(group.ours, tensors, strict=True):
                     # A copy, because a view of the mapped file would follow what others write to it.
                     yield name, tensor.to(dtype=dtype or tensor.dtype, device=device, copy=True)
-    if tied:
-        _check_tied(folder, stored, dtype)
+    for key, first in again.items():
+        if not torch.equal(_tensor(stored[key], dtype), _tensor(stored[first], dtype)):
+            raise ValueError(
+                f"{folder}: config.json says tie_word_embeddings, but {key} and {first} differ. "
+                f"Set text_config.tie_word_embeddings to false."
+            )
 
 
 def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Group]:
@@ -204,11 +215,13 @@ def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Gr
                 break
         else:
             raise ValueError(f"{name} has no rule in the table of weight names; add one to write or read it.")
-        ours = tuple(template.format(**words) for template in rule.ours)
+        theirs, ours, again = (
+            tuple(template.format(**words) for template in templates)
+            for templates in (rule.theirs, rule.ours, rule.again)
+        )
         if missing := [name for name in ours if name not in parameters]:
             raise ValueError(f"{name} belongs with {', '.join(missing)} by its rule; the model has no such parameter.")
-        group = _Group(theirs=tuple(template.format(**words) for template in rule.theirs), ours=ours, rule=rule)
-        groups |= dict.fromkeys(ours, group)
+        groups |= dict.fromkeys(ours, _Group(theirs=theirs, ours=ours, again=again, rule=rule))
     return list({id(group): group for group in groups.values()}.values())
 
 
@@ -241,19 +254,23 @@ def _check_fit(
     parameters: Mapping[str, Tensor],
     rules: Sequence[Rule],
     shapes: Mapping[str, tuple[int, ...]],
-) -> bool:
-    """Raises ValueError unless the files hold what the model needs. Returns whether they hold a head that is tied."""
+) -> dict[str, str]:
+    """Raises ValueError unless the files hold what the model needs.
+
+    Returns the tensors that they hold twice: the second name and the first.
+    """
     meta = {name: torch.empty(parameter.shape, device="meta") for name, parameter in parameters.items()}
     wanted = {key: tuple(tensor.shape) for group in groups for key, tensor in group.released(meta).items()}
     unused = [template for rule in rules if not rule.ours for template in rule.theirs]
     problems = [f"missing: {key}" for key in wanted if key not in shapes]
-    tied = False
+    again: dict[str, str] = {}
+    twice = {key: group.theirs[0] for group in groups for key in group.again}
     for key, shape in shapes.items():
         if key in wanted:
             if shape != wanted[key]:
                 problems.append(f"shape: {key} is {shape}, needs {wanted[key]}")
-        elif key == _HEAD and _EMBEDDING in wanted:
-            tied = True  # tied embeddings are one parameter; a file may hold it under both names
+        elif key in twice:
+            again[key] = twice[key]
         elif all(_match(template, key) is None for template in unused):
             problems.append(f"unknown: {key}")
     if problems:
@@ -261,19 +278,13 @@ def _check_fit(
             f"{folder}: the weights do not fit the model of its config.json ({len(problems)} tensors):\n  "
             + "\n  ".join(problems)
         )
-    return tied
+    return again
 
 
-def _check_tied(folder: Path, stored: Mapping[str, tuple[Path, str]], dtype: torch.dtype | None) -> None:
-    tensors = []
-    for path, stored_key in (stored[_EMBEDDING], stored[_HEAD]):
-        with _open(path, "cpu") as file:
-            tensors.append(file.get_tensor(stored_key).to(dtype=dtype))
-    if not torch.equal(*tensors):
-        raise ValueError(
-            f"{folder}: config.json says tie_word_embeddings, but {_HEAD} and {_EMBEDDING} differ. "
-            f"Set text_config.tie_word_embeddings to false."
-        )
+def _tensor(at: tuple[Path, str], dtype: torch.dtype | None) -> Tensor:
+    path, key = at
+    with _open(path, "cpu") as file:
+        return file.get_tensor(key).to(dtype=dtype)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

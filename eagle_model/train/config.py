@@ -1,26 +1,37 @@
-"""What a training run is: frozen dataclasses. `eagle_model.fields` sets their fields, saves and compares them."""
+"""What a training run is: frozen dataclasses, and the file that holds one.
+
+config = override(recipes.tiny(), ["data.recipe=chats.jsonl", "max_steps=500"])     # eagle_model/fields.py
+write_config(run / "config.json", config)
+assert read_config(run / "config.json") == config
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from eagle_model.data.loader import DataConfig
 from eagle_model.data.processor import ProcessorConfig
-from eagle_model.fields import require
+from eagle_model.fields import ConfigError, from_json, require, to_json
+from eagle_model.files import write_json
+
+VERSION = 2  # of run folders and their configs; raised when what was written before can no longer be read
+MAX_CONFIG_BYTES = 1 << 20  # a config has some thousand bytes; what is larger is another file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a half cosine; see `optimizer.learning_rate`."""
+    """AdamW, its learning rate warmed up linearly and then lowered by half a cosine."""
 
     learning_rate: float = 2e-5  # at the peak
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)  # how much of the mean of gradients, and of their squares, a step keeps
+    eps: float = 1e-8  # added to the root of the mean of squares
     weight_decay: float = 0.05  # of matrices; norms and biases do not decay
     warmup_ratio: float = 0.03  # of max_steps
     min_lr_ratio: float = 0.0  # where the cosine ends, as a share of learning_rate
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # longer gradients are scaled down to it
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
@@ -36,24 +47,23 @@ class OptimizerConfig:
 class TrainConfig:
     """One run. A step takes rows_per_step rows, one after the other, and updates once."""
 
+    recipe_name: str = ""  # of the recipe that this config began as
     model: str = "tiny"  # a preset, trained from scratch, or a folder that Eagle.from_pretrained loads
-    tokenizer: str = (
-        ""  # a tokenizer.json; empty: the model folder's, or for a preset one trained on the recipe's own text
-    )
+    tokenizer: str = ""  # a tokenizer.json; empty: the model folder's; for a preset, one trained on the recipe's text
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     data: DataConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    max_steps: int
+    max_steps: int  # of the whole run, those before an interruption included
     rows_per_step: int = 1  # gradients of all rows add up; all their pixels are in memory at once
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the model's arithmetic; masters and moments are fp32
     checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more time
-    train_vision: bool = True
-    train_connector: bool = True
-    train_llm: bool = True  # embeddings and lm_head with it
+    train_vision: bool = True  # false: its weights stay as they are
+    train_connector: bool = True  # false: its weights stay as they are
+    train_llm: bool = True  # false: its weights stay as they are, and those of the embeddings and lm_head
     seed: int = 0  # of a preset's first weights
     log_every_steps: int = 10  # on the terminal; metrics.jsonl has every step
-    save_every_steps: int = 100
-    keep_last: int = 3  # checkpoints
+    save_every_steps: int = 100  # a checkpoint
+    keep_last: int = 3  # checkpoints; older ones of the run are deleted
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "rows_per_step", "log_every_steps", "save_every_steps", "keep_last"):
@@ -66,7 +76,7 @@ class TrainConfig:
         )
 
 
-# A resumed run may differ from the interrupted one in these alone.
+# What a resumed run may change, and no more: anything else would make it another run than the one that began.
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "max_steps",
@@ -80,3 +90,38 @@ CHANGEABLE_ON_RESUME = frozenset(
         "data.on_bad_sample",
     }
 )
+
+
+def write_config(path: Path, config: TrainConfig) -> None:
+    """Writes a config as JSON with the version that it is written in, whole or not at all."""
+    write_json(path, {"version": VERSION, "config": to_json(config)})
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The config that `write_config` wrote: RUN/config.json, or training/config.json of a checkpoint.
+
+    Raises: ConfigError when there is none, it is damaged, of another version, or has a field or value that is wrong.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} does not exist. Runs of version {VERSION} have that file; a run of an older version is continued "
+            "with the version that began it."
+        )
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes; a config.json has at most {MAX_CONFIG_BYTES}.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}. Every checkpoint holds it too: training/config.json."
+        ) from error
+    version = raw.get("version", "none") if isinstance(raw, dict) else "none"
+    if version != VERSION or "config" not in raw:
+        raise ConfigError(
+            f"{path} is no config of a run that this version reads: its version is {version}, needs {VERSION}. "
+            "Continue a run with the version that began it, or begin a new one."
+        )
+    try:
+        return from_json(TrainConfig, raw["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -1,4 +1,9 @@
-"""Metrics: one JSON line for each step in metrics.jsonl, and one line on the terminal now and then."""
+"""Metrics: one JSON line for each step in metrics.jsonl, and one line on the terminal now and then.
+
+log = MetricsLog(run / "metrics.jsonl", steps_done=0)
+log.write(StepMetrics(step=1, loss=4.2, ...))
+read_metrics(run / "metrics.jsonl")                    # [{"step": 1, "loss": 4.2, ...}]
+"""
 
 from __future__ import annotations
 
@@ -18,9 +23,11 @@ from eagle_model.files import write_text
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepMetrics:
+    """What one step was like; a line of metrics.jsonl has these names."""
+
     step: int  # how many steps are done: 1 after the first
-    epoch: int
-    loss: float
+    epoch: int  # of the step's last row, from 0
+    loss: float  # nats a token
     learning_rate: float
     grad_norm: float  # before clipping
     num_tokens: int  # of this step
@@ -36,7 +43,7 @@ class MetricsLog:
     """metrics.jsonl, in which every step stands once however often the run was interrupted."""
 
     def __init__(self, path: Path, *, steps_done: int) -> None:
-        """Drops what was logged after `steps_done`, the step that the run resumes from: it will be trained again."""
+        """Drops what was logged after `steps_done`, the step that the run resumes from: that will be trained again."""
         kept = [m for m in read_metrics(path) if m["step"] <= steps_done] if path.exists() else []
         write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
         self._file = path.open("a", encoding="utf-8")

@@ -1,4 +1,8 @@
-"""Recipes: functions that return a TrainConfig. `eagle train NAME --set data.recipe=FILE` runs one."""
+"""Recipes: functions that return a TrainConfig. `eagle train NAME --set data.recipe=FILE` runs one.
+
+config = override(recipe("tiny"), ["data.recipe=chats.jsonl"])
+Trainer(config, "runs/first").train()
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ def tiny() -> TrainConfig:
     Its learning rate is the demo's, `examples/video_digits.py`: higher ones learned less there.
     """
     return TrainConfig(
+        recipe_name="tiny",
         model="tiny",
         processor=ProcessorConfig(
             sampling=SamplingConfig(context_tokens=512, max_tiles=1, min_frames=2), tile_px=28, patch_px=7
@@ -30,7 +35,7 @@ def tiny() -> TrainConfig:
 
 def debug() -> TrainConfig:
     """`tiny` for a few steps: the whole way from file to checkpoint and report, in seconds."""
-    return replace(tiny(), max_steps=6, save_every_steps=3, log_every_steps=1)
+    return replace(tiny(), recipe_name="debug", max_steps=6, save_every_steps=3, log_every_steps=1)
 
 
 RECIPES = {"tiny": tiny, "debug": debug}

@@ -1,5 +1,9 @@
-"""report.html: one file that shows a run. Curves, configuration, checkpoints, skipped samples, and some of its samples
-as the model saw them: the pixels are taken back from the normalised patches of a batch, the text from its token ids.
+"""report.html: one file that shows a run, made from what lies in the run's folder.
+
+    write_report("runs/first")      # runs/first/report.html; `eagle report runs/first` does the same
+
+It has curves, the configuration, checkpoints, skipped samples, and some of the run's samples as the model saw them: the
+pixels are taken back from the normalised patches of a batch, the text from its token ids.
 
 Dims     T tokens of a row, S documents, I tiles, P patches a tile, K = 3 * patch_px**2, N visual tokens, Y, X pixels.
 """
@@ -20,11 +24,13 @@ from PIL import Image
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.checkpoints import CheckpointError, read_manifest, steps
 from eagle_model.data.contact_sheet import patches_to_pixels
+from eagle_model.fields import listing
 from eagle_model.files import write_json, write_text
+from eagle_model.train.config import TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
 
-MAX_SAMPLES = 6  # shown
-MAX_TILES = 16  # shown of one sample
+MAX_SAMPLES = 6  # shown: enough to see that data arrive as they should, and the page stays short
+MAX_TILES = 16  # shown of one sample: an hour of video has hundreds
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222; }
@@ -90,31 +96,26 @@ def write_report(run_folder: str | Path) -> Path:
     run = Path(run_folder)
     if not (run / "run.json").is_file():
         raise ValueError(f"{run} holds no run: run.json is missing. Give the folder that `eagle train` wrote.")
-    try:
-        about = json.loads((run / "run.json").read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{run / 'run.json'} is damaged: {error}. A checkpoint of the run can still be used."
-        ) from error
+    config = read_config(run / "config.json")
     steps = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-    body = [f"<h1>Run {_text(run.resolve().name)}</h1>", _summary(steps, about["config"]), *_curves(steps)]
+    body = [f"<h1>Run {_text(run.resolve().name)}</h1>", _summary(steps, config), *_curves(steps)]
     body += ["<h2>Samples as the model saw them</h2>", *_samples(run / "samples")]
     body += ["<h2>Skipped samples</h2>", _skipped(run / "skipped.json")]
     body += ["<h2>Checkpoints</h2>", _checkpoints(run / "checkpoints")]
-    body += ["<h2>Configuration</h2>", _table(_flat(about["config"]))]
+    body += ["<h2>Configuration</h2>", _table(_settings(config))]
     page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(run.resolve().name)}</title>'
     page += f"<style>{_STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n"
     write_text(run / "report.html", page)
     return run / "report.html"
 
 
-def _summary(steps: list[dict], config: dict) -> str:
+def _summary(steps: list[dict], config: TrainConfig) -> str:
     if not steps:
         return "<p>No step is done yet.</p>"
     seconds = sum(m["step_seconds"] for m in steps)
     waited = sum(m["data_wait_seconds"] for m in steps) / seconds
     rows = {
-        "steps": f"{steps[-1]['step']} of {config['max_steps']}",
+        "steps": f"{steps[-1]['step']} of {config.max_steps}",
         "epoch": steps[-1]["epoch"],
         "loss, first and last": f"{steps[0]['loss']:.4f} and {steps[-1]['loss']:.4f}",
         "tokens": f"{sum(m['num_tokens'] for m in steps):,}",
@@ -190,11 +191,9 @@ def _table(rows: Mapping[str, object]) -> str:
     return f"<table>{cells}</table>"
 
 
-def _flat(config: dict, path: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name, value in config.items():
-        found |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
-    return found
+def _settings(config: TrainConfig) -> dict[str, object]:
+    assignments = [assignment for assignment, _ in listing(config) if assignment and not assignment.startswith("# ")]
+    return {path: value for path, _, value in (assignment.partition("=") for assignment in assignments)}
 
 
 def _text(value: object) -> str:

@@ -1,7 +1,10 @@
 """The trainer: one process, rows in, checkpoints out; killed at any moment, it goes on as if nothing had happened.
 
+    Trainer(config, "runs/first").train()        # True: max_steps are done; the same lines again resume
+
 run_folder/
-    run.json         the run's id and its configuration
+    run.json         the run's id
+    config.json      its configuration: `eagle train --config` makes the same run again from it, bit for bit
     metrics.jsonl    every step once
     samples/         samples of the first step, as the model saw them
     skipped.json     samples that were skipped, and why
@@ -33,17 +36,19 @@ from eagle_model.batch import PackedBatch
 from eagle_model.checkpoints import latest, steps
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
-from eagle_model.data.media import ROLES, read_recipe, read_samples
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
-from eagle_model.data.tokens import read_tokenizer, train_tokenizer
-from eagle_model.fields import ConfigError, diff, from_json, to_json
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
+from eagle_model.data.sample import ROLES
+from eagle_model.data.tokenizer import read_tokenizer, train_tokenizer
+from eagle_model.fields import ConfigError, diff
 from eagle_model.files import write_json
 from eagle_model.model.config import EagleConfig, tiny
 from eagle_model.model.eagle import Eagle, build, load
 from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
-from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig
+from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
 from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
 from eagle_model.train.optimizer import Optimizer, learning_rate
 from eagle_model.train.parallel import Layout, parallelize
@@ -101,7 +106,7 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         state = json.loads((folder / "training" / "state.json").read_text())
-        self._check_same_config(from_json(TrainConfig, state["config"]), folder)
+        self._check_same_config(read_config(folder / "training" / "config.json"), folder)
         self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
         tensors = load_file(folder / "training" / "optimizer.safetensors")
         self.model = _placed(EagleConfig.read(folder / "config.json"), folder, self.device)
@@ -144,8 +149,8 @@ class Trainer:
 
     def _write_about(self) -> None:
         self.run_folder.mkdir(parents=True, exist_ok=True)
-        about = {"run": self.run_id, "config": to_json(self.config)}
-        write_json(self.run_folder / "run.json", about)
+        write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id})
+        write_config(self.run_folder / "config.json", self.config)
 
     def train(self) -> bool:
         """Trains to max_steps, or until SIGINT or SIGTERM; either way ends with a checkpoint and a report.
@@ -247,10 +252,10 @@ class Trainer:
             "run": self.run_id,
             "step": self.step,
             "loader": self.loader.state_dict(),
-            "config": to_json(self.config),
             "torch": torch.__version__,
         }
         (training / "state.json").write_text(json.dumps(state))
+        write_config(training / "config.json", self.config)
 
     def _save_samples(self, batches: list[PackedBatch]) -> None:
         save_samples(
@@ -362,7 +367,7 @@ def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str) -
 
 def _tokenizer_of_the_recipe(config: TrainConfig) -> Tokenizer:
     """A byte-level BPE of at most OWN_VOCAB_SIZE tokens, trained on what chats about the recipe's samples hold."""
-    texts = [DEFAULT_SYSTEM, *set(ROLES.values())]
+    texts = [DEFAULT_SYSTEM, *ROLES, "<image 1>"]
     texts += [f"The first video sampled with 2.00 fps: Frame {i} sample at {i / 4:.2f}s: " for i in range(1, 17)]
     for source in read_recipe(config.data.recipe):
         # A row that cannot be read is the loader's to report: it has the policy for bad samples.

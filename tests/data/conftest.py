@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from eagle_model.data.processor import Processor, ProcessorConfig
 from eagle_model.data.sampling import SamplingConfig
-from eagle_model.data.tokens import train_tokenizer
+from eagle_model.data.tokenizer import train_tokenizer
 
 TEXTS = [
     "system You are a helpful assistant. user assistant observation",

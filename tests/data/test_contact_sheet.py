@@ -1,5 +1,6 @@
 """The contact sheet shows the model's own tiles, in the model's order."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from PIL import Image
 
 from eagle_kernels.frames_to_tiles import frames_to_tiles
+from eagle_kernels.tiles import Tiling
 from eagle_model.data.contact_sheet import CAPTION_PX, CELL_PX, captions, patches_to_pixels, write_contact_sheet
-from eagle_model.data.media import parse_sample
 from eagle_model.data.processor import Processor
+from eagle_model.data.rows import parse_sample
 from tests.data.conftest import tiny_config, write_image, write_video
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
@@ -19,9 +21,9 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 @pytest.mark.parametrize(("tile_px", "patch_px"), [(28, 7), (56, 14)])
 def test_pixels_come_back_exactly(tile_px: int, patch_px: int) -> None:
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 60, 90, 3), dtype=np.uint8))
-    args = {"tile_px": tile_px, "patch_px": patch_px, "mean": MEAN, "std": STD, "thumbnail": True}
-    patches_IPK = frames_to_tiles(frames, (2, 1), **args, dtype=torch.float32)
-    raw = frames_to_tiles(frames, (2, 1), **args, dtype=torch.uint8, layout="tiles")
+    tiling = Tiling(tile_px=tile_px, patch_px=patch_px, mean=MEAN, std=STD, thumbnail=True, dtype=torch.float32)
+    patches_IPK = frames_to_tiles(frames, (2, 1), tiling)
+    raw = frames_to_tiles(frames, (2, 1), replace(tiling, dtype=torch.uint8, layout="tiles"))
     back = patches_to_pixels(patches_IPK, patch_px=patch_px, mean=MEAN, std=STD)
     assert torch.equal(back, raw.permute(0, 2, 3, 1))
 

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data.loader import DataConfig, Loader
-from eagle_model.data.media import DataError
 from eagle_model.data.processor import LoadedSample, Processor, SamplePlan
+from eagle_model.data.sample import DataError
 from tests.data.conftest import chat_row, tiny_config
 
 Recipe = Callable[..., Path]
@@ -186,8 +186,8 @@ def test_a_state_of_other_data_is_refused(recipe: Recipe, processor: Processor) 
             pytest.raises(ValueError, match=rf"other data: 22 samples an epoch then, {len(rows)} now"),
         ):
             other.load_state_dict(state)
-    with loader_of(recipe(ROWS), processor) as same, pytest.raises(ValueError, match="format is 0; needs 1"):
-        same.load_state_dict(state | {"format": 0})
+    with loader_of(recipe(ROWS), processor) as same, pytest.raises(ValueError, match="format is 1; needs 2"):
+        same.load_state_dict(state | {"format": 1})
 
 
 def test_a_state_outlives_a_move_of_the_data_but_no_change_of_it(
@@ -309,15 +309,33 @@ def test_a_bug_is_no_bad_sample(recipe: Recipe, processor: Processor, monkeypatc
         assert loader.skipped == []
 
 
+def test_an_interrupt_loses_no_row(recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    with loader_of(recipe(ROWS), processor) as loader:
+        want = [batch.sample_ids for batch in islice(loader, 4)]
+
+    def interrupted(*args: object, **kwargs: object) -> LoadedSample:
+        raise KeyboardInterrupt
+
+    with loader_of(recipe(ROWS), processor) as loader:
+        got = [next(loader).sample_ids for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Processor, "load_sample", interrupted)
+            loader.load_state_dict(loader.state_dict())  # forgets what was loaded ahead
+            with pytest.raises(KeyboardInterrupt):
+                next(loader)
+        got += [next(loader).sample_ids for _ in range(2)]
+    assert got == want
+
+
 # ---- threads
 
 
 def test_close_ends_threads_promptly_in_the_middle_of_a_video(
     recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eagle_kernels.video import decode_cpu
+    from eagle_kernels.video.libav import reader
 
-    decode, started = decode_cpu._decode, threading.Event()
+    decode, started = reader.decode, threading.Event()
 
     def slow(packet: object) -> object:
         started.set()
@@ -328,7 +346,7 @@ def test_close_ends_threads_promptly_in_the_middle_of_a_video(
     rows = [chat_row(video=["long.mp4"] * 4, id=f"s{i}") for i in range(8)]
     long = with_limits(processor, context_tokens=1024)
     loader = Loader(config_of(recipe(rows), num_workers=2, num_decode_workers=2), long)
-    monkeypatch.setattr(decode_cpu, "_decode", slow)
+    monkeypatch.setattr(reader, "decode", slow)
 
     def ask() -> None:
         with pytest.raises(CancelledError):

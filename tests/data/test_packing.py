@@ -1,4 +1,4 @@
-"""Packing: nothing lost, nothing over, few rows, all about equally full, and different every epoch."""
+"""Packing: nothing lost, nothing over, few rows, all about equally full, different every epoch; and the row itself."""
 
 import itertools
 import json
@@ -9,10 +9,13 @@ from bisect import insort
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eagle_model.data.packing import pack
+from eagle_model.batch import IGNORE_INDEX
+from eagle_model.data.chat import TokenizedSample
+from eagle_model.data.packing import pack, pack_row
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "packing.json").read_text())
 CAPACITY = 32_768
@@ -144,3 +147,38 @@ def test_a_hundred_thousand_lengths_take_seconds():
 def test_refuses(lengths, capacity, message):
     with pytest.raises(ValueError, match=f"^pack: {message}"):
         pack(lengths, capacity)
+
+
+# The row
+
+
+def sample_of(name: str, token_ids: list[int], labels: list[int], visual: list[int]) -> TokenizedSample:
+    return TokenizedSample(name, torch.tensor(token_ids), torch.tensor(labels), torch.tensor(visual, dtype=torch.int64))
+
+
+def test_pack_row_golden() -> None:
+    x = IGNORE_INDEX
+    patches_IPK = torch.randn(3, 4, 5)
+    batch = pack_row(
+        [
+            sample_of("a", [10, 11, 12, 13], [x, x, 12, 13], [1]),
+            sample_of("b", [20], [20], []),  # a label on a first token has no position to predict it from
+            sample_of("c", [30, 31, 32], [x, 31, x], [0, 2]),
+        ],
+        patches_IPK,
+    )
+    assert batch.token_ids_T.tolist() == [10, 11, 12, 13, 20, 30, 31, 32]
+    assert batch.labels_T.tolist() == [x, 12, 13, x, x, 31, x, x]
+    assert batch.positions_T.tolist() == [0, 1, 2, 3, 0, 0, 1, 2]
+    assert batch.cu_seqlens.tolist() == [0, 4, 5, 8]
+    assert batch.visual_rows_N.tolist() == [1, 5, 7]
+    assert batch.sample_ids == ("a", "b", "c")
+    assert batch.patches_IPK is patches_IPK
+    dtypes = [batch.token_ids_T.dtype, batch.labels_T.dtype, batch.visual_rows_N.dtype]
+    assert dtypes == [torch.int64] * 3
+    assert batch.positions_T.dtype == batch.cu_seqlens.dtype == torch.int32
+
+
+def test_empty_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="no samples; needs at least one"):
+        pack_row([], torch.empty(0, 1, 1))

@@ -1,20 +1,29 @@
-"""Plans are exact, clips are cut where they say, and a processor comes back from its folder as it went."""
+"""Plans are exact, tiles come in the order shown, and a processor comes back from its folder as it went."""
 
 from __future__ import annotations
 
 import json
 import random
+import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from eagle_kernels.video import probe
 from eagle_model.batch import IGNORE_INDEX
-from eagle_model.data.media import DataError, ImageRef, Sample, Turn, VideoRef, parse_sample
-from eagle_model.data.processor import Processor, ProcessorConfig
+from eagle_model.data import processor as processor_module
+from eagle_model.data.chat import seen_media
+from eagle_model.data.processor import PIXELS_DTYPE, Processor, ProcessorConfig, SamplePlan
+from eagle_model.data.rows import parse_sample
+from eagle_model.data.sample import DataError, ImageRef, Sample, Turn, VideoRef
+from eagle_model.data.sampling import VisualPlan
+from eagle_model.data.tiling import Grid
 from tests.data.conftest import TEXTS, chat_row, tiny_config, write_image, write_video
 
 
@@ -26,36 +35,14 @@ def test_plan_and_load_agree(processor: Processor, media: Path) -> None:
     row = chat_row("<video-1> or <image-1>?", image="wide.png", video="clip.mp4", id="s1")
     plan = processor.plan_sample(sample_of(media, row))
     tokens, patches_IPK = processor.load_sample(plan)
-    assert plan.videos[0].timestamps_seconds == pytest.approx([0.0, 0.6, 1.3, 1.9])  # 2 s at 2 fps, corner to corner
-    assert plan.videos[0].frames_per_second == pytest.approx(2.0)
+    video, grid = plan.seen
+    assert video.timestamps_seconds == pytest.approx([0.0, 0.6, 1.3, 1.9])  # 2 s at 2 fps, corner to corner
+    assert video.frames_per_second == pytest.approx(2.0)
+    assert grid == (3, 1)
     assert plan.visual.grids == ((3, 1),)
     assert plan.num_tokens == tokens.token_ids_T.numel()
     assert patches_IPK.shape == (plan.num_tiles, 16, 588) == (8, 16, 588)
     assert tokens.visual_positions_N.numel() == 8 * 4
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "first", "count", "seconds"),
-    [
-        (None, None, 0.0, 20, 2.0),
-        (0.5, 1.5, 0.5, 10, 1.0),  # [start, end): the frame at 1.5 s is the next clip's
-        (0.45, 1.55, 0.5, 11, 1.1),
-        (1.0, None, 1.0, 10, 1.0),
-        (None, 0.3, 0.0, 3, 0.3),
-        (0.51, 0.55, 0.5, 1, 0.1),  # no frame begins in it: the one on show
-        (1.95, None, 1.9, 1, 0.1),
-        (1.0, 2.5, 1.0, 10, 1.0),  # the end rounded up
-    ],
-)
-def test_clips(
-    tokenizer: Tokenizer, media: Path, start: float | None, end: float | None, first: float, count: int, seconds: float
-) -> None:
-    dense = Processor(tokenizer, tiny_config(frames_per_second=10, max_frames=100))
-    sample = Sample("s", (Turn("user", "<video-1>"),), (), (VideoRef(media / "clip.mp4", start, end),))
-    video = dense.plan_sample(sample).videos[0]
-    assert len(video.timestamps_seconds) == count
-    assert video.timestamps_seconds[0] == pytest.approx(first)
-    assert video.frames_per_second == pytest.approx(count / seconds)
 
 
 def test_key_frames_alone(tokenizer: Tokenizer, media: Path) -> None:
@@ -64,9 +51,9 @@ def test_key_frames_alone(tokenizer: Tokenizer, media: Path) -> None:
     assert keys == pytest.approx([0.0, 0.8, 1.6, 2.4, 3.2, 4.0, 4.8, 5.6])
     processor = Processor(tokenizer, tiny_config(frames_per_second=10, seek="keyframe"))
     for start, end, want in ((None, None, keys), (1.0, 4.0, [1.6, 2.4, 3.2]), (0.1, 0.4, [0.1, 0.2, 0.3])):
-        sample = Sample("s", (Turn("user", "<video-1>"),), (), (VideoRef(media / "long.mp4", start, end),))
+        sample = Sample("s", (Turn("user", (VideoRef(media / "long.mp4", start, end),)),))
         plan = processor.plan_sample(sample)
-        (video,) = plan.videos
+        (video,) = plan.seen
         assert video.timestamps_seconds == pytest.approx(want)
         assert video.frames_per_second == pytest.approx(len(want) / ((end or 6.0) - (start or 0.0)))
         _, patches_IPK = processor.load_sample(plan)
@@ -74,29 +61,55 @@ def test_key_frames_alone(tokenizer: Tokenizer, media: Path) -> None:
         np.testing.assert_allclose(levels, [40 * seconds for seconds in want], atol=3)
 
 
+@pytest.mark.parametrize("seek", ["exact", "keyframe", "tolerance"])
+@pytest.mark.parametrize(("start", "end"), [(None, None), (1.0, 4.0)])
+def test_labels_name_the_own_times_of_the_frames_shown(
+    tokenizer: Tokenizer, media: Path, seek: str, start: float | None, end: float | None
+) -> None:
+    """However they were chosen: frame i of the file is at i / 10 s and of level 4 i; none is shown twice."""
+    processor = Processor(tokenizer, tiny_config(frames_per_second=2, seek=seek, tolerance=0.4))
+    sample = Sample("s", (Turn("user", (VideoRef(media / "long.mp4", start, end),)),))
+    plan = processor.plan_sample(sample)
+    (times,) = plan.visual.timestamps_seconds
+    assert set(times) <= set(probe(media / "long.mp4").frame_times_seconds.tolist())
+    assert (np.diff(times) > 0).all()
+    whole = {"exact": 12, "keyframe": 8, "tolerance": 12}
+    clip = {"exact": 6, "keyframe": 3, "tolerance": 6}
+    assert len(times) == (whole if start is None else clip)[seek]
+    tokens, patches_IPK = processor.load_sample(plan)
+    assert tokens.token_ids_T.numel() == plan.num_tokens
+    text = tokenizer.decode(tokens.token_ids_T.tolist(), skip_special_tokens=False)
+    for number, seconds in enumerate(times, 1):
+        assert f"Frame {number} sample at {seconds:.2f}s" in text
+    levels = (patches_IPK.float().mean((1, 2)) + 1) * 127.5
+    np.testing.assert_allclose(levels, [40 * seconds for seconds in times], atol=3)
+
+
+def test_cheaper_frames_are_other_ones(tokenizer: Tokenizer, media: Path) -> None:
+    sample = Sample("s", (Turn("user", (VideoRef(media / "long.mp4"),)),))
+    times = {
+        seek: Processor(tokenizer, tiny_config(frames_per_second=1, seek=seek, tolerance=0.4))
+        .plan_sample(sample)
+        .visual.timestamps_seconds[0]
+        for seek in ("exact", "tolerance")
+    }
+    keys = set(probe(media / "long.mp4").key_frames / 10)
+    assert len(times["exact"]) == len(times["tolerance"]) == 6
+    assert len(keys & set(times["tolerance"])) > len(keys & set(times["exact"]))
+
+
 def test_a_file_of_one_frame(processor: Processor, tmp_path: Path) -> None:
     write_video(tmp_path / "still.mp4", num_frames=1, first_level=100)
     plan = processor.plan_sample(sample_of(tmp_path, chat_row(video="still.mp4")))
-    assert plan.videos[0].timestamps_seconds == (0.0,)
-    assert plan.videos[0].frames_per_second > 0
+    (video,) = plan.seen
+    assert video.timestamps_seconds == (0.0,)
+    assert video.frames_per_second > 0
     assert processor.load_sample(plan).patches_IPK.shape[0] == 1
 
 
 BAD = {
     "missing image": ({"image": "none.png"}, r"sample s: image .*none\.png does not exist"),
     "missing video": ({"video": "none.mp4"}, r"sample s: video .*none\.mp4 does not exist"),
-    "not a video": ({"video": "wide.png"}, r"sample s: video .*wide\.png cannot be read: "),
-    "empty video": ({"video": "empty.mp4"}, r"sample s: video .*empty\.mp4 cannot be read: "),
-    "endless name": ({"video": "v" * 5000}, r"sample s: video .*v does not exist"),
-    "cut video": ({"video": "cut.mp4"}, r"sample s: video .*cut\.mp4 (cannot be read|is damaged): "),
-    "late clip": (
-        {"video": {"path": "clip.mp4", "start": 2}},
-        r"the clip is 2 s to the end, but video .*clip\.mp4 lasts 2\.000 s\. Correct the clip's times",
-    ),
-    "long clip": (
-        {"video": {"path": "clip.mp4", "end": 3.5}},
-        r"the clip is 0 s to 3\.5 s, but video .* lasts 2\.000 s",
-    ),
 }
 
 
@@ -139,15 +152,13 @@ def test_a_thousand_random_samples_fit_as_planned(tokenizer: Tokenizer, tmp_path
     too_small: list[str] = []
     for i in range(1000):
         kinds = [rng.choice(("image", "video")) for _ in range(rng.randrange(5))]
-        chosen_images = tuple(ImageRef(rng.choice(images)[0]) for kind in kinds if kind == "image")
-        chosen_videos = tuple(VideoRef(rng.choice(videos)[0]) for kind in kinds if kind == "video")
-        names = [f"<image-{k + 1}>" for k in range(len(chosen_images))]
-        names += [f"<video-{k + 1}>" for k in range(len(chosen_videos))]
-        rng.shuffle(names)
-        question = " ".join(name + rng.choice(TEXTS)[: rng.randrange(60)] for name in [*names, ""])
-        sample = Sample(
-            f"s{i}", (Turn("user", question), Turn("assistant", rng.choice(TEXTS))), chosen_images, chosen_videos
-        )
+        parts: list[str | ImageRef | VideoRef] = []
+        for k, kind in enumerate(kinds, start=1):
+            parts.append(ImageRef(rng.choice(images)[0], k) if kind == "image" else VideoRef(rng.choice(videos)[0]))
+            parts.append(rng.choice(TEXTS)[: rng.randrange(60)])
+        parts.append(rng.choice(TEXTS)[: rng.randrange(60)])
+        turns = (Turn("user", tuple(parts)), Turn("assistant", (rng.choice(TEXTS),)))
+        sample = Sample(f"s{i}", turns)
         context_tokens = rng.choice((150, 300, 600))
         processor = processor_of(tokenizer, context_tokens)
         try:
@@ -173,6 +184,113 @@ def processor_of(tokenizer: Tokenizer, context_tokens: int) -> Processor:
         config = tiny_config(context_tokens=context_tokens, frames_per_second=10.0)
         _PROCESSORS[context_tokens] = Processor(tokenizer, config)
     return _PROCESSORS[context_tokens]
+
+
+# ---- tiles
+
+
+def plan_of(processor: Processor, sample: Sample, grids: list[Grid], *times: tuple[float, ...]) -> SamplePlan:
+    """A plan with these grids and times, whatever the limits are."""
+    config, seconds = processor.config, [1.0] * len(times)
+    num_tiles = sum(grid.num_tiles for grid in grids) + sum(map(len, times))
+    visual = VisualPlan(
+        grids=tuple(grids),
+        timestamps_seconds=times,
+        max_tiles=12,
+        num_visual_tokens=num_tiles * config.tokens_per_tile,
+        num_text_tokens=processor.encoder.num_text_tokens(sample, seconds, times),
+    )
+    return SamplePlan(sample, visual, seen_media(sample, grids, times, seconds), visual.num_tokens)
+
+
+def levels(patches_IPK: Tensor) -> list[int]:
+    """The mean gray level of each tile, 0 to 255."""
+    return (patches_IPK.float().mean((1, 2)) * 127.5 + 127.5).round().int().tolist()
+
+
+def test_tiles_come_in_the_order_shown(processor: Processor, media: Path) -> None:
+    row = chat_row("<image-2> <video-1> <image-1>", image=["wide.png", "square.png"], video="clip.mp4")
+    sample = sample_of(media, row)
+    assert [image.path.name for image in sample.images] == ["square.png", "wide.png"]
+    plan = plan_of(processor, sample, [Grid(1, 1), Grid(3, 1)], (0.0, 0.5, 1.9))
+    patches_IPK = processor.load_sample(plan).patches_IPK
+    assert patches_IPK.shape == (1 + 3 + 4, 16, 588)
+    assert patches_IPK.dtype == PIXELS_DTYPE
+    expected = [50, 0, 20, 76, 200, 200, 200, 200]  # square.png; frames 0, 5, 19; wide.png's three and its thumbnail
+    assert np.abs(np.subtract(levels(patches_IPK), expected)).max() <= 3  # H.264 is lossy
+
+
+def test_thumbnail_is_last_and_the_whole(processor: Processor, tmp_path: Path) -> None:
+    left_black = np.full((56, 112, 3), 255, np.uint8)
+    left_black[:, :56] = 0
+    Image.fromarray(left_black).save(tmp_path / "a.png")
+    plan = plan_of(processor, sample_of(tmp_path, chat_row(image="a.png")), [Grid(2, 1)])
+    black, white, both = levels(processor.load_sample(plan).patches_IPK)
+    assert (black, white) == (0, 255)
+    assert 120 < both < 135
+
+
+def test_text_alone_has_no_tiles(processor: Processor) -> None:
+    plan = processor.plan_sample(Sample("s", (Turn("user", ("Hi",)),)))
+    assert processor.load_sample(plan).patches_IPK.shape == (0, 16, 588)
+
+
+def test_a_tag_in_a_text_is_no_image(processor: Processor, media: Path) -> None:
+    content = [{"type": "image", "image": "square.png"}, {"type": "text", "text": "Is <image> an <image-2> tag?"}]
+    plan = processor.plan_sample(sample_of(media, {"messages": [{"role": "user", "content": content}]}))
+    tokens, patches_IPK = processor.load_sample(plan)
+    assert patches_IPK.shape[0] == 1
+    assert tokens.visual_positions_N.numel() == 4
+    text = processor.tokenizer.decode(tokens.token_ids_T.tolist(), skip_special_tokens=False)
+    assert text.endswith("</img>Is <image> an <image-2> tag?<|im_end|>\n")
+
+
+def test_workers_and_kept_indexes_change_no_bit(processor: Processor, media: Path, tmp_path: Path) -> None:
+    plan = plan_of(processor, sample_of(media, chat_row(video="long.mp4")), [], tuple(i / 10 for i in range(0, 60, 7)))
+    plain = processor.load_sample(plan).patches_IPK
+    for _ in ("made", "read"):
+        loaded = processor.load_sample(plan, num_decode_workers=2, index_folder=tmp_path / "indexes")
+        assert torch.equal(loaded.patches_IPK, plain)
+        (kept,) = (tmp_path / "indexes").iterdir()
+        assert kept.name.startswith("long.mp4")
+
+
+def test_a_video_is_tiled_into_the_sample_s_own_tensor(
+    processor: Processor, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No tensor of the video's tiles beside it: that would double the peak."""
+    seen: list[Tensor] = []
+    whole = processor_module.decode_tiles
+
+    def spy(*args, **kwargs):  # type: ignore[no-untyped-def]
+        seen.append(kwargs["out"])
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(processor_module, "decode_tiles", spy)
+    sample = sample_of(media, chat_row("<image> <video>", image="square.png", video="clip.mp4"))
+    patches_IPK = processor.load_sample(plan_of(processor, sample, [Grid(1, 1)], (0.0, 0.5))).patches_IPK
+    assert [out.data_ptr() for out in seen] == [patches_IPK[1:].data_ptr()]
+
+
+def test_bad_video_files_are_data_errors(processor: Processor, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video at all")
+    for path in (tmp_path / "text.mp4", tmp_path / "none.mp4"):
+        sample = Sample("s", (Turn("user", (VideoRef(path),)),))
+        with pytest.raises(DataError, match=rf"sample s: video .*{path.name} cannot be decoded: "):
+            processor.load_sample(plan_of(processor, sample, [], (0.0,)))
+
+
+def test_another_thread_can_stop_the_work(processor: Processor, media: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    plan = plan_of(processor, sample_of(media, chat_row(video="clip.mp4")), [], (0.0,))
+    with pytest.raises(CancelledError):
+        processor.load_sample(plan, stop=stop)
+
+
+def test_bf16_keeps_all_levels_apart() -> None:
+    normalised = ((torch.arange(256) / 255 - 0.5) / 0.5).to(PIXELS_DTYPE)
+    assert normalised.unique().numel() == 256
 
 
 # ---- messages
@@ -231,7 +349,7 @@ def test_wrong_folders(processor: Processor, tmp_path: Path) -> None:
         ({"tile_px": 57}, r"tile_px is 57; needs a multiple of 2 \* patch_px = 28"),
         ({"std": [0.5, 0.0, 0.5]}, r"std is \(0\.5, 0\.0, 0\.5\); needs three numbers"),
         ({"sampling": sampling | {"min_frames": 0}}, "min_frames is 0; needs at least 1"),
-        ({"sampling": sampling | {"seek": "nearest"}}, "seek is 'nearest'; needs one of exact, keyframe"),
+        ({"sampling": sampling | {"seek": "nearest"}}, "seek is 'nearest'; needs one of exact, keyframe, tolerance"),
         ({"sampling": 3}, r"sampling is 3; needs an object with the fields of SamplingConfig"),
         ({"sampling": {}}, r"eagle_processor\.json lacks the field sampling\.context_tokens"),
         (

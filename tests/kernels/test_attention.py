@@ -352,15 +352,15 @@ def test_opcheck(device):
     plan = plan_of([4, 1], [2, 4], device=device)
     q, k, v = qkv(5, 6, 2, 1, 16, device=device)
     tables = (plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, True, True, 0.25)
-    torch.library.opcheck(_tiles, (plan.segments_S4, 5, 6, True, True))
-    torch.library.opcheck(_tiles, (plan.segments_S4, 5, 6, False, False))
-    torch.library.opcheck(_fwd, (q, k, v, *tables))
+    torch.library.opcheck(_tiles.overload, (plan.segments_S4, 5, 6, True, True))
+    torch.library.opcheck(_tiles.overload, (plan.segments_S4, 5, 6, False, False))
+    torch.library.opcheck(_fwd.overload, (q, k, v, *tables))
     q, k, v = (t.detach() for t in (q, k, v))
     out, lse = _fwd(q, k, v, *tables)
-    torch.library.opcheck(_bwd, (out, lse, q, k, v, out, lse, *tables))
+    torch.library.opcheck(_bwd.overload, (out, lse, q, k, v, out, lse, *tables))
     plan = AttentionPlan.uniform(2, 3, device=device)
     tables = (plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, True, False, 0.25, 3)
-    torch.library.opcheck(_fwd, (*qkv(6, 6, 2, 1, 16, device=device), *tables))
+    torch.library.opcheck(_fwd.overload, (*qkv(6, 6, 2, 1, 16, device=device), *tables))
 
 
 def test_compiles_whole(device):

@@ -230,7 +230,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     segments, *others = on_device(ONE_TOKEN)
     with pytest.raises(RuntimeError, match=r"varlen_attention: .* was built without CUDA\. Put nvcc on PATH"):
-        _tiles._init_fn(segments.as_subclass(CudaTensor), *others)
+        _tiles.function(segments.as_subclass(CudaTensor), *others)
 
 
 @pytest.mark.gpu

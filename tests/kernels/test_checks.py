@@ -25,6 +25,7 @@ def plan_of_three(device: str) -> ek.AttentionPlan:
     return ek.AttentionPlan.from_cu_seqlens(ints(0, 3, device=device), num_tokens=3)
 
 
+TILING = ek.Tiling(mean=(0.5,) * 3, std=(0.5,) * 3, thumbnail=True)
 # Each op of (8, 32) rows x and a row w.
 OPS = {
     "rms_norm": lambda x, w: ek.rms_norm(x, w, 1e-6),
@@ -40,17 +41,13 @@ OPS = {
     "varlen_attention of a plan": lambda x, w: ek.varlen_attention(*[x.unsqueeze(1)] * 3, plan(x.device)),
     "merge_2x2": lambda x, w: ek.merge_2x2(x.view(2, 4, 32)),
     "scatter_visual": lambda x, w: ek.scatter_visual(x, x.narrow(0, 0, 3), ints(1, 2, 5, device=x.device)),
-    "frames_to_tiles": lambda x, w: ek.frames_to_tiles(
-        x.new_zeros(2, 4, 5, 3, dtype=torch.uint8), (2, 1), mean=(0.5,) * 3, std=(0.5,) * 3, thumbnail=True
-    ),
+    "frames_to_tiles": lambda x, w: ek.frames_to_tiles(x.new_zeros(2, 4, 5, 3, dtype=torch.uint8), (2, 1), TILING),
     "yuv_to_tiles": lambda x, w: ek.yuv_to_tiles(
         *[x.new_zeros(2, *size, dtype=torch.uint8) for size in ((4, 5), (2, 3), (2, 3))],
         (2, 1),
+        TILING,
         matrix="bt709",
         full_range=False,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        thumbnail=True,
     ),
 }
 

@@ -207,9 +207,9 @@ def test_no_sequences_and_no_cache(device):
 
 def test_opcheck(device):
     inputs = inputs_of([3, 300], 4, 2, 16, torch.bfloat16, device)
-    torch.library.opcheck(_fwd, (*inputs, 300, 0.25, 1))
+    torch.library.opcheck(_fwd.overload, (*inputs, 300, 0.25, 1))
     empty = (inputs[0][:0], *inputs[1:3], inputs[3][:0], inputs[4][:0])
-    torch.library.opcheck(_fwd, (*empty, 0, 0.25, 1))
+    torch.library.opcheck(_fwd.overload, (*empty, 0, 0.25, 1))
 
 
 def test_torch_compile_takes_it_whole(device):
@@ -369,7 +369,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     with pytest.raises(RuntimeError, match=r"decode_attention: .* was built without CUDA\. Put nvcc on PATH"):
-        _fwd._init_fn(*[t.as_subclass(CudaTensor) for t in inputs_of([3], 1, 1, 16)], 3, 1.0, 1)
+        _fwd.function(*[t.as_subclass(CudaTensor) for t in inputs_of([3], 1, 1, 16)], 3, 1.0, 1)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.frames_to_tiles import _fwd, _images_fwd, frames_to_tiles, frames_to_tiles_ref, images_to_tiles
+from eagle_kernels.frames_to_tiles import _fwd, frames_to_tiles, frames_to_tiles_ref, images_to_tiles
+from eagle_kernels.tiles import Tiling
 from tests.kernels.op_checks import far_tensor
 
 CSRC = Path(__file__).parents[2] / "csrc"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+TILING = Tiling(tile_px=28, thumbnail=True, **HALF)
 ORDERS = ["horizontal", "pillow"]
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16]
 SIZES = [  # width, height, cols, rows, tile_px: what breaks things
@@ -80,17 +83,8 @@ def expected_tiles(frame_YX3: Tensor, cols: int, rows: int, tile_px: int, order:
 
 def assert_is_pillow(frame_YX3: Tensor, cols: int, rows: int, tile_px: int, order: str) -> None:
     expected = expected_tiles(frame_YX3, cols, rows, tile_px, order)[: None if cols * rows > 1 else 1]
-    ours = frames_to_tiles(
-        frame_YX3[None],
-        (cols, rows),
-        tile_px=tile_px,
-        thumbnail=True,
-        dtype=torch.uint8,
-        layout="tiles",
-        pass_order=order,
-        num_threads=1,
-        **HALF,
-    )
+    tiling = Tiling(tile_px=tile_px, thumbnail=True, dtype=torch.uint8, layout="tiles", **HALF)
+    ours = frames_to_tiles(frame_YX3[None], (cols, rows), tiling, pass_order=order, num_threads=1)
     assert ours.shape == expected.shape
     assert torch.equal(ours, expected), f"{int((ours != expected).sum())} bytes differ"
 
@@ -134,9 +128,8 @@ def test_order_of_pillow_13_at_its_edges(width, height, columns_first):
     by_columns = pillow_by_axis(frame, 56, 56, columns_first=True)
     by_rows = pillow_by_axis(frame, 56, 56)
     assert height == 56 or not torch.equal(by_columns, by_rows)
-    ours = frames_to_tiles(
-        frame[None], (1, 1), tile_px=56, thumbnail=False, dtype=torch.uint8, layout="tiles", pass_order="pillow", **HALF
-    )
+    tiling = Tiling(tile_px=56, dtype=torch.uint8, layout="tiles", **HALF)
+    ours = frames_to_tiles(frame[None], (1, 1), tiling, pass_order="pillow")
     assert torch.equal(ours[0].permute(1, 2, 0), by_columns if columns_first else by_rows)
 
 
@@ -146,10 +139,10 @@ def test_order_of_pillow_13_at_its_edges(width, height, columns_first):
 @pytest.mark.parametrize(("width", "height", "cols", "rows", "tile_px"), [s for s in SIZES if max(s[:2]) <= 500])
 def test_is_the_reference_bit_for_bit(width, height, cols, rows, tile_px, thumbnail, dtype, order):
     frames = noise(height, width, frames=2)
-    arguments = {"tile_px": tile_px, "mean": MEAN, "std": STD, "thumbnail": thumbnail, "dtype": dtype}
     for layout in ("patches", "tiles"):
-        ours = frames_to_tiles(frames, (cols, rows), layout=layout, pass_order=order, **arguments)
-        ref = frames_to_tiles_ref(frames, (cols, rows), layout=layout, pass_order=order, **arguments)
+        tiling = Tiling(tile_px=tile_px, mean=MEAN, std=STD, thumbnail=thumbnail, dtype=dtype, layout=layout)
+        ours = frames_to_tiles(frames, (cols, rows), tiling, pass_order=order)
+        ref = frames_to_tiles_ref(frames, (cols, rows), tiling, pass_order=order)
         assert ours.shape == ref.shape
         assert ours.dtype == ref.dtype == dtype
         assert torch.equal(ours, ref)
@@ -160,9 +153,8 @@ def test_golden_layout():
     cols, rows, tile_px, patch_px = 3, 2, 4, 2
     pixel = torch.arange(2 * rows * tile_px * cols * tile_px * 3) % 251
     frames = pixel.to(torch.uint8).view(2, rows * tile_px, cols * tile_px, 3)
-    out = frames_to_tiles(
-        frames, (cols, rows), tile_px=tile_px, patch_px=patch_px, thumbnail=True, dtype=torch.uint8, **HALF
-    )
+    tiling = Tiling(tile_px=tile_px, patch_px=patch_px, thumbnail=True, dtype=torch.uint8, **HALF)
+    out = frames_to_tiles(frames, (cols, rows), tiling)
     assert out.shape == (2 * 7, 4, 12)
     for frame in range(2):
         for row in range(rows):
@@ -179,8 +171,8 @@ def test_golden_layout():
 
 def test_patches_are_tiles_cut_up():
     frames = noise(90, 120, frames=2)
-    tiles = frames_to_tiles(frames, (2, 1), tile_px=56, thumbnail=True, layout="tiles", **HALF)
-    patches = frames_to_tiles(frames, (2, 1), tile_px=56, thumbnail=True, **HALF)
+    tiles = frames_to_tiles(frames, (2, 1), replace(TILING, layout="tiles"))
+    patches = frames_to_tiles(frames, (2, 1), TILING)
     unfolded = torch.nn.functional.unfold(tiles.float(), kernel_size=14, stride=14).transpose(1, 2)
     assert torch.equal(patches.float(), unfolded)
 
@@ -189,11 +181,10 @@ def test_a_patch_embedding_is_a_matmul():
     """(channel, y, x) is the order of a convolution's weight, flattened."""
     frames = noise(60, 60)
     weight = torch.randn(5, 3, 14, 14, generator=torch.Generator().manual_seed(0))
-    arguments = {"tile_px": 28, "thumbnail": False, "dtype": torch.float32, **HALF}
-    conv = torch.nn.functional.conv2d(
-        frames_to_tiles(frames, (1, 1), layout="tiles", **arguments).double(), weight.double(), stride=14
-    )
-    linear = frames_to_tiles(frames, (1, 1), **arguments).double() @ weight.double().flatten(1).T
+    tiling = Tiling(tile_px=28, dtype=torch.float32, **HALF)
+    tiles = frames_to_tiles(frames, (1, 1), replace(tiling, layout="tiles"))
+    conv = torch.nn.functional.conv2d(tiles.double(), weight.double(), stride=14)
+    linear = frames_to_tiles(frames, (1, 1), tiling).double() @ weight.double().flatten(1).T
     torch.testing.assert_close(linear, conv.flatten(2).transpose(1, 2))
 
 
@@ -203,10 +194,10 @@ def test_normalises_and_rounds_as_torch_does():
     generator = np.random.default_rng(0)
     for _ in range(100):
         mean, std = generator.uniform(-2, 2, 3).tolist(), generator.uniform(1e-3, 4, 3).tolist()
-        arguments = {"tile_px": 16, "patch_px": 16, "mean": mean, "std": std, "thumbnail": False, "num_threads": 1}
+        tiling = Tiling(tile_px=16, patch_px=16, mean=mean, std=std)
         true = (torch.arange(256) / 255 - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
-        fp32 = frames_to_tiles(frames, (1, 1), dtype=torch.float32, **arguments)
-        bf16 = frames_to_tiles(frames, (1, 1), dtype=torch.bfloat16, **arguments)
+        fp32 = frames_to_tiles(frames, (1, 1), replace(tiling, dtype=torch.float32), num_threads=1)
+        bf16 = frames_to_tiles(frames, (1, 1), tiling, num_threads=1)
         assert torch.equal(fp32.view(3, 256), true)
         assert torch.equal(bf16.view(3, 256), true.to(torch.bfloat16))
 
@@ -214,8 +205,8 @@ def test_normalises_and_rounds_as_torch_does():
 def test_ties_go_to_the_even_bf16():
     """x = 255 gives exactly (1 - mean): 1 + 2**-8 lies between 1 and 1 + 2**-7, 1 + 3 * 2**-8 one step further."""
     frames = torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)
-    arguments = {"tile_px": 1, "patch_px": 1, "thumbnail": False, "std": (1.0,) * 3}
-    out = frames_to_tiles(frames, (1, 1), mean=(-(2**-8), -3 * 2**-8, 1 + 2**-8), **arguments)
+    tiling = Tiling(tile_px=1, patch_px=1, mean=(-(2**-8), -3 * 2**-8, 1 + 2**-8), std=(1.0,) * 3)
+    out = frames_to_tiles(frames, (1, 1), tiling)
     assert out.flatten().tolist() == [1.0, 1 + 2**-6, -(2**-8)]
 
 
@@ -227,7 +218,7 @@ def test_threads_and_vector_code_change_no_bit(dtype, order):
         frames = noise(height, width, frames=3)
         arguments = {"tile_px": tile_px, "patch_px": 14, "thumbnail": True, "mean": MEAN, "std": STD}
         tiling = native.load().Tiling(cols=cols, rows=rows, pass_order=order, **arguments)
-        ref = frames_to_tiles_ref(frames, (cols, rows), dtype=dtype, pass_order=order, **arguments)
+        ref = frames_to_tiles_ref(frames, (cols, rows), Tiling(dtype=dtype, **arguments), pass_order=order)
         widest = native.build_info()["simd"]
         ways = {(0, widest), (1, widest), (2, widest), (16, widest), (1, "avx2" if widest else ""), (1, ""), (3, "")}
         for num_threads, simd in sorted(ways):
@@ -239,7 +230,8 @@ def test_threads_and_vector_code_change_no_bit(dtype, order):
 @pytest.mark.parametrize(("wanted", "message"), [("sse9", "needs 'avx512', 'avx2' or ''"), ("AVX2", "needs 'avx512'")])
 def test_refuses_vector_code_that_it_does_not_know(wanted, message):
     frames, out = noise(4, 4), torch.empty(1, 4, 588, dtype=torch.bfloat16)
-    tiling = native.load().Tiling(cols=1, rows=1, pass_order="pillow", **GOOD)
+    sizes = {"tile_px": 28, "patch_px": 14, "thumbnail": True}
+    tiling = native.load().Tiling(cols=1, rows=1, pass_order="pillow", mean=MEAN, std=STD, **sizes)
     with pytest.raises(ValueError, match=f"^frames_to_tiles: simd is '{wanted}'; {message}"):
         native.load().frames_to_tiles_cpu(native.view(frames), native.view(out), tiling, 1, wanted)
 
@@ -247,13 +239,12 @@ def test_refuses_vector_code_that_it_does_not_know(wanted, message):
 def test_takes_views():
     """Crops of larger frames, and one frame seen many times, without a copy."""
     frames = noise(100, 120, frames=2)
-    arguments = {"tile_px": 28, "thumbnail": True, "num_threads": 2, **HALF}
     crop = frames[:, 10:71, 20:97]
     assert not crop.is_contiguous()
-    ours = frames_to_tiles(crop, (2, 2), **arguments)
-    assert torch.equal(ours, frames_to_tiles(crop.contiguous(), (2, 2), **arguments))
-    again = frames_to_tiles(frames[:1].expand(3, -1, -1, -1), (1, 2), **arguments)
-    assert torch.equal(again, frames_to_tiles(frames[:1], (1, 2), **arguments).repeat(3, 1, 1))
+    ours = frames_to_tiles(crop, (2, 2), TILING, num_threads=2)
+    assert torch.equal(ours, frames_to_tiles(crop.contiguous(), (2, 2), TILING))
+    again = frames_to_tiles(frames[:1].expand(3, -1, -1, -1), (1, 2), TILING, num_threads=2)
+    assert torch.equal(again, frames_to_tiles(frames[:1], (1, 2), TILING).repeat(3, 1, 1))
 
 
 def test_offsets_pass_32_bits(device):
@@ -261,34 +252,32 @@ def test_offsets_pass_32_bits(device):
     near = noise(3, 5, frames=2)
     far.copy_(near)
     for order in ORDERS:
-        arguments = {"tile_px": 14, "thumbnail": True, "pass_order": order, **HALF}
-        assert torch.equal(frames_to_tiles(far, (2, 1), **arguments).cpu(), frames_to_tiles(near, (2, 1), **arguments))
+        ours, want = (frames_to_tiles(frames, (2, 1), TILING, pass_order=order) for frames in (far, near))
+        assert torch.equal(ours.cpu(), want)
 
 
 def test_no_frames_no_tiles():
     for layout, shape in [("patches", (0, 1024, 588)), ("tiles", (0, 3, 448, 448))]:
         for frames in (noise(1, 1)[:0], noise(30, 40)[:0]):
-            out = frames_to_tiles(frames, (2, 2), thumbnail=True, layout=layout, **HALF)
+            tiling = Tiling(thumbnail=True, layout=layout, **HALF)
+            out = frames_to_tiles(frames, (2, 2), tiling)
             assert out.shape == shape
             assert out.dtype == torch.bfloat16
-            assert frames_to_tiles_ref(frames, (2, 2), thumbnail=True, layout=layout, **HALF).shape == shape
+            assert frames_to_tiles_ref(frames, (2, 2), tiling).shape == shape
 
 
 def test_opcheck(device):
     for frames in (noise(20, 30, frames=2).to(device), noise(20, 30)[:0].to(device)):
-        torch.library.opcheck(_fwd, (frames, 2, 1, 28, 14, MEAN, STD, True, torch.bfloat16, "pillow", 1))
+        torch.library.opcheck(_fwd.overload, ([frames], [2], [1], 28, 14, MEAN, STD, True, torch.bfloat16, "pillow", 1))
 
 
 def test_torch_compile_takes_it_whole(device):
     def model_input(frames: Tensor) -> Tensor:
-        return frames_to_tiles(frames, (2, 1), tile_px=28, thumbnail=True, num_threads=1, **HALF).float() * 2
+        return frames_to_tiles(frames, (2, 1), TILING, num_threads=1).float() * 2
 
     frames = noise(20, 30, frames=2).to(device)
     compiled = torch.compile(model_input, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(frames), model_input(frames))
-
-
-GOOD = {"tile_px": 28, "patch_px": 14, "mean": MEAN, "std": STD, "thumbnail": True}
 
 
 @pytest.mark.parametrize(
@@ -301,29 +290,20 @@ GOOD = {"tile_px": 28, "patch_px": 14, "mean": MEAN, "std": STD, "thumbnail": Tr
         (noise(4, 4).transpose(1, 2), (1, 1), {}, r"frames' strides is .* side by side; call .contiguous\(\)"),
         (noise(4, 4), (0, 1), {}, r"grid is \(0, 1\); needs \(cols, rows\), both >= 1"),
         (noise(4, 4), (1, 1, 1), {}, r"grid is \(1, 1, 1\)"),
-        (noise(4, 4), (1, 1), {"tile_px": 0}, "tile_px is 0; needs at least 1"),
-        (noise(4, 4), (1, 1), {"tile_px": 30}, "patch_px is 14; needs a divisor of tile_px = 30"),
-        (noise(4, 4), (1, 1), {"patch_px": 0}, "patch_px is 0; needs a divisor"),
-        (noise(4, 4), (1, 1), {"mean": (0.5,)}, r"mean is \(0.5,\); needs three finite numbers"),
-        (noise(4, 4), (1, 1), {"mean": (0.5, float("nan"), 0)}, "mean is .* three finite numbers"),
-        (noise(4, 4), (1, 1), {"std": (0.5, 0.5)}, "std is .* three finite numbers"),
-        (noise(4, 4), (1, 1), {"std": (0.5, 0.0, 0.5)}, r"std is \(0.5, 0.0, 0.5\); needs no zero"),
-        (noise(4, 4), (1, 1), {"dtype": torch.float16}, "dtype is torch.float16; needs one of torch.bfloat16"),
-        (noise(4, 4), (1, 1), {"layout": "rows"}, "layout is 'rows'; needs 'patches' or 'tiles'"),
+        (noise(4, 4), (1, 1), {"tiling": HALF}, r"tiling is \{.*\}; needs a Tiling, as Tiling\(mean=..., std=...\)"),
         (noise(4, 4), (1, 1), {"pass_order": "vertical"}, "pass_order is 'vertical'; needs 'horizontal' or 'pillow'"),
         (noise(4, 4), (1, 1), {"num_threads": -1}, "num_threads is -1; needs at least 0"),
-        (noise(4, 4), (1 << 11, 1 << 11), {}, r"grid is \(2048, 2048\); needs both >= 1 and at most 1048576 tiles"),
         (
             noise(4, 4),
-            (1, 1),
-            {"tile_px": 14 << 11},
-            "tile_px is 28672 and patch_px 14; needs a tile_px from 1 to 16384",
+            (1 << 11, 1 << 11),
+            {},
+            r"grid is \(2048, 2048\); needs .*at most 1048576 tiles",
         ),
     ],
 )
 def test_refuses(frames, grid, change, message):
     with pytest.raises(ValueError, match=f"^frames_to_tiles: {message}"):
-        frames_to_tiles(frames, grid, **{**GOOD, **change})
+        frames_to_tiles(frames, grid, **{"tiling": TILING, **change})
 
 
 # ---- the CUDA code -----------------------------------------------------------------------------------------------
@@ -475,9 +455,8 @@ def test_cuda_kernels_run_on_the_cpu_give_the_same_bits(
 ):
     """The kernels' own source, threads, barriers, offsets and workspace; what only a GPU can show is below."""
     frames = noise(height, width, frames=2, extreme=True)
-    expected = frames_to_tiles(
-        frames, (cols, rows), tile_px=tile_px, mean=MEAN, std=STD, thumbnail=True, pass_order=order
-    )
+    tiling = Tiling(tile_px=tile_px, mean=MEAN, std=STD, thumbnail=True)
+    expected = frames_to_tiles(frames, (cols, rows), tiling, pass_order=order)
     out = torch.full_like(expected, float("nan"))
     assert run_cuda_code(cuda_code_for_the_cpu, [(frames, (cols, rows))], tile_px, order, out) == 2
     assert torch.equal(out, expected)
@@ -496,8 +475,8 @@ MANY = [
 def test_cuda_kernels_take_images_of_many_sizes_at_once(cuda_code_for_the_cpu, order):
     """Five groups, one of them of no frames, with room for four resizes a launch: three turns of two launches."""
     groups = [(noise(*size, frames=2, seed=i, extreme=True)[: i % 3], grid) for i, (size, grid) in enumerate(MANY, 1)]
-    arguments = {"tile_px": 28, "mean": MEAN, "std": STD, "thumbnail": True, "pass_order": order}
-    expected = torch.cat([frames_to_tiles(frames, grid, **arguments) for frames, grid in groups])
+    tiling = Tiling(tile_px=28, mean=MEAN, std=STD, thumbnail=True)
+    expected = torch.cat([frames_to_tiles(frames, grid, tiling, pass_order=order) for frames, grid in groups])
     out = torch.full_like(expected, float("nan"))
     assert run_cuda_code(cuda_code_for_the_cpu, groups, 28, order, out) == 6
     assert torch.equal(out, expected)
@@ -507,16 +486,16 @@ def test_cuda_kernels_take_images_of_many_sizes_at_once(cuda_code_for_the_cpu, o
 @pytest.mark.parametrize("order", ORDERS)
 def test_images_of_many_sizes_are_frames_one_by_one(layout, order, device):
     images = [noise(*size, seed=i)[0].to(device) for i, (size, _) in enumerate(MANY)]
-    arguments = {"tile_px": 28, "layout": layout, "thumbnail": True, "pass_order": order, **HALF}
+    tiling, grids = replace(TILING, layout=layout), [grid for _, grid in MANY]
     one_by_one = [
-        frames_to_tiles(image[None], grid, **arguments) for image, (_, grid) in zip(images, MANY, strict=True)
+        frames_to_tiles(image[None], grid, tiling, pass_order=order) for image, grid in zip(images, grids, strict=True)
     ]
-    assert torch.equal(images_to_tiles(images, [grid for _, grid in MANY], **arguments), torch.cat(one_by_one))
+    assert torch.equal(images_to_tiles(images, grids, tiling, pass_order=order), torch.cat(one_by_one))
 
 
 def test_opcheck_of_images(device):
-    images = [noise(20, 30)[0].to(device), noise(9, 5)[0].to(device)]
-    torch.library.opcheck(_images_fwd, (images, [2, 1], [1, 1], 28, 14, MEAN, STD, True, torch.bfloat16, "pillow", 1))
+    images = [noise(20, 30).to(device), noise(9, 5).to(device)]
+    torch.library.opcheck(_fwd.overload, (images, [2, 1], [1, 1], 28, 14, MEAN, STD, True, torch.bfloat16, "pillow", 1))
 
 
 @pytest.mark.parametrize(
@@ -531,8 +510,8 @@ def test_opcheck_of_images(device):
     ],
 )
 def test_images_refuses(images, grids, message):
-    with pytest.raises(ValueError, match=f"^frames_to_tiles: {message}"):
-        images_to_tiles(images, grids, **GOOD)
+    with pytest.raises(ValueError, match=f"^images_to_tiles: {message}"):
+        images_to_tiles(images, grids, TILING)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -556,7 +535,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     frames = noise(4, 4).as_subclass(CudaTensor)
     with pytest.raises(RuntimeError, match=r"was built without CUDA\. Put nvcc on PATH and install it again"):
-        _fwd._init_fn(frames, 1, 1, 28, 14, MEAN, STD, True, torch.bfloat16, "pillow", 1)
+        _fwd.function([frames], [1], [1], 28, 14, MEAN, STD, True, torch.bfloat16, "pillow", 1)
 
 
 @pytest.mark.gpu
@@ -565,23 +544,23 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 @pytest.mark.parametrize(("width", "height", "cols", "rows", "tile_px"), SIZES)
 def test_gpu_gives_the_same_bits_as_the_cpu(width, height, cols, rows, tile_px, dtype, order):
     frames = noise(height, width, frames=2)
-    arguments = {"tile_px": tile_px, "mean": MEAN, "std": STD, "thumbnail": True, "dtype": dtype, "pass_order": order}
-    ours = frames_to_tiles(frames.cuda(), (cols, rows), **arguments)
+    tiling = Tiling(tile_px=tile_px, mean=MEAN, std=STD, thumbnail=True, dtype=dtype)
+    ours = frames_to_tiles(frames.cuda(), (cols, rows), tiling, pass_order=order)
     assert ours.is_cuda
-    assert torch.equal(ours.cpu(), frames_to_tiles(frames, (cols, rows), **arguments))
+    assert torch.equal(ours.cpu(), frames_to_tiles(frames, (cols, rows), tiling, pass_order=order))
 
 
 @pytest.mark.gpu
 def test_gpu_runs_on_the_current_stream():
     """Frames that a long queue on a side stream writes last: the kernels must wait for it, and it alone."""
     frames = noise(200, 300, frames=4)
-    expected = frames_to_tiles(frames, (2, 2), tile_px=56, thumbnail=True, **HALF)
+    expected = frames_to_tiles(frames, (2, 2), TILING)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         on_gpu = torch.zeros_like(frames, device="cuda")
         torch.cuda._sleep(50_000_000)
         on_gpu.copy_(frames.cuda())
-        ours = frames_to_tiles(on_gpu, (2, 2), tile_px=56, thumbnail=True, **HALF)
+        ours = frames_to_tiles(on_gpu, (2, 2), TILING)
     stream.synchronize()
     assert torch.equal(ours.cpu(), expected)
 
@@ -589,6 +568,6 @@ def test_gpu_runs_on_the_current_stream():
 @pytest.mark.gpu
 def test_gpu_repeats_bit_for_bit():
     frames = noise(480, 640, frames=2).cuda()
-    first = frames_to_tiles(frames, (4, 3), thumbnail=True, **HALF)
+    first = frames_to_tiles(frames, (4, 3), Tiling(thumbnail=True, **HALF))
     for _ in range(20):
-        assert torch.equal(frames_to_tiles(frames, (4, 3), thumbnail=True, **HALF), first)
+        assert torch.equal(frames_to_tiles(frames, (4, 3), Tiling(thumbnail=True, **HALF)), first)

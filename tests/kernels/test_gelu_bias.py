@@ -76,9 +76,9 @@ def test_public_function_takes_any_leading_dims(device):
 
 def test_opcheck(device):
     x, bias = inputs(3, 40, torch.float32, device)
-    torch.library.opcheck(_fwd, (x, bias))
+    torch.library.opcheck(_fwd.overload, (x, bias))
     x, bias = x.detach(), bias.detach()
-    torch.library.opcheck(_bwd, (x, x, bias, True, False))
+    torch.library.opcheck(_bwd.overload, (x, x, bias, True, False))
 
 
 def test_compiles(device):

@@ -84,9 +84,9 @@ def test_public_function_takes_any_leading_dims(device):
 
 def test_opcheck(device):
     x, weight, bias = inputs(3, 40, torch.float32, device)
-    torch.library.opcheck(_fwd, (x, weight, bias, 1e-6))
+    torch.library.opcheck(_fwd.overload, (x, weight, bias, 1e-6))
     x, weight = x.detach(), weight.detach()
-    torch.library.opcheck(_bwd, (x, x, weight, x.new_zeros(3), x.new_ones(3), False, True))
+    torch.library.opcheck(_bwd.overload, (x, x, weight, x.new_zeros(3), x.new_ones(3), False, True))
 
 
 def test_compiles(device):

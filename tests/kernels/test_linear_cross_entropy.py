@@ -231,9 +231,9 @@ def test_refuses_a_second_derivative(as_on_gpu, device):
 
 def test_opcheck(as_on_gpu, device):
     args, labels = inputs(6, 3, 7, torch.float32, device), some_labels(6, 7, device)
-    torch.library.opcheck(_fwd, (*args, labels, None, -100, True, True, as_on_gpu))
+    torch.library.opcheck(_fwd.overload, (*args, labels, None, -100, True, True, as_on_gpu))
     frozen = (args[0], args[1].detach(), labels, torch.rand(6, device=device), -100, True, False, as_on_gpu)
-    torch.library.opcheck(_fwd, frozen)
+    torch.library.opcheck(_fwd.overload, frozen)
 
 
 def test_compiles(device):

@@ -49,8 +49,8 @@ def test_empty(shape, device):
 
 
 def test_opcheck(device):
-    torch.library.opcheck(_merge, (randn(2, 16, 3, device=device), False))
-    torch.library.opcheck(_merge, (randn(2, 4, 12, device=device), True))
+    torch.library.opcheck(_merge.overload, (randn(2, 16, 3, device=device), False))
+    torch.library.opcheck(_merge.overload, (randn(2, 4, 12, device=device), True))
 
 
 def test_compiles(device):

@@ -76,9 +76,9 @@ def test_empty(shape, device):
 
 def test_opcheck(device):
     patches, weight, bias = inputs(2, 16, 3, torch.float32, device)
-    torch.library.opcheck(_fwd, (patches, weight, bias, EPS))
+    torch.library.opcheck(_fwd.overload, (patches, weight, bias, EPS))
     dy, stats = patches.new_ones(2, 4, 12), patches.new_ones(8)
-    torch.library.opcheck(_bwd, (dy, patches.detach(), weight.detach(), stats, stats, True, False))
+    torch.library.opcheck(_bwd.overload, (dy, patches.detach(), weight.detach(), stats, stats, True, False))
 
 
 def test_compiles(device):

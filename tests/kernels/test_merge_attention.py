@@ -144,7 +144,7 @@ def test_threads_change_no_bit():
 
 def test_opcheck(device):
     for T in (3, 0):
-        torch.library.opcheck(_fwd, (*partials(T, 2, 16, torch.bfloat16, device), 1))
+        torch.library.opcheck(_fwd.overload, (*partials(T, 2, 16, torch.bfloat16, device), 1))
 
 
 def test_torch_compile_takes_it_whole(device):
@@ -249,7 +249,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     with pytest.raises(RuntimeError, match=r"merge_attention: .* was built without CUDA\. Put nvcc on PATH"):
-        _fwd._init_fn(*[t.as_subclass(CudaTensor) for t in partials(1, 1, 16)], 1)
+        _fwd.function(*[t.as_subclass(CudaTensor) for t in partials(1, 1, 16)], 1)
 
 
 @pytest.mark.gpu

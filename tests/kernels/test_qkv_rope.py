@@ -102,9 +102,9 @@ def test_empty(T, D, device):
 
 def test_opcheck(device):
     args, at = inputs(3, 2, 1, 8, torch.float32, device), positions(3, device)
-    torch.library.opcheck(_fwd, (*args, at, THETA, 2, 1))
+    torch.library.opcheck(_fwd.overload, (*args, at, THETA, 2, 1))
     douts = tuple(torch.ones(3, n, 8, device=device) for n in (2, 1, 1))
-    torch.library.opcheck(_bwd, (*douts, at, THETA, True, False))
+    torch.library.opcheck(_bwd.overload, (*douts, at, THETA, True, False))
 
 
 def test_compiles(device):

@@ -120,11 +120,11 @@ def test_public_functions_take_any_leading_dims(device):
 
 def test_opcheck(device):
     x, residual, weight = randn(3, 40, device=device), randn(3, 40, device=device, seed=1), randn(40, device=device)
-    torch.library.opcheck(_fwd, (x, weight, 1e-6))
-    torch.library.opcheck(_add_fwd, (x, residual, weight, 1e-6))
+    torch.library.opcheck(_fwd.overload, (x, weight, 1e-6))
+    torch.library.opcheck(_add_fwd.overload, (x, residual, weight, 1e-6))
     rstd = x.detach().new_ones(3)
     for dsum in (None, residual.detach()):
-        torch.library.opcheck(_bwd, (x.detach(), dsum, x.detach(), weight.detach(), rstd, True, False))
+        torch.library.opcheck(_bwd.overload, (x.detach(), dsum, x.detach(), weight.detach(), rstd, True, False))
 
 
 def test_compiles(device):

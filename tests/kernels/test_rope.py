@@ -106,7 +106,7 @@ def test_empty(T, H, K, D, device):
 def test_opcheck(device):
     q, k = inputs(3, 2, 1, 8, torch.float32, device)
     for inverse in (False, True):
-        torch.library.opcheck(_rope, (q, k, positions(3, device), THETA, inverse))
+        torch.library.opcheck(_rope.overload, (q, k, positions(3, device), THETA, inverse))
 
 
 def test_compiles(device):

@@ -117,8 +117,8 @@ def test_strided_inputs(device):
 
 def test_opcheck(device):
     args, rows = inputs(5, 2, 3, torch.float32, device), spread(5, 2, device)
-    torch.library.opcheck(_fwd, (*args, rows))
-    torch.library.opcheck(_bwd, (args[0].detach(), rows, True, False))
+    torch.library.opcheck(_fwd.overload, (*args, rows))
+    torch.library.opcheck(_bwd.overload, (args[0].detach(), rows, True, False))
 
 
 def test_compiles(device):
@@ -358,7 +358,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     with pytest.raises(RuntimeError, match=r"scatter_visual: .* was built without CUDA\. Put nvcc on PATH"):
-        _fwd._init_fn(*[t.as_subclass(CudaTensor) for t in (E5, V2, torch.arange(2))])
+        _fwd.function(*[t.as_subclass(CudaTensor) for t in (E5, V2, torch.arange(2))])
 
 
 @pytest.mark.gpu

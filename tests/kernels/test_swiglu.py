@@ -58,9 +58,9 @@ def test_public_function_takes_any_leading_dims(device):
 
 def test_opcheck(device):
     args = inputs(3, 40, torch.float32, device)
-    torch.library.opcheck(_fwd, args)
+    torch.library.opcheck(_fwd.overload, args)
     gate, up = (t.detach() for t in args)
-    torch.library.opcheck(_bwd, (gate, gate, up, True, False))
+    torch.library.opcheck(_bwd.overload, (gate, gate, up, True, False))
 
 
 def test_compiles(device):

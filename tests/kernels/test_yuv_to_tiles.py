@@ -14,13 +14,16 @@ from torch import Tensor
 
 from eagle_kernels import native
 from eagle_kernels.frames_to_tiles import frames_to_tiles
-from eagle_kernels.yuv_to_tiles import COSITED, LUMA, PLANE_BITS, _fwd, _taps, colours, yuv_to_tiles, yuv_to_tiles_ref
+from eagle_kernels.tiles import Tiling
+from eagle_kernels.video.colour import LUMA_WEIGHTS, TILED_MATRICES
+from eagle_kernels.yuv_to_tiles import COSITED, PLANE_BITS, _fwd, _taps, colours, yuv_to_tiles, yuv_to_tiles_ref
 from tests.kernels.cuda_on_cpu import ARCHITECTURES, build, resources
 from tests.kernels.op_checks import far_tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 HD = {"matrix": "bt709", "full_range": False}
+TILING = Tiling(tile_px=28, thumbnail=True, **HALF)
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16]
 SIZES = [  # width, height, cols, rows, tile_px: what breaks things
     (1, 1, 1, 1, 14),
@@ -74,7 +77,7 @@ def scene(x: np.ndarray, y: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def to_yuv(rgb: np.ndarray, matrix: str, full_range: bool) -> np.ndarray:
-    kr, kb = LUMA[matrix]
+    kr, kb = LUMA_WEIGHTS[matrix]
     y = kr * rgb[0] + (1 - kr - kb) * rgb[1] + kb * rgb[2]
     u, v = (rgb[2] - y) / (2 - 2 * kb), (rgb[0] - y) / (2 - 2 * kr)
     if full_range:
@@ -119,7 +122,7 @@ def exact(planes: Planes, size_px: int, matrix: str, full_range: bool, chroma: s
     u, v = heighten @ u @ widen.T - 128, heighten @ v @ widen.T - 128
     if not full_range:
         y, u, v = (y - 16) * 255 / 219, u * 255 / 224, v * 255 / 224
-    kr, kb = LUMA[matrix]
+    kr, kb = LUMA_WEIGHTS[matrix]
     red, blue = y + (2 - 2 * kr) * v, y + (2 - 2 * kb) * u
     green = (y - kr * red - kb * blue) / (1 - kr - kb)
     rgb = np.stack([red, green, blue])
@@ -127,13 +130,13 @@ def exact(planes: Planes, size_px: int, matrix: str, full_range: bool, chroma: s
 
 
 def one_tile(planes: Planes, size_px: int, matrix: str, full_range: bool, chroma: str) -> np.ndarray:
-    arguments = {"tile_px": size_px, "patch_px": size_px, "dtype": torch.uint8, "layout": "tiles", "thumbnail": False}
+    tiling = Tiling(tile_px=size_px, patch_px=size_px, dtype=torch.uint8, layout="tiles", **HALF)
     colour = {"matrix": matrix, "full_range": full_range, "chroma": chroma}
-    return yuv_to_tiles(*planes, (1, 1), num_threads=1, **colour, **arguments, **HALF)[0].double().numpy()
+    return yuv_to_tiles(*planes, (1, 1), tiling, num_threads=1, **colour)[0].double().numpy()
 
 
 @pytest.mark.parametrize("chroma", COSITED)
-@pytest.mark.parametrize("matrix", LUMA)
+@pytest.mark.parametrize("matrix", TILED_MATRICES)
 @pytest.mark.parametrize(
     ("width", "height", "size_px", "full_range"),
     [(640, 360, 224, False), (321, 241, 448, False), (321, 241, 196, True)],
@@ -155,29 +158,19 @@ def test_is_near_the_true_picture(width, height, size_px, matrix, full_range, ch
 
 
 @pytest.mark.parametrize("full_range", [False, True])
-@pytest.mark.parametrize("matrix", LUMA)
+@pytest.mark.parametrize("matrix", TILED_MATRICES)
 def test_colours_of_every_kind(matrix, full_range):
     """Plain pictures of 512 colours: the matrix in fp64, rounded; halves and a sixtieth more may fall either way."""
     levels = torch.linspace(0, 255, 8).round().to(torch.uint8)
     planes = [p.reshape(-1, 1, 1) for p in torch.meshgrid(levels, levels, levels, indexing="ij")]
-    out = yuv_to_tiles(
-        *planes,
-        (1, 1),
-        matrix=matrix,
-        full_range=full_range,
-        tile_px=2,
-        patch_px=2,
-        dtype=torch.uint8,
-        layout="tiles",
-        thumbnail=False,
-        **HALF,
-    )
+    tiling = Tiling(tile_px=2, patch_px=2, dtype=torch.uint8, layout="tiles", **HALF)
+    out = yuv_to_tiles(*planes, (1, 1), tiling, matrix=matrix, full_range=full_range)
     assert (out == out[..., :1, :1]).all()
     y, u, v = (p.double().numpy().reshape(-1) for p in planes)
     u, v = u - 128, v - 128
     if not full_range:
         y, u, v = (y - 16) * 255 / 219, u * 255 / 224, v * 255 / 224
-    kr, kb = LUMA[matrix]
+    kr, kb = LUMA_WEIGHTS[matrix]
     red, blue = y + (2 - 2 * kr) * v, y + (2 - 2 * kb) * u
     true = np.stack([red, (y - kr * red - kb * blue) / (1 - kr - kb), blue], 1).clip(0, 255)
     assert np.abs(out[..., 0, 0].double().numpy() - true).max() < 0.5 + 1 / 60
@@ -186,8 +179,7 @@ def test_colours_of_every_kind(matrix, full_range):
 def test_colours_by_hand():
     """BT.709's red, green and blue in 8 bits, as BT.709 itself quantises them, and what the numbers are made of."""
     y, u, v = (torch.tensor(p, dtype=torch.uint8).view(5, 1, 1) for p in zip(*RGB_709.values(), strict=True))
-    arguments = {"tile_px": 1, "patch_px": 1, "dtype": torch.uint8, "thumbnail": False}
-    out = yuv_to_tiles(y, u, v, (1, 1), **HD, **arguments, **HALF).view(5, 3)
+    out = yuv_to_tiles(y, u, v, (1, 1), Tiling(tile_px=1, patch_px=1, dtype=torch.uint8, **HALF), **HD).view(5, 3)
     assert (out.int() - torch.tensor(list(RGB_709))).abs().max() <= 1
     assert colours("bt601", True) == (8192, 11485, -2819, -5850, 14516, 0)
 
@@ -217,7 +209,8 @@ def test_a_plain_picture_stays_plain():
     """At any scale, with no step where a filter's weights would not add up."""
     for height, width in ((720, 1280), (1, 5), (37, 2001)):
         planes = [torch.full_like(p, level) for p, level in zip(noise(height, width), (90, 60, 170), strict=True)]
-        out = yuv_to_tiles(*planes, (2, 1), tile_px=84, thumbnail=True, dtype=torch.uint8, layout="tiles", **HD, **HALF)
+        tiling = Tiling(tile_px=84, thumbnail=True, dtype=torch.uint8, layout="tiles", **HALF)
+        out = yuv_to_tiles(*planes, (2, 1), tiling, **HD)
         assert len(out.permute(0, 2, 3, 1).reshape(-1, 3).unique(dim=0)) == 1
 
 
@@ -226,9 +219,9 @@ def test_is_near_rgb_first():
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(0, 256, (1, 90, 160), generator=generator, dtype=torch.uint8)
     grey = torch.full((1, 45, 80), 128, dtype=torch.uint8)
-    arguments = {"tile_px": 56, "thumbnail": True, "dtype": torch.uint8, **HALF}
-    ours = yuv_to_tiles(y, grey, grey, (2, 1), matrix="bt601", full_range=True, **arguments).int()
-    rgb = frames_to_tiles(y[..., None].expand(-1, -1, -1, 3).contiguous(), (2, 1), **arguments).int()
+    tiling = Tiling(tile_px=56, thumbnail=True, dtype=torch.uint8, **HALF)
+    ours = yuv_to_tiles(y, grey, grey, (2, 1), tiling, matrix="bt601", full_range=True).int()
+    rgb = frames_to_tiles(y[..., None].expand(-1, -1, -1, 3).contiguous(), (2, 1), tiling).int()
     assert (ours - rgb).abs().max() <= 8  # frames_to_tiles clips between the passes, and this is noise
     assert (ours - rgb).abs().float().mean() < 0.5
 
@@ -256,13 +249,13 @@ def native_frames(planes: Planes, chroma: str = "left"):
 @pytest.mark.parametrize(("width", "height", "cols", "rows", "tile_px"), SIZES)
 def test_is_the_reference_bit_for_bit(width, height, cols, rows, tile_px, thumbnail, dtype, device):
     chroma = list(COSITED)[(width + height) % 3]
-    colour = {"matrix": list(LUMA)[width % 3], "full_range": height % 2 == 0, "chroma": chroma}
+    colour = {"matrix": TILED_MATRICES[width % 3], "full_range": height % 2 == 0, "chroma": chroma}
     planes = tuple(p.to(device) for p in noise(height, width, frames=2, extreme=width % 2 == 0))
-    arguments = {"tile_px": tile_px, "mean": MEAN, "std": STD, "thumbnail": thumbnail, "dtype": dtype, **colour}
     for layout in ("patches", "tiles"):
-        ref = yuv_to_tiles_ref(*planes, (cols, rows), layout=layout, **arguments)
+        tiling = Tiling(tile_px=tile_px, mean=MEAN, std=STD, thumbnail=thumbnail, dtype=dtype, layout=layout)
+        ref = yuv_to_tiles_ref(*planes, (cols, rows), tiling, **colour)
         for given_planes in (planes, nv12(planes)):
-            ours = yuv_to_tiles(*given_planes, (cols, rows), layout=layout, **arguments)
+            ours = yuv_to_tiles(*given_planes, (cols, rows), tiling, **colour)
             assert ours.shape == ref.shape
             assert ours.dtype == ref.dtype == dtype
             assert torch.equal(ours, ref)
@@ -275,7 +268,7 @@ def test_is_the_reference_bit_for_bit(width, height, cols, rows, tile_px, thumbn
     cols=st.integers(1, 4),
     rows=st.integers(1, 4),
     tile_px=st.sampled_from([14, 28, 42, 84]),
-    matrix=st.sampled_from(sorted(LUMA)),
+    matrix=st.sampled_from(TILED_MATRICES),
     full_range=st.booleans(),
     chroma=st.sampled_from(sorted(COSITED)),
     extreme=st.booleans(),
@@ -304,9 +297,10 @@ def test_is_the_reference_on_random_sizes(
     big = [torch.nn.functional.pad(p, (margin, 2 * margin, margin, 1), value=99) for p in planes]
     big = nv12(tuple(big)) if is_nv12 else big
     inside = [b[:, margin:-1, margin : b.shape[2] - 2 * margin] for b in big]
-    arguments = {"matrix": matrix, "full_range": full_range, "chroma": chroma, "tile_px": tile_px, "thumbnail": True}
-    ref = yuv_to_tiles_ref(*planes, (cols, rows), dtype=torch.uint8, **arguments, **HALF)
-    ours = yuv_to_tiles(*inside, (cols, rows), dtype=torch.uint8, num_threads=num_threads, **arguments, **HALF)
+    colour = {"matrix": matrix, "full_range": full_range, "chroma": chroma}
+    tiling = Tiling(tile_px=tile_px, thumbnail=True, dtype=torch.uint8, **HALF)
+    ref = yuv_to_tiles_ref(*planes, (cols, rows), tiling, **colour)
+    ours = yuv_to_tiles(*inside, (cols, rows), tiling, num_threads=num_threads, **colour)
     assert torch.equal(ours, ref)
 
 
@@ -318,8 +312,8 @@ def test_threads_and_vector_code_change_no_bit(dtype):
     for width, height, cols, rows, tile_px in [(211, 77, 3, 2, 98), (77, 411, 2, 1, 56), (5, 6, 1, 1, 70)]:
         for chroma in COSITED:
             planes = noise(height, width, frames=3, extreme=True)
-            arguments = {"tile_px": tile_px, "thumbnail": True, "mean": MEAN, "std": STD, "chroma": chroma, **HD}
-            ref = yuv_to_tiles_ref(*planes, (cols, rows), dtype=dtype, **arguments)
+            tiling = Tiling(tile_px=tile_px, thumbnail=True, mean=MEAN, std=STD, dtype=dtype)
+            ref = yuv_to_tiles_ref(*planes, (cols, rows), tiling, chroma=chroma, **HD)
             for threads, simd in sorted(ways):
                 for given_planes in (planes, nv12(planes)):
                     out = torch.full_like(ref, 77 if dtype == torch.uint8 else float("nan"))
@@ -330,10 +324,8 @@ def test_threads_and_vector_code_change_no_bit(dtype):
 def test_one_frame_seen_many_times():
     planes = noise(41, 60)
     many = [p.expand(3, -1, -1) for p in planes]
-    arguments = {"tile_px": 28, "thumbnail": True, **HD, **HALF}
-    assert torch.equal(
-        yuv_to_tiles(*many, (1, 2), **arguments), yuv_to_tiles(*planes, (1, 2), **arguments).repeat(3, 1, 1)
-    )
+    once, thrice = (yuv_to_tiles(*p, (1, 2), TILING, **HD) for p in (planes, many))
+    assert torch.equal(thrice, once.repeat(3, 1, 1))
 
 
 def test_offsets_pass_32_bits(device):
@@ -342,29 +334,29 @@ def test_offsets_pass_32_bits(device):
     for near in planes:
         far.append(far_tensor(near.shape, (2**31 + 256, 2**28, 1), torch.uint8, device))
         far[-1].copy_(near)
-    arguments = {"tile_px": 14, "thumbnail": True, **HD, **HALF}
-    assert torch.equal(yuv_to_tiles(*far, (2, 1), **arguments).cpu(), yuv_to_tiles(*planes, (2, 1), **arguments))
+    assert torch.equal(yuv_to_tiles(*far, (2, 1), TILING, **HD).cpu(), yuv_to_tiles(*planes, (2, 1), TILING, **HD))
 
 
 def test_no_frames_no_tiles(device):
     for layout, shape in [("patches", (0, 1024, 588)), ("tiles", (0, 3, 448, 448))]:
         planes = [p[:0].to(device) for p in noise(30, 41)]
-        out = yuv_to_tiles(*planes, (2, 2), thumbnail=True, layout=layout, **HD, **HALF)
+        tiling = Tiling(thumbnail=True, layout=layout, **HALF)
+        out = yuv_to_tiles(*planes, (2, 2), tiling, **HD)
         assert out.shape == shape
         assert out.dtype == torch.bfloat16
-        assert yuv_to_tiles_ref(*planes, (2, 2), thumbnail=True, layout=layout, **HD, **HALF).shape == shape
+        assert yuv_to_tiles_ref(*planes, (2, 2), tiling, **HD).shape == shape
 
 
 def test_opcheck(device):
     for planes in (noise(20, 31, frames=2), nv12(noise(20, 31, frames=2)), [p[:0] for p in noise(20, 31)]):
         on_device = [p.to(device) for p in planes]
         colour = "bt601", True, "center"
-        torch.library.opcheck(_fwd, (*on_device, 2, 1, *colour, 28, 14, MEAN, STD, True, torch.bfloat16, 1))
+        torch.library.opcheck(_fwd.overload, (*on_device, 2, 1, *colour, 28, 14, MEAN, STD, True, torch.bfloat16, 1))
 
 
 def test_torch_compile_takes_it_whole(device):
     def model_input(y: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        return yuv_to_tiles(y, u, v, (2, 1), tile_px=28, thumbnail=True, num_threads=1, **HD, **HALF).float() * 2
+        return yuv_to_tiles(y, u, v, (2, 1), TILING, num_threads=1, **HD).float() * 2
 
     planes = [p.to(device) for p in noise(20, 30, frames=2)]
     compiled = torch.compile(model_input, fullgraph=True, backend="aot_eager")
@@ -372,7 +364,7 @@ def test_torch_compile_takes_it_whole(device):
 
 
 Y, U, V = noise(4, 6)
-GOOD = {"y_LYX": Y, "u_LHW": U, "v_LHW": V, "grid": (1, 1), "tile_px": 28, "thumbnail": True, **HD, **HALF}
+GOOD = {"y_LYX": Y, "u_LHW": U, "v_LHW": V, "grid": (1, 1), "tiling": TILING, **HD}
 
 
 @pytest.mark.parametrize(
@@ -391,11 +383,11 @@ GOOD = {"y_LYX": Y, "u_LHW": U, "v_LHW": V, "grid": (1, 1), "tile_px": 28, "thum
         ({"matrix": "bt470"}, "matrix is 'bt470'; needs 'bt601', 'bt709' or 'bt2020'"),
         ({"chroma": "top"}, "chroma is 'top'; needs 'left', 'center' or 'top_left'"),
         ({"grid": (0, 1)}, r"grid is \(0, 1\); needs \(cols, rows\), both >= 1"),
-        ({"grid": (1 << 11, 1 << 11)}, r"grid is \(2048, 2048\); needs both >= 1 and at most 1048576 tiles"),
-        ({"tile_px": 30}, "patch_px is 14; needs a divisor of tile_px = 30"),
-        ({"std": (0.5, 0.0, 0.5)}, r"std is \(0.5, 0.0, 0.5\); needs no zero"),
-        ({"dtype": torch.float16}, "dtype is torch.float16; needs one of torch.bfloat16"),
-        ({"layout": "rows"}, "layout is 'rows'; needs 'patches' or 'tiles'"),
+        (
+            {"grid": (1 << 11, 1 << 11)},
+            r"grid is \(2048, 2048\); needs .*at most 1048576 tiles",
+        ),
+        ({"tiling": None}, r"tiling is None; needs a Tiling, as Tiling\(mean=..., std=...\)"),
         ({"num_threads": -1}, "num_threads is -1; needs at least 0"),
     ],
 )
@@ -487,7 +479,8 @@ def test_cuda_kernels_run_on_the_cpu_give_the_same_bits(
     """The kernels' own source, threads, barriers, offsets and workspace; what only a GPU can show is below."""
     planes = noise(height, width, frames=2, extreme=True)
     colour = {"matrix": "bt709", "full_range": False, "chroma": chroma}
-    expected = yuv_to_tiles(*planes, (cols, rows), tile_px=tile_px, mean=MEAN, std=STD, thumbnail=True, **colour)
+    tiling = Tiling(tile_px=tile_px, mean=MEAN, std=STD, thumbnail=True)
+    expected = yuv_to_tiles(*planes, (cols, rows), tiling, **colour)
     across, down = COSITED[chroma]
     for y, u, v in (planes, nv12(planes)):
         step = 1 if u is planes[1] else 2
@@ -524,7 +517,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     y, u, v = (p.as_subclass(CudaTensor) for p in noise(4, 4))
     with pytest.raises(RuntimeError, match=r"^yuv_to_tiles: .* was built without CUDA"):
-        _fwd._init_fn(y, u, v, 1, 1, "bt709", False, "left", 28, 14, MEAN, STD, True, torch.bfloat16, 1)
+        _fwd.function(y, u, v, 1, 1, "bt709", False, "left", 28, 14, MEAN, STD, True, torch.bfloat16, 1)
 
 
 @pytest.mark.gpu
@@ -533,26 +526,26 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 @pytest.mark.parametrize(("width", "height", "cols", "rows", "tile_px"), [*SIZES, (1920, 1080, 2, 1, 448)])
 def test_gpu_gives_the_same_bits_as_the_cpu(width, height, cols, rows, tile_px, dtype, chroma):
     planes = noise(height, width, frames=2)
-    arguments = {"tile_px": tile_px, "mean": MEAN, "std": STD, "thumbnail": True, "dtype": dtype, "chroma": chroma}
+    tiling = Tiling(tile_px=tile_px, mean=MEAN, std=STD, thumbnail=True, dtype=dtype)
     for given_planes in (planes, nv12(planes)):
-        ours = yuv_to_tiles(*(p.cuda() for p in given_planes), (cols, rows), **arguments, **HD)
+        ours = yuv_to_tiles(*(p.cuda() for p in given_planes), (cols, rows), tiling, chroma=chroma, **HD)
         assert ours.is_cuda
-        assert torch.equal(ours.cpu(), yuv_to_tiles(*planes, (cols, rows), **arguments, **HD))
+        assert torch.equal(ours.cpu(), yuv_to_tiles(*planes, (cols, rows), tiling, chroma=chroma, **HD))
 
 
 @pytest.mark.gpu
 def test_gpu_runs_on_the_current_stream():
     """Planes that a long queue on a side stream writes last: the kernels must wait for it, and it alone."""
     planes = noise(200, 300, frames=4)
-    arguments = {"tile_px": 56, "thumbnail": True, **HD, **HALF}
-    expected = yuv_to_tiles(*planes, (2, 2), **arguments)
+    tiling = Tiling(tile_px=56, thumbnail=True, **HALF)
+    expected = yuv_to_tiles(*planes, (2, 2), tiling, **HD)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         on_gpu = [torch.zeros_like(p, device="cuda") for p in planes]
         torch.cuda._sleep(50_000_000)
         for to, plane in zip(on_gpu, planes, strict=True):
             to.copy_(plane.cuda())
-        ours = yuv_to_tiles(*on_gpu, (2, 2), **arguments)
+        ours = yuv_to_tiles(*on_gpu, (2, 2), tiling, **HD)
     stream.synchronize()
     assert torch.equal(ours.cpu(), expected)
 
@@ -560,6 +553,6 @@ def test_gpu_runs_on_the_current_stream():
 @pytest.mark.gpu
 def test_gpu_repeats_bit_for_bit():
     planes = [p.cuda() for p in noise(480, 640, frames=2)]
-    first = yuv_to_tiles(*planes, (4, 3), thumbnail=True, **HD, **HALF)
+    first = yuv_to_tiles(*planes, (4, 3), Tiling(thumbnail=True, **HALF), **HD)
     for _ in range(20):
-        assert torch.equal(yuv_to_tiles(*planes, (4, 3), thumbnail=True, **HD, **HALF), first)
+        assert torch.equal(yuv_to_tiles(*planes, (4, 3), Tiling(thumbnail=True, **HALF), **HD), first)

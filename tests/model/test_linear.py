@@ -1,27 +1,28 @@
-"""The door for linear layers: what comes out is torch's linear layer, with its bias or with the bias left to an op."""
+"""Linear layers: torch's own, and one that leaves its bias to the op that follows."""
 
 import pytest
 import torch
 from torch import nn
 
 from eagle_kernels.gelu_bias import gelu_bias
-from eagle_model.model.linear import linear
+from eagle_model.model.config import tiny
+from eagle_model.model.eagle import build
+from eagle_model.model.linear import Linear, LinearSkipBiasAdd
 
 
+@pytest.mark.parametrize("kind", [Linear, LinearSkipBiasAdd])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("skip_bias_add", [True, False])
-def test_has_the_weights_of_torchs_layer(bias, skip_bias_add):
-    ours, theirs = linear(5, 3, bias=bias, skip_bias_add=skip_bias_add), nn.Linear(5, 3, bias=bias)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+def test_is_torchs_layer_with_its_bias_or_without(kind, bias):
+    ours, theirs = kind(5, 3, bias=bias), nn.Linear(5, 3, bias=bias)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(4, 5)
-    want = theirs(x) - theirs.bias if bias and skip_bias_add else theirs(x)
+    want = theirs(x) - theirs.bias if bias and kind is LinearSkipBiasAdd else theirs(x)
     torch.testing.assert_close(ours(x), want)
 
 
 def test_a_bias_left_out_is_added_and_learned_by_the_op():
     torch.manual_seed(0)
-    ours, theirs = linear(5, 3, skip_bias_add=True), nn.Linear(5, 3)
+    ours, theirs = LinearSkipBiasAdd(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(4, 5)
     out, want = gelu_bias(ours(x), ours.bias), nn.functional.gelu(theirs(x), approximate="tanh")
@@ -32,8 +33,10 @@ def test_a_bias_left_out_is_added_and_learned_by_the_op():
     torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
 
 
-def test_a_hook_sees_the_call():
-    layer = linear(5, 3, skip_bias_add=True)
-    layer.register_forward_hook(lambda module, inputs, out: out + 1)
-    x = torch.randn(4, 5)
-    torch.testing.assert_close(layer(x), x @ layer.weight.T + 1)
+def test_every_projection_is_one_of_them():
+    """So that who replaces them by class has all of them, and not the output head."""
+    model = build(tiny(vocab_size=97, image_token_id=96))
+    kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    others = {name for name, kind in kinds.items() if kind not in (Linear, LinearSkipBiasAdd)}
+    assert others == {"lm_head"}
+    assert len(kinds) == 1 + 2 * 6 + 2 + 3 * 7 + 1

@@ -380,6 +380,23 @@ def test_tables_of_joins_and_splits_come_back_bit_by_bit(
         assert bits(tensor) == bits(parameters[name]), name
 
 
+def test_what_waits_for_a_later_shard_does_not_hold_an_earlier_one(tmp_path):
+    """A view of a mapped file keeps all of it in memory, and shows what is written to it."""
+    rules = fused_rules(4, 2, 3)
+    parameters = dict(Fused(1, 4, 2, 3).named_parameters())
+    stored = {key: tensor.detach().contiguous() for key, tensor in weights.released(parameters, rules).items()}
+    first = {key: stored.pop(key) for key in ("model.0.self_attn.q_proj.weight", "model.0.mlp.down.weight")}
+    save_file(first, tmp_path / "model-1.safetensors")
+    save_file(stored, tmp_path / "model-2.safetensors")
+    index = {"weight_map": dict.fromkeys(first, "model-1.safetensors") | dict.fromkeys(stored, "model-2.safetensors")}
+    (tmp_path / weights.INDEX).write_text(json.dumps(index))
+    tensors = weights.read(tmp_path, parameters, rules, dtype=None, device="cpu")
+    assert next(tensors)[0] == "llm.0.mlp.down.weight"  # the first file has been read; q waits for k and v
+    path = tmp_path / "model-1.safetensors"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert torch.equal(dict(tensors)["llm.0.attn.qkv.weight"], parameters["llm.0.attn.qkv.weight"])
+
+
 def test_a_fused_model_saves_what_a_plain_one_reads(tmp_path):
     model = Fused(2, 4, 2, 3)
     weights.save(tmp_path, dict(model.named_parameters()), fused_rules(4, 2, 3))

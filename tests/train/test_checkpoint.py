@@ -21,7 +21,7 @@ def write_some(folder: Path) -> None:
     (folder / "training" / "state.json").write_text('{"step": 1}')
 
 
-def nobody(message: str) -> None:
+def must_not_speak(message: str) -> None:
     raise AssertionError(f"said: {message}")
 
 
@@ -31,20 +31,20 @@ def test_holds_what_was_written_and_a_manifest_of_it(tmp_path):
     manifest = verify(path)
     assert (manifest.step, manifest.run) == (123, "run-a")
     assert sorted(manifest.files) == ["model.safetensors", "training/state.json"]
-    assert latest(path.parent, nobody) == path
+    assert latest(path.parent, must_not_speak) == path
     assert [p.name for p in path.parent.iterdir()] == ["step-000123"]  # nothing is left beside it
 
 
 def test_everything_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
-    calls, real_fsync, real_rename = [], os.fsync, os.rename
+    events, real_fsync, real_rename = [], os.fsync, os.rename
     target_of = lambda fd: Path(os.readlink(f"/proc/self/fd/{fd}")).name  # noqa: E731
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(target_of(fd)), real_fsync(fd)))
-    monkeypatch.setattr(os, "rename", lambda a, b: (calls.append("rename"), real_rename(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(target_of(fd)), real_fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (events.append("rename"), real_rename(a, b)))
     save(tmp_path, 1, "run", write_some)
-    at = calls.index("rename")
+    at = events.index("rename")
     needed = {"step-000001.partial-1", "model.safetensors", "training", "state.json", "manifest.json"}
-    assert set(calls[:at]) == needed
-    assert calls[at + 1 :] == [tmp_path.name]
+    assert set(events[:at]) == needed
+    assert events[at + 1 :] == [tmp_path.name]
 
 
 def test_is_never_overwritten(tmp_path):
@@ -66,7 +66,7 @@ def test_a_failed_write_leaves_no_checkpoint_and_loses_nothing(tmp_path):
 
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2, "run", disk_is_full)
-    assert latest(tmp_path, nobody).name == "step-000001"
+    assert latest(tmp_path, must_not_speak).name == "step-000001"
     assert save(tmp_path, 2, "run", write_some).name == "step-000002"  # the rest of the first try is not in the way
     assert (tmp_path / "step-000002.partial-1" / "model.safetensors").exists()  # and not deleted
 
@@ -120,7 +120,7 @@ def save_and_prune(folder, step):
     checkpoint.save(folder, step, "run", write_step(step))
     checkpoint.prune(folder, "run", 2, print)
 
-def die_at_call(number):  # before the number-th call that changes names or reaches the disk
+def die_before(number):  # before the number-th call that changes names or reaches the disk
     left = [number]
     def counting(real):
         def call(*args, **kwargs):
@@ -145,7 +145,7 @@ for step in (1, 2):
 newest = 2
 for number in range(1, 100):
     if (child := os.fork()) == 0:
-        die_at_call(number)
+        die_before(number)
         save_and_prune(folder, newest + 1)
         os._exit(0)
     killed = os.waitpid(child, 0)[1] == signal.SIGKILL

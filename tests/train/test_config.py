@@ -5,8 +5,15 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from eagle_model.fields import ConfigError, diff, from_json, override, to_json
-from eagle_model.train.config import CHANGEABLE_ON_RESUME, OptimizerConfig, TrainConfig
+from eagle_model.fields import ConfigError, diff, from_json, listing, override, to_json
+from eagle_model.train.config import (
+    CHANGEABLE_ON_RESUME,
+    MAX_CONFIG_BYTES,
+    OptimizerConfig,
+    TrainConfig,
+    read_config,
+    write_config,
+)
 from eagle_model.train.recipes import tiny
 
 
@@ -61,3 +68,44 @@ def test_something_must_be_trained():
 def test_configs_are_frozen():
     with pytest.raises(FrozenInstanceError):
         OptimizerConfig().learning_rate = 1.0
+
+
+def test_every_field_says_what_it_means():
+    unexplained = [assignment for assignment, about in listing(tiny()) if assignment and about.startswith("(")]
+    assert unexplained == []
+    assert [about for assignment, about in listing(tiny()) if not assignment and about.endswith(": ")] == []
+
+
+def test_a_written_config_comes_back(tmp_path):
+    config = override(tiny(), ["data.recipe=a b.json", "seed=5"])
+    write_config(tmp_path / "config.json", config)
+    assert read_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{",
+            r"c\.json cannot be read: Expecting .* Every checkpoint holds it too: training/config\.json",
+        ),
+        ("[" * 100_000, r"c\.json cannot be read: maximum recursion depth exceeded"),
+        ("\xff", r"c\.json cannot be read: 'utf-8' codec"),
+        ("[]", r"c\.json is no config of a run that this version reads: its version is none, needs 2\. Continue a run"),
+        ('{"run": "abc", "config": {}}', r"its version is none, needs 2"),
+        ('{"version": 1, "config": {}}', r"its version is 1, needs 2"),
+        ('{"version": 2}', r"c\.json is no config of a run"),
+        ('{"version": 2, "config": {"max_steps": 3}}', r"c\.json: data is missing; TrainConfig needs it"),
+        (" " * (MAX_CONFIG_BYTES + 1), r"c\.json has 1048577 bytes; a config\.json has at most 1048576"),
+    ],
+)
+def test_what_is_no_config_of_this_version_is_refused(tmp_path, text, message):
+    (tmp_path / "c.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path / "c.json")
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path):
+    for path in (tmp_path, tmp_path / "absent.json"):
+        with pytest.raises(ConfigError, match=rf"{path} does not exist\. Runs of version 2 have that file"):
+            read_config(path)

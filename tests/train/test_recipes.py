@@ -15,8 +15,13 @@ def test_recipes_by_name():
 
 
 def test_debug_is_tiny_for_a_few_steps():
-    assert set(diff(tiny(), debug())) == {"max_steps", "save_every_steps", "log_every_steps"}
+    assert set(diff(tiny(), debug())) == {"recipe_name", "max_steps", "save_every_steps", "log_every_steps"}
     assert debug().save_every_steps < debug().max_steps < 10
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_its_name(name):
+    assert recipe(name).recipe_name == name
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,6 +1,7 @@
 """The report shows the pixels and tokens of the batch itself, escapes all text, and needs no other file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 from PIL import Image
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
-from eagle_model.fields import to_json
 from eagle_model.train import checkpoint, report
+from eagle_model.train.config import write_config
 from eagle_model.train.metrics import MetricsLog
 from eagle_model.train.recipes import tiny
 from eagle_model.train.report import save_samples, write_report
@@ -81,8 +82,8 @@ def test_only_the_first_are_shown(tmp_path):
 
 def make_run(folder, *, steps=3):
     folder.mkdir()
-    config = to_json(tiny()) | {"model": "<b>bold</b>"}
-    (folder / "run.json").write_text(json.dumps({"run": "abc", "config": config}))
+    (folder / "run.json").write_text(json.dumps({"run": "abc"}))
+    write_config(folder / "config.json", replace(tiny(), model="<b>bold</b>"))
     log = MetricsLog(folder / "metrics.jsonl", steps_done=0)
     for step in range(1, steps + 1):
         log.write(metrics(step, loss=4.0 / step))

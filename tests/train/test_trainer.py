@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.checkpoints import CheckpointError, steps
 from eagle_model.data.loader import Loader
-from eagle_model.data.media import read_recipe, read_samples
-from eagle_model.data.tokens import pack_row
+from eagle_model.data.packing import pack_row
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
 from eagle_model.fields import ConfigError, override
-from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig
+from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
 from eagle_model.train.recipes import debug
 from eagle_model.train.trainer import Trainer, TrainingError, _Stop, accumulate_gradients, new_model
@@ -198,8 +199,7 @@ def test_a_run_may_get_longer(chats, tmp_path):
     assert longer.train()
     assert "Changed since step-000004: max_steps: 4 -> 6" in said
     assert list(steps(tmp_path / "run" / "checkpoints")) == [2, 4, 6]
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert about["config"]["max_steps"] == 6
+    assert read_config(tmp_path / "run" / "config.json").max_steps == 6
 
 
 def test_a_finished_run_stays_as_it_is(chats, tmp_path):
@@ -221,6 +221,44 @@ def test_another_configuration_is_refused_by_name(chats, tmp_path):
     assert "data.seed: 0 -> 3; optimizer.learning_rate: 0.001 -> 0.5" in message
     assert "max_steps: 4" not in message
     assert f"A run may change {', '.join(sorted(CHANGEABLE_ON_RESUME))} alone." in message
+
+
+def test_another_recipe_is_refused_by_its_name(chats, tmp_path):
+    run(config_of(chats), tmp_path / "run")
+    other = replace(config_of(chats), recipe_name="tiny")
+    with pytest.raises(ConfigError, match=r"another configuration: recipe_name: 'debug' -> 'tiny'\. Set these back"):
+        Trainer(other, tmp_path / "run", say=quiet)
+
+
+def test_the_config_of_a_run_makes_the_same_run_again(chats, tmp_path):
+    run(config_of(chats, "seed=3", "data.seed=4"), tmp_path / "first")
+    saved = tmp_path / "first" / "config.json"
+    run(read_config(saved), tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_bytes() == saved.read_bytes()
+    for file in ("model.safetensors", "training/optimizer.safetensors", "training/rng.safetensors"):
+        first, again = (tmp_path / name / "checkpoints" / "step-000004" / file for name in ("first", "again"))
+        assert first.read_bytes() == again.read_bytes()
+    losses = [[m["loss"] for m in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("first", "again")]
+    assert losses[0] == losses[1]
+    in_checkpoint = tmp_path / "first" / "checkpoints" / "step-000002" / "training" / "config.json"
+    assert in_checkpoint.read_bytes() == saved.read_bytes()
+
+
+def test_a_run_of_an_older_version_is_refused(chats, tmp_path):
+    """Version 1 kept its config in run.json and state.json."""
+    old = run(config_of(chats), tmp_path / "run").checkpoints / "step-000004"
+    for folder in (old, old.with_name("step-000002")):
+        (folder / "training" / "config.json").unlink()
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["files"]["training/config.json"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = (old / "manifest.json").read_bytes()
+    with pytest.raises(
+        ConfigError,
+        match=r"step-000004/training/config\.json does not exist\. Runs of version 2 have that file; a run of an older",
+    ):
+        Trainer(config_of(chats), tmp_path / "run", say=quiet)
+    assert (old / "manifest.json").read_bytes() == before
 
 
 def test_a_run_goes_on_where_its_data_have_moved(chats, tmp_path):
@@ -289,7 +327,7 @@ def test_a_run_that_never_saved_starts_anew(chats, tmp_path):
         f"{tmp_path / 'run'} holds a run without a complete checkpoint: starting it anew.",
     ]
     assert trainer.train()
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["seed"] == 5
+    assert read_config(tmp_path / "run" / "config.json").seed == 5
 
 
 # ---- where it starts

@@ -14,12 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 av = pytest.importorskip("av", reason="needs PyAV (the extra `video`)")  # whoever imports this is skipped too
+
+if TYPE_CHECKING:
+    from eagle_kernels.video import Frame
 
 NUM_BITS = 12
 ROWS, COLS = 4, 6
@@ -46,6 +50,10 @@ def read(rgb_YX3: NDArray[np.uint8]) -> int:
             bits.append(int(rgb_YX3[y - 2 : y + 3, x - 2 : x + 3].mean() > 128))
     assert all(a != b for a, b in zip(bits[:NUM_BITS], bits[NUM_BITS:])), f"no number in the picture: {bits}"
     return sum(bit << i for i, bit in enumerate(bits[:NUM_BITS]))
+
+
+def numbers(frames: Iterable[Frame]) -> list[int]:
+    return [read(frame.rgb_YX3.numpy()) for frame in frames]
 
 
 def write_video(
@@ -117,6 +125,58 @@ def write_video(
             packets += sound.encode(None)
         for packet in packets:
             container.mux(packet)
+
+
+# Colour. Dims Y rows, X columns.
+
+MATRIX_TAGS = {"601": 6, "709": 1, "2020": 9, "none": 2}  # ITU-T H.273, MatrixCoefficients
+LUMA = {"601": (0.299, 0.114), "709": (0.2126, 0.0722), "2020": (0.2627, 0.0593)}  # K_R, K_B
+
+
+def smooth_picture(height_px: int = 96, width_px: int = 128) -> NDArray[np.float64]:
+    """(Y, X, 3) in 0..255, all hues, without edges: what is measured is colour, not chroma sharpness."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height_px, :width_px] / np.array([height_px, width_px]).reshape(2, 1, 1)
+    waves = [
+        80 * np.sin(2 * np.pi * (rng.uniform(0.3, 1) * x + rng.uniform(0.3, 1) * y + rng.uniform())) for _ in "RGB"
+    ]
+    return np.stack([127.5 + wave + 30 * np.sin(2 * np.pi * (1.3 * x - y)) for wave in waves], axis=-1).clip(0, 255)
+
+
+def to_planes(
+    rgb_YX3: NDArray[np.float64], matrix: str, full_range: bool, sited: str = "left"
+) -> list[NDArray[np.uint8]]:
+    """Y'CbCr 4:2:0 by ITU-T H.273 in fp64, chroma sited on the left as in MPEG or in the centre, rounded once."""
+    k_r, k_b = LUMA[matrix]
+    r, g, b = np.moveaxis(rgb_YX3, -1, 0) / 255
+    y = k_r * r + (1 - k_r - k_b) * g + k_b * b
+    planes = [y * 255 if full_range else y * 219 + 16]
+    for colour, k in ((b, k_b), (r, k_r)):
+        chroma = (colour - y) / (2 * (1 - k)) * (255 if full_range else 224) + 128
+        padded = np.pad(chroma, ((0, 0), (1, 1)), mode="edge")
+        left = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:])[:, ::2] / 4
+        half = left if sited == "left" else (chroma[:, ::2] + chroma[:, 1::2]) / 2
+        planes.append((half[::2] + half[1::2]) / 2)
+    return [np.rint(plane).clip(0, 255).astype(np.uint8) for plane in planes]
+
+
+def write_planes(
+    path: Path, planes: list[NDArray[np.uint8]], tag: int, full_range: bool, codec: str = "libx264"
+) -> None:
+    """One lossless frame of H.264 or VP9 of exactly these samples."""
+    height_px, width_px = planes[0].shape
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"qp": "0"} if codec == "libx264" else {"lossless": "1"})
+        stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
+        frame = av.VideoFrame(width_px, height_px, "yuv420p")
+        for plane, samples in zip(frame.planes, planes, strict=True):
+            rows = np.zeros((plane.height, plane.line_size), np.uint8)
+            rows[:, : samples.shape[1]] = samples
+            plane.update(rows.tobytes())
+        for target in (stream.codec_context, frame):
+            target.colorspace, target.color_range = tag, 2 if full_range else 1
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The planner, on numbers alone: which frames a time may mean, which packets they take, what may be left out."""
 
 import dataclasses
-import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,16 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle_kernels.video.info import Orientation, PacketIndex, VideoInfo
-from eagle_kernels.video.plan import (
-    JOIN_PICTURES,
-    NalFormat,
-    choose_frames,
-    nal_format,
-    needed,
-    plan,
-)
-from eagle_kernels.video.probe import describe
+from eagle_kernels.video.info import Orientation, PacketIndex, VideoInfo, describe
+from eagle_kernels.video.plan import JOIN_PICTURES, choose_frames, frame_indices, plan
 
 
 def make_index(num_frames: int = 120, group: int = 24, leading: int = 0) -> PacketIndex:
@@ -157,6 +148,28 @@ def test_tolerance_stays_in_reach(asked: list[float], group: int, tolerance: flo
     assert (is_near | (near == exact)).all()
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(0, 119), min_size=1, max_size=40, unique=True),
+    st.integers(1, 60),
+    st.integers(0, 3),
+    st.floats(0, 0.5),
+)
+def test_no_frame_serves_two_times_and_their_order_stays(
+    frames: list[int], group: int, leading: int, tolerance: float
+) -> None:
+    """However uneven the times are, as those of a video of varying rate."""
+    index = make_index(group=group, leading=min(leading, group - 1))
+    info = described(index)
+    asked = info.frame_times_seconds[sorted(frames)]
+    chosen = choose_frames(index, info, asked, seek="tolerance", tolerance=tolerance)
+    assert (np.diff(chosen) > 0).all()
+    order = np.random.default_rng(len(frames)).permutation(len(frames))
+    assert len(set(choose_frames(index, info, asked[order], seek="tolerance", tolerance=tolerance).tolist())) == len(
+        frames
+    )
+
+
 @pytest.mark.parametrize(
     ("seek", "tolerance", "message"),
     [
@@ -171,125 +184,16 @@ def test_refuses_other_rules(seek: str, tolerance: float, message: str) -> None:
         choose_frames(index, described(index), [0.0], seek=seek, tolerance=tolerance)
 
 
-def nal_units(*units: bytes) -> bytes:
-    return b"".join(struct.pack(">I", len(unit)) + unit for unit in units)
+def test_a_time_just_before_a_frame_means_it() -> None:
+    info = described(make_index())
+    assert frame_indices(info, [0.04, 0.04 - 0.9e-6, 0.04 - 1.1e-6, -0.9e-6]).tolist() == [1, 1, 0, 0]
+    rounded = [round(float(t), 6) for t in info.frame_times_seconds]
+    assert frame_indices(info, rounded).tolist() == list(range(120))
+    assert frame_indices(info, [info.duration_seconds]).tolist() == [119]
+    assert frame_indices(info, []).tolist() == []
 
 
-AVC, AVC_START_CODES, HEVC = NalFormat("h264", 4, 0), NalFormat("h264", 0, 0), NalFormat("hevc", 4, 2)
-SEI, SLICE, REF_SLICE, IDR, PPS = b"\x06\x01", b"\x01\x9a", b"\x41\x9a", b"\x65\x88", b"\x68\xce"
-HEVC_SEI, HEVC_PPS, CRA = b"\x4e\x01", b"\x44\x01", b"\x2a\x01"
-
-
-TSA, STSA = 2, 4  # as sub-layer non-reference pictures
-
-
-def trail(layer: int, *, is_reference: bool, kind: int = 0) -> bytes:
-    return bytes([(kind + is_reference) << 1, layer + 1])
-
-
-@pytest.mark.parametrize(
-    ("nal", "packet", "want"),
-    [
-        (AVC, nal_units(SLICE), False),
-        (AVC, nal_units(SEI, SLICE, SLICE), False),
-        (AVC, nal_units(REF_SLICE), True),
-        (AVC, nal_units(SLICE, REF_SLICE), True),  # one field of two
-        (AVC, nal_units(IDR), True),
-        (AVC, nal_units(SEI), True),  # no picture
-        (AVC, nal_units(PPS, SLICE), True),  # later pictures may go by it
-        (AVC, nal_units(SLICE)[:-1], True),  # cut short
-        (AVC, nal_units(SLICE) + b"\0\0\0\0", True),
-        (AVC, b"", True),
-        (AVC_START_CODES, b"\0\0\0\1" + SEI + b"\0\0\1" + SLICE, False),
-        (AVC_START_CODES, b"\0\0\0\1" + SEI + b"\0\0\1" + REF_SLICE, True),
-        (HEVC, nal_units(HEVC_SEI, trail(2, is_reference=False)), False),
-        (HEVC, nal_units(trail(1, is_reference=False)), True),  # the layer above may refer to it
-        (HEVC, nal_units(trail(2, is_reference=True)), True),
-        (HEVC, nal_units(HEVC_PPS, trail(2, is_reference=False)), True),
-        (HEVC, nal_units(trail(2, is_reference=False), trail(1, is_reference=False)), True),  # of no one layer
-        (HEVC, nal_units(CRA), True),
-        (HEVC, nal_units(trail(-1, is_reference=False)), True),  # no layer
-    ],
-)
-def test_what_is_needed_whatever_is_wanted_behind_it(nal: NalFormat, packet: bytes, want: bool) -> None:
-    for form in (packet, memoryview(packet)):
-        assert needed([form], [False], nal, is_last=False) == [want]
-        assert needed([form], [True], nal, is_last=True) == [True]
-
-
-def test_layers_above_those_wanted_behind_are_not_needed() -> None:
-    layers = [0, 2, 1, 2, 0, 2, 1, 2]
-    packets = [nal_units(trail(layer, is_reference=layer < 2)) for layer in layers]
-
-    def places(wanted: int) -> list[int]:
-        keep = needed(packets, [i == wanted for i in range(8)], HEVC, is_last=True)
-        return [i for i in range(8) if keep[i]]
-
-    assert places(4) == [0, 4]
-    assert places(6) == [0, 2, 4, 6]
-    assert places(7) == [0, 2, 4, 6, 7]
-    assert places(1) == [0, 1]
-
-
-def test_a_picture_that_gives_access_to_its_layer_cuts_off_what_lies_before() -> None:
-    layers = [0, 1, 2, 2, 1, 2, 2, 0, 1, 2, 2]
-
-    def places(kinds: dict[int, int], wanted: int) -> list[int]:
-        packets = [nal_units(trail(layers[i], is_reference=True, kind=kinds.get(i, 0))) for i in range(11)]
-        keep = needed(packets, [i == wanted for i in range(11)], HEVC, is_last=True)
-        return [i for i in range(11) if keep[i]]
-
-    assert places({}, 10) == list(range(11))
-    assert places({8: TSA}, 10) == [0, 7, 8, 9, 10]
-    assert places({8: STSA}, 10) == list(range(11)), "layer 2 may refer back to layer 1 and 2"
-    assert places({8: STSA, 9: STSA}, 10) == [0, 1, 4, 7, 8, 9, 10], "to layer 1 still"
-    assert places({8: STSA}, 8) == [0, 7, 8]
-    assert places({10: TSA}, 10) == [0, 1, 4, 7, 8, 10]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.integers(0, 1 << 32), st.integers(1, 40), st.integers(1, 6), st.integers(1, 20))
-def test_what_layers_allow_a_picture_to_refer_to_is_fed(seed: int, length: int, num_wanted: int, window: int) -> None:
-    """Pictures of any layer, which refer to all that the standard lets them."""
-    noise = np.random.default_rng(seed)
-    layers, marks = noise.integers(0, 3, length).tolist(), noise.integers(0, 2, length).astype(bool).tolist()
-    kinds = [int(noise.choice([0, 0, 0, TSA, STSA])) if layer else 0 for layer in layers]
-    packets = [nal_units(trail(layers[i], is_reference=marks[i], kind=kinds[i])) for i in range(length)]
-
-    def may_refer(picture: int, other: int) -> bool:
-        if layers[other] > layers[picture] or (layers[other] == layers[picture] and not marks[other]):
-            return False
-        return not any(
-            (kinds[i] == TSA and layers[i] <= layers[other])
-            or (kinds[i] == STSA and layers[i] == layers[other] == layers[picture])
-            for i in range(other + 1, picture + 1)
-        )
-
-    wanted = set(noise.integers(0, length, num_wanted).tolist())
-    end = max(wanted) + 1
-    kept: list[bool] = []
-    for at in range(0, end, window):
-        part = range(at, min(at + window, end))
-        is_wanted = [i in wanted for i in part]
-        kept += needed([packets[i] for i in part], is_wanted, HEVC, is_last=at + window >= end)
-    leads_to = set(wanted)
-    for picture in reversed(range(end)):
-        if picture in leads_to:
-            leads_to |= {other for other in range(picture) if may_refer(picture, other)}
-    assert all(kept[i] for i in leads_to)
-    if window >= end:
-        assert kept == [i in leads_to for i in range(end)], "and nothing else"
-
-
-def test_the_form_of_packets_is_read_from_the_decoder_configuration() -> None:
-    avcc = bytes([1, 100, 0, 31, 0xFC | 3, 0xE1, 0])
-    hvcc = bytearray(23)
-    hvcc[0], hvcc[21] = 1, 2 << 3 | 1
-    assert nal_format("h264", avcc) == ("h264", 4, 0)
-    assert nal_format("h264", b"\0\0\0\1\x67") == ("h264", 0, 0)
-    assert nal_format("hevc", b"\0\0\1\x40") == ("hevc", 0, 6)
-    assert nal_format("hevc", bytes(hvcc)) == ("hevc", 2, 1)
-    hvcc[21] = 1  # the number of layers is unknown
-    assert nal_format("hevc", bytes(hvcc)) == ("hevc", 2, 6)
-    for codec, record in (("hevc", bytes(hvcc[:22])), ("h264", None), ("vp9", avcc)):
-        assert nal_format(codec, record) is None
+def test_times_closer_than_the_tolerance_are_told_apart() -> None:
+    times = np.arange(10) * 1e-7
+    info = dataclasses.replace(described(make_index()), frame_times_seconds=times, num_frames=10)
+    assert frame_indices(info, times.tolist()).tolist() == list(range(10))

@@ -10,17 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle_kernels.video import decode_dali
-from eagle_kernels.video.decode_cpu import PacketReader, index_from_packets
-from eagle_kernels.video.decode_dali import streams, with_starts_alone
+from eagle_kernels.video import dali
+from eagle_kernels.video import open as open_video
+from eagle_kernels.video.bitstream.pictures import Syntax, picture
+from eagle_kernels.video.dali import streams, with_starts_alone
 from eagle_kernels.video.info import PacketIndex
+from eagle_kernels.video.libav.index import index_from_packets
+from eagle_kernels.video.libav.source import PacketReader
 from eagle_kernels.video.plan import Group
-from eagle_kernels.video.probe import load
-from eagle_kernels.video.shards import ONE_GROUP_A_STREAM, Packet, Stream, Syntax, lay_out, picture, split, syntax
+from eagle_kernels.video.shards import ONE_GROUP_A_STREAM, Packet, Stream, lay_out, split
+from tests.video.bitstream.test_pictures import (
+    AGAIN,
+    ANNEX_B_SYNTAX,
+    AVC_SYNTAX,
+    HIDDEN_INTER,
+    INTER,
+    KEY,
+    VP9,
+    vp9_key,
+)
 from tests.video.make import GoldenSet, av, draw, read, write_video
 
-ANNEX_B, AVC = Syntax("h264", 0), Syntax("h264", 4)
-VP9 = Syntax("vp9", 0, size_px=(64, 48))
 HIDDEN = {"lag-in-frames": "25", "auto-alt-ref": "1", "deadline": "realtime", "cpu-used": "6", "b": "300k", "g": "45"}
 # One picture a packet, 8-bit 4:2:0, whatever the container, the times and the groups.
 NAMES = (
@@ -50,7 +60,8 @@ def decoded(file: bytes) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_number_is_the_frame_that_was_wanted(golden: GoldenSet, name: str) -> None:
     video = golden.good[name]
-    index, info = load(video.path, None)
+    opened = open_video(video.path)
+    index, info = opened.index, opened.info
     rng = np.random.default_rng(len(name))
     for num_shards in (1, 3):
         for num_frames in (1, 3, 9):
@@ -66,7 +77,8 @@ def test_a_number_is_the_frame_that_was_wanted(golden: GoldenSet, name: str) -> 
 def test_every_frame_of_every_group_at_once(golden: GoldenSet) -> None:
     for name in ("b_frames.mp4", "hevc_open_gop.mkv", "open_gop.ts"):
         video = golden.good[name]
-        index, info = load(video.path, None)
+        opened = open_video(video.path)
+        index, info = opened.index, opened.info
         found = {}
         for stream, file in made_of(index, np.arange(info.num_frames), 99):
             pictures = decoded(file)
@@ -76,7 +88,7 @@ def test_every_frame_of_every_group_at_once(golden: GoldenSet) -> None:
 
 def test_only_the_packets_of_the_plan_are_fed(golden: GoldenSet) -> None:
     """120 frames in groups of 24; frame 30 needs its group's first 4 packets shown to it, and one that it refers to."""
-    index, _ = load(golden.good["b_frames.mp4"].path, None)
+    index = open_video(golden.good["b_frames.mp4"].path).index
     ((stream, _),) = made_of(index, np.array([30]), 7)
     place = int(index.place_N[30])
     assert len(stream.packets) == place + 1 - 24
@@ -88,7 +100,7 @@ def test_only_the_packets_of_the_plan_are_fed(golden: GoldenSet) -> None:
 
 def test_open_recovery_points_of_h264_are_no_start(golden: GoldenSet) -> None:
     """x264 writes one IDR and then recovery points: everything from the IDR on is fed, once, in one group."""
-    index, _ = load(golden.good["open_gop.mp4"].path, None)
+    index = open_video(golden.good["open_gop.mp4"].path).index
     assert len(index.key_pts_K) == 5
     ((stream, _),) = made_of(index, np.array([30, 60, 100]), 7)
     assert len(stream.packets) == int(index.place_N[100]) + 1
@@ -96,7 +108,7 @@ def test_open_recovery_points_of_h264_are_no_start(golden: GoldenSet) -> None:
 
 
 def test_leading_pictures_of_hevc_are_left_out(golden: GoldenSet) -> None:
-    index, _ = load(golden.good["hevc_open_gop.mp4"].path, None)
+    index = open_video(golden.good["hevc_open_gop.mp4"].path).index
     key = int(index.key_place_K[1])
     num_leading = sum(index.place_N[: int(index.key_pts_K[1] // 512)] > key)
     frame = int(np.searchsorted(index.pts_N, index.key_pts_K[1])) + 8
@@ -120,8 +132,8 @@ def test_pictures_that_an_edit_list_hides_are_fed_and_counted(golden: GoldenSet)
 
 
 def test_no_stream_is_larger_than_dali_reads(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    index, _ = load(golden.good["b_frames.mp4"].path, None)
-    monkeypatch.setattr(decode_dali, "STREAM_BYTES", 100)
+    index = open_video(golden.good["b_frames.mp4"].path).index
+    monkeypatch.setattr(dali, "STREAM_BYTES", 100)
     with pytest.raises(NotImplementedError, match=r"b_frames.mp4: \d+ bytes of it must be decoded at one go"):
         made_of(index, np.array([23]), 1)
 
@@ -130,7 +142,7 @@ def test_idr_pictures_in_a_row_stay_apart(tmp_path: Path) -> None:
     """Every other IDR picture: x264 changes idr_pic_id from one to the next, so these bear the same."""
     path = tmp_path / "intra.mp4"
     write_video(path, (draw(i) for i in range(12)), options={"g": "1"})
-    index, _ = load(path, None)
+    index = open_video(path).index
     ((stream, file),) = made_of(index, np.arange(0, 12, 2), 1)
     assert all(bytes(packet.content[4:6]) == b"\x09\x10" for packet in stream.packets)
     assert [read(rgb) for rgb in decoded(file)] == list(range(0, 12, 2))
@@ -140,7 +152,7 @@ def test_vp9_with_pictures_that_are_not_shown(tmp_path: Path) -> None:
     """Whoever counts shown frames can be fed; whoever counts pictures cannot."""
     path = tmp_path / "hidden.webm"
     write_video(path, (draw(i) for i in range(90)), codec="libvpx-vp9", options=HIDDEN)
-    index, _ = load(path, None)
+    index = open_video(path).index
     with closing(PacketReader(index)) as reader:
         packets = reader.packets(Group(0, 0, 90, ()))
     assert max(picture(packet.content, VP9).num_coded for packet in packets) == 2
@@ -182,114 +194,15 @@ def test_the_earliest_of_eight_is_the_next_where_a_stream_is_taken(times: list[i
     held, given_out = [], []
     for packet in stream.packets:
         heapq.heappush(held, packet.pts)
-        if len(held) == decode_dali.BUFFERED:
+        if len(held) == dali.BUFFERED:
             given_out.append(heapq.heappop(held))
     given_out += sorted(held)
-    assert (given_out == sorted(given_out)) == (stream.reorders < decode_dali.BUFFERED)
-
-
-def nal(content: bytes, code: Syntax) -> bytes:
-    return (len(content).to_bytes(code.length_bytes, "big") if code.length_bytes else b"\0\0\1") + content
-
-
-@pytest.mark.parametrize("code", [ANNEX_B, AVC, Syntax("h264", 2)])
-def test_pictures_of_h264(code: Syntax) -> None:
-    code = code._replace(headers=b"\x67\x42\x00\x1e")
-    sps, sei, idr, p, p_rest = b"\x67\x42\x00\x1e", b"\x06\x05\x01", b"\x65\x88\x80", b"\x41\x9a\x02", b"\x41\x1a\x02"
-    one = [nal(unit, code) for unit in (sps, sei, idr)]
-    assert picture(b"".join(one), code) == (1, 1, True, False)
-    assert picture(nal(p, code) + nal(p_rest, code), code) == (1, 1, False, False)  # two slices
-    assert picture(nal(p, code) + nal(p, code), code) == (2, 2, False, False)  # two fields
-    assert picture(nal(p, code) + nal(idr, code), code) == (2, 2, False, False)
-    assert picture(nal(sps, code), code) == (0, 0, False, False)
-    assert picture(nal(idr, code)[:-2], code) == (0, 0, False, False)  # cut short
-
-
-@pytest.mark.parametrize(
-    ("kind", "is_start"),
-    [(0, False), (1, False), (8, False), (16, True), (19, True), (20, True), (21, True), (24, False)],
-)
-def test_pictures_of_hevc(kind: int, is_start: bool) -> None:
-    code = Syntax("hevc", 4)
-    assert picture(nal(bytes([kind << 1, 1, 0x80]), code), code) == (1, 1, is_start, False)
-    assert picture(nal(bytes([kind << 1, 1, 0x00]), code), code).num_coded == 0  # a further segment
-    assert picture(nal(bytes([35 << 1, 1, 0x80]), code), code).num_coded == 0  # a delimiter
-
-
-def vp9(*fields: tuple[int, int]) -> bytes:
-    """A frame's header of (bits, value), behind frame_marker 2 and profile 0."""
-    bits = "1000" + "".join(f"{value:0{num_bits}b}" for num_bits, value in fields)
-    return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
-
-
-def vp9_key(width_px: int, height_px: int) -> bytes:
-    return vp9((4, 0b0010), (24, 0x498342), (3, 1), (1, 0), (16, width_px - 1), (16, height_px - 1))
-
-
-def vp9_inter(is_shown: int, *size: tuple[int, int]) -> bytes:
-    """size: found_ref bits, and what follows."""
-    intra_only = () if is_shown else ((1, 0),)
-    return vp9((4, 0b0100 | is_shown << 1), *intra_only, (2, 0), (8, 1), (12, 0), *size)
-
-
-KEY, INTER, HIDDEN_INTER, AGAIN = vp9_key(64, 48), vp9_inter(1, (1, 1)), vp9_inter(0, (3, 1)), vp9((4, 0b1000))
-
-
-def superframe(*frames: bytes, size_bytes: int = 1) -> bytes:
-    marker = bytes([0b11000000 | (size_bytes - 1) << 3 | len(frames) - 1])
-    return b"".join(frames) + marker + b"".join(len(f).to_bytes(size_bytes, "little") for f in frames) + marker
-
-
-def test_pictures_of_vp9() -> None:
-    assert picture(KEY, VP9) == (1, 1, True, False)
-    assert picture(INTER, VP9) == (1, 1, False, False)
-    assert picture(AGAIN, VP9) == (1, 0, False, False)
-    assert picture(HIDDEN_INTER, VP9) == (0, 1, False, False)
-    assert picture(superframe(HIDDEN_INTER, INTER), VP9) == (1, 2, False, False)
-    assert picture(superframe(KEY, INTER, AGAIN, size_bytes=3), VP9) == (3, 2, True, False)
-    assert picture(superframe(INTER, KEY), VP9) == (2, 2, False, False)
-    assert picture(b"\xa2" + KEY[1:], VP9) == (0, 0, False, False)  # profile 2
-    assert picture(b"", VP9) == (0, 0, False, False)
-
-
-@pytest.mark.parametrize(
-    ("packet", "changes"),
-    [
-        (vp9_key(64, 50), True),
-        (vp9_inter(1, (2, 1)), False),  # the size of the second reference
-        (vp9_inter(1, (3, 0), (16, 63), (16, 47)), False),
-        (vp9_inter(1, (3, 0), (16, 31), (16, 23)), True),
-        (vp9_inter(0, (3, 0), (16, 31), (16, 23)), True),
-        (vp9((4, 0b0101), (1, 1), (24, 0x498342), (8, 1), (16, 63), (16, 47)), False),  # resilient, intra only
-        (vp9((4, 0b0100), (1, 1), (2, 0), (24, 0x498342), (8, 1), (16, 63), (16, 23)), True),
-        (superframe(INTER, vp9_key(32, 24)), True),
-    ],
-)
-def test_sees_vp9_change_its_size(packet: bytes, changes: bool) -> None:
-    assert picture(packet, VP9).changes_size == changes
-
-
-@pytest.mark.parametrize("code", [ANNEX_B, AVC])
-def test_sees_headers_that_are_not_the_stream_s(code: Syntax) -> None:
-    sps, other, slice_ = b"\x67\x42\x00\x1e", b"\x67\x42\x00\x1f", b"\x65\x88\x80"
-    code = code._replace(headers=b"\x01\x42" + sps + b"\x01\x68")
-    assert picture(nal(sps, code) + nal(slice_, code), code) == (1, 1, True, False)
-    assert picture(nal(other, code) + nal(slice_, code), code) == (1, 1, True, True)
-    assert picture(nal(slice_, code) + nal(other, code), code).changes_size
-
-
-def test_sizes_of_real_vp9(golden: GoldenSet) -> None:
-    index, info = load(golden.good["vp9_odd.webm"].path, None)
-    with closing(PacketReader(index)) as reader:
-        for packet in reader.packets(Group(0, 0, info.num_frames, ())):
-            assert not picture(packet.content, Syntax("vp9", 0, size_px=(63, 47))).changes_size
-            key = picture(packet.content, Syntax("vp9", 0, size_px=(63, 48)))
-            assert key.changes_size == key.is_start
+    assert (given_out == sorted(given_out)) == (stream.reorders < dali.BUFFERED)
 
 
 @given(
     packet=st.binary(max_size=60),
-    code=st.sampled_from([ANNEX_B, AVC, Syntax("h264", 1), Syntax("hevc", 0), Syntax("hevc", 4), VP9]),
+    code=st.sampled_from([ANNEX_B_SYNTAX, AVC_SYNTAX, Syntax("h264", 1), Syntax("hevc", 0), Syntax("hevc", 4), VP9]),
 )
 def test_noise_is_no_picture_or_one_but_never_an_error(packet: bytes, code: Syntax) -> None:
     assert 0 <= picture(packet, code).num_shown <= max(8, len(packet))
@@ -313,12 +226,3 @@ def test_says_why_a_stream_s_numbers_are_not_known(stored: list, wanted: list, r
     said = lay_out([([Packet(*packet) for packet in stored], wanted)], VP9, counts_coded=True)
     assert isinstance(said, str)
     assert reason in said
-
-
-def test_syntax_follows_the_codec_s_headers() -> None:
-    avc, annex_b = b"\x01\x64\x00\x1f\xff\xe1\x00", b"\0\0\0\1\x40\x01"
-    assert syntax("vp9", None, (64, 48)) == VP9
-    assert syntax("h264", avc, (64, 48)) == Syntax("h264", 4, avc)
-    assert syntax("hevc", annex_b, (64, 48)) == Syntax("hevc", 0, annex_b)
-    assert syntax("hevc", b"\x01", (64, 48)) is None
-    assert syntax("h264", None, (64, 48)) is None

@@ -10,8 +10,10 @@ import pytest
 
 pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
-from eagle_kernels.video import VideoError, decode, decode_cpu, probe, sidecar
+from eagle_kernels.video import VideoError, decode, probe, sidecar
+from eagle_kernels.video import open as open_video
 from eagle_kernels.video.info import PacketIndex
+from eagle_kernels.video.libav import index as libav_index
 from tests.video.make import GOOD_NAMES, GoldenSet, read
 
 ARRAYS = ("pts_N", "place_N", "key_pts_K", "key_seek_K", "key_place_K")
@@ -36,7 +38,7 @@ def assert_same(kept: PacketIndex | None, fresh: PacketIndex) -> None:
 
 def test_comes_back_the_same(golden: GoldenSet, tmp_path: Path) -> None:
     for path in [golden.good[name].path for name in GOOD_NAMES] + [golden.bad["garbage_inside.ts"]]:
-        made = sidecar.make(path, tmp_path, decode_cpu.read_index)
+        made = sidecar.make(path, tmp_path, libav_index.read_index)
         assert_same(sidecar.read(path, tmp_path), made)
 
 
@@ -45,11 +47,11 @@ def test_used_instead_of_the_file(golden: GoldenSet, tmp_path: Path, monkeypatch
     folder = tmp_path / "made" / "if_need_be"
     first = probe(path, index_folder=folder)
     assert [p.name for p in folder.iterdir()] == [sidecar.sidecar_path(path, folder).name]
-    monkeypatch.setattr(decode_cpu, "read_index", lambda path: pytest.fail("was read anew"))
+    monkeypatch.setattr(libav_index, "read_index", lambda path: pytest.fail("was read anew"))
     again = probe(path, index_folder=folder)
     np.testing.assert_array_equal(again.frame_times_seconds, first.frame_times_seconds)
     assert (again.duration_seconds, again.width_px) == (first.duration_seconds, first.width_px)
-    assert [read(f.rgb_YX3.numpy()) for f in decode(path, [3.0, 1.0], index_folder=folder)] == [75, 25]
+    assert [read(f.rgb_YX3.numpy()) for f in open_video(path, index_folder=folder).frames([3.0, 1.0])] == [75, 25]
 
 
 def test_nothing_is_written_unasked(golden: GoldenSet) -> None:
@@ -78,7 +80,7 @@ def test_videos_of_one_name_are_kept_apart(tmp_path: Path) -> None:
 
 def test_any_damage_is_noticed_or_harmless(golden: GoldenSet, tmp_path: Path) -> None:
     path = golden.good["variable.mp4"].path
-    made = sidecar.make(path, tmp_path, decode_cpu.read_index)
+    made = sidecar.make(path, tmp_path, libav_index.read_index)
     kept = sidecar.sidecar_path(path, tmp_path)
     whole = kept.read_bytes()
     for content in (b"", whole[:10], whole[:-1], whole[: len(whole) // 2], b"x" + whole[1:], whole + b"x"):
@@ -97,7 +99,7 @@ def test_any_damage_is_noticed_or_harmless(golden: GoldenSet, tmp_path: Path) ->
 
 def test_a_header_cannot_ask_for_memory(golden: GoldenSet, tmp_path: Path) -> None:
     path = golden.good["b_frames.mp4"].path
-    sidecar.make(path, tmp_path, decode_cpu.read_index)
+    sidecar.make(path, tmp_path, libav_index.read_index)
     kept = sidecar.sidecar_path(path, tmp_path)
     whole = kept.read_bytes()
     start = len(sidecar.MAGIC) + 8

@@ -1,0 +1,58 @@
+"""NAL units of H.264 and HEVC: how a stream's packets hold them.
+
+    form = nal_format("h264", extradata)      # NalFormat("h264", 4, 0): four bytes of length before each unit
+    for at in nal_starts(packet, form.length_bytes):
+        unit_type = packet[at] & 31
+
+Source  ITU-T H.264, annex B; ISO/IEC 14496-15, 5.3.3.1 (avcC) and 8.3.3.1 (hvcC).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+START_CODE = b"\0\0\1"
+TOP_LAYER = 6  # HEVC, TemporalId
+
+
+class NalFormat(NamedTuple):
+    """How a stream's packets hold its pictures, from the decoder configuration record."""
+
+    codec: str  # "h264" or "hevc"
+    length_bytes: int  # before every NAL unit; 0: start codes
+    top_layer: int  # the highest temporal layer there may be; H.264: 0
+
+
+def nal_format(codec: str, extradata: bytes | None) -> NalFormat | None:
+    """None where it is not known how the packets hold pictures."""
+    record = extradata or b""
+    top_layer = TOP_LAYER if codec == "hevc" else 0
+    if codec in ("h264", "hevc") and (record.startswith((START_CODE, b"\0" + START_CODE))):
+        return NalFormat(codec, 0, top_layer)
+    if codec == "h264" and len(record) >= 7 and record[0] == 1:
+        return NalFormat(codec, (record[4] & 3) + 1, top_layer)
+    if codec == "hevc" and len(record) >= 23 and record[0] == 1:
+        num_layers = record[21] >> 3 & 7  # 0: unknown
+        return NalFormat(codec, (record[21] & 3) + 1, num_layers - 1 if num_layers else top_layer)
+    return None
+
+
+def nal_starts(packet: bytes, length_bytes: int) -> list[int]:
+    """Where every NAL unit begins, after its length or start code; the packet's end, last, where the lengths do not
+    add up."""
+    starts = []
+    if length_bytes == 0:
+        at = packet.find(START_CODE)
+        while at >= 0:
+            starts.append(at + 3)
+            at = packet.find(START_CODE, at + 3)
+        return starts
+    at = 0
+    while at < len(packet):
+        num_bytes = int.from_bytes(packet[at : at + length_bytes], "big")
+        at += length_bytes
+        if num_bytes == 0 or at + num_bytes > len(packet):
+            return [*starts, len(packet)]
+        starts.append(at)
+        at += num_bytes
+    return starts

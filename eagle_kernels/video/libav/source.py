@@ -1,0 +1,227 @@
+"""The packets of a video, from any seek point on, and the stream whose decoder takes them.
+
+    source = Source(index)
+    for unit in source.read({pts}, budget, key=3):    # from the fourth key frame as far as the packet of that time
+        ...
+
+Where the index knows the packets' places (MP4, Matroska) they are read there, and libav's demuxer is not used; of other
+containers it finds them. `PacketReader` gives the packets of planned groups to executors that decode elsewhere.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+
+from eagle_kernels.video.bitstream.pictures import Syntax, syntax
+from eagle_kernels.video.budget import Budget
+from eagle_kernels.video.info import PacketIndex, Samples
+from eagle_kernels.video.libav.container import is_end, open_file, open_head, video_stream
+from eagle_kernels.video.plan import Group
+from eagle_kernels.video.shards import NumberedPacket, Packet
+
+Content = bytes | memoryview
+
+WINDOW_PACKETS = 512  # read at once: to learn which are needed; what their end may be referred to by is kept
+WINDOW_BYTES = 1 << 24  # read at once: memory a worker
+FEW_PACKETS = 16  # read at once where nobody knows how many will be needed
+STEP_MILLISECONDS = 40  # between the frames of files made for others; no rate is read from it
+FIELD_PROGRESSIVE = 1  # AV_FIELD_PROGRESSIVE; 0 is unknown
+
+
+class Unit(NamedTuple):
+    """One packet, as it was read."""
+
+    pts: int | None
+    is_key: bool
+    content: Content  # b"": the end
+    packet: av.Packet | None  # where libav's demuxer made it
+
+
+class Source:
+    """A file open at one place. Opens it on first use."""
+
+    def __init__(self, index: PacketIndex) -> None:
+        self.index = index
+        self.stream: av.VideoStream = None  # None until it is open
+        self._container: av.container.InputContainer | None = None
+        self._samples: Samples | None = None
+        self._file: io.FileIO | None = None  # where there are samples: read at their places, without a demuxer
+        self._units: Iterator[Unit] = iter(())
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        if self._file is not None:
+            self._file.close()
+        self._container = self.stream = self._file = None
+
+    def open(self) -> None:
+        """A container that a decoder can be set up from; the packets come from it, or from the samples' places."""
+        path = self.index.path
+        if self.index.samples is None:
+            self._container = open_file(path)
+        else:
+            self._samples = self.index.samples()
+            self._container, self._file = open_head(self._samples, path)
+        self.stream = video_stream(self._container, path)
+
+    def rewind(self) -> None:
+        """To the beginning. Opens the file anew: right for every container, also for those that seek badly."""
+        self.close()
+        self.open()
+        self._units = self._from(0)
+
+    def seek(self, key: int) -> bool:
+        """To the key frame of that number; False where the container has no index, and the caller starts earlier."""
+        if self.stream is None:
+            self.open()
+        if self._samples is None:
+            try:
+                self.stream.container.seek(int(self.index.key_seek_K[key]), stream=self.stream)
+            except av.error.FFmpegError:
+                return False
+        else:
+            self.stream.codec_context.flush_buffers()
+        self._units = self._from(int(self.index.key_place_K[key]))
+        return True
+
+    def _from(self, place: int) -> Iterator[Unit]:
+        if self._samples is None or self._file is None:
+            return self._demuxed(self.stream)
+        return self._read_at_places(place, self._samples, self._file.fileno())
+
+    @staticmethod
+    def _demuxed(stream: av.VideoStream) -> Iterator[Unit]:
+        demuxed = stream.container.demux(stream)
+        while True:
+            try:
+                packet = next(demuxed)
+            except av.error.FFmpegError:
+                packet = av.Packet()  # nothing more can be read, but what was fed can still come out
+            at_end = is_end(packet)
+            if packet.size or at_end:
+                yield Unit(packet.pts, packet.is_keyframe, memoryview(packet) if packet.size else b"", packet)
+            if at_end:
+                return
+
+    @staticmethod
+    def _read_at_places(first_place: int, samples: Samples, fd: int) -> Iterator[Unit]:
+        for place in range(first_place, len(samples.pts_D)):
+            size = int(samples.size_D[place])
+            content = os.pread(fd, size, int(samples.offset_D[place]))
+            if len(content) < size:  # the file became shorter
+                break
+            yield Unit(int(samples.pts_D[place]), bool(samples.is_key_D[place]), content, None)
+        yield Unit(None, False, b"", None)
+
+    def read(self, wanted: set[int] | None, budget: Budget, *, key: int | None = None) -> list[Unit]:
+        """The next packets: as far as those of the wanted times, at most WINDOW_PACKETS and about WINDOW_BYTES; without
+        wanted times FEW_PACKETS. An empty one stands for the end of the file, and comes last.
+
+        key: go to the key frame of that number first, or to the beginning for those up to 0; [] where no way leads.
+        """
+        if key is not None and key <= 0:
+            self.rewind()
+        elif key is not None and not self.seek(key):
+            return []
+        left: set[int | None] | None = None if wanted is None else {*wanted}
+        most_packets = FEW_PACKETS if left is None else WINDOW_PACKETS
+        window: list[Unit] = []
+        num_bytes = 0
+        for unit in self._units:
+            if budget.stop.is_set() or time.monotonic() > budget.deadline:
+                budget.check()
+            window.append(unit)
+            num_bytes += len(unit.content)
+            if left is not None:
+                left.discard(unit.pts)
+            if left is not None and not left:
+                break
+            if not unit.content or len(window) == most_packets or num_bytes > WINDOW_BYTES:
+                break
+        return window
+
+    def read_group(self, group: Group) -> list[Unit]:
+        """All that the group's first to last packet span, in the order of storage; [] if no way leads to the first."""
+        first_pts = self.index.key_pts_K[group.key] if group.key >= 0 else None
+        for rewinds in (False, True) if group.key > 0 else (True,):
+            if rewinds:
+                self.rewind()
+            elif not self.seek(group.key):
+                continue
+            found: list[Unit] = []
+            num_left = group.end_place - group.first_place
+            for unit in self._units:
+                is_first = first_pts is None or (unit.is_key and unit.pts == first_pts)
+                is_before = unit.pts is None or (first_pts is not None and unit.pts <= first_pts)
+                if not unit.content or not (found or is_first or is_before):
+                    break
+                if found or is_first:
+                    found.append(unit)
+                    # What an edit list hides has no place in the index that libav's demuxer gave.
+                    num_left -= unit.packet is None or not unit.packet.is_discard
+                    if num_left == 0:
+                        return found
+        return []
+
+
+class StreamFormat(NamedTuple):
+    """How a video stream is stored; for executors that must know beforehand what they cannot do."""
+
+    pixel_format: str  # libav's name: "yuv420p", "yuv420p10le", ...; "" if unknown
+    matrix: int  # ITU-T H.273 MatrixCoefficients: 1 is BT.709, 2 unspecified, 5 and 6 BT.601
+    is_full_range: bool
+    is_interlaced: bool  # its pictures are, or may be, single fields
+    width_px: int  # as stored
+    height_px: int
+    syntax: Syntax | None  # None: the codec's headers do not say how packets are laid out
+
+
+class PacketReader:
+    """The packets of planned groups as they are stored, and small files made of packets: for executors that decode
+    elsewhere. Nothing is decoded here."""
+
+    def __init__(self, index: PacketIndex) -> None:
+        """Opens the file. Raises VideoError as `read_index` does."""
+        self.index = index
+        self._source = Source(index)
+        self._source.open()
+        coder = self._source.stream.codec_context
+        self.format = StreamFormat(
+            pixel_format=coder.pix_fmt or "",
+            matrix=int(coder.colorspace),
+            is_full_range=int(coder.color_range) == av.video.reformatter.ColorRange.JPEG,
+            is_interlaced=int(coder.field_order) > FIELD_PROGRESSIVE,
+            width_px=coder.width,
+            height_px=coder.height,
+            syntax=syntax(index.codec, coder.extradata, (coder.width, coder.height)),
+        )
+
+    def close(self) -> None:
+        self._source.close()
+
+    def packets(self, group: Group) -> list[Packet]:
+        """[] if no way leads to the first of them, or one of them has no time."""
+        stored = [(unit.content, unit.pts) for unit in self._source.read_group(group)]
+        found = [Packet(bytes(content), pts) for content, pts in stored if pts is not None]
+        return found if len(found) == len(stored) else []
+
+    def matroska(self, packets: Sequence[NumberedPacket]) -> bytes:
+        """A file of these packets, each shown for STEP_MILLISECONDS."""
+        content = io.BytesIO()
+        with av.open(content, "w", format="matroska") as container:
+            stream = container.add_stream_from_template(self._source.stream)
+            for numbered in packets:
+                packet = av.Packet(numbered.content)
+                packet.pts, packet.dts = numbered.pts * STEP_MILLISECONDS, numbered.dts * STEP_MILLISECONDS
+                packet.duration, packet.time_base = STEP_MILLISECONDS, Fraction(1, 1000)
+                packet.is_keyframe, packet.stream = numbered.starts_group, stream
+                container.mux(packet)
+        return content.getvalue()

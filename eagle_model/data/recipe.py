@@ -1,0 +1,161 @@
+"""A recipe: which annotation files make up a data set, where their media lie and how often each is shown.
+
+    {"pages": {"root": "pages", "annotation": "pages.jsonl", "repeat_time": 2, "max_dynamic_tiles": 6},
+     "films": {"root": "films", "annotation": ["a.jsonl", "b.jsonl"]}}
+
+    for source in read_recipe("recipe.json"): ...      # rows.read_samples(source) reads its rows
+
+That is Eagle's format. A bare annotation file is a recipe of one source. Errors are DataErrors that name the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from eagle_model.data.sample import DataError, shown
+
+_RECIPE_FIELDS = {
+    "root",
+    "annotation",
+    "weight",
+    "repeat_time",
+    "length",
+    "modility",  # the release's spelling
+    "modality",
+    "max_dynamic_tiles",
+    "data_augment",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One entry of a recipe.
+
+    repeat_time r: of n samples, floor(n * r) are shown an epoch. Sample i (from 0) is shown
+    floor((i + 1) * r) - floor(i * r) times, so a fraction takes an evenly spread share, the same in every epoch.
+    """
+
+    name: str
+    root: Path
+    annotation: tuple[Path, ...]
+    repeat_time: Fraction = Fraction(1)
+    max_tiles: int | None = None  # None: the run's own limit
+    length: int | None = None  # rows that the annotation must hold, where the recipe says so
+
+    def num_repeats(self, index: int) -> int:
+        """How often sample `index` of this source is shown in an epoch."""
+        return math.floor((index + 1) * self.repeat_time) - math.floor(index * self.repeat_time)
+
+
+def read_recipe(path: str | Path) -> list[Source]:
+    """The sources of a recipe, in its order. A JSON list or .jsonl file is itself the annotation, its folder the root.
+
+    `root` and `annotation` (a path or a list of paths) are relative to the recipe's folder. `modility` and `modality`
+    are accepted and not needed: a row says itself what it holds.
+
+    Raises DataError for malformed JSON, fields unknown or of a wrong type, missing files, and for fields whose effect
+    is not built: a weight other than 1 (the public release accepts it and ignores it) and `data_augment`.
+    """
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        _need_file(path, f"{path}: the recipe")
+        return [Source(path.stem, path.parent, (path,))]
+    text = read_text(path)
+    if text.lstrip()[:1] == "[":
+        return [Source(path.stem, path.parent, (path,))]
+    try:
+        recipe = json.loads(text, object_pairs_hook=_without_duplicates)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}.") from error
+    except RecursionError:
+        raise DataError(f"{path}: nested too deep.") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    if not isinstance(recipe, dict) or not recipe:
+        raise DataError(f"{path}: a recipe is an object {{name: {{root, annotation, ...}}}} with at least one entry.")
+    return [_source(name, fields, path) for name, fields in recipe.items()]
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    for i, (name, _) in enumerate(pairs):
+        if any(name == earlier for earlier, _ in pairs[:i]):
+            raise ValueError(f"the name {name!r} is given twice; rename one or remove it.")
+    return dict(pairs)
+
+
+def _source(name: str, fields: object, recipe: Path) -> Source:
+    where = f"{recipe}: source {name!r}"
+    if not isinstance(fields, dict):
+        raise DataError(f"{where} is {shown(fields)}; needs an object with root and annotation.")
+    if unknown := sorted(set(fields) - _RECIPE_FIELDS):
+        raise DataError(f"{where} has the unknown field {unknown[0]!r}; known are {', '.join(sorted(_RECIPE_FIELDS))}.")
+    if missing := [field for field in ("root", "annotation") if field not in fields]:
+        raise DataError(f"{where} lacks the field {missing[0]!r}.")
+
+    root = fields["root"]
+    if not isinstance(root, str):
+        raise DataError(f"{where}: root is {shown(root)}; needs the folder of the media, a string.")
+    root_path = recipe.parent / root
+    if not os.path.isdir(root_path):  # pathlib's raises where a folder may not be looked into
+        raise DataError(f"{where}: root {root_path} is not a folder.")
+
+    annotation = [fields["annotation"]] if isinstance(fields["annotation"], str) else fields["annotation"]
+    if not isinstance(annotation, list) or not annotation or not all(isinstance(a, str) for a in annotation):
+        raise DataError(f"{where}: annotation is {shown(annotation)}; needs a path or a list of paths.")
+    annotation_paths = tuple(recipe.parent / a for a in annotation)
+    for annotation_path in annotation_paths:
+        _need_file(annotation_path, f"{where}: annotation")
+        if annotation_path.suffix not in (".jsonl", ".json"):
+            raise DataError(f"{where}: annotation {annotation_path} must end in .jsonl or .json.")
+
+    weight = fields.get("weight", 1)
+    if isinstance(weight, bool) or weight != 1:
+        raise DataError(f"{where}: weight is {shown(weight)}; needs 1. To show it more or less use repeat_time.")
+    if fields.get("data_augment", False) is not False:
+        raise DataError(f"{where}: data_augment is {shown(fields['data_augment'])}; needs false, it is not supported.")
+    repeat_time = fields.get("repeat_time", 1)
+    if not is_number(repeat_time) or repeat_time <= 0:
+        raise DataError(f"{where}: repeat_time is {shown(repeat_time)}; needs a number above 0.")
+    counts: dict[str, int | None] = {}
+    for field, least in (("max_dynamic_tiles", 1), ("length", 0)):
+        value = fields.get(field)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise DataError(f"{where}: {field} is {shown(value)}; needs an integer of at least {least}.")
+        counts[field] = value
+    return Source(
+        name=name,
+        root=root_path,
+        annotation=annotation_paths,
+        repeat_time=Fraction(str(repeat_time)),  # by way of its decimal digits: 0.1 is a tenth
+        max_tiles=counts["max_dynamic_tiles"],
+        length=counts["length"],
+    )
+
+
+def read_text(path: Path) -> str:
+    """A file's text, UTF-8 with or without a byte order mark. Raises DataError with the file, and the line."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: not UTF-8.") from error
+
+
+def _need_file(path: Path, what: str) -> None:
+    if not os.path.isfile(path):  # pathlib's raises where a folder may not be looked into
+        raise DataError(f"{what} {path} does not exist or is not a file.")
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max  # math.isfinite raises for an integer that no float can hold

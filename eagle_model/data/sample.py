@@ -1,0 +1,85 @@
+"""A sample: what is said, turn by turn, and the images and videos shown in it, each at its place.
+
+    picture = ImageRef(Path("page.png"))
+    Sample("s1", (Turn("user", (picture, "What is this?")), Turn("assistant", ("A page.",))))
+
+A part of a turn is a text (a plain str), an ImageRef or a VideoRef: `<image>` in a text is seven characters like any
+other. `rows.parse_sample` makes samples of a data set's rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROLES = ("system", "user", "assistant", "observation")
+
+
+class DataError(ValueError):
+    """Something the user's data holds that cannot be used; the message says where, what and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    path: Path
+    number: int = 1  # what the prompt calls it, "<image 1>": its place among the images that the row lists
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRef:
+    """A video file or the clip [start_seconds, end_seconds) of it; None is the file's own start or end."""
+
+    path: Path
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    number: int = 1  # what the prompt calls it, "The first video": its place among the videos that the row lists
+
+
+Media = ImageRef | VideoRef
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says: texts and media in the order in which they are read. Only texts where role is "assistant"."""
+
+    role: str  # one of ROLES
+    parts: tuple[str | Media, ...]
+
+    @property
+    def text(self) -> str:
+        """The texts alone, joined."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    id: str  # the row's own `id`, else "file:line"
+    turns: tuple[Turn, ...]
+
+    media: tuple[Media, ...] = field(init=False)  # images and videos in the order shown: the order of tiles, everywhere
+
+    def __post_init__(self) -> None:
+        for turn in self.turns:
+            if not isinstance(turn.parts, tuple):  # a str would pass for a sequence of its characters
+                raise TypeError(
+                    f"Sample {self.id}: a turn's parts are {shown(turn.parts)}; needs a tuple of texts, ImageRefs and "
+                    "VideoRefs."
+                )
+        media = [(turn.role, part) for turn in self.turns for part in turn.parts if not isinstance(part, str)]
+        if any(role == "assistant" for role, _ in media):
+            raise ValueError(f"Sample {self.id}: an assistant's turn shows an image or a video; needs text alone.")
+        object.__setattr__(self, "media", tuple(part for _, part in media))
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        return tuple(part for part in self.media if isinstance(part, ImageRef))
+
+    @property
+    def videos(self) -> tuple[VideoRef, ...]:
+        return tuple(part for part in self.media if isinstance(part, VideoRef))
+
+
+def shown(value: object) -> str:
+    """A value as error messages show it: its repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,80 @@
+"""Tokenizers that have Eagle's special tokens: read, completed, or trained on a data set's own text.
+
+tokenizer = read_tokenizer(Path("model/tokenizer.json"))
+add_special_tokens(tokenizer)                       # what a plain Qwen2.5 tokenizer lacks
+tokenizer = train_tokenizer(["What moves?", "A digit."], vocab_size=300)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from eagle_model.data.chat import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START
+
+_TEXT_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)  # what every Qwen2.5 tokenizer has, in its order
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """From a tokenizer.json. Raises ValueError that names the file when it is missing or holds something else."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; needs the tokenizer.json that belongs to the model.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is no tokenizer.json: {error}.") from None
+
+
+def add_special_tokens(tokenizer: Tokenizer) -> int:
+    """Gives a tokenizer, in place, the tokens of chat.SPECIAL_TOKENS and of ChatML that it lacks, in that order.
+
+    Returns how many were added. The model's embedding must have `tokenizer.get_vocab_size()` rows afterwards.
+    """
+    wanted = [*_TEXT_TOKENS, *SPECIAL_TOKENS]
+    lacking = [token for token in wanted if tokenizer.token_to_id(token) is None]
+    return tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in lacking])
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE trained on `texts`, with ChatML's and Eagle's special tokens as its last ids.
+
+    vocab_size counts all of them; the tokenizer may have fewer where the texts give no more merges. It encodes every
+    string: its alphabet is the 256 bytes. The same texts give the same tokenizer.
+
+    Raises ValueError if vocab_size has no room for the bytes and the special tokens.
+    """
+    num_special = len(_TEXT_TOKENS) + len(SPECIAL_TOKENS)
+    if vocab_size < 256 + num_special:
+        raise ValueError(
+            f"train_tokenizer: vocab_size is {vocab_size}; needs at least {256 + num_special}: "
+            f"256 bytes and {num_special} special tokens."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - num_special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    add_special_tokens(tokenizer)
+    return tokenizer
+
+
+def counting_tokenizer() -> Tokenizer:
+    """Counts text where no checkpoint's tokenizer is at hand: one token a piece of Qwen2.5's own word splitting.
+
+    Exact for frame labels (their words are single tokens there, their digits one token each), a lower bound for rare
+    words. All pieces have one id, so its ids say nothing.
+    """
+    words = Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(words, "isolated")
+    add_special_tokens(tokenizer)
+    return tokenizer

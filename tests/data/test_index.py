@@ -1,0 +1,71 @@
+"""The planned samples of a recipe: in order, repeated as asked, bad ones named; the fingerprint tells data apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eagle_model.data.index import Index, plan_recipe
+from eagle_model.data.prefetch import Prefetch
+from eagle_model.data.processor import Processor
+from eagle_model.data.sample import DataError
+from tests.data.conftest import chat_row
+
+Recipe = Callable[..., Path]
+ROWS = [chat_row(f"Question {i}?", id=f"s{i}", **({"image": "wide.png"} if i % 2 else {})) for i in range(8)]
+
+
+def index_of(recipe: Path, processor: Processor, **options: bool) -> Index:
+    with Prefetch(2) as prefetch:
+        return plan_recipe(recipe, processor, prefetch, **options)  # type: ignore[arg-type]
+
+
+def test_samples_keep_their_order_and_stand_as_often_as_they_are_shown(recipe: Recipe, processor: Processor) -> None:
+    shown = index_of(recipe(ROWS, repeat_time=1.5), processor).shown
+    assert [plan.sample.id for plan in shown] == [f"s{i}" for i in range(8) for _ in range(1 + i % 2)]
+    assert shown[1] is shown[2]
+    assert [plan.num_tiles for plan in shown[:3]] == [0, 4, 4]
+
+
+def test_a_recipe_s_own_tile_limit_holds(recipe: Recipe, processor: Processor) -> None:
+    shown = index_of(recipe(ROWS, max_dynamic_tiles=1), processor).shown
+    assert {plan.num_tiles for plan in shown} == {0, 1}
+
+
+def test_bad_rows_and_samples_raise_or_are_listed_once(recipe: Recipe, processor: Processor) -> None:
+    path = recipe([ROWS[0], chat_row("<image>"), *[chat_row(image="none.png", id="gone")] * 2, ROWS[1]])
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the text has 1 <image>"):
+        index_of(path, processor)
+    index = index_of(path, processor, skip_bad=True)
+    assert [plan.sample.id for plan in index.shown] == ["s0", "s1"]
+    assert [name for name, _ in index.skipped] == [f"{path.parent}/rows.jsonl:2", "gone"]
+    with pytest.raises(DataError, match=r"recipe\.json: no sample to train on; 1 were skipped, the first: .*none\.png"):
+        index_of(recipe([chat_row(image="none.png")]), processor, skip_bad=True)
+    with pytest.raises(DataError, match=r"recipe\.json: no sample to train on\."):
+        index_of(recipe([]), processor)
+
+
+def test_fingerprints_tell_data_configs_and_seeds_apart(recipe: Recipe, processor: Processor) -> None:
+    def fingerprint(rows: list[dict], seed: int = 0, **changes: object) -> str:
+        config = replace(processor.config, **changes)  # type: ignore[arg-type]
+        return index_of(recipe(rows), Processor(processor.tokenizer, config)).fingerprint(config, seed)
+
+    same = fingerprint(ROWS)
+    renamed = [row | {"id": f"other {i}"} for i, row in enumerate(ROWS)]
+    assert fingerprint(renamed) == same
+    others = [
+        fingerprint(ROWS[::-1]),
+        fingerprint(ROWS[:-1]),
+        fingerprint([*ROWS[:-1], chat_row("Question 9?", image="wide.png")]),
+        fingerprint([chat_row("Question 0?", "An answer."), *ROWS[1:]]),
+        fingerprint([chat_row("<image> Question 1?", image="wide.png"), ROWS[1]]),
+        fingerprint([chat_row("Question 1? <image>", image="wide.png"), ROWS[1]]),
+        fingerprint([chat_row(r"\<image> Question 1? <image>", image="wide.png"), ROWS[1]]),
+        fingerprint(ROWS, seed=1),
+        fingerprint(ROWS, mean=(0.4, 0.5, 0.5)),
+        fingerprint(ROWS, system="Answer in rhymes."),
+    ]
+    assert len({same, *others}) == len(others) + 1

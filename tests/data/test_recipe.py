@@ -1,0 +1,104 @@
+"""Recipes: their fields, what is wrong with them and where, and how often a sample is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eagle_model.data.recipe import read_recipe
+from eagle_model.data.rows import read_samples
+from eagle_model.data.sample import DataError
+from tests.data.conftest import chat_row
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder / name
+
+
+def test_recipe_with_all_fields(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path, name, json.dumps(chat_row(id=name)) + "\n")
+    recipe = {
+        "one": {
+            "root": "media",
+            "annotation": ["a.jsonl", "b.jsonl"],
+            "weight": 1,
+            "repeat_time": 2.5,
+            "length": 2,
+            "modility": "text",
+            "max_dynamic_tiles": 4,
+            "data_augment": False,
+        },
+        "two": {"root": str(tmp_path), "annotation": "a.jsonl"},
+    }
+    one, two = read_recipe(write(tmp_path, "recipe.json", json.dumps(recipe)))
+    assert (one.name, one.root, one.max_tiles, two.name, two.root, two.max_tiles) == (
+        "one", tmp_path / "media", 4, "two", tmp_path, None,
+    )  # fmt: skip
+    assert [s.id for s in read_samples(one)] == ["a.jsonl", "b.jsonl"]
+    assert [one.num_repeats(i) for i in range(4)] == [2, 3, 2, 3]
+    assert [two.num_repeats(i) for i in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 1.7])
+def test_a_fraction_takes_exactly_its_share(tmp_path: Path, share: float) -> None:
+    write(tmp_path, "a.jsonl", "")
+    fields = {"root": ".", "annotation": "a.jsonl", "repeat_time": share}
+    (source,) = read_recipe(write(tmp_path, "recipe.json", json.dumps({"s": fields})))
+    assert sum(source.num_repeats(i) for i in range(1000)) == round(1000 * share)  # floats alone would give 299
+
+
+BAD_FIELDS = {
+    "unknown": ({"wieght": 1}, "source 's' has the unknown field 'wieght'; known are annotation, "),
+    "weight": ({"weight": 2}, "weight is 2; needs 1. To show it more or less use repeat_time."),
+    "augment": ({"data_augment": True}, "data_augment is True; needs false, it is not supported."),
+    "repeat": ({"repeat_time": 0}, "repeat_time is 0; needs a number above 0."),
+    "tiles": ({"max_dynamic_tiles": 0}, "max_dynamic_tiles is 0; needs an integer of at least 1."),
+    "length": ({"length": "many"}, "length is 'many'; needs an integer of at least 0."),
+    "root": ({"root": "nowhere"}, "nowhere is not a folder."),
+    "endless root": ({"root": "n" * 5000}, "n is not a folder."),
+    "annotation": ({"annotation": "b.jsonl"}, "b.jsonl does not exist or is not a file."),
+    "annotation list": ({"annotation": []}, "annotation is []; needs a path or a list of paths."),
+    "annotation kind": ({"annotation": "a.txt"}, "must end in .jsonl or .json."),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_bad_recipe_fields(tmp_path: Path, name: str) -> None:
+    changes, message = BAD_FIELDS[name]
+    write(tmp_path, "a.jsonl", "")
+    write(tmp_path, "a.txt", "")
+    recipe = write(tmp_path, "recipe.json", json.dumps({"s": {"root": ".", "annotation": "a.jsonl", **changes}}))
+    with pytest.raises(DataError) as error:
+        read_recipe(recipe)
+    assert str(error.value).startswith(f"{recipe}: source 's'")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": {\n "root": .}}', ":2: not JSON: Expecting value at column 10."),
+        ('{"a": 3}', ": source 'a' is 3; needs an object with root and annotation."),
+        ('{"a": {"root": "."}}', ": source 'a' lacks the field 'annotation'."),
+        ("{}", ": a recipe is an object"),
+        ('{"a": {}, "a": {}}', ": the name 'a' is given twice"),
+        (b'{\n"a\xff": {}}', ":2: not UTF-8."),
+        ('{"a": ' * 100_000, ": nested too deep."),
+    ],
+)
+def test_malformed_recipes(tmp_path: Path, text: str | bytes, message: str) -> None:
+    recipe = write(tmp_path, "recipe.json", text)
+    with pytest.raises(DataError) as error:
+        read_recipe(recipe)
+    assert str(error.value).startswith(f"{recipe}{message}")
+
+
+def test_missing_recipe(tmp_path: Path) -> None:
+    for name in ("no.json", "no.jsonl"):
+        with pytest.raises(DataError, match=r"no\.jsonl? (does not exist|.*No such file)|no\.json: cannot be read"):
+            read_recipe(tmp_path / name)

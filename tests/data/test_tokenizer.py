@@ -1,0 +1,59 @@
+"""Tokenizers with Eagle's tokens: trained, completed, counting; and files that hold none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from eagle_model.data.chat import SPECIAL_TOKENS, ChatEncoder
+from eagle_model.data.sample import Sample, Turn
+from eagle_model.data.tokenizer import add_special_tokens, counting_tokenizer, read_tokenizer, train_tokenizer
+from tests.data.conftest import TEXTS
+
+
+def test_trained_tokenizer_encodes_everything_and_ends_in_the_special_tokens(tokenizer: Tokenizer) -> None:
+    size = tokenizer.get_vocab_size()
+    assert size <= 400
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *SPECIAL_TOKENS]
+    assert [tokenizer.id_to_token(i) for i in range(size - len(special), size)] == special
+    for text in ("plain", "ünï ∑ 🦅 \x00\t", "<img>"):
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    assert len(tokenizer.encode("The first video sampled with").ids) <= 6  # it did learn words
+
+
+def test_training_is_repeatable_and_survives_saving() -> None:
+    a, b = train_tokenizer(TEXTS, 350), train_tokenizer(iter(TEXTS), 350)
+    assert a.to_str() == b.to_str() == Tokenizer.from_str(a.to_str()).to_str()
+
+
+def test_vocabulary_without_room_is_refused() -> None:
+    assert train_tokenizer([], 268).get_vocab_size() == 268
+    with pytest.raises(ValueError, match="vocab_size is 267; needs at least 268: 256 bytes and 12 special tokens"):
+        train_tokenizer([], 267)
+
+
+def test_adding_special_tokens_twice_adds_none(tokenizer: Tokenizer) -> None:
+    own = Tokenizer.from_str(tokenizer.to_str())
+    assert add_special_tokens(own) == 0
+    assert own.to_str() == tokenizer.to_str()
+
+
+def test_counting_tokenizer_cuts_as_qwen_does() -> None:
+    counting = counting_tokenizer()
+    label = ["Frame", " ", "1", "2", " sample", " at", " ", "0", ".", "5", "0", "s", ":", " "]
+    assert len(counting.encode("".join(label)).ids) == len(label)
+    encoder = ChatEncoder(counting, system="")
+    sample = Sample("s", (Turn("user", ("don't",)),))
+    assert encoder.num_text_tokens(sample, [], []) == 7  # <|im_start|> user newline don 't <|im_end|> newline
+
+
+def test_files_that_hold_no_tokenizer_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.json does not exist; needs the tokenizer\.json that belongs"):
+        read_tokenizer(tmp_path / "none.json")
+    (tmp_path / "t.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"t\.json is no tokenizer\.json: "):
+        read_tokenizer(tmp_path / "t.json")
+    tokenizer.save(str(tmp_path / "t.json"))
+    assert read_tokenizer(tmp_path / "t.json").to_str() == tokenizer.to_str()

@@ -1,0 +1,81 @@
+"""Pictures: colours, planes, and RGB by way of planes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
+
+import av
+
+from eagle_kernels.video import decode
+from eagle_kernels.video.libav import picture as libav_picture
+from eagle_kernels.video.libav.index import read_index
+from tests.video.make import (
+    MATRIX_TAGS,
+    GoldenSet,
+    smooth_picture,
+    to_planes,
+    write_planes,
+)
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize(("matrix", "tag"), [("601", "601"), ("709", "709"), ("2020", "2020"), ("601", "none")])
+def test_colours(tmp_path: Path, matrix: str, tag: str, full_range: bool) -> None:
+    """At least 51.5 dB against the true RGB (measured: 52.3 to 53.2), no bias. swscale's defaults give 41 to 43 dB."""
+    true_YX3 = smooth_picture()
+    path = tmp_path / "colour.mp4"
+    write_planes(path, to_planes(true_YX3, matrix, full_range), MATRIX_TAGS[tag], full_range)
+    (frame,) = decode(path, [0.0])
+    error_YX3 = frame.rgb_YX3.numpy().astype(np.float64) - true_YX3
+    decibel = 10 * np.log10(255**2 / np.mean(error_YX3**2))
+    assert decibel > 51.5
+    assert np.abs(error_YX3.mean(axis=(0, 1))).max() < 0.1, "bias in a channel"
+
+
+def test_rows_from_the_bottom_up_give_no_planes(golden: GoldenSet) -> None:
+    """libav has such frames from uncompressed video; the filter makes one of any."""
+    path = golden.good["b_frames.mp4"].path
+    graph = av.filter.Graph()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph.link_nodes(graph.add_buffer(template=stream), graph.add("vflip"), graph.add("buffersink")).configure()
+        frame = next(container.decode(stream))
+        graph.push(frame)
+        flipped = graph.pull()
+    index = read_index(path)
+    upright, turned = (libav_picture.Picture(f, index, libav_picture.Scaler()) for f in (frame, flipped))
+    assert flipped.planes[0].line_size < 0
+    assert upright.planes() is not None
+    assert turned.planes() is None
+    assert torch.equal(turned.rgb_YX3(), upright.rgb_YX3().flip(0))
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv420p10le", "yuv422p", "yuv444p"])
+@pytest.mark.parametrize(
+    ("width_px", "height_px", "shown_px"), [(64, 48, 64), (63, 34, 63), (66, 37, 66), (64, 46, 96)]
+)
+def test_rgb_by_way_of_planes_is_the_same_to_the_byte(
+    pix_fmt: str, width_px: int, height_px: int, shown_px: int
+) -> None:
+    frame = av.VideoFrame(width_px, height_px, pix_fmt)
+    rng = np.random.default_rng(0)
+    for plane in frame.planes:
+        if pix_fmt.endswith("10le"):
+            samples = rng.integers(0, 1024, plane.buffer_size // 2, np.uint16).tobytes()
+        else:
+            samples = rng.integers(0, 256, plane.buffer_size, np.uint8).tobytes()
+        plane.update(samples)
+    direct = av.video.reformatter.VideoReformatter().reformat(
+        frame,
+        width=shown_px,
+        height=height_px,
+        format="rgb24",
+        src_colorspace=libav_picture.UNTAGGED,
+        dst_color_range=av.video.reformatter.ColorRange.JPEG,
+        interpolation=libav_picture.SCALER,
+    )
+    assert np.array_equal(libav_picture.Scaler().rgb(frame, shown_px, height_px).to_ndarray(), direct.to_ndarray())
