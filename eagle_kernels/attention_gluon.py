@@ -583,7 +583,8 @@ def _dkdv_producer(  # type: ignore[no-untyped-def]
                 q_start, q_len, _shift, _j_first, begin, end = _seen_by(
                     segment, tables[0], first, start, length, CAUSAL, UNIFORM, BLOCK_M
                 )
-                for head in range(kv_head * G, kv_head * G + G):
+                for nth in range(G):
+                    head = kv_head * G + nth
                     for row in range(begin, end, BLOCK_M):
                         i = row + gl.arange(0, BLOCK_M, STATS)
                         at = head.to(gl.int64) * num_tokens + q_start + i
@@ -630,7 +631,7 @@ def _dkdv_consumer(  # type: ignore[no-untyped-def]
                     segment, tables[0], first, start, length, CAUSAL, UNIFORM, BLOCK_M
                 )
                 j_first += GROUP * ROWS
-                for _head in range(G):
+                for _nth in range(G):
                     for row in range(begin, end, BLOCK_M):
                         mbarrier.wait(full.index(slot), phase)
                         s_token = _scores(k, _at(q, slot), None, BLOCK_M, MAIN, TAIL)  # rows are keys here
