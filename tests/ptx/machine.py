@@ -96,7 +96,7 @@ class Machine:
         self.block_of = np.arange(self.num_warps) // self.warps_per_block
         self.warp_rows = np.broadcast_to(np.arange(self.num_warps)[:, None], (self.num_warps, 32))
         self.shared = SharedMemory(self, num_blocks, program.shared_bytes + shared_bytes)
-        self.order = Order(self.num_warps, len(self.shared.bytes)) if self.schedule.races else None
+        self.order = Order(self.num_warps, len(self.shared.bytes), program.cell_bytes) if self.schedule.races else None
         self.grid, self.block_shape = grid, block_shape or (num_threads, 1, 1)
         self.files: dict[str, Array] = {}
         for cls, kinds in FILE_TYPES.items():
@@ -480,8 +480,8 @@ class Machine:
             self.mbarriers[at] = MBarrier(self.num_mbarriers, expected, expected)
             self.num_mbarriers += 1
             if self.order is not None:
-                cells = np.array([at // 4, at // 4 + 1])
-                self.order.write(np.array([warp, warp]), cells, "mbarrier.init")
+                cells = self.shared.cells(np.array([at]), 8).reshape(-1)
+                self.order.write(np.full(len(cells), warp), cells, "mbarrier.init")
 
     def mbarrier_invalidate(self, a: int, z: int, m: Any, guard: Any, address: Any) -> None:
         for warp, (place,), _ in self._lanes(a, z, m, guard, address):
@@ -490,11 +490,6 @@ class Machine:
             if any(wait is barrier for wait in self.waits):
                 raise BarrierError(f"mbarrier at byte {at % self.shared.size} invalidated while a warp waits for it")
             del self.mbarriers[at]
-
-    def known(self, warp: int, at: int, what: str) -> None:
-        """That the warp has seen the barrier made."""
-        if self.order is not None:
-            self.order.read(np.array([warp, warp]), np.array([at // 4, at // 4 + 1]), what)
 
     def mbarrier_expect(self, a: int, z: int, m: Any, guard: Any, address: Any, num_bytes: Any) -> None:
         for warp, (place, count), times in self._lanes(a, z, m, guard, address, num_bytes):

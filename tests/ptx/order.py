@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CELL = 4  # bytes
 MAX_BARRIERS = 192  # mbarriers a cluster's blocks may make in a run
 
 
@@ -26,9 +25,11 @@ class RaceError(RuntimeError):
 
 
 class Order:
-    """Clocks of `num_warps` warps and the shared memory of a cluster, `num_bytes` in all."""
+    """Clocks of `num_warps` warps and the shared memory of a cluster, `num_bytes` in all, in cells of `cell` bytes: no
+    access is smaller, so that neighbours in one cell are not taken for the same."""
 
-    def __init__(self, num_warps: int, num_bytes: int) -> None:
+    def __init__(self, num_warps: int, num_bytes: int, cell: int) -> None:
+        self.cell = cell
         self.num_warps = w = num_warps
         self.copies, self.products, self.stores, self.loads = w, 2 * w, 3 * w, 4 * w  # first party of each kind
         self.flying = 4 * w + MAX_BARRIERS  # work that has not landed; nobody has seen it
@@ -36,7 +37,7 @@ class Order:
         self.seen = np.zeros((w, self.num_parties), np.int32)
         self.proxy = np.zeros((w, self.num_parties), np.int32)
         np.fill_diagonal(self.seen[:, :w], 1)
-        cells = -(-num_bytes // CELL)
+        cells = -(-num_bytes // cell)
         self.writer = np.full(cells, 0, np.int16)
         self.written = np.zeros(cells, np.int32)  # the writer's clock; 0: nobody
         self.read_at = np.zeros((4 * w, cells), np.int32)
@@ -155,5 +156,5 @@ class Order:
         needs = "a wait, an arrival or a barrier between them"
         if proxy and self.seen[warps[i], parties[i]] >= self.written[cells[i]]:
             needs = "fence.proxy.async between them: ordinary stores are not seen by asynchronous work without it"
-        place = int(cells[i]) * CELL
+        place = int(cells[i]) * self.cell
         raise RaceError(f"warp {int(warps[i])}: {does} shared memory at byte {place} that {other} {did}; needs {needs}")

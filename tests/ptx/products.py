@@ -13,7 +13,6 @@ from .barriers import whole_number
 from .lanes import Mask
 from .memory import AccessError, swizzled
 from .numeric import from_bf16, from_f16
-from .order import CELL
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -205,7 +204,7 @@ class Products:
         if int(places.max()) + 2 > shared.limit:
             raise AccessError(f"wgmma: reads byte {int(places.max())} of shared memory, which has {shared.limit}")
         places = places + block * shared.size
-        self.regions[key] = Region(places // 2, np.unique(places // CELL))
+        self.regions[key] = Region(places // 2, np.unique(places // self.machine.program.cell_bytes))
         return self.regions[key]
 
 

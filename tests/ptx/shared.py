@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .lanes import Mask, active, full
 from .memory import READABLE, AccessError
-from .order import CELL, RaceError
+from .order import RaceError
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -77,9 +77,8 @@ class SharedMemory:
 
     def cells(self, at: Array, width: int) -> Array:
         """(..., n) the cells that `width` bytes at each place touch."""
-        first = at // CELL
-        n = max(width // CELL, 1)
-        return first[..., None] + np.arange(n)
+        cell = self.machine.program.cell_bytes
+        return (at // cell)[..., None] + np.arange(max(width // cell, 1))
 
     def pick(
         self, a: int, z: int, m: Mask, guard: Any, address: Any, width: int, what: str
@@ -125,13 +124,19 @@ class SharedMemory:
             columns.append(spread.reshape(-1) if lanes is None else spread[lanes])
         rows = np.stack(columns, axis=1) if count > 1 else columns[0]
         if machine.order is not None:
-            cells = self.cells(at, width)
             try:
-                machine.order.write(np.repeat(warps, cells.shape[-1]), cells.reshape(-1), "st.shared")
+                self._order_store(at, warps, width)
             except RaceError:
-                if not np.array_equal(view[at // width], rows):
-                    raise  # warps that write one same value, as Triton's do where all hold it, do no harm
+                # Warps that write one same value, as Triton's do where all hold it, do no harm.
+                other = view[at // width] != rows
+                other = other.any(axis=1) if count > 1 else other
+                self._order_store(at[other], warps[other], width)
         view[at // width] = rows
+
+    def _order_store(self, at: Array, warps: Array, width: int) -> None:
+        cells = self.cells(at, width)
+        assert self.machine.order is not None
+        self.machine.order.write(np.repeat(warps, cells.shape[-1]), cells.reshape(-1), "st.shared")
 
     # ldmatrix, stmatrix: lane 8 j + i gives the address of row i of matrix j; a lane holds two neighbours of a row.
 
