@@ -62,6 +62,11 @@ def why_triton(*tensors: Tensor) -> str | None:
     return next((rule.what for rule in RULES if any(rule.holds(x) for x in tensors)), None)
 
 
+def table() -> list[tuple[str, str]]:
+    """Who takes what, the first line that holds: (what, "Triton" or "Gluon")."""
+    return [*((rule.what, "Triton") for rule in RULES), ("all else", "Gluon")]
+
+
 def _is_sm90(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.get_device_capability(x.device) == (9, 0)
 
