@@ -78,11 +78,6 @@ class ProcessorConfig:
             )
 
     @property
-    def tiling(self) -> Tiling:
-        """What the tiles of videos are; those of images have a thumbnail too."""
-        return Tiling(mean=self.mean, std=self.std, tile_px=self.tile_px, patch_px=self.patch_px, dtype=PIXELS_DTYPE)
-
-    @property
     def tokens_per_tile(self) -> int:
         return (self.tile_px // (2 * self.patch_px)) ** 2
 

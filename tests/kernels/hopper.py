@@ -220,7 +220,9 @@ def _place(values: Sequence[Any]) -> tuple[Memory, dict[int, int]]:
     addresses: dict[int, int] = {}
     for storage, tensors in _storages(values).values():
         data = _bytes_of(storage)
-        placed = memory.place(data, f"storage of {tuple(tensors[0].shape)}", writable=True, misalign=storage.data_ptr() % 16)
+        placed = memory.place(
+            data, f"storage of {tuple(tensors[0].shape)}", writable=True, misalign=storage.data_ptr() % 16
+        )
         start = placed.address - BASE
         allowed = torch.zeros(len(data), dtype=torch.uint8)
         for tensor in tensors:
