@@ -43,7 +43,7 @@ from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
 from eagle_model.data.tiling import Grid
 from eagle_model.data.tokenizer import read_tokenizer
 from eagle_model.fields import from_json, to_json
-from eagle_model.files import write_json
+from eagle_model.files import write_json, write_text
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
@@ -272,7 +272,7 @@ class Processor:
         """Writes tokenizer.json and eagle_processor.json into `folder`, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / TOKENIZER_FILE))
+        write_text(folder / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
         write_json(folder / CONFIG_FILE, to_json(self.config))
 
 
