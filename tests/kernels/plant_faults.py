@@ -158,8 +158,8 @@ def notice(sound: Sound, fault: Fault) -> str | None:
 def report(results: list[dict[str, Any]]) -> str:
     kernels = sorted({r["kernel"] for r in results})
     lines = [
-        "Faults planted in the PTX of sm_90a kernels, one at a time, and noticed by tests/ptx: noticed / planted. Written by",
-        "`python -m tests.kernels.plant_faults`; what the kinds are: tests/ptx/faults.py.",
+        "Faults planted in the PTX of sm_90a kernels, one at a time, and noticed by tests/ptx: noticed / planted.",
+        "Written by `python -m tests.kernels.plant_faults`; what the kinds are: tests/ptx/faults.py.",
         "",
         f"| kernel | {' | '.join(KINDS)} | all |",
         "|---|" + "---|" * (len(KINDS) + 1),

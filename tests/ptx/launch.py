@@ -72,8 +72,8 @@ def launch(
     executed: set[int] | None = None,
 ) -> int:
     """Runs the grid, or only the blocks of it with these numbers (x fastest; with clusters, the first of each). Returns
-    how many instructions ran, counted once for warps that go together; `executed` takes the numbers of the segments that
-    did."""
+    how many instructions ran, counted once for warps that go together; `executed` takes the numbers of the segments
+    that did."""
     params, maps = pack(program, arguments)
     return launch_packed(
         program,

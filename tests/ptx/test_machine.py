@@ -1,4 +1,4 @@
-"""The machine itself, on a few lines of PTX at a time: lanes that part, barriers, copies, products, and what it refuses."""
+"""The machine itself, on a few lines of PTX at a time: lanes that part, barriers, copies, products, what it refuses."""
 
 import re
 
@@ -22,13 +22,21 @@ SCHEDULES = [
 ]
 
 
-def program(body, params="", shared=0, head=""):
-    names = [p for p in params.split(",") if p]
-    listed = ", ".join(f".param .{kind.strip()} k_param_{i}" for i, kind in enumerate(names))
-    memory = f".shared .align 1024 .b8 memory[{shared}];" if shared else ""
-    return Program(
-        f".version 8.7\n.target sm_90a\n.visible .entry k({listed}) {head} {{ {REGISTERS} {memory} {body} }}"
-    )
+SHORT = {  # how the tests write long instructions
+    r"WAIT (\[.*?\]), (.*?);": r"{ .reg .pred complete; waitLoop: "
+    r"mbarrier.try_wait.parity.shared::cta.b64 complete, \1, \2; @!complete bra.uni waitLoop; }",
+    r"LOAD\.(\d) ": r"cp.async.bulk.tensor.\1d.shared::cta.global.mbarrier::complete_tx::bytes ",
+    r"LOADS ": r"cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster ",
+    r"EXPECT ": r"mbarrier.arrive.expect_tx.shared::cta.b64 _, ",
+    r"INIT ": r"mbarrier.init.shared::cta.b64 ",
+    r"ARRIVE ": r"mbarrier.arrive.shared::cta.b64 _, ",
+}
+
+
+def written_out(text):
+    for short, long in SHORT.items():
+        text = re.sub(short, long, text)
+    return text
 
 
 def pointers(*indices):
@@ -66,7 +74,9 @@ def run(
         for i, kind in enumerate(kinds)
     )
     variables = f".shared .align 1024 .b8 memory[{shared}];" if shared else ""
-    text = f".visible .entry k({listed}) {head} {{ {REGISTERS} {variables} {load} mov.u32 %r0, %tid.x; mul.wide.u32 %rd30, %r0, 4; add.s64 %rd31, %rd0, %rd30; {body} }}"
+    start = "mov.u32 %r0, %tid.x; mul.wide.u32 %rd30, %r0, 4; add.s64 %rd31, %rd0, %rd30;"
+    code = written_out(f"{REGISTERS} {variables} {load} {start} {body}")
+    text = f".visible .entry k({listed}) {head} {{ {code} }}"
     launch(
         Program(text),
         memory,
@@ -80,6 +90,7 @@ def run(
 
 
 LANES = np.arange(128, dtype=np.uint32)
+FLOATS = LANES.astype(np.float32)
 STORE = "st.global.b32 [%rd31], %r1; ret;"
 
 
@@ -99,10 +110,10 @@ STORE = "st.global.b32 [%rd31], %r1; ret;"
         ("lop3.b32 %r1, %r0, 15, 3, 120;", LANES ^ (15 & 3)),
         ("clz.b32 %r1, %r0;", [32 - int(x).bit_length() for x in LANES]),
         ("popc.b32 %r1, %r0;", [int(x).bit_count() for x in LANES]),
-        ("mad.lo.cc.u32 %r2, %r0, -1, 1; madc.hi.u32 %r1, %r0, -1, 0;", [(int(x) * (2**32 - 1) >> 32) + ((int(x) * (2**32 - 1) & (2**32 - 1)) + 1 >> 32) for x in LANES]),
-        ("setp.gt.u32 %p1, %r0, 9; @%p1 mov.b32 %r2, 1; @!%p1 mov.b32 %r2, 2; mov.b32 %r1, %r2;", np.where(LANES > 9, 1, 2)),
-        ("cvt.rn.f32.u32 %r2, %r0; sqrt.rn.f32 %r1, %r2;", np.sqrt(LANES.astype(np.float32)).view(np.uint32)),
-        ("cvt.rn.f32.u32 %r2, %r0; fma.rn.f32 %r1, %r2, %r2, 0f3F800000;", (LANES.astype(np.float32) ** 2 + 1).view(np.uint32)),
+        ("mad.lo.cc.u32 %r2, %r0, -1, 1; madc.hi.u32 %r1, %r0, -1, 0;", [int(x) * (2**32 - 1) + 1 >> 32 for x in LANES]),
+        ("setp.gt.u32 %p1, %r0, 9; @%p1 mov.b32 %r1, 1; @!%p1 mov.b32 %r1, 2;", np.where(LANES > 9, 1, 2)),
+        ("cvt.rn.f32.u32 %r2, %r0; sqrt.rn.f32 %r1, %r2;", np.sqrt(FLOATS).view(np.uint32)),
+        ("cvt.rn.f32.u32 %r2, %r0; fma.rn.f32 %r1, %r2, %r2, 0f3F800000;", (FLOATS**2 + 1).view(np.uint32)),
         ("cvt.rn.f32.u32 %r2, %r0; cvt.rn.bf16x2.f32 %r1, %r2, %r2;", as_bf16(LANES) * np.uint32(65537)),
         ("cvt.s8.s32 %rs1, %r0; cvt.s32.s8 %r1, %rs1;", LANES.astype(np.int8).astype(np.int32)),
         ("shfl.sync.bfly.b32 %r1, %r0, 3, 31, -1;", LANES ^ 3),
@@ -230,24 +241,24 @@ def test_cp_async(schedule):
 # A producer warp loads boxes into two slots; three warps read them and hand the slots back.
 RING = """
     mov.b32 %r9, memory; shr.u32 %r5, %r0, 5; and.b32 %r6, %r0, 31; setp.ne.u32 %p9, %r0, 0; @%p9 bra MADE;
-    mbarrier.init.shared::cta.b64 [%r9+1024], 1; mbarrier.init.shared::cta.b64 [%r9+1032], 1;
-    mbarrier.init.shared::cta.b64 [%r9+1040], 3; mbarrier.init.shared::cta.b64 [%r9+1048], 3;
+    INIT [%r9+1024], 1; INIT [%r9+1032], 1;
+    INIT [%r9+1040], 3; INIT [%r9+1048], 3;
     fence.proxy.async.shared::cta;
     MADE: bar.sync 0;
     mov.b32 %r10, 0; mov.b32 %r1, 0; setp.eq.u32 %p1, %r6, 0; setp.eq.u32 %p2, %r5, 0;
     LOOP: and.b32 %r11, %r10, 1; shr.u32 %r12, %r10, 1; and.b32 %r12, %r12, 1; xor.b32 %r13, %r12, 1;
     shl.b32 %r14, %r11, 3; add.s32 %r15, %r9, %r14; shl.b32 %r16, %r11, 9; add.s32 %r17, %r9, %r16;
     @%p2 bra PRODUCE;
-    { .reg .pred complete; waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r15+1024], %r12; @!complete bra.uni waitLoop; }
+    WAIT [%r15+1024], %r12;
     shl.b32 %r18, %r6, 2; add.s32 %r18, %r17, %r18; ld.shared.b32 %r19, [%r18]; ld.shared.b32 %r20, [%r18+384];
     add.s32 %r1, %r1, %r19; mad.lo.s32 %r1, %r20, 1000, %r1;
-    @%p1 mbarrier.arrive.shared::cta.b64 _, [%r15+1040];
+    @%p1 ARRIVE [%r15+1040];
     bra.uni NEXT;
     PRODUCE:
-    { .reg .pred complete; waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r15+1040], %r13; @!complete bra.uni waitLoop; }
-    @%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r15+1024], 512;
+    WAIT [%r15+1040], %r13;
+    @%p1 EXPECT [%r15+1024], 512;
     shl.b32 %r21, %r10, 2;
-    @%p1 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r17], [%rd1, {0, %r21}], [%r15+1024];
+    @%p1 LOAD.2 [%r17], [%rd1, {0, %r21}], [%r15+1024];
     NEXT: add.s32 %r10, %r10, 1; setp.lt.u32 %p3, %r10, 5; @%p3 bra LOOP;
 """
 ROWS = np.arange(18 * 32, dtype=np.uint32).reshape(18, 32)
@@ -268,13 +279,13 @@ def test_a_ring_of_boxes(schedule):
 @pytest.mark.parametrize(
     "fault",
     [
-        lambda text: text.replace("@%p1 mbarrier.arrive.shared::cta.b64 _, [%r15+1040];", ""),  # a slot is never free
+        lambda text: text.replace("@%p1 ARRIVE [%r15+1040];", ""),  # a slot is never free
         lambda text: text.replace(", 512;", ", 256;"),  # bytes
         lambda text: text.replace("[%r9+1040], 3", "[%r9+1040], 2"),  # freed too soon
         lambda text: text.replace("fence.proxy.async.shared::cta;", ""),
         lambda text: text.replace("MADE: bar.sync 0;", "MADE:"),
-        lambda text: re.sub(r"(PRODUCE:\s*)\{.*?\}", r"\1", text, flags=re.S),  # overwrites what is read
-        lambda text: text.replace("[%r15+1024], %r12; @", "[%r15+1024], %r13; @"),  # the other phase
+        lambda text: re.sub(r"(PRODUCE:\s*)WAIT .*?;", r"\1", text),  # overwrites what is read
+        lambda text: text.replace("WAIT [%r15+1024], %r12", "WAIT [%r15+1024], %r13"),  # the other phase
     ],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -293,11 +304,11 @@ def test_boxes_of_every_rank(rank, schedule):
     num_bytes = 4 * int(np.prod(box))
     body = f"""
         setp.ne.u32 %p1, %r0, 0; @%p1 bra READ;
-        mbarrier.init.shared::cta.b64 [memory+2048], 1; fence.proxy.async.shared::cta;
-        mbarrier.arrive.expect_tx.shared::cta.b64 _, [memory+2048], {num_bytes};
-        cp.async.bulk.tensor.{rank}d.shared::cta.global.mbarrier::complete_tx::bytes [memory], [%rd1, {{{coords}}}], [memory+2048];
+        INIT [memory+2048], 1; fence.proxy.async.shared::cta;
+        EXPECT [memory+2048], {num_bytes};
+        LOAD.{rank} [memory], [%rd1, {{{coords}}}], [memory+2048];
         READ: bar.sync 0;
-        {{ .reg .pred complete; waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [memory+2048], 0; @!complete bra.uni waitLoop; }}
+        WAIT [memory+2048], 0;
         shl.b32 %r2, %r0, 2; mov.b32 %r3, memory; add.s32 %r3, %r3, %r2; ld.shared.b32 %r1, [%r3];
     """
     got = run(body + STORE, [lambda m: TensorMap.of(m.place(values), box)], shared=2056, schedule=schedule)
@@ -321,11 +332,11 @@ def test_a_box_whose_address_wraps_around():
     coords = f"0, {2**30 - length + row}, {start + length}, {2**30}"
     body = f"""
         setp.ne.u32 %p1, %r0, 0; @%p1 bra READ;
-        mbarrier.init.shared::cta.b64 [memory+512], 1; fence.proxy.async.shared::cta;
-        mbarrier.arrive.expect_tx.shared::cta.b64 _, [memory+512], 128;
-        cp.async.bulk.tensor.4d.shared::cta.global.mbarrier::complete_tx::bytes [memory], [%rd1, {{{coords}}}], [memory+512];
+        INIT [memory+512], 1; fence.proxy.async.shared::cta;
+        EXPECT [memory+512], 128;
+        LOAD.4 [memory], [%rd1, {{{coords}}}], [memory+512];
         READ: bar.sync 0;
-        {{ .reg .pred complete; waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [memory+512], 0; @!complete bra.uni waitLoop; }}
+        WAIT [memory+512], 0;
         shl.b32 %r2, %r0, 2; mov.b32 %r3, memory; add.s32 %r3, %r3, %r2; ld.shared.b32 %r1, [%r3];
     """
     got = run(body + STORE, [ragged], shared=520, threads=32, out=(32, np.uint32)).reshape(4, 8)
@@ -334,19 +345,19 @@ def test_a_box_whose_address_wraps_around():
 
 CLUSTER = """
     mov.b32 %r9, memory; mov.u32 %r8, %cluster_ctarank; xor.b32 %r7, %r8, 1; setp.ne.u32 %p1, %r0, 0; @%p1 bra MADE;
-    mbarrier.init.shared::cta.b64 [%r9+1024], 2; mbarrier.init.shared::cta.b64 [%r9+1032], 1;
+    INIT [%r9+1024], 2; INIT [%r9+1032], 1;
     fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;
     MADE: barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
     @%p1 bra READ;
-    mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r9+1032], 1024;
+    EXPECT [%r9+1032], 1024;
     mapa.shared::cluster.u32 %r5, %r9, %r7;
     mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r5+1024];
-    mbarrier.arrive.shared::cta.b64 _, [%r9+1024];
-    { .reg .pred complete; waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r9+1024], 0; @!complete bra.uni waitLoop; }
+    ARRIVE [%r9+1024];
+    WAIT [%r9+1024], 0;
     mul.lo.s32 %r6, %r8, 512; add.s32 %r6, %r9, %r6; mul.lo.s32 %r4, %r8, 4;
-    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%r6], [%rd1, {0, %r4}], [%r9+1032], 3;
+    LOADS [%r6], [%rd1, {0, %r4}], [%r9+1032], 3;
     READ:
-    { .reg .pred complete; waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r9+1032], 0; @!complete bra.uni waitLoop; }
+    WAIT [%r9+1032], 0;
     shl.b32 %r2, %r0, 3; add.s32 %r3, %r9, %r2; ld.shared.v2.b32 {%r1, %r10}, [%r3]; add.s32 %r1, %r1, %r10;
     mov.u32 %r11, %ctaid.x; shl.b32 %r11, %r11, 9; cvt.u64.u32 %rd6, %r11; add.s64 %rd31, %rd31, %rd6;
     st.global.b32 [%rd31], %r1; barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; ret;
@@ -385,12 +396,12 @@ def product(
     store = "".join(f"st.global.b32 [%rd7+{4 * i}], %r{100 + i};" for i in range(n // 2))
     return f"""
         mov.b32 %r9, memory; setp.ne.u32 %p1, %r0, 0; @%p1 bra MADE;
-        mbarrier.init.shared::cta.b64 [%r9+8192], 1; {proxy}
-        mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r9+8192], {32 * (64 + n)};
-        cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r9], [%rd1, {{0, 0}}], [%r9+8192];
-        cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r9+4096], [%rd2, {{0, 0}}], [%r9+8192];
+        INIT [%r9+8192], 1; {proxy}
+        EXPECT [%r9+8192], {32 * (64 + n)};
+        LOAD.2 [%r9], [%rd1, {{0, 0}}], [%r9+8192];
+        LOAD.2 [%r9+4096], [%rd2, {{0, 0}}], [%r9+8192];
         MADE: bar.sync 0;
-        {{ .reg .pred complete; waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r9+8192], 0; @!complete bra.uni waitLoop; }}
+        WAIT [%r9+8192], 0;
         bfe.u32 %r2, %r9, 4, 14; cvt.u64.u32 %rd3, %r2; or.b64 %rd3, %rd3, -4611685949707911168;
         add.s64 %rd4, %rd3, 256;
         mul.wide.u32 %rd7, %r0, {2 * n}; add.s64 %rd7, %rd0, %rd7;
@@ -434,7 +445,8 @@ def test_matrices_go_there_and_back(schedule):
     """stmatrix, then ldmatrix transposed: each 8 x 8 of the warp's four comes back transposed."""
     body = """
         and.b32 %r2, %r0, 31; shr.u32 %r3, %r0, 5; shl.b32 %r3, %r3, 9; shl.b32 %r4, %r2, 4; mov.b32 %r9, memory;
-        add.s32 %r5, %r9, %r3; add.s32 %r5, %r5, %r4; shl.b32 %r6, %r0, 4; cvt.u64.u32 %rd5, %r6; add.s64 %rd6, %rd1, %rd5;
+        add.s32 %r5, %r9, %r3; add.s32 %r5, %r5, %r4; shl.b32 %r6, %r0, 4; cvt.u64.u32 %rd5, %r6;
+        add.s64 %rd6, %rd1, %rd5;
         ld.global.v4.b32 {%r20, %r21, %r22, %r23}, [%rd6];
         stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r5], {%r20, %r21, %r22, %r23};
         bar.warp.sync -1;
