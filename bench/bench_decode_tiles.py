@@ -45,7 +45,8 @@ def ours(path: Path, times: Times, *, seek: str = "exact", **options: Any) -> Fo
 
     film = video.open(path)
     chosen = film.choose(times, seek=seek, tolerance=0.25)  # type: ignore[arg-type]
-    found = decode_tiles(film, chosen, (1, 1), Tiling(mean=HALF, std=HALF), **options)
+    tiling = Tiling(tile_px=TILE_PX, patch_px=PATCH_PX, mean=HALF, std=HALF)
+    found = decode_tiles(film, chosen, (1, 1), tiling, **options)
     return list(found.timestamps_seconds), found.tiles_IPK
 
 

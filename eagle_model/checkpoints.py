@@ -5,7 +5,7 @@
     checkpoints/step-000123/                  complete: it got its name after everything in it was on the disk
         config.json, model.safetensors, ...   the model and its processor: what `Eagle.from_pretrained` loads
         training/...                          what training needs beside them
-        manifest.json                         step, run, and size and SHA-256 of every other file
+        manifest.json                         step, run, size and SHA-256 of every other file, and a SHA-256 of these
 
 `eagle_model.train.checkpoint` writes them. There is no pickle: safetensors and JSON only, so that reading a checkpoint
 cannot run code.
@@ -13,16 +13,22 @@ cannot run code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from eagle_model.files import sha256
+from eagle_model.fields import MAX_NAMES, shown
+from eagle_model.files import os_reason, read_json, sha256
 
+Value = TypeVar("Value")
 MANIFEST = "manifest.json"
-_STEP_NAME = re.compile(r"step-(\d{6,})")
+MAX_MANIFEST_BYTES = 1 << 22  # 120 bytes a file: some ten thousand files
+MAX_REASONS = 3  # why checkpoints cannot be used: sentences, where MAX_NAMES is for names
+_STEP_NAME = re.compile(r"step-([0-9]{6,})")
 
 
 class CheckpointError(ValueError):
@@ -41,29 +47,21 @@ class Manifest:
     run: str  # the id of the run that wrote it
     files: dict[str, FileEntry]  # by path inside the checkpoint, with "/"
 
+    def to_json(self) -> dict[str, Any]:
+        """What manifest.json holds: all of this, and the SHA-256 of its JSON, written closely and in sorted order."""
+        content = asdict(self)
+        close = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return {**content, "sha256": hashlib.sha256(close.encode()).hexdigest()}
+
 
 def read_manifest(checkpoint: Path) -> Manifest:
     """The manifest of a checkpoint, with the names and sizes of its files checked, not their contents.
 
     Raises: CheckpointError that names the file and the check that failed.
     """
-    path = checkpoint / MANIFEST
-    try:
-        raw = json.loads(path.read_text())
-        files = {str(name): FileEntry(int(e["num_bytes"]), str(e["sha256"])) for name, e in raw["files"].items()}
-        manifest = Manifest(step=int(raw["step"]), run=str(raw["run"]), files=files)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; every complete checkpoint has one.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read as a manifest: {error!r}.") from None
+    manifest = _parse(checkpoint / MANIFEST)
     for name, entry in manifest.files.items():
-        file = checkpoint / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{path} lists {name!r}; needs names inside the checkpoint.")
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing; the manifest lists it.")
-        if file.stat().st_size != entry.num_bytes:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; the manifest says {entry.num_bytes}.")
+        _check_size(checkpoint / name, entry)
     return manifest
 
 
@@ -74,17 +72,71 @@ def verify(checkpoint: Path) -> Manifest:
     """
     manifest = read_manifest(checkpoint)
     for name, entry in manifest.files.items():
-        got = sha256(checkpoint / name)
-        if got != entry.sha256:
-            raise CheckpointError(f"{checkpoint / name} has SHA-256 {got}; the manifest says {entry.sha256}.")
+        _check_bytes(checkpoint / name, entry)
     return manifest
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing; every complete checkpoint has one.")
+        raw = read_json(path, max_bytes=MAX_MANIFEST_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read as a manifest: {os_reason(error)}.") from None
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read as a manifest: {error}") from None
+    try:
+        files = {
+            name: FileEntry(_typed(int, e["num_bytes"]), _typed(str, e["sha256"])) for name, e in raw["files"].items()
+        }
+        manifest = Manifest(step=_typed(int, raw["step"]), run=_typed(str, raw["run"]), files=files)
+        as_written = raw["sha256"] == manifest.to_json()["sha256"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as a manifest: {shown(error)}.") from None
+    if not as_written:
+        raise CheckpointError(f"{path} cannot be read as a manifest: its own SHA-256 is not that of its content.")
+    named = _STEP_NAME.fullmatch(path.parent.name)
+    if named and int(named[1]) != manifest.step:
+        raise CheckpointError(f"{path} is of step {manifest.step}; its folder's name says {path.parent.name}.")
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+            raise CheckpointError(f"{path} lists {shown(name)}; needs names inside the checkpoint.")
+    return manifest
+
+
+def _typed(kind: type[Value], value: object) -> Value:
+    if type(value) is not kind:
+        raise TypeError(f"{shown(value)} where {kind.__name__} is needed")
+    return value
+
+
+def _check_size(file: Path, entry: FileEntry) -> None:
+    try:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; the manifest lists it.")
+        size = file.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {os_reason(error)}.") from None
+    if size != entry.num_bytes:
+        raise CheckpointError(f"{file} has {size} bytes; the manifest says {entry.num_bytes}.")
+
+
+def _check_bytes(file: Path, entry: FileEntry) -> None:
+    try:
+        got = sha256(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {os_reason(error)}.") from None
+    if got != entry.sha256:
+        raise CheckpointError(f"{file} has SHA-256 {got}; the manifest says {entry.sha256}.")
 
 
 def steps(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by step, ascending, by their names alone; empty when there is no such folder."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if (match := _STEP_NAME.fullmatch(path.name)) and path.is_dir():
+        if (match := _STEP_NAME.fullmatch(path.name)) and path.is_dir() and path.name == f"step-{int(match[1]):06d}":
             found[int(match[1])] = path
     return dict(sorted(found.items()))
 
@@ -101,9 +153,11 @@ def latest(folder: Path, say: Callable[[str], None]) -> Path | None:
             verify(path)
         except CheckpointError as error:
             refused.append(str(error))
-            say(f"Passing over {path.name}: {error}")
+            if len(refused) <= MAX_NAMES:
+                say(f"Passing over {path.name}: {error}")
         else:
             return path
     if refused:
-        raise CheckpointError(f"No checkpoint in {folder} can be used. " + " ".join(refused))
+        more = f" And {len(refused) - MAX_REASONS:,} more." if len(refused) > MAX_REASONS else ""
+        raise CheckpointError(f"No checkpoint in {folder} can be used. {' '.join(refused[:MAX_REASONS])}{more}")
     return None

@@ -230,9 +230,9 @@ def _checkpoint_of(model: Path) -> Path:
 
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
-    from eagle_kernels.video import probe
+    from eagle_model.data.clips import open_video
 
-    info = probe(path)
+    info = open_video(path).info
     shown = ", ".join(f"{t:.2f}" for t in times[:6]) + (", ..." if len(times) > 6 else "")
     varying = ", varying" if info.is_variable_frame_rate else ""
     return (

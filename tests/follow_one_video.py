@@ -4,7 +4,7 @@
     python -m tests.follow_one_video --write    # and README.md holds them
 
 A tiny model, one H.264 file, one answer, on a CPU: planning, loading, forward. Every call of our Python code is seen;
-a crossing is a call into another file than the call before it went to. What is imported on first use is imported before.
+a crossing is a call into another file than the call before it went to. Imports are made before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Chat to token ids and labels, span by span, in one pass.
+"""What is said and seen -> token ids and labels, span by span, in one pass.
+
+    encoder = ChatEncoder(tokenizer)
+    sample = Sample("s", (Turn("user", (ImageRef(Path("a.png")), "What?")), Turn("assistant", ("A dog.",))))
+    tokens = encoder.encode(sample, seen=[Grid(1, 1)], tokens_per_tile=256)
+    tokens.labels_T             # IGNORE_INDEX but for "A dog.<|im_end|>"
 
 Layout  ChatML: `<|im_start|>role\\n` text `<|im_end|>\\n` a turn, contents stripped; a default system turn comes first
         where a sample has none; a prompt for generation ends in `<|im_start|>assistant\\n`.
@@ -18,9 +23,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -29,6 +35,7 @@ from torch import Tensor
 
 from eagle_model.batch import IGNORE_INDEX
 from eagle_model.data.sample import DataError, ImageRef, Sample, Turn
+from eagle_model.data.tiling import Grid
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -47,14 +54,29 @@ class SampledVideo(NamedTuple):
     frames_per_second: float  # sampled frames a second of the clip
 
 
-def sampled_videos(
-    timestamps_seconds: Sequence[Sequence[float]], clip_seconds: Sequence[float]
-) -> tuple[SampledVideo, ...]:
-    """What the text says of videos of which these frames are seen, given how long each clip lasts."""
-    return tuple(
-        SampledVideo(tuple(times), len(times) / seconds)
-        for times, seconds in zip(timestamps_seconds, clip_seconds, strict=True)
-    )
+Seen = Grid | SampledVideo  # what the model gets to see of one image, of one video
+
+
+def seen_media(
+    sample: Sample,
+    grids: Iterable[Grid],
+    timestamps_seconds: Iterable[Sequence[float]],
+    clip_seconds: Iterable[float],
+) -> tuple[Seen, ...]:
+    """What is seen of each of sample.media, in its order.
+
+    Args:    grids: one an image.  timestamps_seconds: the times of the frames seen of each video.
+             clip_seconds: how long each video's clip lasts.
+    """
+    images, videos = iter(grids), zip(timestamps_seconds, clip_seconds, strict=True)
+    seen: list[Seen] = []
+    for shown in sample.media:
+        if isinstance(shown, ImageRef):
+            seen.append(next(images))
+        else:
+            times, seconds = next(videos)
+            seen.append(SampledVideo(tuple(times), len(times) / seconds))
+    return tuple(seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +85,6 @@ class TokenizedSample:
     token_ids_T: Tensor  # int64
     labels_T: Tensor  # int64, not shifted: the token itself where supervised, else IGNORE_INDEX
     visual_positions_N: Tensor  # int64: where the visual tokens are, in the order of tiles
-
-
-class _Shown(NamedTuple):
-    """What the prompt says of the media, each iterator in the order in which they are shown."""
-
-    videos: Iterator[SampledVideo]
-    tiles_per_image: Iterator[int]
-    tokens_per_tile: int
 
 
 class _Span(NamedTuple):
@@ -119,20 +133,18 @@ class ChatEncoder:
         self,
         sample: Sample,
         *,
-        videos: Sequence[SampledVideo],
-        tiles_per_image: Sequence[int],
+        seen: Sequence[Seen],
         tokens_per_tile: int,
         generation_prompt: bool = False,
     ) -> TokenizedSample:
         """The sample's tokens and labels.
 
-        Args:    videos: what is seen of each of sample.videos.  tiles_per_image: tiles of each of sample.images.
-                 generation_prompt: ends in the start of an assistant's turn.
-        Raises:  ValueError when there are more or fewer of them than the sample has.
+        Args:    seen: what is seen of each of sample.media.  generation_prompt: ends in the start of an answer.
+        Raises:  ValueError when `seen` has another length.
         """
         token_ids: list[int] = []
         labels: list[int] = []
-        for span in self._spans(sample, videos, tiles_per_image, tokens_per_tile, generation_prompt):
+        for span in self._spans(sample, seen, tokens_per_tile, generation_prompt):
             ids = self._span_ids(span)
             token_ids.extend(ids)
             labels.extend(ids if span.supervised else [IGNORE_INDEX] * len(ids))
@@ -148,35 +160,25 @@ class ChatEncoder:
         *,
         generation_prompt: bool = False,
     ) -> int:
-        """How many tokens `encode` makes beside the visual ones; the tiles do not change it.
-
-        Args:    clip_seconds: how long each video lasts.  timestamps_seconds: the times of the frames seen of each.
-        """
-        videos = sampled_videos(timestamps_seconds, clip_seconds)
-        spans = self._spans(sample, videos, [0] * len(sample.images), 0, generation_prompt)
+        """How many tokens `encode` makes beside the visual ones. Tiles do not change it; arguments as of seen_media."""
+        seen = seen_media(sample, repeat(Grid(1, 1)), timestamps_seconds, clip_seconds)
+        spans = self._spans(sample, seen, 0, generation_prompt)
         return sum(len(self._span_ids(span)) for span in spans)
 
     # -- spans
 
     def _spans(
-        self,
-        sample: Sample,
-        videos: Sequence[SampledVideo],
-        tiles_per_image: Sequence[int],
-        tokens_per_tile: int,
-        generation_prompt: bool,
+        self, sample: Sample, seen: Sequence[Seen], tokens_per_tile: int, generation_prompt: bool
     ) -> Iterator[_Span]:
-        for what, got, need in (
-            ("videos", len(videos), len(sample.videos)),
-            ("images", len(tiles_per_image), len(sample.images)),
-        ):
-            if got != need:
-                raise ValueError(f"{sample.id}: {got} {what} were planned, but the sample has {need}.")
-        shown = _Shown(iter(videos), iter(tiles_per_image), tokens_per_tile)
+        if len(seen) != len(sample.media):
+            raise ValueError(
+                f"{sample.id}: {len(seen)} images and videos were planned, but the sample has {len(sample.media)}."
+            )
+        coming = iter(seen)
         if self.system and sample.turns[0].role != "system":
-            yield from _turn(Turn("system", (self.system,)), shown)
+            yield from _turn(Turn("system", (self.system,)), coming, tokens_per_tile)
         for turn in sample.turns:
-            yield from _turn(turn, shown)
+            yield from _turn(turn, coming, tokens_per_tile)
         if generation_prompt:
             yield _control(TURN_START)
             yield _text("assistant\n")
@@ -205,14 +207,16 @@ class ChatEncoder:
         return tuple(ids)
 
 
-def _turn(turn: Turn, shown: _Shown) -> Iterator[_Span]:
-    """Turn start, role, contents without the white space around them, turn end, newline."""
+def _turn(turn: Turn, coming: Iterator[Seen], tokens_per_tile: int) -> Iterator[_Span]:
+    """Turn start, role, contents without the white space around them, turn end, newline.
+
+    The role's newline and the text may be cut here without changing a token: the text is stripped, and a pre-tokenizer
+    ends a piece at a newline that a word follows. Tests compare with the uncut string.
+    """
     yield _control(TURN_START)
-    # The role's newline and the text may be cut here without changing a token: the text is stripped, and a
-    # pre-tokenizer ends a piece at a newline that a word follows. Tests compare with the uncut string.
     if turn.role == "assistant":
         yield _text("assistant\n")
-        yield _Span(turn.text.strip(), None, 1, True)
+        yield _Span("".join(part for part in turn.parts if isinstance(part, str)).strip(), None, 1, True)
         yield _Span("", TURN_END, 1, True)
     else:
         label = f"{turn.role}\n"  # text that runs up to the next control token is encoded as one piece
@@ -223,11 +227,11 @@ def _turn(turn: Turn, shown: _Shown) -> Iterator[_Span]:
                 continue
             pending = label + (text.lstrip() if at_start else text)
             label, text, at_start = "", "", False
-            if isinstance(part, ImageRef):
-                num_tokens = next(shown.tiles_per_image) * shown.tokens_per_tile
-                yield from _tile_run(f"{pending}<image {part.number}>", num_tokens)
+            seen = next(coming)
+            if isinstance(seen, Grid):
+                yield from _tile_run(f"{pending}<image {part.number}>", seen.num_tiles * tokens_per_tile)
             else:
-                yield from _frames(pending, part.number, next(shown.videos), shown.tokens_per_tile)
+                yield from _frames(pending, part.number, seen, tokens_per_tile)
         yield _text(label + (text.strip() if at_start else text.rstrip()))
         yield _control(TURN_END)
     yield _text("\n")

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from eagle_model.data.processor import SamplePlan
-from eagle_model.data.sample import VideoRef
+from eagle_model.data.tiling import Grid
 
 CELL_PX = 160
 CAPTION_PX = 16
@@ -36,14 +36,12 @@ def patches_to_pixels(patches_IPK: Tensor, *, patch_px: int, mean: Sequence[floa
 def captions(plan: SamplePlan) -> list[str]:
     """One caption a tile, in the order of the tiles: "12.5 s" of a frame, "row 1, column 2" or "whole" of an image."""
     found: list[str] = []
-    grids, times_seconds = iter(plan.visual.grids), iter(plan.visual.timestamps_seconds)
-    for shown in plan.sample.media:
-        if isinstance(shown, VideoRef):
-            found += [f"{seconds:.2f} s" for seconds in next(times_seconds)]
+    for seen in plan.seen:
+        if not isinstance(seen, Grid):
+            found += [f"{seconds:.2f} s" for seconds in seen.timestamps_seconds]
             continue
-        grid = next(grids)
-        if grid.num_tiles > 1:
-            found += [f"row {r + 1}, column {c + 1}" for r in range(grid.rows) for c in range(grid.cols)]
+        if seen.num_tiles > 1:
+            found += [f"row {r + 1}, column {c + 1}" for r in range(seen.rows) for c in range(seen.cols)]
         found.append("whole")
     return found
 

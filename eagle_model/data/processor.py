@@ -1,4 +1,4 @@
-"""Processor: samples and chat messages -> tokens and pixels, first the numbers (a plan), then what the plan asks for.
+"""Samples and chat messages -> a plan, numbers alone; then the tokens and pixels that the plan asks for.
 
     processor = Processor.from_pretrained("runs/first/checkpoints/step-000100")
     plan = processor.plan_sample(sample)              # which frames, which tiles, how many tokens: no pixel was read
@@ -31,19 +31,19 @@ from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling
 from eagle_kernels.video import VideoError
-from eagle_kernels.video import open as open_video
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data import sampling
-from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, SampledVideo, TokenizedSample, sampled_videos
-from eagle_model.data.clips import open_clip
+from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, Seen, TokenizedSample, seen_media
+from eagle_model.data.clips import open_clip, open_video
 from eagle_model.data.images import image_size, load_image
 from eagle_model.data.packing import pack_row
 from eagle_model.data.rows import parse_sample
-from eagle_model.data.sample import DataError, ImageRef, Sample
+from eagle_model.data.sample import DataError, ImageRef, Sample, VideoRef
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
+from eagle_model.data.tiling import Grid
 from eagle_model.data.tokenizer import read_tokenizer
 from eagle_model.fields import from_json, to_json
-from eagle_model.files import write_json
+from eagle_model.files import write_json, write_text
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
@@ -78,13 +78,20 @@ class ProcessorConfig:
             )
 
     @property
-    def tiling(self) -> Tiling:
-        """What the tiles of videos are; those of images have a thumbnail too."""
-        return Tiling(mean=self.mean, std=self.std, tile_px=self.tile_px, patch_px=self.patch_px, dtype=PIXELS_DTYPE)
-
-    @property
     def tokens_per_tile(self) -> int:
         return (self.tile_px // (2 * self.patch_px)) ** 2
+
+    @property
+    def tiling(self) -> Tiling:
+        """How images and frames become tiles; a grid of one tile, as every frame's, has no thumbnail."""
+        return Tiling(
+            tile_px=self.tile_px,
+            patch_px=self.patch_px,
+            mean=self.mean,
+            std=self.std,
+            thumbnail=True,
+            dtype=PIXELS_DTYPE,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +100,17 @@ class SamplePlan:
 
     sample: Sample
     visual: VisualPlan
-    videos: tuple[SampledVideo, ...]  # the sampled times, and the rate that the text names
+    seen: tuple[Seen, ...]  # of each of sample.media: an image's grid, or a video's times and the rate its text names
+    num_tokens: int
     generation_prompt: bool = False
 
     @property
-    def num_tokens(self) -> int:
-        return self.visual.num_tokens
-
-    @property
     def num_tiles(self) -> int:
-        return sum(grid.num_tiles for grid in self.visual.grids) + sum(len(v.timestamps_seconds) for v in self.videos)
+        return sum(_num_tiles(seen) for seen in self.seen)
+
+
+def _num_tiles(seen: Seen) -> int:
+    return seen.num_tiles if isinstance(seen, Grid) else len(seen.timestamps_seconds)
 
 
 class LoadedSample(NamedTuple):
@@ -117,6 +125,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.config = config
         self.encoder = ChatEncoder(tokenizer, system=config.system)
+        self.tiling = config.tiling
 
     def plan_sample(
         self,
@@ -129,7 +138,7 @@ class Processor:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
-        index_folder: keeps the indexes of videos, as `video.probe` does; it changes no number.
+        index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
         limits = self.config.sampling
@@ -137,8 +146,9 @@ class Processor:
             limits = replace(limits, max_tiles=min(limits.max_tiles, max_tiles))
         count = partial(self.encoder.num_text_tokens, sample, generation_prompt=generation_prompt)
         try:
-            images = [image_size(image.path) for image in sample.images]
-            clips = [open_clip(video, seek=limits.seek, index_folder=index_folder) for video in sample.videos]
+            images = [image_size(shown.path) for shown in sample.media if isinstance(shown, ImageRef)]
+            clip_of = partial(open_clip, seek=limits.seek, tolerance=limits.tolerance, index_folder=index_folder)
+            clips = [clip_of(shown) for shown in sample.media if isinstance(shown, VideoRef)]
             clip_seconds = [clip.duration_seconds for clip in clips]
             visual = sampling.plan(
                 limits,
@@ -146,19 +156,19 @@ class Processor:
                 tokens_per_tile=self.config.tokens_per_tile,
                 images=images,
                 videos=[clip.frame_times_seconds for clip in clips],
+                choose=[clip.choose for clip in clips],
                 text_tokens=partial(count, clip_seconds),
             )
         except (DataError, DoesNotFit) as error:
             raise DataError(f"sample {sample.id}: {error}") from error
-        videos = sampled_videos(visual.timestamps_seconds, clip_seconds)
-        return SamplePlan(sample, visual, videos, generation_prompt)
+        seen = seen_media(sample, visual.grids, visual.timestamps_seconds, clip_seconds)
+        return SamplePlan(sample, visual, seen, visual.num_tokens, generation_prompt)
 
     def tokenize(self, plan: SamplePlan) -> TokenizedSample:
         """The planned sample's tokens. Raises DataError when they are not as many as the plan says."""
         tokens = self.encoder.encode(
             plan.sample,
-            videos=plan.videos,
-            tiles_per_image=[grid.num_tiles for grid in plan.visual.grids],
+            seen=plan.seen,
             tokens_per_tile=self.config.tokens_per_tile,
             generation_prompt=plan.generation_prompt,
         )
@@ -185,30 +195,23 @@ class Processor:
         Raises DataError, naming the sample, when a file cannot be decoded as planned.
         """
         tokens = self.tokenize(plan)
-        tiling = self.config.tiling
-        patches_IPK = torch.empty(tiling.shape(plan.num_tiles), dtype=tiling.dtype)
-        grids, times_seconds = iter(plan.visual.grids), iter(plan.visual.timestamps_seconds)
+        patches_IPK = torch.empty(self.tiling.shape(plan.num_tiles), dtype=PIXELS_DTYPE)
         end = 0
-        for shown in plan.sample.media:
+        for shown, seen in zip(plan.sample.media, plan.seen, strict=True):
             if stop is not None and stop.is_set():
                 raise CancelledError
-            start = end
+            start, end = end, end + _num_tiles(seen)
             try:
-                if isinstance(shown, ImageRef):
-                    grid = next(grids)
-                    end += grid.num_tiles
+                if isinstance(seen, Grid):
                     image_1YX3 = load_image(shown.path)[None]
                     # One thread: the loader's workers are threads already.
-                    tiles_IPK = frames_to_tiles(image_1YX3, grid, replace(tiling, thumbnail=True), num_threads=1)
-                    patches_IPK[start:end] = tiles_IPK
+                    patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
                 else:
-                    times = next(times_seconds)
-                    end += len(times)
                     decode_tiles(
-                        open_video(shown.path, index_folder=index_folder),
-                        times,
+                        open_video(shown.path, index_folder),
+                        seen.timestamps_seconds,
                         (1, 1),
-                        tiling,
+                        self.tiling,
                         out=patches_IPK[start:end],
                         num_workers=num_decode_workers,
                         stop=stop,
@@ -269,7 +272,7 @@ class Processor:
         """Writes tokenizer.json and eagle_processor.json into `folder`, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / TOKENIZER_FILE))
+        write_text(folder / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
         write_json(folder / CONFIG_FILE, to_json(self.config))
 
 

@@ -9,7 +9,7 @@ other. `rows.parse_sample` makes samples of a data set's rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROLES = ("system", "user", "assistant", "observation")
@@ -45,14 +45,6 @@ class Turn:
     role: str  # one of ROLES
     parts: tuple[str | Media, ...]
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.parts, tuple):  # a str would pass for a sequence of its characters
-            raise TypeError(f"Turn: parts is {shown(self.parts)}; needs a tuple of texts, ImageRefs and VideoRefs.")
-        if self.role == "assistant" and not all(isinstance(part, str) for part in self.parts):
-            raise ValueError(
-                "Turn: the assistant's has an image or a video; needs text alone, which is what is learned."
-            )
-
     @property
     def text(self) -> str:
         """The texts alone, joined."""
@@ -64,10 +56,19 @@ class Sample:
     id: str  # the row's own `id`, else "file:line"
     turns: tuple[Turn, ...]
 
-    @property
-    def media(self) -> tuple[Media, ...]:
-        """Images and videos in the order shown: the order of tiles, everywhere."""
-        return tuple(part for turn in self.turns for part in turn.parts if not isinstance(part, str))
+    media: tuple[Media, ...] = field(init=False)  # images and videos in the order shown: the order of tiles, everywhere
+
+    def __post_init__(self) -> None:
+        for turn in self.turns:
+            if not isinstance(turn.parts, tuple):  # a str would pass for a sequence of its characters
+                raise TypeError(
+                    f"Sample {self.id}: a turn's parts are {shown(turn.parts)}; needs a tuple of texts, ImageRefs and "
+                    "VideoRefs."
+                )
+        media = [(turn.role, part) for turn in self.turns for part in turn.parts if not isinstance(part, str)]
+        if any(role == "assistant" for role, _ in media):
+            raise ValueError(f"Sample {self.id}: an assistant's turn shows an image or a video; needs text alone.")
+        object.__setattr__(self, "media", tuple(part for _, part in media))
 
     @property
     def images(self) -> tuple[ImageRef, ...]:

@@ -1,5 +1,7 @@
 """Which grid of square tiles shows an image best: Image Area Preservation (IAP). Numbers only.
 
+    choose_grid(640, 480, tile_px=448, max_tiles=12)        # Grid(cols=4, rows=3), and its num_tiles is 13
+
 An image is resized to (cols * tile_px, rows * tile_px), cut row by row into tiles, and followed by a thumbnail of the
 whole where there is more than one tile. Source: arXiv:2504.15271, the section on Image Area Preservation.
 """

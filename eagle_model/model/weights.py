@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eagle_model.files import write_json, write_whole
+from eagle_model.files import os_error, write_json, write_whole
 
 MAX_SHARD_BYTES = 5_000_000_000  # what the released model's shards stay below
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -290,7 +290,10 @@ def _tensor(at: tuple[Path, str], dtype: torch.dtype | None) -> Tensor:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file, whole or not at all."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+    try:
+        write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+    except SafetensorError as error:
+        raise os_error(error, path) from error
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from eagle_model.batch import IGNORE_INDEX
 from eagle_model.data.chat import MARKUP_TOKENS, SPECIAL_TOKENS, ChatEncoder, SampledVideo
 from eagle_model.data.rows import parse_sample
 from eagle_model.data.sample import DataError, ImageRef, Sample, Turn, VideoRef
+from eagle_model.data.tiling import Grid
 from eagle_model.data.tokenizer import add_special_tokens, train_tokenizer
 from tests.data.conftest import TEXTS
 
@@ -48,7 +49,7 @@ def any_tokenizer(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Token
 
 def encode(encoder: ChatEncoder, *turns: Turn) -> tuple[list[int], list[int]]:
     """Token ids and labels of a sample without media."""
-    tokens = encoder.encode(Sample("s", turns), videos=[], tiles_per_image=[], tokens_per_tile=4)
+    tokens = encoder.encode(Sample("s", turns), seen=[], tokens_per_tile=4)
     return tokens.token_ids_T.tolist(), tokens.labels_T.tolist()
 
 
@@ -56,12 +57,26 @@ def sample_of(case: dict) -> Sample:
     return parse_sample(case["row"], root=Path("/data"), where="golden:1")
 
 
+class Uncounted(Grid):
+    """A grid without a thumbnail, so that it may have two tiles, as the golden file's has."""
+
+    @property
+    def num_tiles(self) -> int:
+        return self.cols * self.rows
+
+
 def encode_case(encoder: ChatEncoder, case: dict) -> tuple[list[int], list[int]]:
-    sample, tiles = sample_of(case), case.get("tiles_per_image", [])  # the golden file's are in the order of the row
+    sample = sample_of(case)
+    tiles, videos = case.get("tiles_per_image", []), case.get("videos", [])  # in the order in which the row lists them
+    seen = [
+        Uncounted(tiles[shown.number - 1], 1)
+        if isinstance(shown, ImageRef)
+        else SampledVideo(**videos[shown.number - 1])
+        for shown in sample.media
+    ]
     tokens = encoder.encode(
         sample,
-        videos=[SampledVideo(**video) for video in case.get("videos", [])],
-        tiles_per_image=[tiles[image.number - 1] for image in sample.images],
+        seen=seen,
         tokens_per_tile=GOLDEN["tokens_per_tile"],
         generation_prompt=case.get("generation_prompt", False),
     )
@@ -141,7 +156,7 @@ def test_a_tag_in_a_text_shows_nothing(tokenizer: Tokenizer) -> None:
     encoder = ChatEncoder(tokenizer, system="")
     picture = ImageRef(Path("a.png"), 3)
     sample = Sample("s", (Turn("user", ("  ", picture, " is <image-1> <video> ", "text ")),))
-    tokens = encoder.encode(sample, videos=[], tiles_per_image=[1], tokens_per_tile=2)
+    tokens = encoder.encode(sample, seen=[Grid(1, 1)], tokens_per_tile=2)
     text = tokenizer.decode(tokens.token_ids_T.tolist(), skip_special_tokens=False)
     assert text == (
         "<|im_start|>user\n<image 3><img><IMG_CONTEXT><IMG_CONTEXT></img> is <image-1> <video> text<|im_end|>\n"
@@ -154,7 +169,7 @@ def test_count_names_the_rate_of_what_is_sampled(tokenizer: Tokenizer) -> None:
     sample = Sample("s", (Turn("user", (VideoRef(Path("v.mp4")),)),))
     for times in ([0.0], [0.0, 100.25]):
         video = SampledVideo(tuple(times), len(times) / 0.01)
-        tokens = encoder.encode(sample, videos=[video], tiles_per_image=[], tokens_per_tile=1)
+        tokens = encoder.encode(sample, seen=[video], tokens_per_tile=1)
         assert encoder.num_text_tokens(sample, [0.01], [times]) == tokens.token_ids_T.numel() - len(times)
 
 
@@ -215,18 +230,16 @@ def test_missing_tokens_are_listed() -> None:
 def test_wrong_number_of_planned_media(tokenizer: Tokenizer) -> None:
     encoder = ChatEncoder(tokenizer)
     sample = Sample("s9", (Turn("user", (VideoRef(Path("v.mp4")),)),))
-    with pytest.raises(ValueError, match="s9: 0 videos were planned, but the sample has 1"):
-        encoder.encode(sample, videos=[], tiles_per_image=[], tokens_per_tile=4)
-    with pytest.raises(ValueError, match="s9: 2 images were planned, but the sample has 0"):
-        encoder.encode(sample, videos=[SampledVideo((0.0,), 1.0)], tiles_per_image=[1, 1], tokens_per_tile=4)
+    for seen in ([], [SampledVideo((0.0,), 1.0), Grid(1, 1)]):
+        with pytest.raises(ValueError, match=f"s9: {len(seen)} images and videos were planned, but the sample has 1"):
+            encoder.encode(sample, seen=seen, tokens_per_tile=4)
 
 
 def test_ordinals(tokenizer: Tokenizer) -> None:
     videos = tuple(VideoRef(Path(f"{k}.mp4"), number=k) for k in range(1, 13))
     tokens = ChatEncoder(tokenizer).encode(
         Sample("s", (Turn("user", videos),)),
-        videos=[SampledVideo((0.0,), 2.0)] * 12,
-        tiles_per_image=[],
+        seen=[SampledVideo((0.0,), 2.0)] * 12,
         tokens_per_tile=1,
     )
     token_ids = tokens.token_ids_T.tolist()

@@ -18,7 +18,7 @@ from torch import Tensor
 from eagle_kernels.video import probe
 from eagle_model.batch import IGNORE_INDEX
 from eagle_model.data import processor as processor_module
-from eagle_model.data.chat import sampled_videos
+from eagle_model.data.chat import seen_media
 from eagle_model.data.processor import PIXELS_DTYPE, Processor, ProcessorConfig, SamplePlan
 from eagle_model.data.rows import parse_sample
 from eagle_model.data.sample import DataError, ImageRef, Sample, Turn, VideoRef
@@ -35,8 +35,10 @@ def test_plan_and_load_agree(processor: Processor, media: Path) -> None:
     row = chat_row("<video-1> or <image-1>?", image="wide.png", video="clip.mp4", id="s1")
     plan = processor.plan_sample(sample_of(media, row))
     tokens, patches_IPK = processor.load_sample(plan)
-    assert plan.videos[0].timestamps_seconds == pytest.approx([0.0, 0.6, 1.3, 1.9])  # 2 s at 2 fps, corner to corner
-    assert plan.videos[0].frames_per_second == pytest.approx(2.0)
+    video, grid = plan.seen
+    assert video.timestamps_seconds == pytest.approx([0.0, 0.6, 1.3, 1.9])  # 2 s at 2 fps, corner to corner
+    assert video.frames_per_second == pytest.approx(2.0)
+    assert grid == (3, 1)
     assert plan.visual.grids == ((3, 1),)
     assert plan.num_tokens == tokens.token_ids_T.numel()
     assert patches_IPK.shape == (plan.num_tiles, 16, 588) == (8, 16, 588)
@@ -51,7 +53,7 @@ def test_key_frames_alone(tokenizer: Tokenizer, media: Path) -> None:
     for start, end, want in ((None, None, keys), (1.0, 4.0, [1.6, 2.4, 3.2]), (0.1, 0.4, [0.1, 0.2, 0.3])):
         sample = Sample("s", (Turn("user", (VideoRef(media / "long.mp4", start, end),)),))
         plan = processor.plan_sample(sample)
-        (video,) = plan.videos
+        (video,) = plan.seen
         assert video.timestamps_seconds == pytest.approx(want)
         assert video.frames_per_second == pytest.approx(len(want) / ((end or 6.0) - (start or 0.0)))
         _, patches_IPK = processor.load_sample(plan)
@@ -59,11 +61,49 @@ def test_key_frames_alone(tokenizer: Tokenizer, media: Path) -> None:
         np.testing.assert_allclose(levels, [40 * seconds for seconds in want], atol=3)
 
 
+@pytest.mark.parametrize("seek", ["exact", "keyframe", "tolerance"])
+@pytest.mark.parametrize(("start", "end"), [(None, None), (1.0, 4.0)])
+def test_labels_name_the_own_times_of_the_frames_shown(
+    tokenizer: Tokenizer, media: Path, seek: str, start: float | None, end: float | None
+) -> None:
+    """However they were chosen: frame i of the file is at i / 10 s and of level 4 i; none is shown twice."""
+    processor = Processor(tokenizer, tiny_config(frames_per_second=2, seek=seek, tolerance=0.4))
+    sample = Sample("s", (Turn("user", (VideoRef(media / "long.mp4", start, end),)),))
+    plan = processor.plan_sample(sample)
+    (times,) = plan.visual.timestamps_seconds
+    assert set(times) <= set(probe(media / "long.mp4").frame_times_seconds.tolist())
+    assert (np.diff(times) > 0).all()
+    whole = {"exact": 12, "keyframe": 8, "tolerance": 12}
+    clip = {"exact": 6, "keyframe": 3, "tolerance": 6}
+    assert len(times) == (whole if start is None else clip)[seek]
+    tokens, patches_IPK = processor.load_sample(plan)
+    assert tokens.token_ids_T.numel() == plan.num_tokens
+    text = tokenizer.decode(tokens.token_ids_T.tolist(), skip_special_tokens=False)
+    for number, seconds in enumerate(times, 1):
+        assert f"Frame {number} sample at {seconds:.2f}s" in text
+    levels = (patches_IPK.float().mean((1, 2)) + 1) * 127.5
+    np.testing.assert_allclose(levels, [40 * seconds for seconds in times], atol=3)
+
+
+def test_cheaper_frames_are_other_ones(tokenizer: Tokenizer, media: Path) -> None:
+    sample = Sample("s", (Turn("user", (VideoRef(media / "long.mp4"),)),))
+    times = {
+        seek: Processor(tokenizer, tiny_config(frames_per_second=1, seek=seek, tolerance=0.4))
+        .plan_sample(sample)
+        .visual.timestamps_seconds[0]
+        for seek in ("exact", "tolerance")
+    }
+    keys = set(probe(media / "long.mp4").key_frames / 10)
+    assert len(times["exact"]) == len(times["tolerance"]) == 6
+    assert len(keys & set(times["tolerance"])) > len(keys & set(times["exact"]))
+
+
 def test_a_file_of_one_frame(processor: Processor, tmp_path: Path) -> None:
     write_video(tmp_path / "still.mp4", num_frames=1, first_level=100)
     plan = processor.plan_sample(sample_of(tmp_path, chat_row(video="still.mp4")))
-    assert plan.videos[0].timestamps_seconds == (0.0,)
-    assert plan.videos[0].frames_per_second > 0
+    (video,) = plan.seen
+    assert video.timestamps_seconds == (0.0,)
+    assert video.frames_per_second > 0
     assert processor.load_sample(plan).patches_IPK.shape[0] == 1
 
 
@@ -160,7 +200,7 @@ def plan_of(processor: Processor, sample: Sample, grids: list[Grid], *times: tup
         num_visual_tokens=num_tiles * config.tokens_per_tile,
         num_text_tokens=processor.encoder.num_text_tokens(sample, seconds, times),
     )
-    return SamplePlan(sample, visual, sampled_videos(times, seconds))
+    return SamplePlan(sample, visual, seen_media(sample, grids, times, seconds), visual.num_tokens)
 
 
 def levels(patches_IPK: Tensor) -> list[int]:
@@ -309,7 +349,7 @@ def test_wrong_folders(processor: Processor, tmp_path: Path) -> None:
         ({"tile_px": 57}, r"tile_px is 57; needs a multiple of 2 \* patch_px = 28"),
         ({"std": [0.5, 0.0, 0.5]}, r"std is \(0\.5, 0\.0, 0\.5\); needs three numbers"),
         ({"sampling": sampling | {"min_frames": 0}}, "min_frames is 0; needs at least 1"),
-        ({"sampling": sampling | {"seek": "nearest"}}, "seek is 'nearest'; needs one of exact, keyframe"),
+        ({"sampling": sampling | {"seek": "nearest"}}, "seek is 'nearest'; needs one of exact, keyframe, tolerance"),
         ({"sampling": 3}, r"sampling is 3; needs an object with the fields of SamplingConfig"),
         ({"sampling": {}}, r"eagle_processor\.json lacks the field sampling\.context_tokens"),
         (

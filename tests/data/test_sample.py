@@ -1,5 +1,6 @@
 """Samples: what is shown, in its order, and parts that are none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,20 @@ def test_media_come_in_the_order_shown() -> None:
     assert sample.media == (B, V, A)
     assert sample.images == (B, A)
     assert sample.videos == (V,)
+    assert replace(sample, turns=sample.turns[2:]).media == (A,)
     assert [turn.text for turn in sample.turns] == ["See  now", "Yes.", ""]
 
 
 def test_a_text_alone_is_no_tuple_of_parts() -> None:
-    with pytest.raises(TypeError, match=r"Turn: parts is 'Hi'; needs a tuple of texts, ImageRefs and VideoRefs"):
-        Turn("user", "Hi")  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"Sample s: a turn's parts are 'Hi'; needs a tuple of texts, ImageRefs and Vid"
+    ):
+        Sample("s", (Turn("user", "Hi"),))  # type: ignore[arg-type]
 
 
 def test_the_assistant_shows_nothing() -> None:
-    with pytest.raises(ValueError, match="the assistant's has an image or a video; needs text alone"):
-        Turn("assistant", ("Look: ", A))
+    with pytest.raises(ValueError, match="Sample s: an assistant's turn shows an image or a video; needs text alone"):
+        Sample("s", (Turn("user", ("Hi",)), Turn("assistant", ("Look: ", A))))
 
 
 def test_values_in_messages_are_cut() -> None:
