@@ -13,15 +13,17 @@ cannot run code.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from eagle_model.files import sha256
+from eagle_model.files import read_json, sha256
 
 MANIFEST = "manifest.json"
+Content = TypeVar("Content")
 _STEP_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -47,23 +49,9 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
     Raises: CheckpointError that names the file and the check that failed.
     """
-    path = checkpoint / MANIFEST
-    try:
-        raw = json.loads(path.read_text())
-        files = {str(name): FileEntry(int(e["num_bytes"]), str(e["sha256"])) for name, e in raw["files"].items()}
-        manifest = Manifest(step=int(raw["step"]), run=str(raw["run"]), files=files)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; every complete checkpoint has one.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read as a manifest: {error!r}.") from None
+    manifest = _parse(checkpoint / MANIFEST)
     for name, entry in manifest.files.items():
-        file = checkpoint / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{path} lists {name!r}; needs names inside the checkpoint.")
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing; the manifest lists it.")
-        if file.stat().st_size != entry.num_bytes:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; the manifest says {entry.num_bytes}.")
+        _check_size(checkpoint / name, entry)
     return manifest
 
 
@@ -74,10 +62,62 @@ def verify(checkpoint: Path) -> Manifest:
     """
     manifest = read_manifest(checkpoint)
     for name, entry in manifest.files.items():
-        got = sha256(checkpoint / name)
-        if got != entry.sha256:
-            raise CheckpointError(f"{checkpoint / name} has SHA-256 {got}; the manifest says {entry.sha256}.")
+        _check_bytes(checkpoint / name, entry)
     return manifest
+
+
+def listed_files(folder: Path) -> frozenset[str] | None:
+    """The files that the manifest in a folder lists; None where there is no manifest, as in a released model's folder.
+
+    Raises: CheckpointError for a manifest that cannot be read.
+    """
+    return frozenset(_parse(folder / MANIFEST).files) if (folder / MANIFEST).exists() else None
+
+
+def verify_listed(folder: Path, names: Iterable[str]) -> None:
+    """Checks files that are about to be read, and these alone, where a manifest stands beside them.
+
+    Example: verify_listed(folder, ["config.json"])
+    Raises:  CheckpointError when one is not listed, or not as it was written.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    files = _parse(folder / MANIFEST).files
+    for name in names:
+        if name not in files:
+            raise CheckpointError(f"{folder / name} is not listed in {MANIFEST}, so it is no part of the checkpoint.")
+        _check_size(folder / name, files[name])
+        _check_bytes(folder / name, files[name])
+
+
+def _parse(path: Path) -> Manifest:
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing; every complete checkpoint has one.")
+    try:
+        raw = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as a manifest: {error}") from None
+    try:
+        files = {str(name): FileEntry(int(e["num_bytes"]), str(e["sha256"])) for name, e in raw["files"].items()}
+        manifest = Manifest(step=int(raw["step"]), run=str(raw["run"]), files=files)
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read as a manifest: {error!r}.") from None
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(f"{path} lists {name!r}; needs names inside the checkpoint.")
+    return manifest
+
+
+def _check_size(file: Path, entry: FileEntry) -> None:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing; the manifest lists it.")
+    if (size := file.stat().st_size) != entry.num_bytes:
+        raise CheckpointError(f"{file} has {size} bytes; the manifest says {entry.num_bytes}.")
+
+
+def _check_bytes(file: Path, entry: FileEntry) -> None:
+    if (got := sha256(file)) != entry.sha256:
+        raise CheckpointError(f"{file} has SHA-256 {got}; the manifest says {entry.sha256}.")
 
 
 def steps(folder: Path) -> dict[int, Path]:
@@ -107,3 +147,35 @@ def latest(folder: Path, say: Callable[[str], None]) -> Path | None:
     if refused:
         raise CheckpointError(f"No checkpoint in {folder} can be used. " + " ".join(refused))
     return None
+
+
+def read_newest(folder: Path, read: Callable[[Path], Content], say: Callable[[str], object] = warnings.warn) -> Content:
+    """What `read` makes of the newest checkpoint of a run's folder, or of `folder` itself where that is no run's.
+
+    Nothing is checked here: `read` checks what it reads, as `Eagle.from_pretrained` does, and need not wait for the
+    rest. A checkpoint that fails is passed over for the one before; one that a trainer deleted meanwhile is no error.
+
+    Args:    say: is told of each newer checkpoint that was passed over, and why.
+    Example: read_newest(Path("runs/first"), Processor.from_pretrained)
+    Raises:  CheckpointError when it is a run's folder and no checkpoint can be read; what `read` raises otherwise.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; needs that of a checkpoint or of a run.")
+    refused: list[str] = []
+    waiting = [folder] if not _is_run(folder) else list(steps(folder / "checkpoints").values())
+    while waiting:
+        path = waiting.pop()
+        try:
+            return read(path)
+        except (OSError, ValueError) as error:
+            if not path.is_dir():  # deleted between the look and the reading: by then there is a newer one
+                return read_newest(folder, read, say)
+            if path == folder or not isinstance(error, CheckpointError):
+                raise
+            refused.append(str(error))
+            say(f"Passing over {path.name}: {error}")
+    raise CheckpointError(f"{folder} is a run's folder without a checkpoint that can be read. " + " ".join(refused[:3]))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").exists() or bool(steps(folder / "checkpoints"))

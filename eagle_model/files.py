@@ -13,8 +13,10 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _CHUNK_BYTES = 1 << 22
+MAX_JSON_BYTES = 1 << 26  # of a JSON file: many times what any model's folder holds, and read in a second
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,6 +46,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes `content` to `path` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """What a JSON file holds, whoever wrote it.
+
+    Raises: ValueError naming the file when it is no plain file, larger than `max_bytes`, or no JSON in UTF-8.
+    """
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is no file.")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{path} has more than {max_bytes} bytes; no file of its kind is so large.")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from None
 
 
 def flush(path: Path) -> None:

@@ -19,7 +19,10 @@ from torch import Tensor
 
 from eagle_kernels.attention import Backend, varlen_attention
 from eagle_kernels.attention_plan import AttentionPlan
-from eagle_kernels.decode_attention import decode_attention
+from eagle_kernels.decode_attention import decode_attention, decode_attention_ref
+
+
+KERNEL_HEAD_WIDTHS = range(16, 257, 8)  # what the kernels of attention take; on a CPU the references take any
 
 
 class Attend(Protocol):
@@ -85,4 +88,6 @@ class Decode:
 
     def __call__(self, layer: int, q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor) -> Tensor:
         keys_LKW, values_LKW = self.cache.write(layer, self.rows_S, k_TKW, v_TKW)
+        if not q_THW.is_cuda and q_THW.shape[2] not in KERNEL_HEAD_WIDTHS:
+            return decode_attention_ref(q_THW, keys_LKW, values_LKW, self.start_S, self.length_S)[0]
         return decode_attention(q_THW, keys_LKW, values_LKW, self.start_S, self.length_S, max_k_len=self.longest)
