@@ -1,6 +1,7 @@
 """Checkpoints as they are read: which there are, and whether every byte is as it was written.
 
-    newest = latest(Path("runs/first/checkpoints"), print)     # checked; None when there is none
+    newest = latest(Path("runs/first/checkpoints"), print)     # all of it checked; None when there is none
+    model = read_newest(Path("runs/first"), Eagle.from_pretrained)    # what is read is checked, and nothing else
 
     checkpoints/step-000123/                  complete: it got its name after everything in it was on the disk
         config.json, model.safetensors, ...   the model and its processor: what `Eagle.from_pretrained` loads
@@ -157,10 +158,11 @@ def read_newest(folder: Path, read: Callable[[Path], Content], say: Callable[[st
 
     Args:    say: is told of each newer checkpoint that was passed over, and why.
     Example: read_newest(Path("runs/first"), Processor.from_pretrained)
-    Raises:  CheckpointError when it is a run's folder and no checkpoint can be read; what `read` raises otherwise.
+    Raises:  CheckpointError when it is a run's folder and no checkpoint can be read, FileNotFoundError when it is none;
+             what `read` raises otherwise.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; needs that of a checkpoint or of a run.")
+        raise FileNotFoundError(f"{folder} is no folder; needs that of a checkpoint or of a run.")
     refused: list[str] = []
     waiting = [folder] if not _is_run(folder) else list(steps(folder / "checkpoints").values())
     while waiting:

@@ -21,7 +21,6 @@ from eagle_kernels.attention import Backend, varlen_attention
 from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.decode_attention import decode_attention, decode_attention_ref
 
-
 KERNEL_HEAD_WIDTHS = range(16, 257, 8)  # what the kernels of attention take; on a CPU the references take any
 
 

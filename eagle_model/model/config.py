@@ -55,7 +55,7 @@ _ONLY_EAGLE = {
 _ONLY_TEXT_IF_GIVEN = {"attention_bias": True, "mlp_bias": False, "partial_rotary_factor": 1.0}
 _ONLY_EAGLE_IF_GIVEN = {"quantization_config": None}
 
-# What the released classes assume of absent fields: transformers' two, and Eagle2_5_VLConfig. Their types are the fields'.
+# What the released classes assume of absent fields (transformers' two and Eagle2_5_VLConfig), each of its field's type.
 _DEFAULT_VISION = {
     "image_size": 224,
     "patch_size": 16,
@@ -204,7 +204,9 @@ class TextConfig:
             raise ValueError(f"config.json: text_config.rope_parameters is {rope}; needs rope_type 'default'.")
         _without_fixed("text_config.rope_parameters", rope, {"partial_rotary_factor": 1.0})
         if set(other.get("layer_types") or ()) - {"full_attention"}:
-            raise ValueError("config.json: text_config.layer_types names others; this model computes 'full_attention' only.")
+            raise ValueError(
+                "config.json: text_config.layer_types names others; this model computes 'full_attention' only."
+            )
         if "rope_theta" in rope:
             other["rope_theta"] = rope["rope_theta"]
         if other.get("num_key_value_heads", 1) is None:  # transformers' way to say: as many as query heads
@@ -304,7 +306,9 @@ class EagleConfig:
         llm_config = other.pop("llm_config", None)
         text_config = other.pop("text_config", llm_config)
         if llm_config not in (None, text_config):
-            raise ValueError("config.json has both text_config and its old name llm_config, and they differ; needs one.")
+            raise ValueError(
+                "config.json has both text_config and its old name llm_config, and they differ; needs one."
+            )
         text = TextConfig.from_dict(text_config)
         tile_px = other.pop("force_image_size", None)
         if tile_px not in (None, vision.tile_px):

@@ -4,7 +4,7 @@
     loss = model(batch, mass)                                        # training; mass: see loss.py
     new_ids = model.generate(batch, max_new_tokens=64)               # or what follows each document
 
-    model = build(read_config("Eagle2.5-8B"))                        # the same model in steps: names and shapes,
+    model = build(read_model_config("Eagle2.5-8B"))                        # the same model in steps: names and shapes,
     load(model, "Eagle2.5-8B", dtype=torch.bfloat16, device="cuda")  # then weights; between them, its place is chosen
 
 Dims     T tokens, D LLM width, I tiles, P patches a tile, K numbers a patch, C vision width, Q = P / 4 tokens a tile,
@@ -16,7 +16,7 @@ Source   Chen et al. 2025, arXiv:2504.15271.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from eagle_model.model import weights
 from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Packed
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
-from eagle_model.model.generate import greedy
+from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import Linear, LinearSkipBiasAdd
 from eagle_model.model.llm import Decoder
 from eagle_model.model.loss import LMHead, token_weights
@@ -127,8 +127,16 @@ class Eagle(nn.Module):
     def generate(
         self, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int] = ()
     ) -> list[list[int]]:
-        """The likeliest continuation of each document, token by token: `generate.greedy`."""
+        """The likeliest continuation of each document: `generate.greedy`."""
         return greedy(
+            self.embed, self.llm, self.lm_head, batch, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids
+        )
+
+    def stream(
+        self, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int] = ()
+    ) -> Iterator[list[tuple[int, int]]]:
+        """The same, token by token as they come: `generate.tokens`."""
+        return tokens(
             self.embed, self.llm, self.lm_head, batch, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids
         )
 
@@ -140,11 +148,11 @@ class Eagle(nn.Module):
         checkpoint is taken. dtype None keeps the files' own.
 
         Files that a checkpoint's manifest lists are checked against it. Raises FileNotFoundError or ValueError where
-        `read_config`, `load` and `checkpoints.read_newest` do.
+        `read_model_config`, `load` and `checkpoints.read_newest` do.
         """
 
         def read(checkpoint: Path) -> Eagle:
-            model = build(read_config(checkpoint))
+            model = build(read_model_config(checkpoint))
             load(model, checkpoint, dtype=dtype, device=device)
             return model
 
@@ -169,7 +177,7 @@ def _num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def read_config(folder: Path | str) -> EagleConfig:
+def read_model_config(folder: Path | str) -> EagleConfig:
     """The config of a model's folder, which has its weights too.
 
     Raises FileNotFoundError and ValueError where `EagleConfig.read` does, and where it describes a model far larger
@@ -201,8 +209,8 @@ def check_device(cfg: EagleConfig, device: torch.device | str) -> None:
     for name, width in (("vision", cfg.vision.head_dim), ("text", cfg.text.head_dim)):
         if width not in KERNEL_HEAD_WIDTHS:
             raise ValueError(
-                f"Eagle: the {name} heads are {width} wide (hidden_size / num_attention_heads); on a GPU attention needs "
-                f"a multiple of 8 from 16 to 256. Use the CPU, or another number of heads."
+                f"Eagle: the {name} heads are {width} wide (hidden_size / num_attention_heads); on a GPU attention "
+                f"needs a multiple of 8 from 16 to 256. Use the CPU, or another number of heads."
             )
 
 

@@ -336,7 +336,9 @@ def _check_fit(
     kinds = {dtype: [key for key in wanted if stored[key].dtype == dtype] for dtype in DTYPES}
     kinds = {dtype: keys for dtype, keys in kinds.items() if keys}
     if dtype is None and len(kinds) > 1:
-        counts = ", ".join(f"{len(keys)} {dtype} ({keys[0]}{', ...' * (len(keys) > 1)})" for dtype, keys in kinds.items())
+        counts = ", ".join(
+            f"{len(keys)} {dtype} ({keys[0]}{', ...' * (len(keys) > 1)})" for dtype, keys in kinds.items()
+        )
         raise ValueError(f"{folder}: the weights have several dtypes: {counts}. Give one, as in dtype=torch.bfloat16.")
     return again
 
@@ -383,7 +385,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _files(folder: Path) -> list[Path]:
     """The safetensors files of a model's folder, as its index names them."""
     index_path, listed = folder / INDEX, listed_files(folder)
-    if index_path.is_file() and (listed is None or INDEX in listed):  # an index that came later is none of the checkpoint
+    if index_path.is_file() and (
+        listed is None or INDEX in listed
+    ):  # an index that came later is none of the checkpoint
         verify_listed(folder, [INDEX])
         names = _named_by(index_path)
     elif (folder / SINGLE).is_file():
