@@ -85,7 +85,7 @@ def _attention_cases(name: str, D: int, H: int, K: int, causal: bool, uniform: b
 
 
 def _attention_signature(names: list[str]) -> dict[str, str]:
-    fp32 = {"lse_ptr", "dlse_ptr", "delta_ptr"}
+    fp32 = {"lse_ptr", "lse_log2_ptr", "dlse_ptr", "delta_ptr"}
     int32 = {"segments_ptr", "tiles_ptr"}
     signature = {}
     for name in names:

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eagle_kernels import attention_sm90, attention_triton
 from eagle_kernels.attention_plan import OP, AttentionPlan, check_offsets
-from eagle_kernels.attention_triton import launch_bwd, launch_fwd
 from eagle_kernels.checks import KERNEL_DTYPES, check, check_same
 from eagle_kernels.library import custom_op
 
@@ -168,7 +168,8 @@ def _fwd(
     T, H, D = q_THD.shape
     out_THD = q_THD.new_empty(T, H, D) if covers_all else q_THD.new_zeros(T, H, D)
     lse_HT = q_THD.new_full((H, T), -torch.inf, dtype=torch.float32)
-    launch_fwd(
+    kernels = attention_triton if attention_sm90.why_triton(q_THD, k_TKD, v_TKD) else attention_sm90
+    kernels.launch_fwd(
         q_THD, k_TKD, v_TKD, out_THD, lse_HT, segments_S4, q_tiles_N2,
         causal=causal, softmax_scale=softmax_scale, length=length,
     )  # fmt: skip
@@ -204,8 +205,10 @@ def _bwd(
     dlse_HT = dlse_HT.contiguous()
     dq_THD = q_THD.new_empty(q_THD.shape) if covers_all else q_THD.new_zeros(q_THD.shape)
     dk_TKD, dv_TKD = k_TKD.new_empty(k_TKD.shape), v_TKD.new_empty(v_TKD.shape)
-    launch_bwd(
-        dout_THD, dlse_HT, q_THD, k_TKD, v_TKD, out_THD, lse_HT, dq_THD, dk_TKD, dv_TKD, segments_S4, q_tiles_N2,
+    lse_log2_HT, delta_HT = attention_triton.launch_delta(dout_THD, out_THD, lse_HT, dlse_HT)
+    kernels = attention_triton if attention_sm90.why_triton(q_THD, k_TKD, v_TKD, dout_THD) else attention_sm90
+    kernels.launch_bwd(
+        dout_THD, q_THD, k_TKD, v_TKD, lse_log2_HT, delta_HT, dq_THD, dk_TKD, dv_TKD, segments_S4, q_tiles_N2,
         k_tiles_M4, causal=causal, softmax_scale=softmax_scale, length=length,
     )  # fmt: skip
     return dq_THD, dk_TKD, dv_TKD

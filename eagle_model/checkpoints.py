@@ -6,7 +6,7 @@
     checkpoints/step-000123/                  complete: it got its name after everything in it was on the disk
         config.json, model.safetensors, ...   the model and its processor: what `Eagle.from_pretrained` loads
         training/...                          what training needs beside them
-        manifest.json                         step, run, and size and SHA-256 of every other file
+        manifest.json                         step, run, size and SHA-256 of every other file, and a SHA-256 of these
 
 `eagle_model.train.checkpoint` writes them. There is no pickle: safetensors and JSON only, so that reading a checkpoint
 cannot run code.
@@ -14,18 +14,24 @@ cannot run code.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from eagle_model.files import read_json, sha256
+from eagle_model.fields import MAX_NAMES, few, shown
+from eagle_model.files import os_reason, read_json, sha256
 
-MANIFEST = "manifest.json"
 Content = TypeVar("Content")
-_STEP_NAME = re.compile(r"step-(\d{6,})")
+Value = TypeVar("Value")
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 22  # 120 bytes a file: some ten thousand files
+MAX_REASONS = 3  # why checkpoints cannot be used: sentences, where MAX_NAMES is for names
+_STEP_NAME = re.compile(r"step-([0-9]{6,})")
 
 
 class CheckpointError(ValueError):
@@ -43,6 +49,12 @@ class Manifest:
     step: int
     run: str  # the id of the run that wrote it
     files: dict[str, FileEntry]  # by path inside the checkpoint, with "/"
+
+    def to_json(self) -> dict[str, Any]:
+        """What manifest.json holds: all of this, and the SHA-256 of its JSON, written closely and in sorted order."""
+        content = asdict(self)
+        close = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return {**content, "sha256": hashlib.sha256(close.encode()).hexdigest()}
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
@@ -86,38 +98,66 @@ def verify_listed(folder: Path, names: Iterable[str]) -> None:
     files = _parse(folder / MANIFEST).files
     for name in names:
         if name not in files:
-            raise CheckpointError(f"{folder / name} is not listed in {MANIFEST}, so it is no part of the checkpoint.")
+            raise CheckpointError(
+                f"{few([folder / name])} is not listed in {MANIFEST}: it is no part of the checkpoint."
+            )
         _check_size(folder / name, files[name])
         _check_bytes(folder / name, files[name])
 
 
 def _parse(path: Path) -> Manifest:
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing; every complete checkpoint has one.")
     try:
-        raw = read_json(path)
-    except (OSError, ValueError) as error:
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing; every complete checkpoint has one.")
+        raw = read_json(path, max_bytes=MAX_MANIFEST_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read as a manifest: {os_reason(error)}.") from None
+    except CheckpointError:
+        raise
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read as a manifest: {error}") from None
     try:
-        files = {str(name): FileEntry(int(e["num_bytes"]), str(e["sha256"])) for name, e in raw["files"].items()}
-        manifest = Manifest(step=int(raw["step"]), run=str(raw["run"]), files=files)
-    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read as a manifest: {error!r}.") from None
+        files = {
+            name: FileEntry(_typed(int, e["num_bytes"]), _typed(str, e["sha256"])) for name, e in raw["files"].items()
+        }
+        manifest = Manifest(step=_typed(int, raw["step"]), run=_typed(str, raw["run"]), files=files)
+        as_written = raw["sha256"] == manifest.to_json()["sha256"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as a manifest: {shown(error)}.") from None
+    if not as_written:
+        raise CheckpointError(f"{path} cannot be read as a manifest: its own SHA-256 is not that of its content.")
+    named = _STEP_NAME.fullmatch(path.parent.name)
+    if named and int(named[1]) != manifest.step:
+        raise CheckpointError(f"{path} is of step {manifest.step}; its folder's name says {path.parent.name}.")
     for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{path} lists {name!r}; needs names inside the checkpoint.")
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+            raise CheckpointError(f"{path} lists {shown(name)}; needs names inside the checkpoint.")
     return manifest
 
 
+def _typed(kind: type[Value], value: object) -> Value:
+    if type(value) is not kind:
+        raise TypeError(f"{shown(value)} where {kind.__name__} is needed")
+    return value
+
+
 def _check_size(file: Path, entry: FileEntry) -> None:
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing; the manifest lists it.")
-    if (size := file.stat().st_size) != entry.num_bytes:
+    try:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; the manifest lists it.")
+        size = file.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {os_reason(error)}.") from None
+    if size != entry.num_bytes:
         raise CheckpointError(f"{file} has {size} bytes; the manifest says {entry.num_bytes}.")
 
 
 def _check_bytes(file: Path, entry: FileEntry) -> None:
-    if (got := sha256(file)) != entry.sha256:
+    try:
+        got = sha256(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {os_reason(error)}.") from None
+    if got != entry.sha256:
         raise CheckpointError(f"{file} has SHA-256 {got}; the manifest says {entry.sha256}.")
 
 
@@ -125,7 +165,7 @@ def steps(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by step, ascending, by their names alone; empty when there is no such folder."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if (match := _STEP_NAME.fullmatch(path.name)) and path.is_dir():
+        if (match := _STEP_NAME.fullmatch(path.name)) and path.is_dir() and path.name == f"step-{int(match[1]):06d}":
             found[int(match[1])] = path
     return dict(sorted(found.items()))
 
@@ -142,11 +182,13 @@ def latest(folder: Path, say: Callable[[str], None]) -> Path | None:
             verify(path)
         except CheckpointError as error:
             refused.append(str(error))
-            say(f"Passing over {path.name}: {error}")
+            if len(refused) <= MAX_NAMES:
+                say(f"Passing over {path.name}: {error}")
         else:
             return path
     if refused:
-        raise CheckpointError(f"No checkpoint in {folder} can be used. " + " ".join(refused))
+        more = f" And {len(refused) - MAX_REASONS:,} more." if len(refused) > MAX_REASONS else ""
+        raise CheckpointError(f"No checkpoint in {folder} can be used. {' '.join(refused[:MAX_REASONS])}{more}")
     return None
 
 
@@ -175,8 +217,9 @@ def read_newest(folder: Path, read: Callable[[Path], Content], say: Callable[[st
             if path == folder or not isinstance(error, CheckpointError):
                 raise
             refused.append(str(error))
-            say(f"Passing over {path.name}: {error}")
-    raise CheckpointError(f"{folder} is a run's folder without a checkpoint that can be read. " + " ".join(refused[:3]))
+            if len(refused) <= MAX_NAMES:
+                say(f"Passing over {path.name}: {error}")
+    raise CheckpointError(f"{folder} is a run without a checkpoint that can be read. {' '.join(refused[:MAX_REASONS])}")
 
 
 def _is_run(folder: Path) -> bool:

@@ -221,9 +221,9 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
 
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
-    from eagle_kernels.video import probe
+    from eagle_model.data.clips import open_video
 
-    info = probe(path)
+    info = open_video(path).info
     shown = ", ".join(f"{t:.2f}" for t in times[:6]) + (", ..." if len(times) > 6 else "")
     varying = ", varying" if info.is_variable_frame_rate else ""
     return (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,18 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from None
+
+
+def os_error(error: Exception, path: Path) -> Exception:
+    """The OSError that a library written in Rust tells in words: "No space left on device (os error 28)"."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
+
+
+def os_reason(error: OSError) -> str:
+    """What the system said and of which file: "No space left on device (runs/first/metrics.jsonl)"."""
+    said = error.strerror or str(error)
+    return f"{said} ({error.filename})" if error.filename else said
 
 
 def flush(path: Path) -> None:

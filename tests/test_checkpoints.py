@@ -106,7 +106,7 @@ def test_only_what_is_about_to_be_read_is_checked(tmp_path):
     verify_listed(path, ["model.safetensors"])
     with pytest.raises(CheckpointError, match=r"state\.json has SHA-256"):
         verify_listed(path, ["model.safetensors", "training/state.json"])
-    with pytest.raises(CheckpointError, match=r"other is not listed in manifest\.json, so it is no part of the"):
+    with pytest.raises(CheckpointError, match=r"other is not listed in manifest\.json: it is no part of the"):
         verify_listed(path, ["other"])
     (path / "manifest.json").unlink()  # as a released model's folder
     verify_listed(path, ["other", "training/state.json"])
@@ -131,7 +131,7 @@ def test_the_newest_that_can_be_read_is_read(tmp_path):
     with pytest.raises(CheckpointError, match="has 5 bytes"):
         read_newest(newer, read, must_not_speak)
     os.truncate(older / "model.safetensors", 5)
-    with pytest.raises(CheckpointError, match=r"a run's folder without a checkpoint that can be read\. .*has 5 bytes"):
+    with pytest.raises(CheckpointError, match=r"a run without a checkpoint that can be read\. .*has 5 bytes"):
         read_newest(tmp_path, read, said.append)
     with pytest.raises(FileNotFoundError, match="nowhere is no folder; needs that of a checkpoint or of a run"):
         read_newest(tmp_path / "nowhere", read)
@@ -157,5 +157,5 @@ def test_a_checkpoint_that_is_pruned_between_look_and_load_is_looked_for_again(t
 def test_a_run_without_a_checkpoint_is_no_model(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="is a run's folder without a checkpoint that can be read"):
+    with pytest.raises(CheckpointError, match="is a run without a checkpoint that can be read"):
         read_newest(tmp_path, must_not_speak)

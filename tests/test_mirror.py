@@ -16,7 +16,14 @@ TREES = {  # tests/<name> mirrors these folders
 HELPERS = {"kernels": ("bench/static_table.py", "tests/kernels/conftest.py")}  # no source of the package, tested too
 WHOLE = {"whole_model"}  # tests of a folder's files together
 UNTESTED = {"__init__", "checks"}  # checks: by the tests of every op, and its own
-PARTS = {"attention_triton", "library", "native", "tiles"}  # what ops are made of: no bench of their own
+PARTS = {
+    "attention_gluon",
+    "attention_sm90",
+    "attention_triton",
+    "library",
+    "native",
+    "tiles",
+}  # what ops are made of: no bench of their own
 SHARED = {  # native code that serves several ops, or the module
     "attention_heads", "bindings", "device", "error", "number_types", "parallel", "tensor_view",
 }  # fmt: skip

@@ -1,43 +1,72 @@
 """Clips of videos: which frames there are to sample from, and how long the clip lasts. No pixel is read.
 
-clip = open_clip(VideoRef(Path("film.mp4"), start_seconds=10, end_seconds=20))
+clip = open_clip(VideoRef(Path("film.mp4"), start_seconds=10, end_seconds=20), seek="tolerance")
 clip.frame_times_seconds[0]        # 10.0, or a little more: the first frame shown from then on
+clip.choose((10.0, 15.0, 20.0))    # (10.0, 14.4, 19.2): frames near these times that are cheap to decode
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from eagle_kernels.video import VideoError, probe
+from eagle_kernels import video as video_files
+from eagle_kernels.video import Video, VideoError
 from eagle_model.data.sample import DataError, VideoRef
 
+# Videos that stay open: clips of one film follow each other in data sets, and what was planned just now is loaded next.
+# An index takes some 40 bytes a frame, so these 8 take 35 MB if each is an hour; plans hold none.
+OPEN_VIDEOS = 8
 CLIP_END_SLACK_SECONDS = 1.0  # annotations round a video's end up; a clip that ends later still has wrong times
+
+
+Times = tuple[float, ...]
 
 
 class Clip(NamedTuple):
     frame_times_seconds: np.ndarray  # to sample from, counted from the file's first shown frame
     duration_seconds: float
+    choose: Callable[[Times], Times]  # the own times of the frames to take for sampled ones: as many, none twice
 
 
-def open_clip(video: VideoRef, *, seek: str = "exact", index_folder: str | Path | None = None) -> Clip:
+def open_video(path: Path, index_folder: str | Path | None = None) -> Video:
+    """`video.open`; a file that did not change since it was opened last is not read again. Errors as there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return video_files.open(path, index_folder=index_folder)  # says what is wrong
+    return _opened(path, index_folder, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=OPEN_VIDEOS)
+def _opened(path: Path, index_folder: str | Path | None, num_bytes: int, changed_ns: int) -> Video:
+    return video_files.open(path, index_folder=index_folder)
+
+
+def open_clip(
+    video: VideoRef, *, seek: str = "exact", tolerance: float = 0.25, index_folder: str | Path | None = None
+) -> Clip:
     """The frames shown in [start, end), or the one on show at `start` where none begins in it; of these the key frames,
     if seek is "keyframe" and the clip has any.
 
     The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
     lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
-    index_folder: keeps the indexes of videos, as `video.probe` does; it changes no number.
+    seek, tolerance: as for `Video.choose`; with "tolerance" `choose` takes cheaper frames near those sampled.
+    index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
     Raises DataError when the file is missing or damaged, or the clip does not lie in it.
     """
     if not os.path.isfile(video.path):  # pathlib's raises for a name that is too long
         raise DataError(f"video {video.path} does not exist or is not a file.")
     try:
-        info = probe(video.path, index_folder=index_folder)
+        opened = open_video(video.path, index_folder)
     except (VideoError, OSError) as error:
         raise DataError(f"video {video.path} cannot be read: {error}") from error
+    info = opened.info
     if info.damage is not None:
         raise DataError(f"video {video.path} is damaged: {info.damage} Repair or remux it, or leave the sample out.")
     start, end = video.start_seconds or 0.0, video.end_seconds
@@ -55,7 +84,20 @@ def open_clip(video: VideoRef, *, seek: str = "exact", index_folder: str | Path 
         last = first + 1
     times = times[first:last]
     if len(times) == 1:
-        return Clip(times, 1 / info.frames_per_second if info.frames_per_second > 0 else 1.0)
+        return Clip(times, 1 / info.frames_per_second if info.frames_per_second > 0 else 1.0, _as_sampled)
     duration_seconds = float(times[-1] - times[0]) * len(times) / (len(times) - 1)
+    if seek == "tolerance":
+        return Clip(times, duration_seconds, partial(_cheap_frames, opened, times[0], times[-1], tolerance))
     keys = info.key_frames[(info.key_frames >= first) & (info.key_frames < last)]
-    return Clip(info.frame_times_seconds[keys] if seek == "keyframe" and len(keys) else times, duration_seconds)
+    sampled = info.frame_times_seconds[keys] if seek == "keyframe" and len(keys) else times
+    return Clip(sampled, duration_seconds, _as_sampled)
+
+
+def _as_sampled(times: Times) -> Times:
+    return times
+
+
+def _cheap_frames(video: Video, first: float, last: float, tolerance: float, times: Times) -> Times:
+    chosen = video.choose(times, seek="tolerance", tolerance=tolerance)
+    is_inside = (chosen >= first) & (chosen <= last)  # of the clip, not only of the video
+    return tuple(np.where(is_inside, chosen, times).tolist())

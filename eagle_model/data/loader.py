@@ -161,10 +161,10 @@ class Loader:
         while True:
             if self._prefetch.stop.is_set():
                 raise ValueError("Loader: it was closed; make a new one.")
-            row, loading = next(self._coming)
             try:
+                row, loading = next(self._coming)
                 loaded = loading.result()
-            except Exception:
+            except BaseException:  # an interrupt too
                 self._coming = self._load_ahead()  # so that a later `next` tries this row again
                 raise
             self._epoch, self._next_row = row.epoch, row.row + 1

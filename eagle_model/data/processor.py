@@ -30,12 +30,11 @@ from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling
 from eagle_kernels.video import VideoError
-from eagle_kernels.video import open as open_video
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.checkpoints import read_newest, verify_listed
 from eagle_model.data import sampling
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, Seen, TokenizedSample, seen_media
-from eagle_model.data.clips import open_clip
+from eagle_model.data.clips import open_clip, open_video
 from eagle_model.data.images import image_size, load_image
 from eagle_model.data.packing import pack_row
 from eagle_model.data.rows import parse_sample
@@ -44,7 +43,7 @@ from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
 from eagle_model.data.tiling import Grid
 from eagle_model.data.tokenizer import TOKENIZER_FILE, read_released_tokenizer, read_tokenizer
 from eagle_model.fields import from_json, to_json
-from eagle_model.files import read_json, write_json
+from eagle_model.files import read_json, write_json, write_text
 
 CONFIG_FILE = "eagle_processor.json"
 PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
@@ -138,7 +137,7 @@ class Processor:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
-        index_folder: keeps the indexes of videos, as `video.probe` does; it changes no number.
+        index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
         limits = self.config.sampling
@@ -147,11 +146,8 @@ class Processor:
         count = partial(self.encoder.num_text_tokens, sample, generation_prompt=generation_prompt)
         try:
             images = [image_size(shown.path) for shown in sample.media if isinstance(shown, ImageRef)]
-            clips = [
-                open_clip(shown, seek=limits.seek, index_folder=index_folder)
-                for shown in sample.media
-                if isinstance(shown, VideoRef)
-            ]
+            clip_of = partial(open_clip, seek=limits.seek, tolerance=limits.tolerance, index_folder=index_folder)
+            clips = [clip_of(shown) for shown in sample.media if isinstance(shown, VideoRef)]
             clip_seconds = [clip.duration_seconds for clip in clips]
             visual = sampling.plan(
                 limits,
@@ -159,6 +155,7 @@ class Processor:
                 tokens_per_tile=self.config.tokens_per_tile,
                 images=images,
                 videos=[clip.frame_times_seconds for clip in clips],
+                choose=[clip.choose for clip in clips],
                 text_tokens=partial(count, clip_seconds),
             )
         except (DataError, DoesNotFit) as error:
@@ -210,7 +207,7 @@ class Processor:
                     patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
                 else:
                     decode_tiles(
-                        open_video(shown.path, index_folder=index_folder),
+                        open_video(shown.path, index_folder),
                         seen.timestamps_seconds,
                         (1, 1),
                         self.tiling,
@@ -282,7 +279,7 @@ class Processor:
         """Writes tokenizer.json and eagle_processor.json into `folder`, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / TOKENIZER_FILE))
+        write_text(folder / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
         write_json(folder / CONFIG_FILE, to_json(self.config))
 
 

@@ -43,11 +43,15 @@ class SamplingConfig:
     frames_per_second: float = 2.0  # no video is sampled faster than this
     min_frames: int = 8  # a video
     max_frames: int = 512  # a video
-    seek: Literal["exact", "keyframe"] = "exact"  # keyframe: take key frames alone, cheap to decode, unevenly spread
+    # keyframe: take key frames alone, cheap to decode, unevenly spread; tolerance: near the even times, cheap ones
+    seek: Literal["exact", "keyframe", "tolerance"] = "exact"
+    tolerance: float = 0.25  # of the mean distance of a video's frames, 0 to 0.5: how far one may be off its even time
 
     def __post_init__(self) -> None:
-        if self.seek not in ("exact", "keyframe"):
-            raise ValueError(f"SamplingConfig: seek is {self.seek!r}; needs 'exact' or 'keyframe'.")
+        if self.seek not in ("exact", "keyframe", "tolerance"):
+            raise ValueError(f"SamplingConfig: seek is {self.seek!r}; needs 'exact', 'keyframe' or 'tolerance'.")
+        if not 0 <= self.tolerance <= 0.5:
+            raise ValueError(f"SamplingConfig: tolerance is {self.tolerance}; needs a share of the spacing, 0 to 0.5.")
         for name in ("context_tokens", "max_tiles", "min_frames", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"SamplingConfig: {name} is {getattr(self, name)}; needs at least 1.")
@@ -80,6 +84,7 @@ def plan(
     tokens_per_tile: int,
     images: Sequence[tuple[int, int]],
     videos: Sequence[np.ndarray],
+    choose: Sequence[Callable[[tuple[float, ...]], tuple[float, ...]]] | None = None,
     text_tokens: Callable[[Sequence[Sequence[float]]], int],
 ) -> VisualPlan:
     """Frames of each video and tile grid of each image, such that the whole sample fits the context.
@@ -92,6 +97,8 @@ def plan(
              images: (width_px, height_px) of each.
              videos: frame times of each clip, seconds, ascending. (Page numbers do for a document: one tile a page,
              and from frames_per_second=1 on every page counts.)
+             choose: for each video, the frames to take for those sampled, by their times: as many, ascending, none
+             twice. None: those.
              text_tokens: the sample's exact number of non-visual tokens, <img>, </img> and frame labels included,
              given the times sampled from each video. Called once if all frames fit, else about log2(n) times.
     Returns: VisualPlan with num_tokens <= config.context_tokens.
@@ -108,6 +115,8 @@ def plan(
         """The times of num_frames frames, and the tokens of all text beside them."""
         shares = split_frames(num_frames, most, least)
         times = tuple(sample_times(frame_times, n) for frame_times, n in zip(videos, shares))
+        if choose is not None:
+            times = tuple(chosen_of(sampled) for chosen_of, sampled in zip(choose, times, strict=True))
         return times, text_tokens(times)
 
     num_frames = _most_that_fit(

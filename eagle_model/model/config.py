@@ -23,9 +23,9 @@ from typing import Any
 
 from eagle_kernels.attention import BACKENDS, Backend
 from eagle_model.checkpoints import verify_listed
+from eagle_model.fields import shown
 from eagle_model.files import read_json
 
-MAX_SHOWN_CHARS = 100  # of a wrong value in an error: enough to find it
 _OUR_NAMES = {"image_token_index": "image_token_id"}
 
 # What the model computes, and nothing else: key -> the one value allowed. Written on save.
@@ -418,12 +418,11 @@ def eagle2_5_8b() -> EagleConfig:
 def _without_fixed(section: str, fields: Mapping[str, Any], only: Mapping[str, Any]) -> dict[str, Any]:
     """`fields` less the keys of `only`, whose values must be those of `only` where present."""
     if not isinstance(fields, Mapping):
-        raise ValueError(f"config.json: {section} is {fields!r}; needs an object.")
+        raise ValueError(f"config.json: {section} is {shown(fields)}; needs an object.")
     for key, value in only.items():
         if key in fields and fields[key] != value:
             name = f"{section}.{key}" if section else key
-            shown = repr(fields[key])[:MAX_SHOWN_CHARS]
-            raise ValueError(f"config.json: {name} is {shown}; this model computes {value!r} only.")
+            raise ValueError(f"config.json: {name} is {shown(fields[key])}; this model computes {value!r} only.")
     return {key: value for key, value in fields.items() if key not in only}
 
 
@@ -456,8 +455,7 @@ def _check_types(where: str, values: Mapping[str, Any], like: Mapping[str, Any])
             ok = type(value) is int and value >= least
             need = "a whole number" if least < 0 else f"a whole number of at least {least}"
         if not ok:
-            shown = repr(value)
-            raise ValueError(f"{where}{name} is {shown[:MAX_SHOWN_CHARS]}; needs {need}.")
+            raise ValueError(f"{where}{name} is {shown(value)}; needs {need}.")
 
 
 def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:

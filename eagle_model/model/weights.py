@@ -29,12 +29,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eagle_model.checkpoints import CheckpointError, listed_files, verify_listed
-from eagle_model.files import read_json, write_json, write_whole
+from eagle_model.fields import MAX_NAMES, few
+from eagle_model.files import os_error, read_json, write_json, write_whole
 
 MAX_SHARD_BYTES = 5_000_000_000  # what the released model's shards stay below
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-MAX_NAMES = 20  # in a refusal: enough to see what is wrong; a whole model's would be thousands of lines
-MAX_NAME_CHARS = 200  # of each: the longest released name has 75
+MAX_LINE_CHARS = 200  # of a refusal: the longest released name has 75, and shapes come after it
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # no quantised ones
 # What stands in names that were saved through a wrapper, and how to save without it.
 _WRAPPERS = {
@@ -367,8 +367,8 @@ def _unwrapped(key: str) -> str:
 
 def _first(lines: Sequence[str]) -> list[str]:
     """The first MAX_NAMES of many lines, none of them endless, and how many more there are."""
-    shown = [line if len(line) <= MAX_NAME_CHARS else line[:MAX_NAME_CHARS] + "..." for line in lines[:MAX_NAMES]]
-    return shown + [f"and {len(lines) - MAX_NAMES} more"] * (len(lines) > MAX_NAMES)
+    shown = [line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS] + "..." for line in lines[:MAX_NAMES]]
+    return shown + [f"and {len(lines) - MAX_NAMES:,} more"] * (len(lines) > MAX_NAMES)
 
 
 def _tensor(at: _Stored, dtype: torch.dtype | None) -> Tensor:
@@ -379,7 +379,10 @@ def _tensor(at: _Stored, dtype: torch.dtype | None) -> Tensor:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file, whole or not at all."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+    try:
+        write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+    except SafetensorError as error:
+        raise os_error(error, path) from error
 
 
 def _files(folder: Path) -> list[Path]:
@@ -395,9 +398,9 @@ def _files(folder: Path) -> list[Path]:
     else:
         raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}; needs the weights of a model.")
     if listed is not None and (unlisted := [name for name in names if name not in listed]):
-        raise CheckpointError(f"{folder} holds {', '.join(_first(unlisted))}, which its manifest does not list.")
+        raise CheckpointError(f"{folder} holds {few(unlisted)}, which its manifest does not list.")
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{index_path} names {', '.join(_first(missing))}, which {folder} does not hold.")
+        raise FileNotFoundError(f"{index_path} names {few(missing)}, which {folder} does not hold.")
     return [folder / name for name in names]
 
 
@@ -408,7 +411,7 @@ def _named_by(index_path: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index_path} is damaged: needs JSON with a weight_map ({error!r}).") from error
     if outside:
-        raise ValueError(f"{index_path} names {', '.join(_first(outside))}; shards must lie in the same folder.")
+        raise ValueError(f"{index_path} names {few(outside)}; shards must lie in the same folder.")
     return names
 
 

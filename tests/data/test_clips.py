@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eagle_kernels.video import probe
-from eagle_model.data.clips import open_clip
+from eagle_model.data import clips
+from eagle_model.data.clips import open_clip, open_video
 from eagle_model.data.sample import DataError, VideoRef
 
 
@@ -41,6 +43,45 @@ def test_key_frames_of_a_clip_or_all_where_it_has_none(media: Path) -> None:
         clip = open_clip(VideoRef(media / "long.mp4", start, end), seek="keyframe")
         assert clip.frame_times_seconds.tolist() == pytest.approx(want)
         assert clip.duration_seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("start", "end"), [(None, None), (1.0, 4.0), (0.1, 0.4), (0.51, 0.55)])
+@pytest.mark.parametrize("tolerance", [0.0, 0.25, 0.5])
+def test_cheaper_frames_lie_near_the_sampled_ones_and_inside_the_clip(
+    media: Path, start: float | None, end: float | None, tolerance: float
+) -> None:
+    """Groups of pictures are 0.8 s long; a frame of a clip is never exchanged for one outside."""
+    plain = open_clip(VideoRef(media / "long.mp4", start, end))
+    clip = open_clip(VideoRef(media / "long.mp4", start, end), seek="tolerance", tolerance=tolerance)
+    own = clip.frame_times_seconds
+    assert own.tolist() == plain.frame_times_seconds.tolist()
+    for step in (1, 2, 7):
+        sampled = tuple(own[::step].tolist())
+        assert plain.choose(sampled) == sampled
+        chosen = clip.choose(sampled)
+        assert len(chosen) == len(sampled)
+        assert set(chosen) <= set(own.tolist())
+        assert (np.diff(chosen) > 0).all()
+        reach = tolerance * np.diff(sampled).mean() if len(sampled) > 1 else 0.0
+        assert (np.abs(np.subtract(chosen, sampled)) <= reach + 1e-9).all()
+        assert chosen == sampled or tolerance > 0
+
+
+def test_a_video_in_use_is_read_once_until_it_changes(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, whole = [], clips.video_files.open
+    monkeypatch.setattr(clips.video_files, "open", lambda path, **kept: read.append(path) or whole(path, **kept))
+    path = tmp_path / "video.mp4"
+    path.write_bytes((media / "clip.mp4").read_bytes())
+    for _ in range(3):
+        open_clip(VideoRef(path, 0.5, 1.0))
+        assert open_video(path).info.num_frames == 20
+    assert read == [path]
+    path.write_bytes((media / "long.mp4").read_bytes())
+    assert open_video(path).info.num_frames == 60
+    assert read == [path, path]
+    assert clips._opened.cache_info().maxsize == clips.OPEN_VIDEOS, "however many a data set has"
 
 
 def test_an_index_folder_keeps_what_was_found(media: Path, tmp_path: Path) -> None:

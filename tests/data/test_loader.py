@@ -309,6 +309,24 @@ def test_a_bug_is_no_bad_sample(recipe: Recipe, processor: Processor, monkeypatc
         assert loader.skipped == []
 
 
+def test_an_interrupt_loses_no_row(recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    with loader_of(recipe(ROWS), processor) as loader:
+        want = [batch.sample_ids for batch in islice(loader, 4)]
+
+    def interrupted(*args: object, **kwargs: object) -> LoadedSample:
+        raise KeyboardInterrupt
+
+    with loader_of(recipe(ROWS), processor) as loader:
+        got = [next(loader).sample_ids for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Processor, "load_sample", interrupted)
+            loader.load_state_dict(loader.state_dict())  # forgets what was loaded ahead
+            with pytest.raises(KeyboardInterrupt):
+                next(loader)
+        got += [next(loader).sample_ids for _ in range(2)]
+    assert got == want
+
+
 # ---- threads
 
 

@@ -61,6 +61,43 @@ def test_key_frames_alone(tokenizer: Tokenizer, media: Path) -> None:
         np.testing.assert_allclose(levels, [40 * seconds for seconds in want], atol=3)
 
 
+@pytest.mark.parametrize("seek", ["exact", "keyframe", "tolerance"])
+@pytest.mark.parametrize(("start", "end"), [(None, None), (1.0, 4.0)])
+def test_labels_name_the_own_times_of_the_frames_shown(
+    tokenizer: Tokenizer, media: Path, seek: str, start: float | None, end: float | None
+) -> None:
+    """However they were chosen: frame i of the file is at i / 10 s and of level 4 i; none is shown twice."""
+    processor = Processor(tokenizer, tiny_config(frames_per_second=2, seek=seek, tolerance=0.4))
+    sample = Sample("s", (Turn("user", (VideoRef(media / "long.mp4", start, end),)),))
+    plan = processor.plan_sample(sample)
+    (times,) = plan.visual.timestamps_seconds
+    assert set(times) <= set(probe(media / "long.mp4").frame_times_seconds.tolist())
+    assert (np.diff(times) > 0).all()
+    whole = {"exact": 12, "keyframe": 8, "tolerance": 12}
+    clip = {"exact": 6, "keyframe": 3, "tolerance": 6}
+    assert len(times) == (whole if start is None else clip)[seek]
+    tokens, patches_IPK = processor.load_sample(plan)
+    assert tokens.token_ids_T.numel() == plan.num_tokens
+    text = tokenizer.decode(tokens.token_ids_T.tolist(), skip_special_tokens=False)
+    for number, seconds in enumerate(times, 1):
+        assert f"Frame {number} sample at {seconds:.2f}s" in text
+    levels = (patches_IPK.float().mean((1, 2)) + 1) * 127.5
+    np.testing.assert_allclose(levels, [40 * seconds for seconds in times], atol=3)
+
+
+def test_cheaper_frames_are_other_ones(tokenizer: Tokenizer, media: Path) -> None:
+    sample = Sample("s", (Turn("user", (VideoRef(media / "long.mp4"),)),))
+    times = {
+        seek: Processor(tokenizer, tiny_config(frames_per_second=1, seek=seek, tolerance=0.4))
+        .plan_sample(sample)
+        .visual.timestamps_seconds[0]
+        for seek in ("exact", "tolerance")
+    }
+    keys = set(probe(media / "long.mp4").key_frames / 10)
+    assert len(times["exact"]) == len(times["tolerance"]) == 6
+    assert len(keys & set(times["tolerance"])) > len(keys & set(times["exact"]))
+
+
 def test_a_file_of_one_frame(processor: Processor, tmp_path: Path) -> None:
     write_video(tmp_path / "still.mp4", num_frames=1, first_level=100)
     plan = processor.plan_sample(sample_of(tmp_path, chat_row(video="still.mp4")))
@@ -312,7 +349,7 @@ def test_wrong_folders(processor: Processor, tmp_path: Path) -> None:
         ({"tile_px": 57}, r"tile_px is 57; needs a multiple of 2 \* patch_px = 28"),
         ({"std": [0.5, 0.0, 0.5]}, r"std is \(0\.5, 0\.0, 0\.5\); needs three numbers"),
         ({"sampling": sampling | {"min_frames": 0}}, "min_frames is 0; needs at least 1"),
-        ({"sampling": sampling | {"seek": "nearest"}}, "seek is 'nearest'; needs one of exact, keyframe"),
+        ({"sampling": sampling | {"seek": "nearest"}}, "seek is 'nearest'; needs one of exact, keyframe, tolerance"),
         ({"sampling": 3}, r"sampling is 3; needs an object with the fields of SamplingConfig"),
         ({"sampling": {}}, r"eagle_processor\.json lacks the field sampling\.context_tokens"),
         (

@@ -372,7 +372,7 @@ def test_refuses_bad_frame_times(times, message):
     [
         ({"context_tokens": 0}, r"context_tokens is 0; needs at least 1\."),
         ({"max_tiles": 0}, r"max_tiles is 0; needs at least 1\."),
-        ({"seek": "nearest"}, r"seek is 'nearest'; needs 'exact' or 'keyframe'\."),
+        ({"seek": "nearest"}, r"seek is 'nearest'; needs 'exact', 'keyframe' or 'tolerance'\."),
         ({"frames_per_second": 0.0}, r"frames_per_second is 0\.0; needs a number above 0\."),
         ({"frames_per_second": math.nan}, r"frames_per_second is nan; needs a number above 0\."),
         (

@@ -186,7 +186,11 @@ def test_absent_fields_have_transformers_defaults():
         ("select_layer", "-1", "config.json: select_layer is '-1'; needs a whole number"),
         ("max_dynamic_tiles", [12], "config.json: max_dynamic_tiles is [12]; needs a whole number of at least 1"),
         ("min_dynamic_tiles", 13, "min_dynamic_tiles is 13, max_dynamic_tiles 12; needs the first no greater"),
-        ("initializer_range", "x" * 999, "config.json: initializer_range is '" + "x" * 99 + "; needs a number above 0"),
+        (
+            "initializer_range",
+            "x" * 999,
+            "config.json: initializer_range is '" + "x" * 99 + "...; needs a number above 0",
+        ),
         ("quantization_config", {"bits": 4}, "quantization_config is {'bits': 4}; this model computes None only"),
         ("text_config.layer_types", ["sliding_attention"], "text_config.layer_types names others; this model computes"),
         ("text_config.attention_bias", False, "text_config.attention_bias is False; this model computes True only"),

@@ -70,7 +70,7 @@ class GlobalAccess:
         return _spread(_gather(self.params, at - PARAM_BASE, kind, count), lanes, z - a)
 
     def _local_places(self, at: Array, width: int) -> Array:
-        start = at - GENERIC_LOCAL
+        start = at
         if start.size and (int(start.min()) < 0 or int(start.max()) + width > self.local.shape[2]):
             raise AccessError(f"local memory: byte {int(start.max())}, and a thread has {self.local.shape[2]}")
         if (start & (width - 1)).any():
@@ -112,7 +112,7 @@ class GlobalAccess:
         low, high = int(at.min()), int(at.max())
         for name, base in (("param", PARAM_BASE), ("local", GENERIC_LOCAL), ("shared", GENERIC_SHARED)):
             if low >= base:
-                return name, GENERIC_SHARED if name == "shared" else 0
+                return name, 0 if name == "param" else base
             if high >= base:
                 raise AccessError("a generic access whose lanes go to different memories")
         return "global", 0

@@ -96,8 +96,7 @@ class Memory:
         at = addresses - BASE
         if at.size == 0:
             return at
-        low, high = int(at.min()), int(at.max())
-        inside = low >= 0 and high + width <= len(self.bytes)
+        inside = int(at.view(np.uint64).max()) + width <= len(self.bytes)  # a negative one is very large
         if inside:
             rights = self.rights[at] & self.rights[at + (width - 1)]
             inside = bool((rights & right).all())
@@ -108,7 +107,7 @@ class Memory:
     def aligned_offsets(self, addresses: NDArray[Any], width: int, right: int, what: str) -> NDArray[np.int64]:
         """The same for accesses that must lie at a multiple of their width, a power of two."""
         at = self.offsets(addresses, width, right, what)
-        if (at & (width - 1)).any():
+        if at.size and int(np.bitwise_or.reduce(at, axis=None)) & (width - 1):
             bad = addresses[(at & (width - 1)) != 0].flat[0]
             raise AccessError(f"{what}: address {int(bad):#x} is not a multiple of the access's {width} bytes")
         return at

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CELL = 4  # bytes
 MAX_BARRIERS = 192  # mbarriers a cluster's blocks may make in a run
 
 
@@ -26,9 +25,11 @@ class RaceError(RuntimeError):
 
 
 class Order:
-    """Clocks of `num_warps` warps and the shared memory of a cluster, `num_bytes` in all."""
+    """Clocks of `num_warps` warps and the shared memory of a cluster, `num_bytes` in all, in cells of `cell` bytes: no
+    access is smaller, so that neighbours in one cell are not taken for the same."""
 
-    def __init__(self, num_warps: int, num_bytes: int) -> None:
+    def __init__(self, num_warps: int, num_bytes: int, cell: int) -> None:
+        self.cell = cell
         self.num_warps = w = num_warps
         self.copies, self.products, self.stores, self.loads = w, 2 * w, 3 * w, 4 * w  # first party of each kind
         self.flying = 4 * w + MAX_BARRIERS  # work that has not landed; nobody has seen it
@@ -36,10 +37,12 @@ class Order:
         self.seen = np.zeros((w, self.num_parties), np.int32)
         self.proxy = np.zeros((w, self.num_parties), np.int32)
         np.fill_diagonal(self.seen[:, :w], 1)
-        cells = -(-num_bytes // CELL)
+        cells = -(-num_bytes // cell)
         self.writer = np.full(cells, 0, np.int16)
         self.written = np.zeros(cells, np.int32)  # the writer's clock; 0: nobody
         self.read_at = np.zeros((4 * w, cells), np.int32)
+        self.have_read = np.zeros(4 * w, bool)  # parties that have read anything
+        self.readers = np.zeros(0, np.int64)  # their numbers
 
     def party(self, index: int) -> str:
         w = self.num_warps
@@ -82,6 +85,12 @@ class Order:
         if not ok.all():
             self._fail(ok, warps, cells, writer, f"{what} reads", "wrote")
         self.read_at[warps, cells] = self.seen[warps, warps]
+        self._note_readers(warps)
+
+    def _note_readers(self, parties: Any) -> None:
+        if not self.have_read[parties].all():
+            self.have_read[parties] = True
+            self.readers = np.flatnonzero(self.have_read)
 
     def write(self, warps: NDArray[np.int64], cells: NDArray[np.int64], what: str) -> None:
         """Ordinary stores."""
@@ -96,11 +105,14 @@ class Order:
         ok = known[warps, writer] >= self.written[cells]
         if not ok.all():
             self._fail(ok, warps, cells, writer, f"{what} writes", "wrote")
-        readers = self.read_at[:, cells]
-        late = readers > self.seen[warps, : 4 * self.num_warps].T
-        late[warps, np.arange(len(cells))] = False
+        if not len(self.readers):
+            return
+        rows = self.readers
+        late = self.read_at[rows[:, None], cells] > self.seen[warps[None, :], rows[:, None]]
         if late.any():
-            reader = np.argmax(late, axis=0)
+            late &= rows[:, None] != warps
+        if late.any():
+            reader = rows[np.argmax(late, axis=0)]
             self._fail(~late.any(axis=0), warps, cells, reader, f"{what} writes", "reads or has read")
 
     def start_copy(
@@ -120,6 +132,7 @@ class Order:
                 warps = np.full(len(cells), first + i)
                 self._fail(ok, warps, cells, writer, f"{what} reads", "wrote", proxy=True)
             self.read_at[self.products + first + i, cells] = clocks[i]
+        self._note_readers(slice(self.products + first, self.products + first + 4))
 
     def store_reads(self, warp: int, cells: NDArray[np.int64], clock: int, what: str) -> None:
         """A TMA store reads cells until its wait gives `clock`."""
@@ -128,6 +141,7 @@ class Order:
         if not ok.all():
             self._fail(ok, np.full(len(cells), warp), cells, writer, f"{what} reads", "wrote", proxy=True)
         self.read_at[self.stores + warp, cells] = clock
+        self._note_readers(slice(self.stores + warp, self.stores + warp + 1))
 
     def start_load(self, warp: int, cells: NDArray[np.int64], what: str) -> None:
         """A TMA load is under way into cells."""
@@ -155,5 +169,5 @@ class Order:
         needs = "a wait, an arrival or a barrier between them"
         if proxy and self.seen[warps[i], parties[i]] >= self.written[cells[i]]:
             needs = "fence.proxy.async between them: ordinary stores are not seen by asynchronous work without it"
-        place = int(cells[i]) * CELL
+        place = int(cells[i]) * self.cell
         raise RaceError(f"warp {int(warps[i])}: {does} shared memory at byte {place} that {other} {did}; needs {needs}")

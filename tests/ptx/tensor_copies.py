@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from .barriers import BarrierError, MBarrier
 from .lanes import Mask, active, full
 from .memory import READABLE, WRITABLE, AccessError, TensorMap, swizzled
-from .order import CELL
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -96,7 +95,7 @@ class TensorCopies:
                 local = start % shared.size + tensor_map.places()
                 self._check(start % shared.size, tensor_map, shared.limit)
                 places = swizzled(local, tensor_map.swizzle) + (start - start % shared.size)
-                cells = np.arange(start // CELL, (start + tensor_map.box_bytes) // CELL)
+                cells = machine.shared.cells(np.array([start]), tensor_map.box_bytes).reshape(-1)
                 machine.overwrite(places, tensor_map.element_bytes)
                 if machine.order is not None:
                     machine.order.start_load(warp, cells, "TMA load")
@@ -164,7 +163,7 @@ class TensorCopies:
             self._check(start % shared.size, tensor_map, shared.limit)
             local = swizzled(start % shared.size + tensor_map.places(), tensor_map.swizzle)
             if machine.order is not None:
-                cells = np.arange(start // CELL, (start + tensor_map.box_bytes) // CELL)
+                cells = machine.shared.cells(np.array([start]), tensor_map.box_bytes).reshape(-1)
                 machine.order.store_reads(warp, cells, self.clock[warp] + 1, "TMA store")
             store = Store(tensor_map, tuple(values[2:]), local + (start - start % shared.size), reduction)
             self.open[warp].append(store)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import CodeType
+from typing import Any
 
 import numpy as np
 
 from . import numeric
 from .arithmetic import UnknownInstruction, comparison, expression, plain, register_type
 from .flow import Registers, Segment, segments
-from .parse import Imm, Instr, Kernel, Mem, Module, Operand, Pair, Reg, Special, Sym, Vec, parse
+from .parse import SIZES, Imm, Instr, Kernel, Mem, Module, Operand, Pair, Reg, Special, Sym, Vec, parse
 
 SHARED_BASE = 1024  # the first byte of shared memory that a kernel gets: the driver keeps the first KB
 GENERIC_SHARED = 0x7000_0000_0000
@@ -76,8 +77,10 @@ class Program:
     symbols: dict[str, int] = field(init=False, default_factory=dict)
     shared_bytes: int = field(init=False)  # of variables with a size; what the launch adds comes after
     local_bytes: int = field(init=False)
+    cell_bytes: int = field(init=False)  # the smallest access to shared memory, 4 at most: what order.py tells apart
     module: Module = field(init=False)
     has_products: bool = field(init=False)  # wgmma
+    regions: dict[tuple[int, ...], Any] = field(init=False, default_factory=dict)  # products.py keeps them here
 
     def __post_init__(self) -> None:
         self.module = parse(self.text)
@@ -91,6 +94,8 @@ class Program:
         self._place_variables()
         self.segments = segments(self.kernel, self.registers)
         self.has_products = any(segment.products for segment in self.segments)
+        widths = [SIZES[i.parts[-1]] for i in self.kernel.code if i.op.startswith(("ld.shared", "st.shared"))]
+        self.cell_bytes = min([4, *widths])
         self.source = "\n".join(_Emitter(self, segment).text() for segment in self.segments)
         self.code = compile(self.source, f"<{self.kernel.name}>", "exec")
 
@@ -105,7 +110,7 @@ class Program:
         at = 0
         for variable in self.kernel.local:
             at = -(-at // variable.align) * variable.align
-            self.symbols[variable.name] = GENERIC_LOCAL + at
+            self.symbols[variable.name] = at
             at += variable.size
         self.local_bytes = at
         at = CONSTANT_BASE
@@ -342,9 +347,10 @@ class _Emitter:
     def convert_address(self, instr: Instr) -> None:
         kind = plain(instr.parts[-1])
         text = self.read(instr.args[1], kind)
-        if "shared" in instr.parts:
+        window = {"shared": GENERIC_SHARED, "local": GENERIC_LOCAL}
+        if space := next((part for part in instr.parts if part in window), None):
             sign = "-" if "to" in instr.parts else "+"
-            text = f"{text} {sign} {self.program.constant(GENERIC_SHARED, kind)}"
+            text = f"{text} {sign} {self.program.constant(window[space], kind)}"
         elif isinstance(instr.args[1], Reg):
             text += ".copy()"
         self.write(instr.args[0], kind, text, instr)

@@ -75,7 +75,7 @@ def write_video(
 ) -> None:
     """Encodes RGB frames. `times_ms` gives each frame's own time, else they are 1 / fps apart from 0. `tags` are codec
     context attributes (color_range, colorspace, ...); frames are converted to match. `cover` becomes a JPEG attached as
-    stream 0. `recount_dts`: for x265's temporal layers, which it gives times of decoding behind those of showing."""
+    stream 0. `recount_dts`: for x265's temporal layers, which it gives times of decoding after those of showing."""
     with av.open(str(path), "w", format=muxer, options=dict(muxer_options or {})) as container:
         if cover is not None:
             art = container.add_stream("mjpeg", rate=1)
@@ -428,7 +428,7 @@ def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
 
 
 def _cut_ts(whole: bytes, path: Path) -> Golden:
-    """The stream from some packet of its 5th picture on, behind its tables (the first two packets, and SDT)."""
+    """The stream from some packet of its 5th picture on, after its tables (the first two packets, and SDT)."""
     packets = [whole[i : i + 188] for i in range(0, len(whole), 188)]
     pid = lambda p: (p[1] & 0x1F) << 8 | p[2]  # noqa: E731
     starts = [i for i, p in enumerate(packets) if pid(p) == 256 and p[1] & 0x40]

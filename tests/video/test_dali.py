@@ -162,8 +162,8 @@ def test_a_call_holds_no_more_than_it_may(asked: list[int], most_frames: int, nu
     for part in parts:
         assert 1 <= len(set(part.tolist())) <= most_frames
         assert codec == "vp9" or len(set((part // 10).tolist())) <= num_shards
-    for part, behind in itertools.pairwise(parts):  # and none ends before it must
-        both = {*part.tolist(), int(behind[0])}
+    for part, following in itertools.pairwise(parts):  # and none ends before it must
+        both = {*part.tolist(), int(following[0])}
         assert len(both) > most_frames or (codec == "hevc" and len({i // 10 for i in both}) > num_shards)
 
 

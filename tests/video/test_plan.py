@@ -14,7 +14,7 @@ from eagle_kernels.video.plan import JOIN_PICTURES, choose_frames, frame_indices
 
 
 def make_index(num_frames: int = 120, group: int = 24, leading: int = 0) -> PacketIndex:
-    """A frame every 40 ms, a key frame every `group`; `leading` of the frames before each are stored behind it."""
+    """A frame every 40 ms, a key frame every `group`; `leading` of the frames before each are stored after it."""
     key_N = np.arange(0, num_frames, group)
     order = []
     for key in key_N.tolist():
@@ -52,7 +52,7 @@ def test_a_group_is_fed_as_far_as_its_last_frame_needs() -> None:
 
 
 def test_leading_pictures_are_fed_from_the_group_before() -> None:
-    index = make_index(leading=2)  # 46 and 47 are stored behind 48
+    index = make_index(leading=2)  # 46 and 47 are stored after 48
     assert plan(index, np.array([46]))[0] == (1, 22, 48, (46,))
     assert plan(index, np.array([48]))[0] == (2, 46, 47, (48,))
 

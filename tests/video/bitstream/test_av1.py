@@ -263,7 +263,7 @@ def test_what_is_left_shows_the_wanted_frames_as_the_whole_does(seed: int, num_p
 
 
 def pyramid() -> list[bytes]:
-    """Groups of 4 behind a key frame, as encoders make them: the last first, hidden; then the middle one, hidden; each
+    """Groups of 4 after a key frame, as encoders make them: the last first, hidden; then the middle one, hidden; each
     shown where its turn is. Slot 0 holds the newest last one, slot 1 the middle one."""
     stream = Stream(0)
     ends, middles = (0,) * 7, (0, 0, 0, 0, 0, 0, 2)
@@ -294,7 +294,7 @@ def test_only_what_leads_to_the_wanted_frame_is_left() -> None:
     assert num_left(9) == [1, 1, 0, 0, 1, 1, 0, 0, 1, 3]
 
 
-def test_a_wanted_frame_behind_the_window_keeps_what_the_slots_hold() -> None:
+def test_a_wanted_frame_after_the_window_keeps_what_the_slots_hold() -> None:
     packets = pyramid()
     fed = References().needed(packets[:5], [False] * 5, is_last=False)
     assert [bool(packet) for packet in fed] == [True, True, False, False, True]

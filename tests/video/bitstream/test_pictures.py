@@ -65,13 +65,13 @@ def trail(layer: int, *, is_reference: bool, kind: int = 0) -> bytes:
         (HEVC, nal_units(trail(-1, is_reference=False)), True),  # no layer
     ],
 )
-def test_what_is_needed_whatever_is_wanted_behind_it(nal: NalFormat, packet: bytes, want: bool) -> None:
+def test_what_is_needed_whatever_is_wanted_after_it(nal: NalFormat, packet: bytes, want: bool) -> None:
     for form in (packet, memoryview(packet)):
         assert needed([form], [False], nal, is_last=False) == [want]
         assert needed([form], [True], nal, is_last=True) == [True]
 
 
-def test_layers_above_those_wanted_behind_are_not_needed() -> None:
+def test_layers_above_those_wanted_later_are_not_needed() -> None:
     layers = [0, 2, 1, 2, 0, 2, 1, 2]
     packets = [nal_units(trail(layer, is_reference=layer < 2)) for layer in layers]
 
@@ -170,7 +170,7 @@ def test_pictures_of_hevc(kind: int, is_start: bool) -> None:
 
 
 def vp9(*fields: tuple[int, int]) -> bytes:
-    """A frame's header of (bits, value), behind frame_marker 2 and profile 0."""
+    """A frame's header of (bits, value), after frame_marker 2 and profile 0."""
     bits = "1000" + "".join(f"{value:0{num_bits}b}" for num_bits, value in fields)
     return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
 

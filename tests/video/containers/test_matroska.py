@@ -205,7 +205,7 @@ class Writer:
     in_tracks: bytes = element(0xAE, SOUND)
     in_segment: bytes = VOID
     in_cluster: bytes = b""
-    behind: bytes = element(0x1254C367, b"")
+    after: bytes = element(0x1254C367, b"")
     open_segment: bool = False
     open_clusters: bool = False
     as_block: Callable[[int, int, bool, bytes], bytes] = field(
@@ -224,7 +224,7 @@ class Writer:
             blocks = [self.as_block(start + i, pts - base, *rest) for i, (pts, *rest) in enumerate(some)]
             cluster = number(0xE7, base) + self.in_cluster + b"".join(blocks)
             segment += element(0x1F43B675, cluster, is_open=self.open_clusters)
-        segment += self.behind
+        segment += self.after
         path.write_bytes(element(0x1A45DFA3, self.in_ebml) + element(0x18538067, segment, is_open=self.open_segment))
         return path
 
@@ -257,11 +257,11 @@ PLAIN_FILES: dict[str, dict[str, object]] = {
     "as libav writes": {},
     "segment of unknown size": {"open_segment": True},
     "clusters of unknown size": {"open_clusters": True, "open_segment": True},
-    "unknown sizes, nothing behind": {"open_clusters": True, "open_segment": True, "behind": b""},
+    "unknown sizes, nothing after": {"open_clusters": True, "open_segment": True, "after": b""},
     "known segment, unknown clusters": {"open_clusters": True},
     "block groups": {"as_block": in_group},
     "sound between": {"as_block": with_sound},
-    "fillers": {"in_cluster": CRC + VOID + number(0xA7, 5) + number(0xAB, 5), "behind": VOID},
+    "fillers": {"in_cluster": CRC + VOID + number(0xA7, 5) + number(0xAB, 5), "after": VOID},
     "no rate": {"in_track": b""},
     "no rate, block groups": {"in_track": b"", "as_block": in_group},
     "a stated length": {"in_info": element(0x4489, struct.pack(">d", 2400.0))},
@@ -327,11 +327,11 @@ def test_clocks(h264: tuple[list[tuple[int, bool, bytes]], bytes], tmp_path: Pat
         {"in_cluster": number(0xE7, 5)},
         {"in_cluster": number(0x5854, 0)},
         {"in_cluster": element(0xEC, b"", is_open=True)},
-        {"behind": number(0x4DBB, 0)},
-        {"behind": element(0x1254C367, b"", is_open=True)},
-        {"behind": element(0x1A45DFA3, element(0x4282, b"matroska"))},  # another file
-        {"behind": b"\0\0\0\0"},
-        {"behind": b"\x1f\x43"},
+        {"after": number(0x4DBB, 0)},
+        {"after": element(0x1254C367, b"", is_open=True)},
+        {"after": element(0x1A45DFA3, element(0x4282, b"matroska"))},  # another file
+        {"after": b"\0\0\0\0"},
+        {"after": b"\x1f\x43"},
         {"as_block": lambda place, ticks, is_key, payload: b""},
         {"as_block": lambda place, ticks, is_key, payload: element(0xA3, block(1, ticks, 0x80, b""))},
         {"as_block": lambda place, ticks, is_key, payload: element(0xA3, block(1, 0, 0x80, payload))},
@@ -358,7 +358,7 @@ def test_what_is_not_plain_is_scanned(
     assert matroska.read_tables(path) is None
 
 
-def test_headers_behind_the_first_cluster_are_scanned(golden: GoldenSet, tmp_path: Path) -> None:
+def test_headers_after_the_first_cluster_are_scanned(golden: GoldenSet, tmp_path: Path) -> None:
     cluster = element(0x1F43B675, number(0xE7, 0))
     path = tmp_path / "late.mkv"
     path.write_bytes(element(0x1A45DFA3, element(0x4282, b"webm")) + element(0x18538067, cluster))
@@ -385,7 +385,7 @@ def test_vp8_pictures_that_are_hidden_at_the_time_of_the_next(golden: GoldenSet,
         times = probe(path).frame_times_seconds
         assert [read(f.rgb_YX3.numpy()) for f in decode(path, times.tolist())] == list(hidden.numbers)
         for index in (read_index(path), index_from_packets(path)):
-            after = int(np.searchsorted(index.pts_N, packets[16][0]))  # the frame behind a hidden one
+            after = int(np.searchsorted(index.pts_N, packets[16][0]))  # the frame after a hidden one
             (group,) = plan(index, np.array([after]))
             with closing(Reader(index, Budget(path, 60))) as reader:
                 assert [f.pts for f in reader.frames(group, drop=False)] == [packets[16][0]]

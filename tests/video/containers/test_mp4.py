@@ -98,7 +98,7 @@ def test_an_edit_list_cuts_where_libav_cuts(golden: GoldenSet, tmp_path: Path, s
         (b"stsc", 8, 2),
         (b"stsc", 12, 0),
         (b"stsc", 16, 2),
-        (b"stco", 8, 1 << 31),  # behind the end of the file
+        (b"stco", 8, 1 << 31),  # beyond the end of the file
         (b"stco", 8, 0),
         (b"mdhd", 12, 0),
         (b"elst", 4, 3),

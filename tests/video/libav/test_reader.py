@@ -44,7 +44,7 @@ def test_a_seek_lands_where_it_should(golden: GoldenSet, name: str, fed: list[in
 
 
 def test_damage_is_named_and_never_painted_over(golden: GoldenSet) -> None:
-    """A file with noise in its middle gives true frames up to the damage, then an error; and true ones behind it."""
+    """A file with noise in its middle gives true frames up to the damage, then an error; and true ones after it."""
     for name in ("garbage_inside.mp4", "garbage_inside.mkv", "garbage_inside.ts"):
         path = golden.bad[name]
         info = probe(path)
@@ -118,7 +118,7 @@ def test_a_cut_off_file_gives_its_frames(golden: GoldenSet) -> None:
 def test_reads_one_group_of_pictures_too_early_rather_than_a_wrong_frame(
     golden: GoldenSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A demuxer that always lands behind the frame wanted: the frame comes from the start of the file."""
+    """A demuxer that always lands after the frame wanted: the frame comes from the start of the file."""
     path = golden.good["b_frames.mp4"].path
     times = probe(path).frame_times_seconds
     real = Source.seek
