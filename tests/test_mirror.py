@@ -11,6 +11,7 @@ TREES = {  # tests/<name> mirrors these folders
     "data": ("eagle_model/data/**/*.py",),
     "model": ("eagle_model/model/**/*.py",),
     "train": ("eagle_model/train/**/*.py",),
+    "infer": ("eagle_model/infer/**/*.py",),
 }
 HELPERS = {"kernels": ("bench/static_table.py", "tests/kernels/*.py")}  # not of the package, tested too
 WHOLE = {"whole_model"}  # tests of a folder's files together
