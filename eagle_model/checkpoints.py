@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eagle_model.fields import MAX_NAMES, few, shown
+from eagle_model.fields import MAX_NAMES, shown
 from eagle_model.files import os_reason, read_json, sha256
 
 Content = TypeVar("Content")
