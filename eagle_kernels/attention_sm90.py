@@ -96,7 +96,8 @@ OPTIONS = {"num_warps": 4, "maxnreg": MAX_REGISTERS}  # 4: of the first consumer
 
 
 @cache
-def _layout(num_rows: int, width: int) -> Any:
+def layout(num_rows: int, width: int) -> Any:
+    """Of such a block in shared memory: TMA swizzles it as wgmma reads it."""
     from triton.experimental.gluon import language as gl
 
     return gl.NVMMASharedLayout.get_default_for([1, 1, num_rows, 1, width], gl.bfloat16)
@@ -111,7 +112,7 @@ def descriptors(x_THD: Tensor, num_rows: int) -> tuple[Any, Any]:
     shape = [NO_BOUND, NO_BOUND, MAX_ROWS, num_heads, width]
     strides = [2**34 - step, step, step, head_step, 1]
     main, tail = (
-        TensorDescriptor(x_THD, shape, strides, [1, 1, num_rows, 1, piece], _layout(num_rows, piece)) if piece else None
+        TensorDescriptor(x_THD, shape, strides, [1, 1, num_rows, 1, piece], layout(num_rows, piece)) if piece else None
         for piece in pieces(width)
     )
     return main, tail

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"__init__", "checks", "library", "native"}  # what every op may import
+BASE = {"__init__", "autocast", "checks", "library", "native"}  # what every op may import
 OPS = sorted(p.stem for p in (ROOT / "eagle_kernels").glob("*.py") if p.stem not in BASE)
 THIRD_PARTY_IN_KERNELS = {"torch", "triton", "numpy"}
 COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
-    "attention": {"attention_plan", "attention_triton"},
+    "attention": {"attention_plan", "attention_sm90", "attention_triton"},
+    "attention_sm90": {"attention_gluon", "attention_plan", "attention_triton"},
     "attention_triton": {"attention_plan"},
     "decode_tiles": {"frames_to_tiles", "tiles", "video", "yuv_to_tiles"},
     "frames_to_tiles": {"tiles"},

@@ -108,6 +108,11 @@ class SamplePlan:
         return sum(_num_tiles(seen) for seen in self.seen)
 
 
+def _too_large(sample: Sample, error: BaseException) -> DataError:
+    what = "nested too deep" if isinstance(error, RecursionError) else "too large for the memory there is"
+    return DataError(f"sample {sample.id}: it, or a file of it, is {what}. Leave it out, or make it smaller.")
+
+
 def _num_tiles(seen: Seen) -> int:
     return seen.num_tiles if isinstance(seen, Grid) else len(seen.timestamps_seconds)
 
@@ -145,6 +150,11 @@ class Processor:
             limits = replace(limits, max_tiles=min(limits.max_tiles, max_tiles))
         count = partial(self.encoder.num_text_tokens, sample, generation_prompt=generation_prompt)
         try:
+            if self.encoder.is_longer(sample, limits.context_tokens):
+                raise DoesNotFit(
+                    f"its text alone takes more than context_tokens, which is {limits.context_tokens}. Shorten the "
+                    "text or raise context_tokens."
+                )
             images = [image_size(shown.path) for shown in sample.media if isinstance(shown, ImageRef)]
             clip_of = partial(open_clip, seek=limits.seek, tolerance=limits.tolerance, index_folder=index_folder)
             clips = [clip_of(shown) for shown in sample.media if isinstance(shown, VideoRef)]
@@ -160,6 +170,8 @@ class Processor:
             )
         except (DataError, DoesNotFit) as error:
             raise DataError(f"sample {sample.id}: {error}") from error
+        except (MemoryError, RecursionError) as error:
+            raise _too_large(sample, error) from error
         seen = seen_media(sample, visual.grids, visual.timestamps_seconds, clip_seconds)
         return SamplePlan(sample, visual, seen, visual.num_tokens, generation_prompt)
 
@@ -219,6 +231,8 @@ class Processor:
                 raise DataError(f"sample {plan.sample.id}: {error}") from error
             except (VideoError, OSError) as error:
                 raise DataError(f"sample {plan.sample.id}: video {shown.path} cannot be decoded: {error}") from error
+            except (MemoryError, RecursionError) as error:
+                raise _too_large(plan.sample, error) from error
         return LoadedSample(tokens, patches_IPK)
 
     def __call__(self, messages: Sequence[dict], *, root: str | Path | None = None) -> PackedBatch:

@@ -194,6 +194,7 @@ class Trainer:
         num_skipped = len(self.loader.skipped)
         left_out = f", {num_skipped} skipped" if num_skipped else ""
         self._say(f"{self.loader.num_samples} samples in {self.loader.num_rows} rows an epoch{left_out}.")
+        self._say(self.loader.contents)
         self.processor = self.loader.processor
 
     def _write_about(self) -> None:

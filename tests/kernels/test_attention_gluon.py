@@ -61,24 +61,27 @@ def test_documents(D, heads):
     check(plan_of([65, 0, 1, 130]), heads, D, True)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("D", [128, 72])
+LONG = [pytest.param(128, False, marks=pytest.mark.slow), pytest.param(72, True, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("D", "causal"), [(128, True), (72, False), *LONG])
 def test_keys_of_other_lengths(D, causal):
     check(plan_of([70, 1, 64, 3], [20, 140, 0, 3], causal=causal), (1, 1), D, causal)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("D", [128, 72])
+@pytest.mark.parametrize(("D", "causal"), [(128, True), (72, False), *LONG])
 def test_overlapping_segments(D, causal):
     check(plan_of_segments(OVERLAPPING, 152, 140, causal=causal), (1, 1), D, causal)
 
 
-@pytest.mark.parametrize(("causal", "length"), [(False, 128), (False, 150), (True, 150)])
+@pytest.mark.parametrize("length", [150, pytest.param(128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("causal", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_uniform_plans(causal, length):
     """Two programs with three items each, or six: the rings go on from item to item."""
     check(AttentionPlan.uniform(3, length, device="cpu"), (1, 1), 72, causal)
 
 
+@pytest.mark.slow
 def test_fp16():
     check(plan_of([40, 30]), (2, 1), 72, True, torch.float16)
 
@@ -104,7 +107,7 @@ def test_fifty_schedules(D):
             assert all(map(torch.equal, outputs_and_grads(ours(plan, True), inputs, douts), first))
 
 
-@pytest.mark.parametrize("D", [128, 72])
+@pytest.mark.parametrize("D", [72, pytest.param(128, marks=pytest.mark.slow)])
 def test_a_document_does_not_see_its_neighbours(D):
     """The same bits wherever it lies in the pack, with NaN and inf in the rows before and after it."""
     H, K, length = 2, 1, 70

@@ -79,6 +79,7 @@ def test_ops_follow_the_table(sm90, monkeypatch, dtype, taker):
             monkeypatch.setattr(
                 module, name, lambda *args, module=module, name=name, **kwargs: went.append((module, name))
             )
+    monkeypatch.setattr(attention_triton, "launch_delta", lambda *args: (None, None))
     q = torch.zeros(4, 2, 64, dtype=dtype, requires_grad=True)
     attention._varlen_attention(q, q, q, plan_of([4]), True, 0.1)[0].sum().backward()
     assert went == [(taker, "launch_fwd"), (taker, "launch_bwd")]
