@@ -1,4 +1,8 @@
-"""What every op asks of its tensors before a kernel starts; a refusal says who, what it got and what it needs."""
+"""What every op asks of its arguments before a kernel starts; a refusal says who, what it got and what it needs.
+
+check(eps > 0, "rms_norm", "eps", eps, "a number > 0")
+# ValueError: rms_norm: eps is -1; needs a number > 0.
+"""
 
 import torch
 from torch import Tensor
@@ -14,6 +18,56 @@ def check(ok: bool, op: str, argument: str, got: object, need: str, *sizes: int)
     """
     if not ok:
         raise ValueError(f"{op}: {argument} is {got}; needs {need.format(*sizes) if sizes else need}.")
+
+
+def check_tensors(op: str, **arguments: object) -> None:
+    """Raises ValueError for an argument that is None, an array of another library, a list, a module ..."""
+    for name, x in arguments.items():
+        if not isinstance(x, Tensor):
+            check(False, op, name, kind_of(x), "a torch tensor")
+
+
+def kind_of(x: object) -> str:
+    """For a refusal: "None", "a list", "a numpy.ndarray"."""
+    if x is None:
+        return "None"
+    kind = type(x)
+    return f"a {kind.__qualname__}" if kind.__module__ == "builtins" else f"a {kind.__module__}.{kind.__qualname__}"
+
+
+def check_positive(op: str, argument: str, value: object, *, or_none: bool = False) -> None:
+    """Raises ValueError unless `value` is a number above 0, or None where that may be."""
+    ok = (or_none and value is None) or (isinstance(value, int | float) and value > 0)
+    check(ok, op, argument, value, "None or a number > 0" if or_none else "a number > 0")
+
+
+def check_count(op: str, argument: str, value: object, *, least: int = 1) -> None:
+    """Raises ValueError unless `value` is a whole number, `least` or more."""
+    check(isinstance(value, int) and value >= least, op, argument, value, f"a whole number >= {least}")
+
+
+def check_num_threads(op: str, num_threads: object) -> None:
+    ok = isinstance(num_threads, int) and num_threads >= 0
+    check(ok, op, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
+
+
+def check_positions(op: str, positions_T: Tensor, num_tokens: int, like_name: str, like: Tensor) -> None:
+    """Raises ValueError unless they are a position for each token on like's device; on a CPU, where looking costs
+    nothing, also when one is negative."""
+    shape = tuple(positions_T.shape)
+    check(len(shape) == 1 and shape[0] == num_tokens, op, "positions' shape", shape, "({},)", num_tokens)
+    integer = positions_T.dtype in (torch.int32, torch.int64)
+    check(integer, op, "positions' dtype", positions_T.dtype, "int32 or int64")
+    check(
+        positions_T.device == like.device, op, "positions' device", positions_T.device, f"{like_name}'s {like.device}"
+    )
+    if positions_T.device.type != "cpu" or not num_tokens:
+        return
+    is_wrong = (positions_T < 0).any()
+    if torch.compiler.is_compiling():
+        torch._assert_async(~is_wrong, f"{op}: a position is below 0; positions count from 0 in each document.")
+    elif is_wrong:
+        check(False, op, "a position", int(positions_T.min()), "0 or more: positions count from 0 in each document")
 
 
 def check_same(op: str, argument: str, tensor: Tensor, like_name: str, like: Tensor) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.checks import check
+from eagle_kernels.checks import check, check_tensors, kind_of
 from eagle_kernels.library import custom_op
 from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, patch_px_of, tiles_ref
 
@@ -155,6 +155,7 @@ def frames_to_tiles(
     Raises:  ValueError when an argument is not as above; RuntimeError for CUDA tensors in a build without CUDA.
     """
     op = "frames_to_tiles"
+    check_tensors(op, frames=frames_LYX3)
     _check_frames(op, frames_LYX3)
     return _tiles_of_groups(op, [frames_LYX3], [grid], tiling, pass_order, num_threads)
 
@@ -180,10 +181,13 @@ def images_to_tiles(
     Raises:  ValueError when an argument is not as above; RuntimeError for CUDA tensors in a build without CUDA.
     """
     op = "images_to_tiles"
+    for name, given in (("images", images_YX3), ("grids", grids)):
+        check(isinstance(given, list | tuple), op, name, kind_of(given), "a list, one for each image")
     check(len(images_YX3) >= 1, op, "the number of images", len(images_YX3), "at least 1")
     need = f"one for each of {len(images_YX3)} images"
     check(len(grids) == len(images_YX3), op, "the number of grids", len(grids), need)
     for image_YX3 in images_YX3:
+        check_tensors(op, image=image_YX3)
         check(image_YX3.dim() == 3, op, "an image's shape", tuple(image_YX3.shape), "(Y, X, 3)")
         check(image_YX3.device == images_YX3[0].device, op, "an image's device", image_YX3.device, "one for all")
         _check_frames(op, image_YX3[None])

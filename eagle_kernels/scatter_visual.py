@@ -1,5 +1,7 @@
 """Visual tokens take their rows of the text embeddings.
 
+    embeddings_TC = scatter_visual(embeddings_TC, visual_NC, rows_N)  # rows_N: where the placeholders stand
+
 Dims    T tokens of the row, N visual tokens, C model width.
 Maths   out = embeddings;  out[rows[n]] = visual[n].
 Grads   dembeddings = dout, with 0 in the rows that were overwritten;  dvisual[n] = dout[rows[n]].
@@ -13,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle_kernels import native
-from eagle_kernels.checks import check, check_same, inner_contiguous
+from eagle_kernels import autocast, native
+from eagle_kernels.checks import check, check_same, check_tensors, inner_contiguous
 from eagle_kernels.library import custom_op
 
 OP = "scatter_visual"
@@ -89,15 +91,23 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 
 
 def scatter_visual(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor) -> Tensor:
-    """embeddings_TC with row rows_N[n] replaced by visual_NC[n]; a new tensor. CPU tensors take the C++ code.
+    """The text embeddings, with row rows[n] replaced by visual token n.
 
-    rows_N: int32 or int64, strictly ascending, 0 <= row < T.
-    Raises ValueError, before anything is written, when the number of visual tokens is not the number of rows, or a
-    width, dtype or device does not match; and on CPU when `rows_N` does not ascend or leaves the range. On a GPU, where
-    looking would make the host wait, that last one is an assertion on the device. RuntimeError for CUDA tensors in a
-    build without CUDA.
+        out_TC = scatter_visual(torch.randn(9, 3584), torch.randn(3, 3584), torch.tensor([2, 3, 4]))
+
+    CPU tensors take the C++ code.
+
+    Args:    embeddings_TC: (T, C), of T tokens, C wide; any dtype.  visual_NC: (N, C), of their dtype and device.
+             rows_N: (N,) int32 or int64, strictly ascending, 0 <= row < T.
+    Returns: (T, C), new; under torch.autocast, where dtypes may differ, of the widest.
+    Raises:  ValueError, before anything is written, when an argument is not as above. On a GPU, where looking at the
+             rows would make the host wait, their order and range are an assertion on the device. RuntimeError for CUDA
+             tensors in a build without CUDA.
     """
-    check(isinstance(rows_N, Tensor), OP, "rows", type(rows_N), "a torch tensor")
+    check_tensors(OP, embeddings=embeddings_TC, visual=visual_NC, rows=rows_N)
+    if autocast.is_on(embeddings_TC):
+        with autocast.off(embeddings_TC):
+            return scatter_visual(*autocast.widest(embeddings_TC, visual_NC), rows_N)
     check(embeddings_TC.ndim == 2, OP, "embeddings' shape", tuple(embeddings_TC.shape), "(T, C)")
     T, C = embeddings_TC.shape
     fits = visual_NC.ndim == 2 and visual_NC.shape[1] == C

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eagle_kernels.checks import check
+from eagle_kernels.checks import check, check_num_threads, kind_of
 
 Layout = Literal["patches", "tiles"]
 DTYPES = (torch.bfloat16, torch.float32, torch.uint8)
@@ -86,13 +86,13 @@ def _three_numbers(name: str, values: Any) -> tuple[float, ...]:
 
 def check_arguments(op: str, tiling: Any, grids: Sequence[Any], num_threads: Any) -> None:
     """What every op asks of the arguments beside its pixels. Raises ValueError in the name of `op`."""
-    check(isinstance(tiling, Tiling), op, "tiling", tiling, "a Tiling, as Tiling(mean=..., std=...)")
+    if not isinstance(tiling, Tiling):
+        check(False, op, "tiling", kind_of(tiling), "a Tiling, as Tiling(mean=..., std=...)")
     for grid in grids:
         ok = isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(n, int) and n >= 1 for n in grid)
         ok = ok and grid[0] * grid[1] <= MAX_TILES
         check(ok, op, "grid", grid, f"(cols, rows), both >= 1 and at most {MAX_TILES} tiles")
-    ok = isinstance(num_threads, int) and num_threads >= 0
-    check(ok, op, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
+    check_num_threads(op, num_threads)
 
 
 def patch_px_of(tiling: Tiling) -> int:

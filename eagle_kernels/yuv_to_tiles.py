@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.checks import check
+from eagle_kernels.checks import check, check_tensors
 from eagle_kernels.library import custom_op
 from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, patch_px_of, tiles_ref
 from eagle_kernels.video.colour import LUMA_WEIGHTS, TILED_MATRICES
@@ -248,8 +248,7 @@ def yuv_to_tiles(
 
 def _check_planes(y_LYX: Tensor, u_LHW: Tensor, v_LHW: Tensor) -> None:
     op = "yuv_to_tiles"
-    for name, given in (("y", y_LYX), ("u", u_LHW), ("v", v_LHW)):
-        check(isinstance(given, Tensor), op, name, type(given), "a torch tensor")
+    check_tensors(op, y=y_LYX, u=u_LHW, v=v_LHW)
     shape = tuple(y_LYX.shape)
     check(len(shape) == 3, op, "y's shape", shape, "(L, Y, X)")
     check(shape[1] >= 1 and shape[2] >= 1, op, "y's size (Y, X)", shape[1:], "at least one sample")

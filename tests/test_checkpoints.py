@@ -7,8 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from eagle_model.checkpoints import MAX_MANIFEST_BYTES, CheckpointError, FileEntry, Manifest, latest, steps, verify
-from eagle_model.train.checkpoint import save
+from eagle_model.checkpoints import (
+    MAX_MANIFEST_BYTES,
+    CheckpointError,
+    FileEntry,
+    Manifest,
+    latest,
+    listed_files,
+    read_newest,
+    steps,
+    verify,
+    verify_listed,
+)
+from eagle_model.train.checkpoint import prune, save
 
 
 def write_some(folder: Path) -> None:
@@ -190,3 +201,66 @@ def test_only_names_that_a_save_gives_are_checkpoints(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "step-000005").write_text("no folder")
     assert list(steps(tmp_path)) == [1]
+
+
+def test_only_what_is_about_to_be_read_is_checked(tmp_path):
+    path = save(tmp_path, 1, "run", write_some)
+    assert listed_files(path) == {"model.safetensors", "training/state.json"}
+    (path / "training" / "state.json").write_text('{"step": 2}')
+    (path / "other").write_text("")
+    verify_listed(path, ["model.safetensors"])
+    with pytest.raises(CheckpointError, match=r"state\.json has SHA-256"):
+        verify_listed(path, ["model.safetensors", "training/state.json"])
+    with pytest.raises(CheckpointError, match=r"other is not listed in manifest\.json: it is no part of the"):
+        verify_listed(path, ["other"])
+    (path / "manifest.json").unlink()  # as a released model's folder
+    verify_listed(path, ["other", "training/state.json"])
+    assert listed_files(path) is None
+
+
+def test_the_newest_that_can_be_read_is_read(tmp_path):
+    older, newer = (save(tmp_path / "checkpoints", step, "run", write_some) for step in (1, 2))
+
+    def read(path: Path) -> Path:
+        verify_listed(path, ["model.safetensors"])
+        return path
+
+    assert read_newest(tmp_path, read, must_not_speak) == newer
+    assert read_newest(older, read, must_not_speak) == older  # a checkpoint's own folder
+    (newer / "training" / "state.json").write_text("{}")  # not read, not checked
+    assert read_newest(tmp_path, read, must_not_speak) == newer
+    os.truncate(newer / "model.safetensors", 5)
+    said: list[str] = []
+    assert read_newest(tmp_path, read, said.append) == older
+    assert len(said) == 1 and said[0].startswith("Passing over step-000002: ")
+    with pytest.raises(CheckpointError, match="has 5 bytes"):
+        read_newest(newer, read, must_not_speak)
+    os.truncate(older / "model.safetensors", 5)
+    with pytest.raises(CheckpointError, match=r"a run without a checkpoint that can be read\. .*has 5 bytes"):
+        read_newest(tmp_path, read, said.append)
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder; needs that of a checkpoint or of a run"):
+        read_newest(tmp_path / "nowhere", read)
+
+
+def test_a_checkpoint_that_is_pruned_between_look_and_load_is_looked_for_again(tmp_path):
+    folder = tmp_path / "checkpoints"
+    save(folder, 1, "run", write_some)
+    tried: list[str] = []
+
+    def read(path: Path) -> bytes:
+        tried.append(path.name)
+        if len(tried) == 1:  # the trainer goes on meanwhile
+            save(folder, 2, "run", write_some)
+            prune(folder, "run", 1, must_not_speak)
+        verify_listed(path, ["model.safetensors"])
+        return (path / "model.safetensors").read_bytes()
+
+    assert len(read_newest(tmp_path, read, must_not_speak)) == 10240
+    assert tried == ["step-000001", "step-000002"]
+
+
+def test_a_run_without_a_checkpoint_is_no_model(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a run without a checkpoint that can be read"):
+        read_newest(tmp_path, must_not_speak)

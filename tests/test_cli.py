@@ -193,7 +193,7 @@ def test_train_then_chat_then_plan_with_its_model(monkeypatch, capsys, trained: 
     assert run(monkeypatch, "plan", film, "--model", trained, "--context", 512, "--out", tmp_path / "s.png") == 0
     assert "8 tiles x 4" in capsys.readouterr().out
     assert run(monkeypatch, "chat", trained, film, "--ask", "What?", "--max-new-tokens", 9999) == cli.USAGE_ERROR
-    assert "--max-new-tokens is 9999; the model's context is 512" in capsys.readouterr().err
+    assert "max_new_tokens is 9999; the model's context is 512" in capsys.readouterr().err
     assert run(monkeypatch, "report", trained) == 0
 
 

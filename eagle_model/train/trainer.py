@@ -42,7 +42,7 @@ from eagle_model.data.tokenizer import read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff, few, shown
 from eagle_model.files import os_reason, read_json, write_json
 from eagle_model.model.config import EagleConfig, tiny
-from eagle_model.model.eagle import Eagle, build, load
+from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
@@ -138,7 +138,7 @@ class Trainer:
         self._check_same_config(read_config(folder / "training" / "config.json"), folder)
         self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
         tensors = load_file(folder / "training" / "optimizer.safetensors")
-        self.model = _placed(EagleConfig.read(folder / "config.json"), folder, self.device)
+        self.model = _placed(read_model_config(folder), folder, self.device, is_verified=True)
         self._prepare(Processor.from_pretrained(folder))
         self.optimizer.load_state_dict(tensors)
         self.loader.load_state_dict(state["loader"])
@@ -194,6 +194,7 @@ class Trainer:
         num_skipped = len(self.loader.skipped)
         left_out = f", {num_skipped} skipped" if num_skipped else ""
         self._say(f"{self.loader.num_samples} samples in {self.loader.num_rows} rows an epoch{left_out}.")
+        self._say(self.loader.contents)
         self.processor = self.loader.processor
 
     def _write_about(self) -> None:
@@ -385,7 +386,7 @@ def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tup
             tile_px=ours.tile_px,
             patch_px=ours.patch_px,
         )
-        return _placed(cfg, None, device), Processor(tokenizer, ours)
+        return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), None, device), Processor(tokenizer, ours)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
@@ -393,7 +394,7 @@ def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tup
     tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
     tokenizer = read_tokenizer(tokenizer_file)
     theirs = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ours
-    cfg = EagleConfig.read(folder / "config.json")
+    cfg = read_model_config(folder)
     for name, got, need in (
         ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
         ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
@@ -408,13 +409,13 @@ def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tup
             f"{tokenizer_file} has {tokenizer.get_vocab_size()} tokens; the model in {folder} has room for "
             f"{cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    return _placed(cfg, folder, device), Processor(tokenizer, ours)
+    return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), folder, device), Processor(tokenizer, ours)
 
 
-def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str) -> Eagle:
+def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str, *, is_verified: bool = False) -> Eagle:
     """Built, laid over the processes, then loaded, in fp32: what masters are taken from."""
     model = parallelize(build(cfg), Layout())
-    load(model, source, dtype=torch.float32, device=device)
+    load(model, source, dtype=torch.float32, device=device, is_verified=is_verified)
     return model
 
 
