@@ -31,14 +31,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from eagle_model.batch import PackedBatch
-from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_manifest, steps
+from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_manifest, read_newest, steps, verify_listed
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
-from eagle_model.data.tokenizer import read_tokenizer, train_tokenizer
+from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff, few, shown
 from eagle_model.files import os_reason, read_json, write_json
 from eagle_model.model.config import EagleConfig, tiny
@@ -125,7 +125,7 @@ class Trainer:
         config = self.config
         self.run_id = secrets.token_hex(8)
         torch.manual_seed(config.seed)
-        self.model, processor = new_model(config, device=self.device)
+        self.model, processor = new_model(config, device=self.device, say=self._say)
         self._prepare(processor)
         if (self.run_folder / "run.json").exists():
             self._say(f"{self.run_folder} holds a run without a complete checkpoint: starting it anew.")
@@ -155,8 +155,8 @@ class Trainer:
         says = (state["run"], state["step"])
         if says != (manifest.run, manifest.step):
             raise CheckpointError(
-                f"{folder}: its manifest is of run {few([manifest.run])}, step {manifest.step}; its state.json says run "
-                f"and step {few(says)}. Move the checkpoint away."
+                f"{folder}: its manifest is of run {few([manifest.run])}, step {manifest.step}; its state.json says "
+                f"run and step {few(says)}. Move the checkpoint away."
             )
         about = self.run_folder / "run.json"
         try:
@@ -370,29 +370,38 @@ def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint
     return total
 
 
-def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tuple[Eagle, Processor]:
+def new_model(
+    config: TrainConfig, *, device: torch.device | str = "cpu", say: Callable[[str], object] = print
+) -> tuple[Eagle, Processor]:
     """The model that a new run starts from, fp32, and its processor. New weights come from torch's global generator.
 
+    say: is told of damaged checkpoints of another run, from which this one starts, that were passed over.
     Raises: ConfigError when the model, its tokenizer and the processor do not fit each other, ValueError when one of
             their files cannot be read.
     """
     folder, ours = Path(config.model), config.processor
-    if config.model in PRESETS:
-        own = not config.tokenizer
-        tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
-        cfg = PRESETS[config.model](
-            vocab_size=tokenizer.get_vocab_size(),
-            image_token_id=ChatEncoder(tokenizer).context_id,
-            tile_px=ours.tile_px,
-            patch_px=ours.patch_px,
-        )
-        return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), None, device), Processor(tokenizer, ours)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
-        )
-    tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
-    tokenizer = read_tokenizer(tokenizer_file)
+    if config.model not in PRESETS:
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
+            )
+        return read_newest(folder, lambda checkpoint: _model_of(checkpoint, config, device), say)
+    own = not config.tokenizer
+    tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
+    cfg = PRESETS[config.model](
+        vocab_size=tokenizer.get_vocab_size(),
+        image_token_id=ChatEncoder(tokenizer).context_id,
+        tile_px=ours.tile_px,
+        patch_px=ours.patch_px,
+    )
+    return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), None, device), Processor(tokenizer, ours)
+
+
+def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> tuple[Eagle, Processor]:
+    """The model of a folder, to be trained with a config's processor."""
+    ours = config.processor
+    verify_listed(folder, [] if config.tokenizer else [TOKENIZER_FILE])
+    tokenizer = read_tokenizer(Path(config.tokenizer)) if config.tokenizer else read_released_tokenizer(folder)
     theirs = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ours
     cfg = read_model_config(folder)
     for name, got, need in (
@@ -406,8 +415,8 @@ def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tup
             raise ConfigError(f"{name} is {got}; the model in {folder} needs {need}.")
     if tokenizer.get_vocab_size() > cfg.text.vocab_size:
         raise ConfigError(
-            f"{tokenizer_file} has {tokenizer.get_vocab_size()} tokens; the model in {folder} has room for "
-            f"{cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
+            f"The tokenizer of {config.tokenizer or folder} has {tokenizer.get_vocab_size()} tokens; the model in "
+            f"{folder} has room for {cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
     return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), folder, device), Processor(tokenizer, ours)
 
