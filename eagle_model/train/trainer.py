@@ -40,7 +40,7 @@ from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
 from eagle_model.data.tokenizer import read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff, few, shown
-from eagle_model.files import os_reason, read_json, write_json
+from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
 from eagle_model.model.config import EagleConfig, tiny
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import sqrt_mass, supervised_counts
@@ -301,9 +301,9 @@ class Trainer:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             said = str(error).partition("\n")[0]
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in said:
-                raise  # torch has no class of its own for a CPU's memory
             raise TrainingError(
                 f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
                 "another machine, or, in a new run, a smaller processor.sampling.context_tokens or rows_per_step, or "
