@@ -20,12 +20,12 @@ from torch import Tensor
 from eagle_kernels import autocast
 from eagle_kernels.checks import (
     as_rows,
-    check,
     check_kernel_dtype,
-    check_same,
-    check_tensors,
     inner_contiguous,
     on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
 )
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import sum_partials
@@ -161,14 +161,17 @@ def gelu_bias(x: Tensor, bias: Tensor) -> Tensor:
     Raises:  ValueError when an argument is not as above, or x is fp64 on a GPU.
     """
     op = "gelu_bias"
-    check_tensors(op, x=x, bias=bias)
-    if autocast.is_on(x):
+    if not (isinstance(x, Tensor) and isinstance(bias, Tensor)):
+        refuse_types(op, x=x, bias=bias)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         with autocast.off(x):
             return gelu_bias(autocast.as_matmul(x), autocast.as_matmul(bias))
-    got, need = f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., F)"
-    check(x.is_floating_point() and x.ndim >= 1, op, "x", got, need)
-    check(bias.shape == x.shape[-1:], op, "bias's shape", tuple(bias.shape), f"({x.shape[-1]},), the width of x")
-    check_same(op, "bias", bias, "x", x)
+    if not (x.is_floating_point() and x.ndim >= 1):
+        refuse(op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., F)")
+    if bias.shape != x.shape[-1:]:
+        refuse(op, "bias's shape", tuple(bias.shape), f"({x.shape[-1]},), the width of x")
+    if bias.dtype != x.dtype or bias.device != x.device:
+        refuse_unlike(op, "bias", bias, "x", x)
     if not x.is_cuda:
         return gelu_bias_ref(x, bias)
     check_kernel_dtype(op, "x", x)

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eagle_model.fields import MAX_NAMES, few, shown
+from eagle_model.fields import MAX_NAMES, shown
 from eagle_model.files import os_reason, read_json, sha256
 
 Content = TypeVar("Content")
@@ -98,9 +98,7 @@ def verify_listed(folder: Path, names: Iterable[str]) -> None:
     files = _parse(folder / MANIFEST).files
     for name in names:
         if name not in files:
-            raise CheckpointError(
-                f"{few([folder / name])} is not listed in {MANIFEST}: it is no part of the checkpoint."
-            )
+            raise CheckpointError(f"{folder / name} is not listed in {MANIFEST}: it is no part of the checkpoint.")
         _check_size(folder / name, files[name])
         _check_bytes(folder / name, files[name])
 

@@ -179,7 +179,7 @@ class ChatEncoder:
 
         What this costs is bounded by num_tokens, however long the text is.
         """
-        text = "".join(turn.text.strip() for turn in sample.turns)
+        text = "".join(part.strip() for turn in sample.turns for part in turn.parts if isinstance(part, str))
         if len(text) <= _PIECE_CHARS:
             return False
         num_found = 0

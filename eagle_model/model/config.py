@@ -201,11 +201,12 @@ class TextConfig:
         _without_fixed("text_config", other, _ONLY_TEXT_IF_GIVEN)
         rope = _without_fixed("text_config.rope_parameters", other.pop("rope_parameters", None) or {}, {})
         if rope.get("rope_type", "default") != "default":
-            raise ValueError(f"config.json: text_config.rope_parameters is {rope}; needs rope_type 'default'.")
+            raise ValueError(f"config.json: text_config.rope_parameters is {shown(rope)}; needs rope_type 'default'.")
         _without_fixed("text_config.rope_parameters", rope, {"partial_rotary_factor": 1.0})
-        if set(other.get("layer_types") or ()) - {"full_attention"}:
+        kinds = other.get("layer_types") or []
+        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise ValueError(
-                "config.json: text_config.layer_types names others; this model computes 'full_attention' only."
+                f"config.json: text_config.layer_types is {shown(kinds)}; this model computes 'full_attention' only."
             )
         if "rope_theta" in rope:
             other["rope_theta"] = rope["rope_theta"]
@@ -214,7 +215,7 @@ class TextConfig:
         config = cls(**_known("text_config", other, _DEFAULT_TEXT), other=other)
         if other.get("head_dim", config.head_dim) not in (None, config.head_dim):
             raise ValueError(
-                f"config.json: text_config.head_dim is {other['head_dim']}; needs hidden_size / num_attention_heads "
+                f"config.json: text_config.head_dim is {shown(other['head_dim'])}; needs hidden_size / num_attention_heads "
                 f"= {config.head_dim}."
             )
         return config
@@ -256,7 +257,7 @@ class EagleConfig:
     def __post_init__(self) -> None:
         if self.attention_backend not in BACKENDS:
             raise ValueError(
-                f"EagleConfig: attention_backend is {self.attention_backend!r}; needs one of {', '.join(BACKENDS)}."
+                f"EagleConfig: attention_backend is {shown(self.attention_backend)}; needs one of {', '.join(BACKENDS)}."
             )
         values = {name: getattr(self, _OUR_NAMES.get(name, name)) for name in _DEFAULT_EAGLE}
         _check_types("EagleConfig: ", values, _DEFAULT_EAGLE)
@@ -313,7 +314,7 @@ class EagleConfig:
         tile_px = other.pop("force_image_size", None)
         if tile_px not in (None, vision.tile_px):
             raise ValueError(
-                f"config.json: force_image_size is {tile_px}; needs vision_config.image_size, {vision.tile_px}: the "
+                f"config.json: force_image_size is {shown(tile_px)}; needs vision_config.image_size, {vision.tile_px}: the "
                 f"position table has one row a patch."
             )
         other.pop("tie_word_embeddings", None)  # transformers copies it from text_config
@@ -430,7 +431,9 @@ def _join_alias(fields: dict[str, Any], name: str, alias: str) -> None:
     """Puts the value of two names for one field under the first, in place."""
     first, second = fields.pop(name, None), fields.pop(alias, None)
     if first is not None and second is not None and first != second:
-        raise ValueError(f"config.json: {name} is {first} but {alias} is {second}; they mean the same and must agree.")
+        raise ValueError(
+            f"config.json: {name} is {shown(first)} but {alias} is {shown(second)}; they mean the same and must agree."
+        )
     if first is not None or second is not None:
         fields[name] = second if first is None else first
 

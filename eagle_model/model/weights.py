@@ -418,6 +418,6 @@ def _named_by(index_path: Path) -> list[str]:
 def _open(path: Path, device: str) -> Any:
     try:
         return safe_open(path, framework="pt", device=device)
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         size_bytes = path.stat().st_size
         raise ValueError(f"{path} ({size_bytes} bytes) is damaged or cut short: {error}. Copy it again.") from error

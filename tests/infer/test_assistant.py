@@ -4,10 +4,13 @@ import itertools
 import json
 import re
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from eagle_model.checkpoints import CheckpointError
 from eagle_model.data.processor import Processor, ProcessorConfig
@@ -66,6 +69,11 @@ def answering(monkeypatch: pytest.MonkeyPatch, assistant: Assistant, ids: list[i
     monkeypatch.setattr(assistant.model, "stream", stream)
 
 
+@lru_cache
+def loaded(run: Path) -> Assistant:
+    return Assistant(run)
+
+
 def ids_of(assistant: Assistant, text: str) -> list[int]:
     return list(assistant.processor.encoder._encode_text(text))
 
@@ -90,6 +98,21 @@ def test_a_character_that_is_cut_short_is_shown_as_such(monkeypatch, run):
     assistant = Assistant(run)
     answering(monkeypatch, assistant, ids_of(assistant, "ok \U0001f600")[:-1])
     assert "".join(assistant.stream(QUESTION)).rstrip("\ufffd") == "ok "
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(numbers=st.lists(st.integers(0, 10_000), max_size=40))
+def test_whatever_tokens_come_the_pieces_are_the_text(run, numbers):
+    """Bytes that are no characters, control tokens, markup, in any order."""
+    assistant = loaded(run)
+    encoder, tokenizer = assistant.processor.encoder, assistant.processor.tokenizer
+    ids = [number % tokenizer.get_vocab_size() for number in numbers]
+    ids = [token_id for token_id in ids if token_id not in encoder.stop_token_ids]
+    with pytest.MonkeyPatch.context() as patch:
+        answering(patch, assistant, ids)
+        pieces = list(assistant.stream(QUESTION))
+    assert "".join(pieces) == tokenizer.decode(encoder.spoken_ids(ids), skip_special_tokens=False)
+    assistant.processor([*QUESTION, {"role": "assistant", "content": "".join(pieces)}, *QUESTION])  # an empty one too
 
 
 def test_the_end_of_text_ends_it_too(monkeypatch, run):
