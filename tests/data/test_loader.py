@@ -318,7 +318,9 @@ def test_no_sample_left_is_an_error_not_an_endless_search(recipe: Recipe, proces
     path = recipe([chat_row(image="cut.png", id="cut")])
     with (
         loader_of(path, processor, on_bad_sample="skip") as loader,
-        pytest.raises(DataError, match=r"no sample of an epoch could be loaded; the last: .*rows\.jsonl:1: sample cut: image"),
+        pytest.raises(
+            DataError, match=r"no sample of an epoch could be loaded; the last: .*rows\.jsonl:1: sample cut: image"
+        ),
     ):
         next(loader)
     with pytest.raises(DataError, match=r"recipe\.json: no sample to train on; 1 were skipped, the first: .*none\.png"):
