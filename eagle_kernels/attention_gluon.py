@@ -118,7 +118,7 @@ def _accumulate(p, b, acc, acc_tail, NUM_ROWS: gl.constexpr, MAIN: gl.constexpr,
 
 @gluon.jit
 def _finish(NUM_OUTSTANDING: gl.constexpr, token, tail_token, p, TAIL: gl.constexpr):  # type: ignore[no-untyped-def]
-    """The sums that _accumulate began, once NUM_OUTSTANDING products or fewer are left; p keeps its registers so far."""
+    """What _accumulate began, once NUM_OUTSTANDING products or fewer are left. Until then p keeps its registers."""
     if TAIL > 0:
         acc, acc_tail, p = warpgroup_mma_wait(NUM_OUTSTANDING, deps=[token, tail_token, p])
     else:
@@ -467,7 +467,7 @@ def _dq_consumer(  # type: ignore[no-untyped-def]
                 mbarrier.arrive(empty.index(slot))
                 slot, phase = _next(slot, phase, STAGES)
             mbarrier.arrive(q_empty.index(0))
-            if CAUSAL and not UNIFORM:
+            if CAUSAL and not UNIFORM:  # noqa: SIM102  known to the compiler, the next is not
                 if first < q_len - k_len:  # rows that see no key, whatever q and dout hold there
                     acc, acc_tail = _clear_rows(acc, acc_tail, i + k_len >= q_len, MAIN, TAIL)
             acc, acc_tail = _scale_rows(acc, acc_tail, gl.full_like(lse, 1.0) * scale, MAIN, TAIL)
@@ -481,7 +481,7 @@ def dq_kernel(  # type: ignore[no-untyped-def]
     H: gl.constexpr, G: gl.constexpr, D: gl.constexpr, MAIN: gl.constexpr, TAIL: gl.constexpr,
     CAUSAL: gl.constexpr, UNIFORM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """dq of items, each BLOCK query rows of one head. lse here is in units of log 2, and inf in rows that see no key."""
+    """dq of items, each BLOCK query rows of one head. lse is launch_delta's: in units of log 2, inf where blind."""
     descs = ((q_desc, q_tail_desc), (k_desc, k_tail_desc), (v_desc, v_tail_desc), (dout_desc, dout_tail_desc))
     q, dout = _allocate(descs[0], 2, ROWS, MAIN, TAIL), _allocate(descs[3], 2, ROWS, MAIN, TAIL)
     k, v = _allocate(descs[1], STAGES, BLOCK_N, MAIN, TAIL), _allocate(descs[2], STAGES, BLOCK_N, MAIN, TAIL)
@@ -583,7 +583,8 @@ def _dkdv_producer(  # type: ignore[no-untyped-def]
                 q_start, q_len, _shift, _j_first, begin, end = _seen_by(
                     segment, tables[0], first, start, length, CAUSAL, UNIFORM, BLOCK_M
                 )
-                for head in range(kv_head * G, kv_head * G + G):
+                for nth in range(G):
+                    head = kv_head * G + nth
                     for row in range(begin, end, BLOCK_M):
                         i = row + gl.arange(0, BLOCK_M, STATS)
                         at = head.to(gl.int64) * num_tokens + q_start + i
@@ -630,7 +631,7 @@ def _dkdv_consumer(  # type: ignore[no-untyped-def]
                     segment, tables[0], first, start, length, CAUSAL, UNIFORM, BLOCK_M
                 )
                 j_first += GROUP * ROWS
-                for _head in range(G):
+                for _nth in range(G):
                     for row in range(begin, end, BLOCK_M):
                         mbarrier.wait(full.index(slot), phase)
                         s_token = _scores(k, _at(q, slot), None, BLOCK_M, MAIN, TAIL)  # rows are keys here
@@ -638,7 +639,7 @@ def _dkdv_consumer(  # type: ignore[no-untyped-def]
                         minus_delta = gl.zeros([ROWS, BLOCK_M], gl.float32, S) - delta[None, :]
                         dp_token = _scores(v, _at(dout, slot), minus_delta, BLOCK_M, MAIN, TAIL)
                         s = warpgroup_mma_wait(PIECES, deps=[s_token])
-                        if CAUSAL:
+                        if CAUSAL:  # noqa: SIM102  known to the compiler, the next is not
                             if row + shift < j_first + ROWS - 1:
                                 i = row + gl.arange(0, BLOCK_M, gl.SliceLayout(0, S))
                                 j = j_first + gl.arange(0, ROWS, gl.SliceLayout(1, S))

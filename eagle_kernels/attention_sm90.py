@@ -5,11 +5,11 @@
 Numbers, tables of tiles and determinism are those of attention_triton.py; its launches have the same arguments.
 
 TMA copies blocks of rows by descriptors, which are made here on the host: no kernel, no scratch and no wait. One
-descriptor serves documents of any length, packed anywhere: its first three dimensions are ragged (Triton's
-tools/ragged_tma.py). All three step through rows, the first by 2**34 elements minus one row, so that 2**30 of its steps
-are a multiple of 2**64 bytes minus 2**30 rows. The coordinates (2**30, start + length, 2**30 - length + row) are then row
-`start + row` in 64-bit arithmetic, and the third passes its bound of 2**30 at the document's end: rows from there on
-come as zeros, whoever's rows they are.
+descriptor serves documents of any length, packed anywhere: its first three dimensions all step through rows, as in
+Triton's tools/ragged_tma.py. The first steps by 2**34 elements minus one row: 2**30 of its steps are a multiple of
+2**64 bytes minus 2**30 rows. The coordinates (2**30, start + length, 2**30 - length + row) are then row `start + row`
+in 64-bit arithmetic, and the third passes its bound of 2**30 at the document's end: rows from there on come as zeros,
+whoever's rows they are.
 """
 
 from __future__ import annotations
@@ -58,8 +58,13 @@ RULES = (
 
 
 def why_triton(*tensors: Tensor) -> str | None:
-    """The first rule that holds for any of q, k, v (and dout in backward); None where the Gluon kernels take the call."""
+    """The first rule that holds for any of q, k and v, in backward dout too; None where the Gluon kernels take it."""
     return next((rule.what for rule in RULES if any(rule.holds(x) for x in tensors)), None)
+
+
+def table() -> list[tuple[str, str]]:
+    """Who takes what, the first line that holds: (what, "Triton" or "Gluon")."""
+    return [*((rule.what, "Triton") for rule in RULES), ("all else", "Gluon")]
 
 
 def _is_sm90(x: Tensor) -> bool:
@@ -91,7 +96,8 @@ OPTIONS = {"num_warps": 4, "maxnreg": MAX_REGISTERS}  # 4: of the first consumer
 
 
 @cache
-def _layout(num_rows: int, width: int) -> Any:
+def layout(num_rows: int, width: int) -> Any:
+    """Of such a block in shared memory: TMA swizzles it as wgmma reads it."""
     from triton.experimental.gluon import language as gl
 
     return gl.NVMMASharedLayout.get_default_for([1, 1, num_rows, 1, width], gl.bfloat16)
@@ -106,7 +112,7 @@ def descriptors(x_THD: Tensor, num_rows: int) -> tuple[Any, Any]:
     shape = [NO_BOUND, NO_BOUND, MAX_ROWS, num_heads, width]
     strides = [2**34 - step, step, step, head_step, 1]
     main, tail = (
-        TensorDescriptor(x_THD, shape, strides, [1, 1, num_rows, 1, piece], _layout(num_rows, piece)) if piece else None
+        TensorDescriptor(x_THD, shape, strides, [1, 1, num_rows, 1, piece], layout(num_rows, piece)) if piece else None
         for piece in pieces(width)
     )
     return main, tail

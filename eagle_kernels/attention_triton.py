@@ -170,10 +170,11 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _delta_kernel(  # type: ignore[no-untyped-def]
-    dout_ptr, out_ptr, lse_ptr, dlse_ptr, delta_ptr, stride_dt, stride_dh, num_tokens,
+    dout_ptr, out_ptr, lse_ptr, dlse_ptr, delta_ptr, lse_log2_ptr, stride_dt, stride_dh, num_tokens,
     H: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(dout * out) - dlse of BLOCK rows of a head; 0 where no key is seen, even if dlse is NaN there."""
+    """Of BLOCK rows of a head: delta = rowsum(dout * out) - dlse, and lse in units of log 2. Where no key is seen, 0,
+    even if dlse is NaN there, and inf, so that exp2(s - lse) is 0."""
     head = tl.program_id(0) % H
     rows = (tl.program_id(0) // H).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = rows < num_tokens
@@ -182,19 +183,15 @@ def _delta_kernel(  # type: ignore[no-untyped-def]
     out = _load(out_ptr + head * D, rows, ok, H * D, 0, WIDTH, D).to(tl.float32)
     at = head.to(tl.int64) * num_tokens + rows
     delta = tl.sum(dout * out, 1) - tl.load(dlse_ptr + at, mask=ok, other=0.0)
-    blind = tl.load(lse_ptr + at, mask=ok, other=0.0) == float("-inf")
+    lse = tl.load(lse_ptr + at, mask=ok, other=0.0)
+    blind = lse == float("-inf")
     tl.store(delta_ptr + at, tl.where(blind, 0.0, delta), mask=ok)
-
-
-@triton.jit
-def _probability(s, lse, scale_log2):  # type: ignore[no-untyped-def]
-    """exp(scale * s - lse), and 0 in rows that see no key, whose lse is -inf."""
-    return tl.exp2(s * scale_log2 - tl.where(lse == float("-inf"), float("inf"), lse / LN2))
+    tl.store(lse_log2_ptr + at, tl.where(blind, float("inf"), lse / LN2), mask=ok)
 
 
 @triton.jit
 def _dq_kernel(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr, segments_ptr, tiles_ptr,
+    q_ptr, k_ptr, v_ptr, dout_ptr, lse_log2_ptr, delta_ptr, dq_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
     num_tokens, length, scale, scale_log2,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
@@ -221,7 +218,7 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
     if CAUSAL and not UNIFORM:
         sees = ok & (i + shift >= 0)  # a key: dq of other rows is 0, whatever q and dout hold there
     at = head.to(tl.int64) * num_tokens + rows
-    lse = tl.load(lse_ptr + at, mask=ok, other=float("-inf"))
+    lse_log2 = tl.load(lse_log2_ptr + at, mask=ok, other=float("inf"))
     delta = tl.load(delta_ptr + at, mask=ok, other=0.0)
     q = _load(q_ptr, rows, sees, step_q, 0, MAIN, D)
     dout = _load(dout_ptr, rows, sees, step_d, 0, MAIN, D)
@@ -253,7 +250,8 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
                 if CAUSAL:
                     seen = seen & (j[None, :] <= i[:, None] + shift)
                 s = tl.where(seen, s, float("-inf"))
-        ds = (_probability(s, lse[:, None], scale_log2) * (dp - delta[:, None])).to(k.dtype)
+        p = tl.exp2(s * scale_log2 - lse_log2[:, None])
+        ds = (p * (dp - delta[:, None])).to(k.dtype)
         acc = _dot(ds, k, acc)
         if TAIL > 0:
             acc_tail = _dot(ds, k_tail, acc_tail)
@@ -266,7 +264,7 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _dkdv_kernel(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, segments_ptr, tiles_ptr,
+    q_ptr, k_ptr, v_ptr, dout_ptr, lse_log2_ptr, delta_ptr, dk_ptr, dv_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
     num_tokens, length, scale, scale_log2,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
@@ -331,7 +329,7 @@ def _dkdv_kernel(  # type: ignore[no-untyped-def]
                 i = m + tl.arange(0, BLOCK_M)
                 q_rows, q_ok = q_start + i, _within(i, q_len, WHOLE)
                 at = head.to(tl.int64) * num_tokens + q_rows
-                lse = tl.load(lse_ptr + at, mask=q_ok, other=float("-inf"))
+                lse_log2 = tl.load(lse_log2_ptr + at, mask=q_ok, other=float("inf"))
                 delta = tl.load(delta_ptr + at, mask=q_ok, other=0.0)
                 q = _load(q_head, q_rows, q_ok, step_q, 0, MAIN, D)
                 dout = _load(dout_head, q_rows, q_ok, step_d, 0, MAIN, D)
@@ -344,7 +342,7 @@ def _dkdv_kernel(  # type: ignore[no-untyped-def]
                     dp = _dot(v_tail, tl.trans(dout_tail), dp)
                 if CAUSAL and m + shift < j_first + BLOCK_N - 1:
                     s = tl.where(j[:, None] <= i[None, :] + shift, s, float("-inf"))
-                p = _probability(s, lse[None, :], scale_log2)
+                p = tl.exp2(s * scale_log2 - lse_log2[None, :])
                 ds = (p * (dp - delta[None, :])).to(q.dtype)
                 p = p.to(q.dtype)
                 dv = _dot(p, dout, dv)
@@ -463,14 +461,28 @@ def launch_fwd(
             )  # fmt: skip
 
 
+def launch_delta(dout_THD: Tensor, out_THD: Tensor, lse_HT: Tensor, dlse_HT: Tensor) -> tuple[Tensor, Tensor]:
+    """What backward needs of a row, both (H, T): lse in units of log 2, inf where no key is seen, and delta, 0 there.
+    dlse is contiguous, and so are dout's heads."""
+    T, H, D = dout_THD.shape
+    lse_log2_HT, delta_HT = torch.empty_like(lse_HT), torch.empty_like(lse_HT)
+    unit = _unit(dout_THD)
+    if T and H:
+        with on_device_of(dout_THD):
+            _delta_kernel[(triton.cdiv(T, DELTA_BLOCK) * H,)](
+                dout_THD, out_THD, lse_HT, dlse_HT, delta_HT, lse_log2_HT, *_strides(unit, dout_THD), T,
+                H=H, D=D, WIDTH=triton.next_power_of_2(D), UNIT=unit, BLOCK=DELTA_BLOCK, num_warps=4,
+            )  # fmt: skip
+    return lse_log2_HT, delta_HT
+
+
 def launch_bwd(
     dout_THD: Tensor,
-    dlse_HT: Tensor,
     q_THD: Tensor,
     k_TKD: Tensor,
     v_TKD: Tensor,
-    out_THD: Tensor,
-    lse_HT: Tensor,
+    lse_log2_HT: Tensor,
+    delta_HT: Tensor,
     dq_THD: Tensor,
     dk_TKD: Tensor,
     dv_TKD: Tensor,
@@ -482,10 +494,9 @@ def launch_bwd(
     softmax_scale: float,
     length: int = 0,
 ) -> None:
-    """Fills dk, dv, and the rows of dq that lie in a segment. dlse is contiguous, and so are dout's heads."""
+    """Fills dk, dv, and the rows of dq that lie in a segment. lse_log2 and delta: launch_delta's."""
     T, H, D = q_THD.shape
     K = k_TKD.shape[1]
-    delta_HT = torch.empty_like(lse_HT)
     main, tail = pieces(D)
     unit = _unit(q_THD, k_TKD, v_TKD, dout_THD)
     strides = _strides(unit, q_THD, k_TKD, v_TKD, dout_THD)
@@ -493,23 +504,17 @@ def launch_bwd(
     sizes = {"G": H // K, "D": D, "MAIN": main, "TAIL": tail, "UNIT": unit, "CAUSAL": causal, "TILE": TILE}
     sizes |= {"UNIFORM": length > 0, "WHOLE": _is_whole(length)}
     _, dq, dkdv = launches(D, q_THD.dtype, sm=_sm(q_THD), whole=_is_whole(length), causal=causal)
-    if T and H:
-        with on_device_of(q_THD):
-            _delta_kernel[(triton.cdiv(T, DELTA_BLOCK) * H,)](
-                dout_THD, out_THD, lse_HT, dlse_HT, delta_HT, *_strides(unit, dout_THD), T,
-                H=H, D=D, WIDTH=triton.next_power_of_2(D), UNIT=unit, BLOCK=DELTA_BLOCK, num_warps=4,
-            )  # fmt: skip
     if num_programs := _num_blocks(T, length, q_tiles_N2, dq.block_m) * H:
         with on_device_of(q_THD):
             _dq_kernel[(num_programs,)](
-                q_THD, k_TKD, v_TKD, dout_THD, lse_HT, delta_HT, dq_THD, segments_S4, q_tiles_N2, *strides, *numbers,
-                H=H, **sizes, BLOCK_M=dq.block_m, BLOCK_N=dq.block_n,
+                q_THD, k_TKD, v_TKD, dout_THD, lse_log2_HT, delta_HT, dq_THD, segments_S4, q_tiles_N2,
+                *strides, *numbers, H=H, **sizes, BLOCK_M=dq.block_m, BLOCK_N=dq.block_n,
                 num_warps=dq.num_warps, num_stages=dq.num_stages, maxnreg=dq.max_registers,
             )  # fmt: skip
     if num_programs := _num_blocks(k_TKD.shape[0], length, k_tiles_M4, dkdv.block_n) * K:
         with on_device_of(q_THD):
             _dkdv_kernel[(num_programs,)](
-                q_THD, k_TKD, v_TKD, dout_THD, lse_HT, delta_HT, dk_TKD, dv_TKD, segments_S4, k_tiles_M4,
+                q_THD, k_TKD, v_TKD, dout_THD, lse_log2_HT, delta_HT, dk_TKD, dv_TKD, segments_S4, k_tiles_M4,
                 *strides, *numbers, K=K, **sizes, BLOCK_M=dkdv.block_m, BLOCK_N=dkdv.block_n,
                 num_warps=dkdv.num_warps, num_stages=dkdv.num_stages, maxnreg=dkdv.max_registers,
             )  # fmt: skip

@@ -25,7 +25,6 @@ USAGE_ERROR = 2  # exit code, as other command lines have it
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
 EXTRAS |= {"typer": "serve"}  # what `pip install .` alone leaves out, and the extra that brings it
-DEFAULT_NEW_TOKENS = 512  # of an answer: about a page of text
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 
 
@@ -158,6 +157,7 @@ def plan(
 
     Example:  eagle plan film.mp4 --context 8192
     """
+    from eagle_model.checkpoints import read_newest
     from eagle_model.data.contact_sheet import captions, patches_to_pixels, write_contact_sheet
     from eagle_model.data.processor import Processor, ProcessorConfig
     from eagle_model.data.rows import parse_sample
@@ -169,7 +169,7 @@ def plan(
     if model is None:
         tokenizer, config = counting_tokenizer(), ProcessorConfig()
     else:
-        theirs = Processor.from_pretrained(_checkpoint_of(model))
+        theirs = read_newest(model, Processor.from_pretrained, print)
         tokenizer, config = theirs.tokenizer, theirs.config
     config = replace(config, sampling=replace(config.sampling, **limits))  # type: ignore[arg-type]
     processor = Processor(tokenizer, config)
@@ -218,15 +218,6 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
             raise ValueError(f"{path} does not exist.")
     kinds = ["image" if is_still(path) else "video" for path in files]
     return [{"type": kind, kind: str(path)} for kind, path in zip(kinds, files)]
-
-
-def _checkpoint_of(model: Path) -> Path:
-    """A checkpoint's folder: the one given, or the newest of the run given."""
-    from eagle_model.checkpoints import latest
-
-    if not model.is_dir():
-        raise ValueError(f"{model} is no folder; needs that of a checkpoint or of a run.")
-    return latest(model / "checkpoints", print) or model
 
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
@@ -297,34 +288,19 @@ def chat(
 
     Example:  eagle chat runs/first clip.mp4 --ask "Which way does the digit move?"
     """
-    import torch
+    from eagle_model.infer import Assistant
 
-    from eagle_model.data.processor import Processor
-    from eagle_model.model.eagle import Eagle
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = _checkpoint_of(model)
-    saved = Processor.from_pretrained(model)
-    context = saved.config.sampling.context_tokens
-    max_new_tokens = max_new_tokens or min(DEFAULT_NEW_TOKENS, context // 4)
-    room = context - max_new_tokens  # for the question and its media
-    if room < 1:
-        raise ValueError(f"--max-new-tokens is {max_new_tokens}; the model's context is {context}. Lower it.")
-    sampling = replace(saved.config.sampling, context_tokens=room)
-    processor = Processor(saved.tokenizer, replace(saved.config, sampling=sampling))
-    eagle = Eagle.from_pretrained(model, dtype=dtype, device=device)
+    shown = _parts(files or [])
+    assistant = Assistant(model, max_new_tokens=max_new_tokens, say=print)
     messages: list[dict[str, object]] = []
-    questions = [ask] if ask is not None else iter(_read_question, "")
-    for question in questions:
-        parts = _parts(files or []) if not messages else []
-        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
-        batch = processor(messages).to(device, dtype=dtype)
-        stop = [processor.encoder.turn_end_id]
-        (answer_ids,) = eagle.generate(batch, max_new_tokens=max_new_tokens, stop_token_ids=stop)
-        answer = processor.tokenizer.decode(answer_ids)
+    for question in [ask] if ask is not None else iter(_read_question, ""):
+        messages.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
+        shown, answer = [], ""
+        for text in assistant.stream(messages):
+            print(text, end="", flush=True)
+            answer += text
+        print()
         messages.append({"role": "assistant", "content": answer})
-        print(answer)
 
 
 def _read_question() -> str:

@@ -24,12 +24,13 @@ import re
 import textwrap
 import tokenize
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
 MAX_SHOWN_CHARS = 100  # of a wrong value in an error: enough to find it, and the sentence stays a sentence
+MAX_NAMES = 20  # of a list in an error: a page of them hides the sentence
 MAX_HINTS = 3  # of what may be meant: a choice, not a list
 
 
@@ -41,6 +42,22 @@ def require(ok: bool, name: str, got: object, need: str) -> None:
     """Raises ConfigError "`name` is `got`; needs `need`." unless `ok`; for a config's own checks."""
     if not ok:
         raise ConfigError(f"{name} is {got}; needs {need}.")
+
+
+def few(names: Iterable[object]) -> str:
+    """Names for a message, however many and long: "a, b, c", or the first MAX_NAMES "and 5,945 more"."""
+    texts = [str(name) for name in names]
+    joined = ", ".join(_cut(text if text.isprintable() else ascii(text)) for text in texts[:MAX_NAMES])
+    return f"{joined} and {len(texts) - MAX_NAMES:,} more" if len(texts) > MAX_NAMES else joined
+
+
+def shown(value: object) -> str:
+    """A value for a message, however long."""
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
 # ---- text
@@ -59,7 +76,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     for assignment in assignments:
         path, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals:
-            raise ConfigError(f"{assignment!r} is no assignment; needs path.to.field=value, as in data.seed=1.")
+            raise ConfigError(f"{shown(assignment)} is no assignment; needs path.to.field=value, as in data.seed=1.")
         raw = _assign(kind, raw, [], path.split("."), text, kind)
     return from_json(kind, raw)  # built once: fields that are only right together may come in any order
 
@@ -98,6 +115,8 @@ def near_misses(kind: type, path: str) -> list[str]:
     Example: near_misses(TrainConfig, "lr") == ["optimizer.learning_rate"]
     """
     parent, _, name = path.rpartition(".")
+    if len(path) > MAX_SHOWN_CHARS:  # no field's, and long to compare
+        return []
     first_item = re.sub(r"\b\d+\b", "0", parent)  # the paths below name the first item of each tuple
     names = {p: p.rpartition(".")[2] for p in _paths(kind, "")}
     beside = {p: n for p, n in names.items() if p == _join(first_item, n)}
@@ -149,14 +168,15 @@ def _assign(kind: Any, raw: Any, at: list[str], names: list[str], text: str, roo
         return {**raw, name: _assign(hints[name], raw.get(name), [*at, name], rest, text, root)}
     if get_origin(inner) is tuple:
         items = list(raw or ())
-        number = int(name) if name.isdecimal() else -1
+        number = int(name) if name.isdecimal() and len(name) < 10 else -1
         if not 0 <= number < len(items) + _is_variadic(inner):
-            raise ConfigError(f"{path}: {here} has {len(items)} items, numbered from 0; there is no item {name}.")
+            count = f"{here} has {len(items)} items, numbered from 0"
+            raise ConfigError(f"{few([path])}: {count}; there is no item {few([name])}.")
         item_kind = get_args(inner)[0 if _is_variadic(inner) else number]
         item = items[number] if number < len(items) else None
         items[number : number + 1] = [_assign(item_kind, item, [*at, name], rest, text, root)]
         return items
-    raise ConfigError(f"{path}: {at[-1]} is {_type_name(inner)} and has no fields.")
+    raise ConfigError(f"{few([path])}: {at[-1]} is {_type_name(inner)} and has no fields.")
 
 
 def _parse(kind: Any, text: str, path: str) -> Any:
@@ -189,7 +209,7 @@ def _parse(kind: Any, text: str, path: str) -> Any:
 def _unknown(root: type, path: str, known_to: list[str], hints: dict[str, Any]) -> str:
     likely = near_misses(root, path) or near_misses(root, ".".join(known_to))
     hint = f" Did you mean {' or '.join(likely)}?" if likely else ""
-    return f"{path}: there is no field {known_to[-1]}.{hint} The fields are {', '.join(hints)}."
+    return f"{few([path])}: there is no field {few([known_to[-1]])}.{hint} The fields are {few(hints)}."
 
 
 def _spelled_alike(name: str, names: dict[str, str]) -> list[str]:
@@ -275,7 +295,7 @@ def _from_plain(kind: Any, value: Any, path: str, root: type) -> Any:
     inner = _without_none(kind)
     if inner is not kind and value is None:
         return None
-    problem = ConfigError(f"{path or root.__name__} is {_shown(value)}; needs {_type_name(kind)}.")
+    problem = ConfigError(f"{path or root.__name__} is {shown(value)}; needs {_type_name(kind)}.")
     if is_dataclass(inner):
         if not isinstance(value, dict):
             raise problem
@@ -366,11 +386,6 @@ def _has_default(f: Field[Any]) -> bool:
 
 def _default(f: Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not MISSING else f.default
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
 def _join(path: str, name: str) -> str:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _CHUNK_BYTES = 1 << 22
+MAX_JSON_BYTES = 1 << 26  # of a JSON file: many times what any model's folder holds, and read in a second
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,6 +47,35 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes `content` to `path` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """What a JSON file holds, whoever wrote it.
+
+    Raises: ValueError naming the file when it is no plain file, larger than `max_bytes`, or no JSON in UTF-8.
+    """
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is no file.")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{path} has more than {max_bytes} bytes; no file of its kind is so large.")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from None
+
+
+def os_error(error: Exception, path: Path) -> Exception:
+    """The OSError that a library written in Rust tells in words: "No space left on device (os error 28)"."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
+
+
+def os_reason(error: OSError) -> str:
+    """What the system said and of which file: "No space left on device (runs/first/metrics.jsonl)"."""
+    said = error.strerror or str(error)
+    return f"{said} ({error.filename})" if error.filename else said
 
 
 def flush(path: Path) -> None:

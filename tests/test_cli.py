@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,8 +194,30 @@ def test_train_then_chat_then_plan_with_its_model(monkeypatch, capsys, trained: 
     assert run(monkeypatch, "plan", film, "--model", trained, "--context", 512, "--out", tmp_path / "s.png") == 0
     assert "8 tiles x 4" in capsys.readouterr().out
     assert run(monkeypatch, "chat", trained, film, "--ask", "What?", "--max-new-tokens", 9999) == cli.USAGE_ERROR
-    assert "--max-new-tokens is 9999; the model's context is 512" in capsys.readouterr().err
+    assert "max_new_tokens is 9999; the model's context is 512" in capsys.readouterr().err
     assert run(monkeypatch, "report", trained) == 0
+
+
+def test_a_checkpoint_says_how_the_images_it_was_trained_on_were_prepared(trained: Path) -> None:
+    """The names that other programs read: of the trained limits, not of the released model's."""
+    about = json.loads((trained / "checkpoints/step-000002/config.json").read_text())
+    limit = recipe("tiny").processor.sampling.max_tiles
+    assert limit != 12
+    assert [about[key] for key in ("max_dynamic_tiles", "max_dynamic_patch", "min_dynamic_tiles")] == [limit, limit, 1]
+    assert about["use_thumbnail"] is about["dynamic_image_size"] is True
+
+
+def test_a_run_is_a_model_to_start_from(monkeypatch, capsys, trained: Path, film: Path, tmp_path: Path) -> None:
+    """Its newest checkpoint, checked as it is read."""
+    shutil.copytree(trained, tmp_path / "base")
+    settings = [f"model={tmp_path / 'base'}", f"data.recipe={film.parent / 'rows.jsonl'}", "max_steps=1"]
+    start = [part for setting in settings for part in ("--set", setting)]
+    assert run(monkeypatch, "train", "tiny", "--run", tmp_path / "run", *start) == 0
+    weights = tmp_path / "base/checkpoints/step-000002/model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    capsys.readouterr()
+    assert run(monkeypatch, "train", "tiny", "--run", tmp_path / "again", *start) == cli.USAGE_ERROR
+    assert "model.safetensors" in capsys.readouterr().err
 
 
 def test_a_damaged_run_is_named(monkeypatch, capsys, tmp_path: Path) -> None:

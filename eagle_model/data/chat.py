@@ -118,6 +118,8 @@ class ChatEncoder:
         self.system = system
         self.context_id = ids[IMAGE_CONTEXT]
         self.turn_end_id = ids[TURN_END]
+        end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+        self.stop_token_ids = {self.turn_end_id} | ({end_of_text} if end_of_text is not None else set())
         self._ids = ids
         added = tokenizer.get_added_tokens_decoder()
         self._markup_ids = {
@@ -167,12 +169,17 @@ class ChatEncoder:
         spans = self._spans(sample, seen, 0, generation_prompt)
         return sum(len(self._span_ids(span)) for span in spans)
 
+    def spoken_ids(self, token_ids: Sequence[int]) -> list[int]:
+        """An answer's tokens without control tokens. Markup stays: it is what the model says, as in
+        `<ref>cat</ref><box>[[1,2,3,4]]</box>`, and belongs into the history of a chat."""
+        return [token_id for token_id in token_ids if token_id not in self._forbidden_ids]
+
     def is_longer(self, sample: Sample, num_tokens: int) -> bool:
         """Whether the text alone takes more than num_tokens, where its beginning tells so. False: encode it to know.
 
         What this costs is bounded by num_tokens, however long the text is.
         """
-        text = "".join(turn.text.strip() for turn in sample.turns)
+        text = "".join(part.strip() for turn in sample.turns for part in turn.parts if isinstance(part, str))
         if len(text) <= _PIECE_CHARS:
             return False
         num_found = 0

@@ -1,6 +1,6 @@
 """Samples and chat messages -> a plan, numbers alone; then the tokens and pixels that the plan asks for.
 
-    processor = Processor.from_pretrained("runs/first/checkpoints/step-000100")
+    processor = Processor.from_pretrained("runs/first")        # or a checkpoint's folder, or a released model's
     plan = processor.plan_sample(sample)              # which frames, which tiles, how many tokens: no pixel was read
     tokens, patches_IPK = processor.load_sample(plan)
 
@@ -13,7 +13,6 @@ Dims    T tokens, I tiles, P = (tile_px / patch_px)**2 patches a tile, K = 3 * p
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling
 from eagle_kernels.video import VideoError
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.checkpoints import read_newest, verify_listed
 from eagle_model.data import sampling
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, Seen, TokenizedSample, seen_media
 from eagle_model.data.clips import open_clip, open_video
@@ -41,11 +41,10 @@ from eagle_model.data.rows import parse_sample
 from eagle_model.data.sample import DataError, ImageRef, Sample, VideoRef
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
 from eagle_model.data.tiling import Grid
-from eagle_model.data.tokenizer import read_tokenizer
+from eagle_model.data.tokenizer import TOKENIZER_FILE, read_released_tokenizer, read_tokenizer
 from eagle_model.fields import from_json, to_json
-from eagle_model.files import write_json
+from eagle_model.files import read_json, write_json, write_text
 
-TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
 PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
@@ -263,19 +262,27 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Processor:
-        """Reads what `save_pretrained` wrote. Raises ValueError for missing or damaged files, and for fields that are
-        unknown, missing or of a wrong type."""
-        folder = Path(folder)
+        """Reads what `save_pretrained` wrote, from a checkpoint's folder or the newest checkpoint of a run's; or what a
+        released model has instead.
+
+        Files that a checkpoint's manifest lists are checked against it. Raises FileNotFoundError for no folder,
+        ValueError for missing or damaged files, and for fields that are unknown, missing or of a wrong type.
+        """
+        return read_newest(Path(folder), cls._read)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Processor:
+        if not (folder / CONFIG_FILE).is_file() and (folder / "config.json").is_file():
+            return cls(read_released_tokenizer(folder), _released_config(folder))
         for name in (TOKENIZER_FILE, CONFIG_FILE):
             if not (folder / name).is_file():
                 raise ValueError(
                     f"{folder} has no {name}; needs a folder that Processor.save_pretrained wrote, as a run's is."
                 )
+        verify_listed(folder, [TOKENIZER_FILE, CONFIG_FILE])
+        values = read_json(folder / CONFIG_FILE)
         try:
-            values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             config = from_json(ProcessorConfig, values)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
         except ValueError as error:
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
         if missing := _first_missing(to_json(config), values):
@@ -286,8 +293,38 @@ class Processor:
         """Writes tokenizer.json and eagle_processor.json into `folder`, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / TOKENIZER_FILE))
+        write_text(folder / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
         write_json(folder / CONFIG_FILE, to_json(self.config))
+
+
+def _released_config(folder: Path) -> ProcessorConfig:
+    """What a released model's config.json and preprocessor_config.json say of the images that it was trained on."""
+    path = folder / "preprocessor_config.json"
+    fields, images = read_json(folder / "config.json"), read_json(path) if path.is_file() else {}
+    if (
+        not isinstance(fields, dict)
+        or not isinstance(images, dict)
+        or not isinstance(fields.get("vision_config"), dict)
+    ):
+        raise ValueError(
+            f"{folder} has neither {CONFIG_FILE} nor a config.json with a vision_config; needs one of them."
+        )
+    vision, both = fields["vision_config"], {**fields, **images}
+    if both.get("use_thumbnail") is False:
+        raise ValueError(f"{folder}: use_thumbnail is false; images are prepared here with a thumbnail alone.")
+    given = {
+        "tile_px": vision.get("image_size"),
+        "patch_px": vision.get("patch_size"),
+        "mean": images.get("image_mean"),
+        "std": images.get("image_std"),
+    }
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    tiles = both.get("max_dynamic_tiles", both.get("max_dynamic_patch"))
+    values["sampling"] = {} if tiles is None else {"max_tiles": tiles}
+    try:
+        return from_json(ProcessorConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} or {path.name}: {error}") from error
 
 
 def _first_missing(whole: dict[str, Any], given: dict[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
     save(run / "checkpoints", 123, run_id, lambda folder: model.save_pretrained(folder))
 
     checkpoints/step-000123/              complete: it got its name after everything in it was on the disk
-    checkpoints/step-000123.partial-1/    a save that was interrupted; skipped, never deleted
+    checkpoints/step-000123.partial/      a save that was interrupted; the next trainer deletes it
     checkpoints/step-000123.damaged-1/    was complete, then failed its check; set aside, never deleted
     checkpoints/step-000100.removing/     complete and no longer kept; its deletion was interrupted
 
@@ -17,10 +17,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from eagle_model.checkpoints import MANIFEST, CheckpointError, FileEntry, Manifest, read_manifest, steps
+from eagle_model.fields import few
 from eagle_model.files import flush, sha256
 
 
@@ -36,20 +36,29 @@ def save(folder: Path, step: int, run: str, write: Callable[[Path], None]) -> Pa
             f"{final} exists, and a checkpoint is never overwritten. Move it away or use another folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    partial = _unused_name(final, "partial")
+    partial = final.with_name(f"{final.name}.partial")
+    remove_interrupted(folder)
+    try:
+        _fill(partial, step, run, write)
+        os.rename(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk, half a checkpoint is what fills it
+        raise
+    flush(folder)
+    return final
+
+
+def _fill(partial: Path, step: int, run: str, write: Callable[[Path], None]) -> None:
     partial.mkdir()
     write(partial)
     files = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
     if not files or MANIFEST in files:
-        raise CheckpointError(f"{partial} holds {sorted(files) or 'no file'}; needs files, and none named {MANIFEST}.")
+        raise CheckpointError(f"{partial} holds {few(files) or 'no file'}; needs files, and none named {MANIFEST}.")
     entries = {name: FileEntry(path.stat().st_size, sha256(path)) for name, path in files.items()}
     manifest = Manifest(step=step, run=run, files=entries)
-    (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2))
+    (partial / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=2))
     for path in (partial, *partial.rglob("*")):
         flush(path)
-    os.rename(partial, final)
-    flush(folder)
-    return final
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -63,11 +72,9 @@ def set_aside(checkpoint: Path) -> Path:
 def prune(folder: Path, run: str, keep_last: int, say: Callable[[str], None]) -> None:
     """Deletes the complete checkpoints of this run but the newest `keep_last` (>= 1).
 
-    What is incomplete, belongs to another run, or holds a file that is not in its manifest is neither counted nor
-    touched; `say` is told of what is incomplete.
+    A checkpoint that is damaged, belongs to another run, or holds a file that is not in its manifest is neither counted
+    nor touched; `say` is told of the damaged.
     """
-    for path in folder.glob("step-*.removing"):  # an earlier deletion that was interrupted
-        shutil.rmtree(path)
     complete = []
     for path in steps(folder).values():
         try:
@@ -83,6 +90,13 @@ def prune(folder: Path, run: str, keep_last: int, say: Callable[[str], None]) ->
         removing = path.with_name(path.name + ".removing")
         os.rename(path, removing)
         shutil.rmtree(removing)
+
+
+def remove_interrupted(folder: Path) -> None:
+    """Deletes what saves and deletions that were cut short have left; for the one trainer that writes to `folder`."""
+    for pattern in ("step-*.partial", "step-*.removing"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
 
 
 def _unused_name(path: Path, ending: str) -> Path:

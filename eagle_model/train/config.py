@@ -7,15 +7,14 @@ assert read_config(run / "config.json") == config
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from eagle_model.data.loader import DataConfig
 from eagle_model.data.processor import ProcessorConfig
-from eagle_model.fields import ConfigError, from_json, require, to_json
-from eagle_model.files import write_json
+from eagle_model.fields import ConfigError, few, from_json, require, to_json
+from eagle_model.files import read_json, write_json
 
 VERSION = 2  # of run folders and their configs; raised when what was written before can no longer be read
 MAX_CONFIG_BYTES = 1 << 20  # a config has some thousand bytes; what is larger is another file
@@ -66,6 +65,7 @@ class TrainConfig:
     keep_last: int = 3  # checkpoints; older ones of the run are deleted
 
     def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1")
         for name in ("max_steps", "rows_per_step", "log_every_steps", "save_every_steps", "keep_last"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(
@@ -107,18 +107,14 @@ def read_config(path: Path) -> TrainConfig:
             f"{path} does not exist. Runs of version {VERSION} have that file; a run of an older version is continued "
             "with the version that began it."
         )
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes; a config.json has at most {MAX_CONFIG_BYTES}.")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}. Every checkpoint holds it too: training/config.json."
-        ) from error
+        raw = read_json(path, max_bytes=MAX_CONFIG_BYTES)
+    except ValueError as error:
+        raise ConfigError(f"{error} Every checkpoint holds it too: training/config.json.") from error
     version = raw.get("version", "none") if isinstance(raw, dict) else "none"
     if version != VERSION or "config" not in raw:
         raise ConfigError(
-            f"{path} is no config of a run that this version reads: its version is {version}, needs {VERSION}. "
+            f"{path} is no config of a run that this version reads: its version is {few([version])}, needs {VERSION}. "
             "Continue a run with the version that began it, or begin a new one."
         )
     try:

@@ -7,18 +7,24 @@ read_metrics(run / "metrics.jsonl")                    # [{"step": 1, "loss": 4.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from eagle_model.fields import shown
 from eagle_model.files import write_text
+
+MAX_LINE_BYTES = 1 << 16  # of metrics.jsonl: a step has some hundred
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,35 +52,54 @@ class MetricsLog:
         """Drops what was logged after `steps_done`, the step that the run resumes from: that will be trained again."""
         kept = [m for m in read_metrics(path) if m["step"] <= steps_done] if path.exists() else []
         write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, metrics: StepMetrics) -> None:
-        self._file.write(json.dumps(asdict(metrics), allow_nan=False) + "\n")
-        self._file.flush()
+        """Raises: OSError where the disk is full; what was written of the line is left out when the file is read."""
+        line = json.dumps(asdict(metrics), allow_nan=False).encode() + b"\n"
+        while line:  # a disk that fills up takes a part
+            line = line[self._file.write(line) :]
 
     def close(self) -> None:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_metrics(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, float]]:
     """The steps of a metrics.jsonl. A last line that a crash cut short is left out.
 
-    Raises: ValueError with file and line for any other line that is no JSON object with a step.
+    Args:   damaged: is told, by file and line, of each line that is none of metrics, which is then left out.
+    Raises: ValueError for the first such line where `damaged` is not given.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     found = []
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line.endswith("\n"):
-            break
-        try:
-            metrics = json.loads(line)
-            int(metrics["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}:{number}: is no line of metrics ({error!r}). Move the file away to go on."
-            ) from None
-        found.append(metrics)
+    with path.open("rb") as file:
+        number = 0
+        while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n") or len(line) == MAX_LINE_BYTES:
+            number += 1
+            try:
+                found.append(_metrics_of(line))
+            except ValueError as error:
+                problem = f"{path}:{number}: is no line of metrics ({error})."
+                if damaged is None:
+                    raise ValueError(f"{problem} Move the file away to go on.") from None
+                damaged(problem)
+                if len(line) == MAX_LINE_BYTES:  # what follows is no line's beginning
+                    break
     return found
+
+
+def _metrics_of(line: bytes) -> dict[str, float]:
+    """Raises ValueError unless every field of StepMetrics is there, and a finite number."""
+    try:
+        metrics = json.loads(line)
+    except RecursionError as error:
+        raise ValueError(f"{error}") from None
+    if not isinstance(metrics, dict):
+        raise ValueError("needs a JSON object")
+    for f in fields(StepMetrics):
+        value: Any = metrics.get(f.name)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{f.name} is {shown(value)}; needs a finite number")
+    return metrics
 
 
 class StepProgress:
@@ -91,14 +116,16 @@ class StepProgress:
 
     def __enter__(self) -> StepProgress:
         if self._bar is not None:
-            self._bar.start()
+            with contextlib.suppress(OSError):  # the terminal may be gone: SIGHUP tells
+                self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
     def show(self, m: StepMetrics) -> None:
         self._seconds += m.step_seconds

@@ -13,9 +13,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from matplotlib.figure import Figure
@@ -24,14 +24,18 @@ from PIL import Image
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.checkpoints import CheckpointError, read_manifest, steps
 from eagle_model.data.contact_sheet import patches_to_pixels
-from eagle_model.fields import listing
-from eagle_model.files import write_json, write_text
+from eagle_model.fields import MAX_NAMES, few, listing
+from eagle_model.files import os_reason, read_json, write_json, write_text
 from eagle_model.train.config import TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
 
 MAX_SAMPLES = 6  # shown: enough to see that data arrive as they should, and the page stays short
 MAX_TILES = 16  # shown of one sample: an hour of video has hundreds
+MAX_TILE_BYTES = 1 << 24  # of a tile's PNG: its pixels have less than 2 MB
+MAX_SKIPPED = 1000  # shown: the page still opens; skipped.json has all
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged file may raise
 
+Content = TypeVar("Content")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222; }
 h1, h2 { font-weight: 600; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
@@ -88,34 +92,56 @@ def _spans(batch: PackedBatch, start: int, end: int) -> list[tuple[str, list[int
     return spans
 
 
-def write_report(run_folder: str | Path) -> Path:
+def write_report(run_folder: str | Path, say: Callable[[str], None] = print) -> Path:
     """Writes `run_folder`/report.html from what the run has left there so far; returns its path.
 
-    Raises: ValueError when the folder holds no run.
+    Args:   say: is told of each file that is damaged; the page names it too, and shows the rest.
+    Raises: ValueError when the folder holds no run; OSError when the page cannot be written.
     """
     run = Path(run_folder)
-    if not (run / "run.json").is_file():
+    if not (any((run / name).is_file() for name in ("run.json", "config.json")) or steps(run / "checkpoints")):
         raise ValueError(f"{run} holds no run: run.json is missing. Give the folder that `eagle train` wrote.")
-    config = read_config(run / "config.json")
-    steps = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-    body = [f"<h1>Run {_text(run.resolve().name)}</h1>", _summary(steps, config), *_curves(steps)]
-    body += ["<h2>Samples as the model saw them</h2>", *_samples(run / "samples")]
-    body += ["<h2>Skipped samples</h2>", _skipped(run / "skipped.json")]
+    damage: list[str] = []
+
+    def damaged(problem: str) -> None:
+        damage.append(problem)
+        say(problem)
+
+    config = _read_or_tell(lambda: read_config(run / "config.json"), damaged)
+    log = run / "metrics.jsonl"
+    metrics = _read_or_tell(lambda: read_metrics(log, damaged) if log.exists() else [], damaged) or []
+    body = [*_summary(metrics, config), *_curves(metrics)]
+    body += ["<h2>Samples as the model saw them</h2>", *_samples(run / "samples", damaged)]
+    body += ["<h2>Skipped samples</h2>", _skipped(run / "skipped.json", damaged)]
     body += ["<h2>Checkpoints</h2>", _checkpoints(run / "checkpoints")]
-    body += ["<h2>Configuration</h2>", _table(_settings(config))]
-    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(run.resolve().name)}</title>'
-    page += f"<style>{_STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n"
-    write_text(run / "report.html", page)
+    if config:
+        body += ["<h2>Configuration</h2>", _table(_settings(config))]
+    name = _text(run.resolve().name)
+    marks = [f"<p><strong>Damaged:</strong> {_text(problem)}</p>" for problem in damage[:MAX_NAMES]]
+    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+    page += f"<style>{_STYLE}</style></head><body>" + "\n".join([f"<h1>Run {name}</h1>", *marks, *body])
+    write_text(run / "report.html", page + "</body></html>\n")
     return run / "report.html"
 
 
-def _summary(steps: list[dict], config: TrainConfig) -> str:
+def _read_or_tell(read: Callable[[], Content], damaged: Callable[[str], None]) -> Content | None:
+    """What `read` returns; None where the file is damaged, which `damaged` is told."""
+    try:
+        return read()
+    except OSError as error:
+        damaged(os_reason(error))
+    except ValueError as error:
+        damaged(str(error))
+    return None
+
+
+def _summary(steps: list[dict[str, float]], config: TrainConfig | None) -> list[str]:
     if not steps:
-        return "<p>No step is done yet.</p>"
+        return ["<p>No step is done yet.</p>"]
     seconds = sum(m["step_seconds"] for m in steps)
-    waited = sum(m["data_wait_seconds"] for m in steps) / seconds
+    waited = sum(m["data_wait_seconds"] for m in steps) / max(seconds, 1e-9)
     rows = {
-        "steps": f"{steps[-1]['step']} of {config.max_steps}",
+        "steps": f"{steps[-1]['step']} of {config.max_steps}" if config else steps[-1]["step"],
         "epoch": steps[-1]["epoch"],
         "loss, first and last": f"{steps[0]['loss']:.4f} and {steps[-1]['loss']:.4f}",
         "tokens": f"{sum(m['num_tokens'] for m in steps):,}",
@@ -123,10 +149,10 @@ def _summary(steps: list[dict], config: TrainConfig) -> str:
         "time in steps": f"{seconds:,.1f} s, {waited:.0%} of it waiting for data",
         "largest process memory": f"{max(m['peak_rss_bytes'] for m in steps) / 2**20:,.0f} MiB",
     }
-    return _table(rows)
+    return [_table(rows)]
 
 
-def _curves(steps: list[dict]) -> list[str]:
+def _curves(steps: list[dict[str, float]]) -> list[str]:
     if not steps:
         return []
     curves = [
@@ -138,7 +164,7 @@ def _curves(steps: list[dict]) -> list[str]:
     return [part for title, key, label in curves for part in (f"<h2>{title}</h2>", _curve(steps, key, label))]
 
 
-def _curve(steps: list[dict], key: str, label: str) -> str:
+def _curve(steps: list[dict[str, float]], key: str, label: str) -> str:
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.plot([m["step"] for m in steps], [m[key] for m in steps], linewidth=1.2, color="#1f77b4")
@@ -150,28 +176,49 @@ def _curve(steps: list[dict], key: str, label: str) -> str:
     return f'<img class="curve" alt="{_text(label)}" src="{_data_uri("image/svg+xml", svg.getvalue())}">'
 
 
-def _samples(folder: Path) -> list[str]:
-    if not (folder / "samples.json").is_file():
+def _samples(folder: Path, damaged: Callable[[str], None]) -> list[str]:
+    path = folder / "samples.json"
+    if not path.exists():
         return ["<p>None were saved.</p>"]
     parts = ["<p>What is marked is what the model learns to say.</p>"]
-    for sample in json.loads((folder / "samples.json").read_text()):
-        hidden = sample["num_tiles"] - len(sample["tiles"])
-        tiles = [
-            f'<img class="tile" alt="tile" src="{_data_uri("image/png", (folder / name).read_bytes())}">'
-            for name in sample["tiles"]
-        ]
-        text = "".join(f"<mark>{_text(t)}</mark>" if kind == "learned" else _text(t) for kind, t in sample["text"])
-        more = f"<p>and {hidden} more tiles</p>" if hidden else ""
-        parts.append(f"<h3>{_text(sample['id'])}</h3><div>{''.join(tiles)}</div>{more}<pre>{text}</pre>")
+    try:
+        for sample in read_json(path)[:MAX_SAMPLES]:
+            parts.append(_sample(folder, sample))
+    except _DAMAGE as error:
+        damaged(f"{path}: {error!r}" if isinstance(error, (KeyError, TypeError, AttributeError)) else str(error))
     return parts
 
 
-def _skipped(path: Path) -> str:
-    skipped = json.loads(path.read_text()) if path.is_file() else []
-    if not skipped:
+def _sample(folder: Path, sample: dict[str, Any]) -> str:
+    hidden = sample["num_tiles"] - len(sample["tiles"])
+    tiles = [
+        f'<img class="tile" alt="tile" src="{_data_uri("image/png", _tile(folder, name))}">'
+        for name in sample["tiles"][:MAX_TILES]
+    ]
+    text = "".join(f"<mark>{_text(t)}</mark>" if kind == "learned" else _text(t) for kind, t in sample["text"])
+    more = f"<p>and {hidden} more tiles</p>" if hidden else ""
+    return f"<h3>{_text(sample['id'])}</h3><div>{''.join(tiles)}</div>{more}<pre>{text}</pre>"
+
+
+def _tile(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if path.name != name or path.suffix != ".png" or not path.is_file():
+        raise ValueError(f"{folder / 'samples.json'} names {few([name])}; needs a PNG file beside it.")
+    with path.open("rb") as file:
+        return file.read(MAX_TILE_BYTES)
+
+
+def _skipped(path: Path, damaged: Callable[[str], None]) -> str:
+    try:
+        skipped = read_json(path) if path.exists() else []
+        rows = [f"<tr><td>{_text(name)}</td><td>{_text(reason)}</td></tr>" for name, reason in skipped[:MAX_SKIPPED]]
+    except _DAMAGE as error:
+        damaged(f"{path}: {error}")
+        return "<p>They cannot be read.</p>"
+    if not rows:
         return "<p>None.</p>"
-    rows = "".join(f"<tr><td>{_text(sample_id)}</td><td>{_text(reason)}</td></tr>" for sample_id, reason in skipped)
-    return f"<p>{len(skipped)}</p><table><tr><th>sample</th><th>reason</th></tr>{rows}</table>"
+    table = f"<table><tr><th>sample</th><th>reason</th></tr>{''.join(rows)}</table>"
+    return f"<p>{len(skipped)}</p>{table}"
 
 
 def _checkpoints(folder: Path) -> str:

@@ -1,8 +1,9 @@
-"""The trainer: one process, rows in, checkpoints out; killed at any moment, it goes on as if nothing had happened.
+"""The trainer: rows of samples in, checkpoints out. A run that was killed goes on as if nothing had happened.
 
-    Trainer(config, "runs/first").train()        # True: max_steps are done; the same lines again resume
+    done = Trainer(config, "runs/first").train()     # False: it was told to stop; the same line again resumes
 
 run_folder/
+    run.lock         who trains here, and since when: see run_folder.py
     run.json         the run's id
     config.json      its configuration: `eagle train --config` makes the same run again from it, bit for bit
     metrics.jsonl    every step once
@@ -17,14 +18,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import secrets
 import signal
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -33,18 +31,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from eagle_model.batch import PackedBatch
-from eagle_model.checkpoints import latest, steps
+from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_manifest, read_newest, steps, verify_listed
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
-from eagle_model.data.tokenizer import read_tokenizer, train_tokenizer
-from eagle_model.fields import ConfigError, diff
-from eagle_model.files import write_json
+from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
+from eagle_model.fields import ConfigError, diff, few, shown
+from eagle_model.files import os_reason, read_json, write_json
 from eagle_model.model.config import EagleConfig, tiny
-from eagle_model.model.eagle import Eagle, build, load
+from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
@@ -54,16 +52,29 @@ from eagle_model.train.optimizer import Optimizer, learning_rate
 from eagle_model.train.parallel import Layout, parallelize
 from eagle_model.train.precision import DTYPES, Masters
 from eagle_model.train.report import save_samples, write_report
+from eagle_model.train.run_folder import take
+from eagle_model.train.stop import Stop
 
+READ_ON_RESUME = (
+    "config.json",
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    "training/config.json",
+    "training/optimizer.safetensors",
+    "training/rng.safetensors",
+    "training/state.json",
+)
 PRESETS = {"tiny": tiny}  # models that are trained from scratch
 OWN_VOCAB_SIZE = 512  # of a tokenizer that is trained on the recipe's text
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and its samples. The checkpoints are as they were."""
+    """Training cannot go on; the message says at which step and why. The checkpoints are as they were."""
 
 
 class Trainer:
+    """One run in its folder, which is this trainer's alone until `train` returns or `close` is called."""
+
     def __init__(
         self,
         config: TrainConfig,
@@ -75,41 +86,59 @@ class Trainer:
         """Takes up the newest complete checkpoint of `run_folder`, or starts a new run there.
 
         Args:   device: by default the GPU where there is one, else the CPU.  say: takes messages for the terminal.
-        Raises: ConfigError when the folder's run has another configuration, or the folder holds files but no run;
-                CheckpointError when it has checkpoints and none can be used; DataError as `Loader` does.
+        Raises: ConfigError when the folder's run has another configuration, or the folder is in use by another
+                trainer, holds files but no run, or cannot be written to; CheckpointError when it has checkpoints and
+                none can be used; DataError as `Loader` does.
         """
         if not config.data.recipe:
             raise ConfigError("data.recipe is empty; needs a recipe or an annotation file: --set data.recipe=FILE.")
-        self.config, self.run_folder, self._say = config, Path(run_folder), say
+        self.config, self.run_folder = config, Path(run_folder)
+        self._stop = Stop()
+        self._say = self._stop.when_closed(say)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[config.dtype]
         self.step = 0  # how many are done
         self._saved_step = 0
         self.checkpoints = self.run_folder / "checkpoints"
-        _refuse_foreign_folder(self.run_folder)
+        self._open = contextlib.ExitStack()
+        self._open.callback(take(self.run_folder, self._say).release)  # taken first: planning may take an hour
+        try:
+            resumed = latest(self.checkpoints, self._say)
+            if resumed is None:
+                self._start_new()
+            else:
+                self._resume(resumed)
+        except BaseException:
+            self.close()
+            raise
 
-        resumed = latest(self.checkpoints, say)
-        if resumed is None:
-            self._start_new()
-        else:
-            self._resume(resumed)
+    @property
+    def stopped_by(self) -> signal.Signals | None:
+        """The signal that ended `train` early; SIGPIPE when whoever read its output went away."""
+        return self._stop.signal
+
+    def close(self) -> None:
+        """Ends the loader and gives the run folder back; for a trainer whose `train` is never called."""
+        self._open.close()
 
     def _start_new(self) -> None:
         config = self.config
         self.run_id = secrets.token_hex(8)
         torch.manual_seed(config.seed)
-        self.model, processor = new_model(config, device=self.device)
+        self.model, processor = new_model(config, device=self.device, say=self._say)
         self._prepare(processor)
-        if self.run_folder.is_dir() and any(self.run_folder.iterdir()):
+        if (self.run_folder / "run.json").exists():
             self._say(f"{self.run_folder} holds a run without a complete checkpoint: starting it anew.")
         self._write_about()
 
     def _resume(self, folder: Path) -> None:
-        state = json.loads((folder / "training" / "state.json").read_text())
+        manifest = read_manifest(folder)
+        state = read_json(folder / "training" / "state.json")
+        self._check_belongs(folder, manifest, state)
         self._check_same_config(read_config(folder / "training" / "config.json"), folder)
         self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
         tensors = load_file(folder / "training" / "optimizer.safetensors")
-        self.model = _placed(EagleConfig.read(folder / "config.json"), folder, self.device)
+        self.model = _placed(read_model_config(folder), folder, self.device, is_verified=True)
         self._prepare(Processor.from_pretrained(folder))
         self.optimizer.load_state_dict(tensors)
         self.loader.load_state_dict(state["loader"])
@@ -120,9 +149,29 @@ class Trainer:
         self._write_about()
         self._say(f"Resuming {self.run_folder} after step {self.step}.")
 
+    def _check_belongs(self, folder: Path, manifest: Manifest, state: dict[str, Any]) -> None:
+        if unlisted := [name for name in READ_ON_RESUME if name not in manifest.files and (folder / name).exists()]:
+            raise CheckpointError(f"{folder} holds {few(unlisted)}, which its manifest does not list. Move it away.")
+        says = (state["run"], state["step"])
+        if says != (manifest.run, manifest.step):
+            raise CheckpointError(
+                f"{folder}: its manifest is of run {few([manifest.run])}, step {manifest.step}; its state.json says "
+                f"run and step {few(says)}. Move the checkpoint away."
+            )
+        about = self.run_folder / "run.json"
+        try:
+            ours = read_json(about)["run"]
+        except (OSError, ValueError, KeyError, TypeError):
+            ours = manifest.run  # lost: checkpoints hold all that it says
+        if ours != manifest.run:
+            raise CheckpointError(
+                f"{folder} is of run {few([manifest.run])}, and {about} of run {few([ours])}. Move away what does not "
+                "belong here."
+            )
+
     def _check_same_config(self, old: TrainConfig, folder: Path) -> None:
         changed = diff(old, self.config)
-        lines = [f"{path}: {before!r} -> {after!r}" for path, (before, after) in changed.items()]
+        lines = [f"{path}: {shown(before)} -> {shown(after)}" for path, (before, after) in changed.items()]
         refused = [line for path, line in zip(changed, lines, strict=True) if path not in CHANGEABLE_ON_RESUME]
         if refused:
             raise ConfigError(
@@ -141,7 +190,7 @@ class Trainer:
         self.model.lm_head.requires_grad_(config.train_llm)
         self.optimizer = Optimizer(Masters(self.model, self.dtype), config.optimizer)
         self._say(f"Planning the samples of {config.data.recipe}.")
-        self.loader = Loader(config.data, processor)
+        self.loader = self._open.enter_context(Loader(config.data, processor))
         num_skipped = len(self.loader.skipped)
         left_out = f", {num_skipped} skipped" if num_skipped else ""
         self._say(f"{self.loader.num_samples} samples in {self.loader.num_rows} rows an epoch{left_out}.")
@@ -149,53 +198,79 @@ class Trainer:
         self.processor = self.loader.processor
 
     def _write_about(self) -> None:
-        self.run_folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id})
-        write_config(self.run_folder / "config.json", self.config)
+        with self._writing("run.json and config.json"):
+            write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id})
+            write_config(self.run_folder / "config.json", self.config)
 
     def train(self) -> bool:
-        """Trains to max_steps, or until SIGINT or SIGTERM; either way ends with a checkpoint and a report.
+        """Trains to max_steps, or until it is told to stop (see stop.py); ends with a checkpoint and a report.
 
-        Returns: whether max_steps are done; if not, making the Trainer again resumes.
-        Raises:  TrainingError when a loss or a gradient is not finite.
+        Returns: whether max_steps are done; if not, `stopped_by` says why, and making the Trainer again resumes.
+        Raises:  TrainingError when a loss or a gradient is not finite, a step does not fit into memory, or a file
+                 cannot be written. The run can go on from its newest checkpoint.
         """
+        try:
+            self._train()
+            with self._writing("The report"):
+                report = write_report(self.run_folder, self._say)
+        finally:
+            self.close()
+        done = self.step >= self.config.max_steps
+        if not done:
+            of = f"{self.step} of {self.config.max_steps}"
+            self._say(f"Stopped after step {of}; it is saved. The same command resumes.")
+        self._say(f"Report: {report}")
+        return done
+
+    def _train(self) -> None:
         config = self.config
         if self.step >= config.max_steps:
             self._say(
                 f"{self.run_folder} has done {self.step} steps and max_steps is {config.max_steps}: nothing to train."
             )
-        log = MetricsLog(self.run_folder / "metrics.jsonl", steps_done=self.step)
+        with self._writing("metrics.jsonl"):
+            log = MetricsLog(self.run_folder / "metrics.jsonl", steps_done=self.step)
         progress = StepProgress(
             steps_done=self.step,
             max_steps=config.max_steps,
             log_every_steps=config.log_every_steps,
             say=self._say,
         )
-        with self.loader, contextlib.closing(log), _Stop() as stop, progress:
-            while self.step < config.max_steps and not stop.requested:
+        with contextlib.closing(log), self._stop, progress:
+            while self.step < config.max_steps and not self._stop.requested:
                 metrics = self._train_step()
-                log.write(metrics)
+                with self._writing("metrics.jsonl"):
+                    log.write(metrics)
                 progress.show(metrics)
                 if self.step % config.save_every_steps == 0:
                     self.save()
             if self._saved_step != self.step:
                 self.save()
-        report = write_report(self.run_folder)
-        done = self.step >= config.max_steps
-        if not done:
-            self._say(f"Stopped after step {self.step} of {config.max_steps}; it is saved. The same command resumes.")
-        self._say(f"Report: {report}")
-        return done
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{what} could not be written: {os_reason(error)}. {self._newest()}. Make room or mend the folder; the "
+                "same command then goes on from there."
+            ) from error
+
+    def _newest(self) -> str:
+        return f"The newest checkpoint is step {self._saved_step}'s" if self._saved_step else "There is no checkpoint"
 
     def _train_step(self) -> StepMetrics:
         config, begin = self.config, time.perf_counter()
         batches = [next(self.loader) for _ in range(config.rows_per_step)]
         wait_seconds = time.perf_counter() - begin
         if self.step == 0:
-            self._save_samples(batches)
+            with self._writing("samples/"):
+                self._save_samples(batches)
 
-        batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
-        loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
+        with self._fitting_into_memory():
+            batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
+            loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
         grad_norm = self.optimizer.clip()
         loss_value, norm_value = loss.item(), grad_norm.item()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -221,25 +296,40 @@ class Trainer:
             peak_rss_bytes=peak_rss_bytes(),
         )
 
+    @contextlib.contextmanager
+    def _fitting_into_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            said = str(error).partition("\n")[0]
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in said:
+                raise  # torch has no class of its own for a CPU's memory
+            raise TrainingError(
+                f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
+                "another machine, or, in a new run, a smaller processor.sampling.context_tokens or rows_per_step, or "
+                "checkpoint_activations=true."
+            ) from error
+
     def _stop_not_finite(self, batches: list[PackedBatch], loss: float, grad_norm: float) -> None:
         ids = [sample_id for batch in batches for sample_id in batch.sample_ids]
         path = self.run_folder / f"not-finite-step-{self.step + 1:06d}.json"
         about = {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm), "sample_ids": ids}
-        write_json(path, about)
-        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        newest = f"the newest checkpoint is step {self._saved_step}'s" if self._saved_step else "there is no checkpoint"
+        with self._writing(path.name):
+            write_json(path, about)
         raise TrainingError(
             f"Step {self.step + 1}: loss is {loss}, gradient norm {grad_norm}; both need to be finite. The step was "
-            f"not taken; {newest}. Its samples: {shown} (all in {path}). "
+            f"not taken. {self._newest()}. Its samples: {few(ids)} (all in {path}). "
             f"Look at these samples, or lower optimizer.learning_rate in a new run."
         )
 
     def save(self) -> Path:
         """Writes the checkpoint of the step that was just done, then deletes what keep_last no longer keeps."""
-        path = checkpoint.save(self.checkpoints, self.step, self.run_id, self._write_checkpoint)
+        with self._writing(f"The checkpoint of step {self.step}"):
+            path = checkpoint.save(self.checkpoints, self.step, self.run_id, self._write_checkpoint)
         self._saved_step = self.step
-        checkpoint.prune(self.checkpoints, self.run_id, self.config.keep_last, self._say)
-        write_json(self.run_folder / "skipped.json", self.loader.skipped)
+        with self._writing("skipped.json"):
+            checkpoint.prune(self.checkpoints, self.run_id, self.config.keep_last, self._say)
+            write_json(self.run_folder / "skipped.json", self.loader.skipped)
         return path
 
     def _write_checkpoint(self, folder: Path) -> None:
@@ -280,68 +370,40 @@ def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint
     return total
 
 
-class _Stop:
-    """Turns the first SIGINT or SIGTERM into a request to stop after the step; a second one acts as it always would."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-        name = signal.Signals(number).name
-        # Not print: the signal may have come in the middle of one, and Python's streams cannot be entered twice.
-        os.write(2, f"\n{name}: stopping after this step, then saving. Once more stops at once.\n".encode())
-
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)
-
-
-def _refuse_foreign_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; a run needs a folder.")
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if names and "run.json" not in names:
-        raise ConfigError(f"{folder} holds files but no run: {', '.join(names[:5])}. Give a new or an empty folder.")
-
-
-def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tuple[Eagle, Processor]:
+def new_model(
+    config: TrainConfig, *, device: torch.device | str = "cpu", say: Callable[[str], object] = print
+) -> tuple[Eagle, Processor]:
     """The model that a new run starts from, fp32, and its processor. New weights come from torch's global generator.
 
+    say: is told of damaged checkpoints of another run, from which this one starts, that were passed over.
     Raises: ConfigError when the model, its tokenizer and the processor do not fit each other, ValueError when one of
             their files cannot be read.
     """
     folder, ours = Path(config.model), config.processor
-    if config.model in PRESETS:
-        own = not config.tokenizer
-        tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
-        cfg = PRESETS[config.model](
-            vocab_size=tokenizer.get_vocab_size(),
-            image_token_id=ChatEncoder(tokenizer).context_id,
-            tile_px=ours.tile_px,
-            patch_px=ours.patch_px,
-        )
-        return _placed(cfg, None, device), Processor(tokenizer, ours)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
-        )
-    tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
-    tokenizer = read_tokenizer(tokenizer_file)
+    if config.model not in PRESETS:
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
+            )
+        return read_newest(folder, lambda checkpoint: _model_of(checkpoint, config, device), say)
+    own = not config.tokenizer
+    tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
+    cfg = PRESETS[config.model](
+        vocab_size=tokenizer.get_vocab_size(),
+        image_token_id=ChatEncoder(tokenizer).context_id,
+        tile_px=ours.tile_px,
+        patch_px=ours.patch_px,
+    )
+    return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), None, device), Processor(tokenizer, ours)
+
+
+def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> tuple[Eagle, Processor]:
+    """The model of a folder, to be trained with a config's processor."""
+    ours = config.processor
+    verify_listed(folder, [] if config.tokenizer else [TOKENIZER_FILE])
+    tokenizer = read_tokenizer(Path(config.tokenizer)) if config.tokenizer else read_released_tokenizer(folder)
     theirs = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ours
-    cfg = EagleConfig.read(folder / "config.json")
+    cfg = read_model_config(folder)
     for name, got, need in (
         ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
         ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
@@ -353,16 +415,16 @@ def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tup
             raise ConfigError(f"{name} is {got}; the model in {folder} needs {need}.")
     if tokenizer.get_vocab_size() > cfg.text.vocab_size:
         raise ConfigError(
-            f"{tokenizer_file} has {tokenizer.get_vocab_size()} tokens; the model in {folder} has room for "
-            f"{cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
+            f"The tokenizer of {config.tokenizer or folder} has {tokenizer.get_vocab_size()} tokens; the model in "
+            f"{folder} has room for {cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    return _placed(cfg, folder, device), Processor(tokenizer, ours)
+    return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), folder, device), Processor(tokenizer, ours)
 
 
-def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str) -> Eagle:
+def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str, *, is_verified: bool = False) -> Eagle:
     """Built, laid over the processes, then loaded, in fp32: what masters are taken from."""
     model = parallelize(build(cfg), Layout())
-    load(model, source, dtype=torch.float32, device=device)
+    load(model, source, dtype=torch.float32, device=device, is_verified=is_verified)
     return model
 
 

@@ -29,11 +29,12 @@ import torch
 
 from tests.ptx.launch import launch
 from tests.ptx.machine import Schedule
-from tests.ptx.memory import BASE, GAP, READABLE, WRITABLE, Memory
+from tests.ptx.memory import BASE, GAP, READABLE, WRITABLE, Memory, TensorMap
 from tests.ptx.translate import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = (
+    "attention_gluon",
     "attention_triton",
     "gelu_bias",
     "layer_norm",
@@ -146,7 +147,7 @@ class Run:
         request, taken = _request(kernel, values, options)
         ready = compiled(request)
         memory, addresses = _place([values[name] for name in taken])
-        arguments = [addresses.get(id(values[name]), values[name]) for name in taken]
+        arguments = [part for name in taken for part in _argument(values[name], addresses)]
         arguments += [None] * (len(ready.program.kernel.params) - len(arguments))
         shape = (*grid, 1, 1)[:3]
         num_blocks = int(np.prod(shape))
@@ -167,18 +168,41 @@ class Run:
         self.launches.append(Launched(kernel.module.__name__, kernel.name, constants, num_warps, num_blocks))
 
 
+def _is_descriptor(value: Any) -> bool:
+    return type(value).__name__ == "TensorDescriptor"
+
+
+def _argument(value: Any, addresses: dict[int, int]) -> list[Any]:
+    """As the PTX takes it: a descriptor's map, whose box is no wider than its swizzle, then its shape and strides."""
+    if not _is_descriptor(value):
+        return [addresses.get(id(value), value)]
+    size, swizzle = value.base.element_size(), value.layout.swizzle_byte_width
+    tensor_map = TensorMap(
+        address=addresses[id(value.base)],
+        element_bytes=size,
+        sizes=tuple(reversed(value.shape)),
+        strides=tuple(size * stride for stride in reversed(value.strides[:-1])),
+        box=(min(value.block_shape[-1], swizzle // size), *reversed(value.block_shape[:-1])),
+        swizzle=swizzle,
+    )
+    return [tensor_map, *value.shape, *value.strides]
+
+
 def _request(kernel: StandIn, values: dict[str, Any], options: dict[str, Any]) -> tuple[str, list[str]]:
     """What to ask the compiler, and the arguments that remain at run time: by Triton's rules, an integer 1 and None are
     constants, and pointers and integers that 16 divides are marked so."""
     signature, constants, divisible, taken = {}, {}, [], []
     for name in kernel.arg_names:
         value = values[name]
-        if name in kernel.constant_names or value is None or (type(value) is int and value == 1):
+        special = name not in getattr(kernel.original, "do_not_specialize", ())
+        if name in kernel.constant_names or value is None or (special and type(value) is int and value == 1):
             signature[name] = "constexpr"
             constants[name] = value
             continue
         taken.append(name)
-        if isinstance(value, torch.Tensor):
+        if _is_descriptor(value):
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)},{value.layout!r}>"
+        elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
             if value.data_ptr() % 16 == 0:
                 divisible.append(name)
@@ -186,7 +210,7 @@ def _request(kernel: StandIn, values: dict[str, Any], options: dict[str, Any]) -
             signature[name] = "i1"
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if special and value % 16 == 0:
                 divisible.append(name)
         else:
             signature[name] = "fp32"
@@ -208,6 +232,8 @@ def _bytes_of(storage: torch.UntypedStorage) -> np.ndarray:
 def _storages(values: Sequence[Any]) -> dict[int, tuple[torch.UntypedStorage, list[torch.Tensor]]]:
     found: dict[int, tuple[torch.UntypedStorage, list[torch.Tensor]]] = {}
     for value in values:
+        if _is_descriptor(value):
+            value = value.base
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
             found.setdefault(storage.data_ptr(), (storage, []))[1].append(value)
@@ -244,8 +270,8 @@ def _take_back(memory: Memory, values: Sequence[Any]) -> None:
 def machine(
     schedule: Schedule | Callable[[], Schedule] | None = None, *, pick: Callable[[int], Sequence[int]] | None = None
 ) -> Iterator[list[Launched]]:
-    """While it is on, every Triton kernel of the library runs on tests/ptx. `pick` names the blocks of a grid to run, of
-    how many; without it all."""
+    """While it is on, every Triton and Gluon kernel of the library runs on tests/ptx. `pick` names the blocks of a grid
+    to run, of how many; without it all."""
     make = schedule if callable(schedule) else lambda: schedule or Schedule(order="together")
     run = Run(make, pick)
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,12 @@ from tests.kernels.plans import plan_of
 from tests.numerics import randn
 from tests.ptx.machine import Schedule
 
-CASES = {case.name: case for case in static_cases.cases() if 90 in case.capabilities}
+# Gluon's are in test_attention_gluon.py.
+CASES = {
+    case.name: case
+    for case in static_cases.cases()
+    if 90 in case.capabilities and not case.name.startswith("attention_sm90")
+}
 BF16 = torch.bfloat16
 EPS = 1e-6
 
@@ -149,20 +154,20 @@ def softmax(read, grad):
 def linear_cross_entropy():
     """Two chunks, the second with labelled tokens in its first rows alone; what ignored tokens hold is NaN."""
     module = import_module("eagle_kernels.linear_cross_entropy")
-    T, C, V = 300, 208, 528
+    T, C, V = 50, 208, 264
     hidden, weight = bf16(T, C), bf16(V, C, seed=1)
     labels = torch.randint(V, (T,), generator=torch.Generator().manual_seed(0))
     labels[::5] = -100
 
     def ours(hidden, weight):
         dirty = torch.where((labels == -100)[:, None], torch.nan, hidden)
-        return module._fwd(dirty, weight, labels, None, -100, True, True, True, 160)[0]
+        return module._fwd(dirty, weight, labels, None, -100, True, True, True, 32)[0]
 
     return check(ours, lambda h, w: module.linear_cross_entropy_ref(h, w, labels), (hidden, weight))
 
 
 def attention(D, H, K, causal, uniform):
-    plan = AttentionPlan.uniform(1, 128, device="cpu") if uniform else plan_of([65, 0, 3], causal=causal)
+    plan = AttentionPlan.uniform(1, 128, device="cpu") if uniform else plan_of([66], causal=causal)
     T = plan.num_tokens
     inputs = bf16(T, H, D), bf16(T, K, D, seed=1), bf16(T, K, D, seed=2)
     return check(

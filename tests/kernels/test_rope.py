@@ -141,7 +141,7 @@ Q, K, AT = torch.ones(3, 4, 8), torch.ones(3, 2, 8), torch.arange(3)
         ((Q, K, AT[:2], 1e6), r"rope: positions' shape is \(2,\); needs \(3,\)"),
         ((Q, K, AT.float(), 1e6), "rope: positions' dtype is torch.float32; needs int32 or int64"),
         ((Q, K, AT.to("meta"), 1e6), "rope: positions' device is meta; needs q's cpu"),
-        ((Q, K, AT, 0.0), "rope: theta is 0.0; needs a positive number"),
+        ((Q, K, AT, 0.0), "rope: theta is 0.0; needs a number > 0"),
     ],
 )
 def test_refuses(args, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,36 @@ def active(m: Mask, guard: Any, count: int) -> Mask:
     if guard is None:
         return m
     if m is None:
-        both = np.broadcast_to(guard, (count, 32))
+        both = full(guard, count)
     else:
         both = m & guard
     return None if both.all() else both
 
 
 def full(values: Any, count: int) -> Array:
+    if isinstance(values, np.ndarray) and values.shape == (count, 32):
+        return values
     return np.broadcast_to(values, (count, 32))
+
+
+@cache
+def _sources(mode: str, amount: int, clamp: int) -> tuple[Array, Array]:
+    """For an amount that all lanes share: the lane that each takes its value from, and whether it lies within."""
+    source, inside = _shuffle_sources(mode, np.full((1, 32), amount), np.full((1, 32), clamp))
+    return source[0], inside
 
 
 def shuffle(count: int, mode: str, values: Any, amount: Any, clamp: Any) -> tuple[Array, Array]:
     """shfl.sync: each lane takes the value of another. Also whether that lane lies within its segment."""
-    values, amount, clamp = (full(x, count) for x in (values, amount, clamp))
+    values = full(values, count)
+    if np.ndim(amount) == 0 and np.ndim(clamp) == 0:
+        lanes, inside = _sources(mode, int(amount), int(clamp))
+        return values[:, lanes], inside
+    source, inside = _shuffle_sources(mode, full(amount, count), full(clamp, count))
+    return np.take_along_axis(values, source, axis=1), inside
+
+
+def _shuffle_sources(mode: str, amount: Array, clamp: Array) -> tuple[Array, Array]:
     amount = amount.astype(np.int64) & 31
     bound = clamp.astype(np.int64) & 31
     segment = (clamp.astype(np.int64) >> 8) & 31
@@ -46,8 +64,7 @@ def shuffle(count: int, mode: str, values: Any, amount: Any, clamp: Any) -> tupl
     else:
         source = low | (amount & ~segment)
         inside = source <= high
-    source = np.where(inside, source, LANES)
-    return np.take_along_axis(values, source, axis=1), inside
+    return np.where(inside, source, LANES), inside
 
 
 def elect(a: int, z: int, m: Mask, members: Any) -> Array:

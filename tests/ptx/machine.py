@@ -131,6 +131,7 @@ class Machine:
             self.mask &= np.tile(threads < num_threads, (num_blocks, 1))
             self.is_full = [bool(row.all()) for row in self.mask]
         self.frames = [[Frame(NEVER, 0, row.copy())] for row in self.mask]
+        self.num_parted = 0  # frames beyond the first, of all warps
         self.num_steps = 0
         self.num_instructions = 0
 
@@ -273,7 +274,7 @@ class Machine:
             raise Deadlock(f"{self.num_steps} steps and no end; " + self.describe())
         try:
             if self.program.has_products:
-                self.products.guard(a, z, segment.touched, segment.changes, self.text(segment))
+                self.products.guard(a, z, segment.touched, segment.changes)
             m = None if all(self.is_full[a:z]) else self.mask[a:z]
             result = functions[segment.index](m, a, z)
             if segment.kind == "wait":
@@ -281,8 +282,7 @@ class Machine:
             elif segment.kind == "branch":
                 self.branch(a, z, segment, result)
             else:
-                for warp in range(a, z):
-                    self.go(warp, self.after(warp))
+                self.go_all(a, z, self.after(a))
         except (AccessError, BarrierError, RuntimeError) as error:
             if not getattr(error, "placed", False):
                 error.args = (f"{error} [warps {a} to {z - 1}, {self.text(segment)}, block {self.first_block(a)}]",)
@@ -301,10 +301,18 @@ class Machine:
         frames = self.frames[warp]
         while target == frames[-1].meets:
             frames.pop()
+            self.num_parted -= 1
             target = frames[-1].pc
             self.mask[warp] = frames[-1].mask
             self.is_full[warp] = bool(frames[-1].mask.all())
         self.pc[warp] = target
+
+    def go_all(self, a: int, z: int, target: int) -> None:
+        if self.num_parted == 0:
+            self.pc[a:z] = [target] * (z - a)
+        else:
+            for warp in range(a, z):
+                self.go(warp, target)
 
     def branch(self, a: int, z: int, segment: Segment, result: Any) -> None:
         following = segment.next if segment.next < len(self.program.segments) else EXIT
@@ -314,10 +322,14 @@ class Machine:
                 self.go(warp, segment.table[index])
             return
         if result is None:
-            for warp in range(a, z):
-                self.go(warp, segment.target)
+            self.go_all(a, z, segment.target)
             return
-        taken = np.broadcast_to(result, (z - a, 32))
+        taken = lane_ops.full(result, z - a)
+        if self.num_parted == 0 and all(self.is_full[a:z]):
+            number = int(np.count_nonzero(taken))
+            if number == 0 or number == taken.size:
+                self.pc[a:z] = [segment.target if number else following] * (z - a)
+                return
         for warp in range(a, z):
             takes = taken[warp - a]
             active = self.mask[warp]
@@ -342,9 +354,11 @@ class Machine:
         frames[-1].pc = meets
         if frames[-1].meets == meets:
             frames.pop()
+            self.num_parted -= 1
         for pc, mask in ((following, stays), (segment.target, takes)):
             if pc != meets:
                 frames.append(Frame(meets, pc, mask))
+                self.num_parted += 1
         self.mask[warp] = frames[-1].mask
         self.is_full[warp] = False
         self.pc[warp] = frames[-1].pc

@@ -36,8 +36,14 @@ def from_f16(bits: Array) -> Array:
     return np.asarray(bits, U16).view(np.float16).astype(F32)
 
 
+HALF, SHIFT, ONE, TOP = (np.asarray(x, U32) for x in (0x7FFF, 16, 1, 0xFFFF0000))
+
+
 def pack_bf16x2(high: Array, low: Array) -> Array:
-    return (to_bf16(high).astype(U32) << U32(16)) | to_bf16(low)
+    if np.isnan(high).any() or np.isnan(low).any():
+        return (to_bf16(high).astype(U32) << SHIFT) | to_bf16(low)
+    h, l = high.view(U32), low.view(U32)
+    return ((h + HALF + ((h >> SHIFT) & ONE)) & TOP) | ((l + HALF + ((l >> SHIFT) & ONE)) >> SHIFT)
 
 
 def pack_f16x2(high: Array, low: Array) -> Array:

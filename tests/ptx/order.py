@@ -41,6 +41,8 @@ class Order:
         self.writer = np.full(cells, 0, np.int16)
         self.written = np.zeros(cells, np.int32)  # the writer's clock; 0: nobody
         self.read_at = np.zeros((4 * w, cells), np.int32)
+        self.have_read = np.zeros(4 * w, bool)  # parties that have read anything
+        self.readers = np.zeros(0, np.int64)  # their numbers
 
     def party(self, index: int) -> str:
         w = self.num_warps
@@ -83,6 +85,12 @@ class Order:
         if not ok.all():
             self._fail(ok, warps, cells, writer, f"{what} reads", "wrote")
         self.read_at[warps, cells] = self.seen[warps, warps]
+        self._note_readers(warps)
+
+    def _note_readers(self, parties: Any) -> None:
+        if not self.have_read[parties].all():
+            self.have_read[parties] = True
+            self.readers = np.flatnonzero(self.have_read)
 
     def write(self, warps: NDArray[np.int64], cells: NDArray[np.int64], what: str) -> None:
         """Ordinary stores."""
@@ -97,11 +105,14 @@ class Order:
         ok = known[warps, writer] >= self.written[cells]
         if not ok.all():
             self._fail(ok, warps, cells, writer, f"{what} writes", "wrote")
-        readers = self.read_at[:, cells]
-        late = readers > self.seen[warps, : 4 * self.num_warps].T
-        late[warps, np.arange(len(cells))] = False
+        if not len(self.readers):
+            return
+        rows = self.readers
+        late = self.read_at[rows[:, None], cells] > self.seen[warps[None, :], rows[:, None]]
         if late.any():
-            reader = np.argmax(late, axis=0)
+            late &= rows[:, None] != warps
+        if late.any():
+            reader = rows[np.argmax(late, axis=0)]
             self._fail(~late.any(axis=0), warps, cells, reader, f"{what} writes", "reads or has read")
 
     def start_copy(
@@ -121,6 +132,7 @@ class Order:
                 warps = np.full(len(cells), first + i)
                 self._fail(ok, warps, cells, writer, f"{what} reads", "wrote", proxy=True)
             self.read_at[self.products + first + i, cells] = clocks[i]
+        self._note_readers(slice(self.products + first, self.products + first + 4))
 
     def store_reads(self, warp: int, cells: NDArray[np.int64], clock: int, what: str) -> None:
         """A TMA store reads cells until its wait gives `clock`."""
@@ -129,6 +141,7 @@ class Order:
         if not ok.all():
             self._fail(ok, np.full(len(cells), warp), cells, writer, f"{what} reads", "wrote", proxy=True)
         self.read_at[self.stores + warp, cells] = clock
+        self._note_readers(slice(self.stores + warp, self.stores + warp + 1))
 
     def start_load(self, warp: int, cells: NDArray[np.int64], what: str) -> None:
         """A TMA load is under way into cells."""

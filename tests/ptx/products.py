@@ -52,13 +52,12 @@ class Products:
         self.clock = [0] * groups  # groups committed so far
         self.held = [0] * groups  # registers in flight
         self.changed = [0] * groups  # product registers written since the last wgmma.fence
-        self.regions: dict[tuple[int, ...], Region] = {}
 
-    def guard(self, a: int, z: int, touched: int, writes: int, text: str) -> None:
+    def guard(self, a: int, z: int, touched: int, writes: int) -> None:
         """Before a segment runs: none of its registers may be in flight."""
         for group in range(a // 4, (z + 3) // 4):
             if self.held[group] & touched:
-                raise ProductError(f"warp {max(a, 4 * group)}: {text} uses registers of a wgmma that nobody waited for")
+                raise ProductError(f"warp {max(a, 4 * group)} uses registers of a wgmma that nobody waited for")
             self.changed[group] |= writes
 
     def fence(self, a: int, z: int, m: Mask, guard: Any) -> None:
@@ -183,9 +182,9 @@ class Products:
 
     def region(self, descriptor: int, rows: int, transposed: bool, block: int) -> Region:
         """The (rows, 16) elements of an operand, by PTX's "matrix descriptor" and its canonical layouts."""
-        key = (descriptor, rows, int(transposed), block)
-        if key in self.regions:
-            return self.regions[key]
+        key = (descriptor, rows, int(transposed), block * self.machine.shared.size, self.machine.shared.limit)
+        if key in self.machine.program.regions:
+            return self.machine.program.regions[key]
         start = (descriptor & 0x3FFF) << 4
         leading, stride = (descriptor >> 16 & 0x3FFF) << 4, (descriptor >> 32 & 0x3FFF) << 4
         if descriptor >> 49 & 7:
@@ -204,8 +203,8 @@ class Products:
         if int(places.max()) + 2 > shared.limit:
             raise AccessError(f"wgmma: reads byte {int(places.max())} of shared memory, which has {shared.limit}")
         places = places + block * shared.size
-        self.regions[key] = Region(places // 2, np.unique(places // self.machine.program.cell_bytes))
-        return self.regions[key]
+        self.machine.program.regions[key] = Region(places // 2, np.unique(places // self.machine.program.cell_bytes))
+        return self.machine.program.regions[key]
 
 
 def _part(value: Any, own: slice) -> Any:

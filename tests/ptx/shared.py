@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 Array = NDArray[Any]
+GARBAGE = np.full(16, 0xFF, np.uint8)
 RANK_SHIFT = 24  # a shared::cluster address: (rank + 1) << 24 | the address within that block
 
 
@@ -23,8 +24,9 @@ RANK_SHIFT = 24  # a shared::cluster address: (rank + 1) << 24 | the address wit
 class Copy:
     """cp.async of some lanes of a warp, not landed yet."""
 
-    places: NDArray[np.int64]  # bytes of shared memory
-    data: NDArray[np.uint8]
+    view: Array  # of shared memory, in pieces of the copy's size
+    places: NDArray[np.int64]
+    data: Array
     landed: bool = False
 
 
@@ -66,10 +68,12 @@ class SharedMemory:
 
     def check(self, at: Array, width: int, what: str) -> None:
         within = at % self.size if self.machine.num_blocks > 1 else at
-        if at.size and (int(within.min()) < 0 or int(within.max()) + width > self.limit):
+        if at.size == 0:
+            return
+        if int(within.view(np.uint64).max()) + width > self.limit:  # a negative one is very large
             bad = within[(within < 0) | (within + width > self.limit)].flat[0]
             raise AccessError(f"{what}: {width} bytes at {int(bad)} of shared memory, which has {self.limit}")
-        if (at & (width - 1)).any():
+        if int(np.bitwise_or.reduce(at, axis=None)) & (width - 1):
             bad = at[(at & (width - 1)) != 0].flat[0]
             raise AccessError(
                 f"{what}: shared memory address {int(bad)} is not a multiple of the access's {width} bytes"
@@ -177,46 +181,47 @@ class SharedMemory:
     # cp.async
 
     def copy(self, a: int, z: int, m: Mask, guard: Any, target: Any, source: Any, size: int, num_read: Any) -> None:
-        machine = self.machine
+        """`size` bytes a lane, of which `num_read` come from global memory and the others are zero."""
+        machine, kind = self.machine, {4: np.uint32, 8: np.uint64, 16: np.complex128}[size]
         at, warps, lanes = self.pick(a, z, m, guard, target, size, "cp.async")
         if not at.size:
             return
         addresses = full(np.asarray(source, np.int64), z - a)
-        read = full(np.uint32(size) if num_read is None else num_read, z - a).astype(np.int64)
         addresses = addresses.reshape(-1) if lanes is None else addresses[lanes]
-        read = read.reshape(-1) if lanes is None else read[lanes]
-        data = np.zeros((len(at), size), np.uint8)
-        some = read > 0
-        if some.any():
-            misaligned = addresses[some] % size
-            if misaligned.any():
-                raise AccessError(f"cp.async: a global address that is no multiple of {size} bytes")
-            for width in np.unique(read[some]):
-                these = read == width
-                start = machine.memory.offsets(addresses[these], int(width), READABLE, "cp.async")
-                data[these, :width] = machine.memory.bytes[start[:, None] + np.arange(width)]
+        data: Array = np.zeros(len(at), kind)
+        if num_read is None:
+            wanted = np.ones(len(at), bool)
+        else:
+            read = full(num_read, z - a).astype(np.int64)
+            read = read.reshape(-1) if lanes is None else read[lanes]
+            wanted = read == size
+            for i in np.flatnonzero((read > 0) & ~wanted).tolist():
+                start = machine.memory.offsets(addresses[i : i + 1], int(read[i]), READABLE, "cp.async")[0]
+                data.view(np.uint8)[i * size : i * size + read[i]] = machine.memory.bytes[start : start + read[i]]
+        if wanted.any():
+            start = machine.memory.aligned_offsets(addresses[wanted], size, READABLE, "cp.async")
+            data[wanted] = machine.memory.view(kind, 1)[start // size]
         if machine.order is not None:
             cells = self.cells(at, size)
             repeated = np.repeat(warps, cells.shape[-1])
             machine.order.start_copy(repeated, cells.reshape(-1), self.copy_clock[repeated] + 1, "cp.async")
         early = machine.schedule.lands_now()
-        if not early:
-            self.bytes[at[:, None] + np.arange(size)] = 0xFF  # nobody may look before the wait: whoever does sees NaN
+        places = at // size
+        view = self.view(kind, 1)
+        if early:
+            view[places] = data
+            return
+        view[places] = GARBAGE.view(kind)[0]  # nobody may look before the wait: whoever does sees NaN
         for warp in range(a, z):
             mine = warps == warp
-            if mine.any():
-                places = at[mine][:, None] + np.arange(size)
-                copy = Copy(places, data[mine])
-                self.copies[warp].append(copy)
-                if early:
-                    self.land(copy)
-                else:
-                    machine.flying_copies.append(copy)
+            copy = Copy(view, places[mine], data[mine])
+            self.copies[warp].append(copy)
+            machine.flying_copies.append(copy)
 
     def land(self, copy: Copy) -> None:
         if not copy.landed:
             copy.landed = True
-            self.bytes[copy.places] = copy.data
+            copy.view[copy.places] = copy.data
 
     def commit(self, a: int, z: int, m: Mask, guard: Any) -> None:
         for warp in range(a, z):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import CodeType
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,7 @@ class Program:
     cell_bytes: int = field(init=False)  # the smallest access to shared memory, 4 at most: what order.py tells apart
     module: Module = field(init=False)
     has_products: bool = field(init=False)  # wgmma
+    regions: dict[tuple[int, ...], Any] = field(init=False, default_factory=dict)  # products.py keeps them here
 
     def __post_init__(self) -> None:
         self.module = parse(self.text)
