@@ -155,8 +155,8 @@ class Trainer:
         says = (state["run"], state["step"])
         if says != (manifest.run, manifest.step):
             raise CheckpointError(
-                f"{folder}: manifest.json is of run and step {few([manifest.run, manifest.step])}, training/state.json "
-                f"of {few(says)}. Move the checkpoint away."
+                f"{folder}: manifest.json is of run and step {few([manifest.run, manifest.step])}, "
+                f"training/state.json of {few(says)}. Move the checkpoint away."
             )
         about = self.run_folder / "run.json"
         try:
