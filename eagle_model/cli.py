@@ -23,7 +23,14 @@ from typing import Annotated
 
 USAGE_ERROR = 2  # exit code, as other command lines have it
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
-EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
+EXTRAS = {
+    "matplotlib": "train",
+    "PIL": "serve",
+    "rich": "serve",
+    "safetensors": "serve",
+    "simplejpeg": "serve",
+    "tokenizers": "serve",
+}
 EXTRAS |= {"typer": "serve"}  # what `pip install .` alone leaves out, and the extra that brings it
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 
