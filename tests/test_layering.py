@@ -13,7 +13,8 @@ OPS = sorted(p.stem for p in (ROOT / "eagle_kernels").glob("*.py") if p.stem not
 THIRD_PARTY_IN_KERNELS = {"torch", "triton", "numpy"}
 COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
     "attention": {"attention_plan", "attention_sm90", "attention_triton"},
-    "attention_sm90": {"attention_gluon", "attention_plan", "attention_triton"},
+    "attention_gluon_bwd": {"attention_gluon"},
+    "attention_sm90": {"attention_gluon", "attention_gluon_bwd", "attention_plan", "attention_triton"},
     "attention_triton": {"attention_plan"},
     "decode_tiles": {"frames_to_tiles", "tiles", "video", "yuv_to_tiles"},
     "frames_to_tiles": {"tiles"},

@@ -9,7 +9,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from eagle_kernels import attention, attention_sm90, attention_triton
+from eagle_kernels import attention, attention_gluon, attention_gluon_bwd, attention_sm90, attention_triton
 from tests.kernels.plans import plan_of
 
 
@@ -122,9 +122,7 @@ def compilations(monkeypatch):
         get_current_device=lambda: 0,
         get_current_stream=lambda device: 0,
     )
-    from eagle_kernels import attention_gluon
-
-    for kernel in (attention_gluon.fwd_kernel, attention_gluon.dq_kernel, attention_gluon.dkdv_kernel):
+    for kernel in (attention_gluon.fwd_kernel, attention_gluon_bwd.dq_kernel, attention_gluon_bwd.dkdv_kernel):
         monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
     monkeypatch.setattr(type(attention_gluon.fwd_kernel), "_do_compile", compile)
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
