@@ -24,7 +24,7 @@ USAGE_ERROR = 2  # exit code, as other command lines have it
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
 CLOSED_PIPE = 141  # of one whose reader went away: 128 + SIGPIPE
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
-EXTRAS |= {"typer": "serve"}  # what `pip install .` alone leaves out, and the extra that brings it
+EXTRAS |= {"simplejpeg": "serve", "typer": "serve"}  # what `pip install .` leaves out, and the extra that brings it
 NEEDED = ("numpy", "torch", "triton")  # what an installation that was cut short lacks
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 

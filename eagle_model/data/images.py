@@ -62,8 +62,9 @@ _OF_MANY = (
 _ORIENTATION_TAG = 0x0112
 _SUBFILE_TAG, _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 254, 258, 262, 339  # of TIFF
 _END_OF_IMAGE = b"\xff\xd9"
-# What Pillow raises for damaged files; RuntimeError is AVIF's.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error, MemoryError)
+# Of damaged files Pillow's plugins raise whatever their parsing runs into: SyntaxError, TypeError, KeyError,
+# ZeroDivisionError, struct.error, zlib.error ... It stands around their calls alone.
+_DAMAGED = Exception
 _STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> an upright array, seen as it is stored
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -95,7 +96,7 @@ def is_still(path: Path) -> bool:
             return not (image.format == "GIF" and getattr(image, "is_animated", False))
     except UnidentifiedImageError:
         return _is_heif(path)
-    except (Image.DecompressionBombError, *_DAMAGED):  # `load_image` will say what is wrong with it
+    except _DAMAGED:  # `load_image` will say what is wrong with it
         return True
 
 
@@ -133,11 +134,9 @@ def load_image(path: Path) -> Tensor:
 
 
 def _open(path: Path) -> Image.Image:
+    _need_file(path)
     try:
-        _need_file(path)
         image = Image.open(path, formats=FORMATS)
-    except FileNotFoundError as error:
-        raise DataError(f"image {path} does not exist.") from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"image {path} is larger than {MAX_DECODE_BYTES // _OTHER_BYTES_A_PX} pixels; scale it down. {error}"
@@ -160,7 +159,12 @@ def _open(path: Path) -> Image.Image:
 
 def _need_file(path: Path) -> None:
     """Raises DataError for pipes and devices, which would be waited for, and for what is too large."""
-    found = os.stat(path)
+    try:
+        found = os.stat(path)
+    except FileNotFoundError as error:
+        raise DataError(f"image {path} does not exist.") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero in the name
+        raise DataError(f"image {path} cannot be read: {error}.") from error
     if not stat.S_ISREG(found.st_mode):
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
         raise DataError(f"image {path} cannot be read: it is {kind}; needs a file.")
