@@ -23,7 +23,8 @@ LEFT_OUT = [
     ("num_images", 2), ("n_images", 2), ("has_image", True), ("dataset", "coco"), ("label", 3), ("bbox", [1, 2, 3, 4]),
     ("caption", "A dog."), ("question", "What?"), ("type", "image"), ("timestamp", [3, 5]), ("date", "today"),
     ("duration", 3.5), ("imageid", "x"), ("coco_url", "http://x/a.jpg"), ("original", {"path": "a.png"}), ("end", 3),
-    ("clip", [0, 2]), ("tools", []), ("tools", "[]"), ("en_conversations", ["x"]), ("objects", {"ref": [], "bbox": None}), ("audios", None), ("image_path", ""),
+    ("clip", [0, 2]), ("tools", []), ("tools", "[]"), ("en_conversations", ["x"]),
+    ("objects", {"ref": [], "bbox": None}), ("audios", None), ("image_path", ""),
 ]  # fmt: skip
 
 

@@ -458,7 +458,7 @@ def test_a_run_that_never_saved_starts_anew(chats, tmp_path):
     assert said == [
         f"Planning the samples of {chats / 'chats.jsonl'}.",
         "8 samples in 2 rows an epoch.",
-        "0 images, 0 videos, 8 text-only samples.",
+        "4 images, 0 videos, 4 text-only samples.",
         f"{tmp_path / 'run'} holds a run without a complete checkpoint: starting it anew.",
     ]
     assert trainer.train()
