@@ -1,6 +1,12 @@
-"""Kernels of Eagle 2.5 as single ops: import one, call it in your own training code."""
+"""Kernels of Eagle 2.5 as single ops: import one, call it in your own training code.
 
-from eagle_kernels.attention import varlen_attention
+    from eagle_kernels import rms_norm
+    y = rms_norm(x, weight, 1e-6)  # differentiable, on a CPU and on a GPU, in torch.compile and under torch.autocast
+
+`__all__` lists them; help() of each says shapes, dtypes and errors.
+"""
+
+from eagle_kernels.attention import flash_attn_varlen_func, varlen_attention
 from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.decode_attention import decode_attention
 from eagle_kernels.decode_tiles import DecodedTiles, decode_tiles
@@ -19,6 +25,8 @@ from eagle_kernels.swiglu import swiglu
 from eagle_kernels.tiles import Tiling
 from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
 __all__ = [
     "AttentionPlan",
     "DecodedTiles",
@@ -27,6 +35,7 @@ __all__ = [
     "add_rms_norm",
     "decode_attention",
     "decode_tiles",
+    "flash_attn_varlen_func",
     "frames_to_tiles",
     "gelu_bias",
     "images_to_tiles",

@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eagle_kernels import attention_sm90, attention_triton
-from eagle_kernels.attention_plan import OP, AttentionPlan, check_offsets
-from eagle_kernels.checks import KERNEL_DTYPES, check, check_same
+from eagle_kernels import attention_sm90, attention_triton, autocast
+from eagle_kernels.attention_plan import AttentionPlan, check_offsets
+from eagle_kernels.checks import KERNEL_DTYPES, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 Backend = Literal["eagle", "flash_attn"]
@@ -45,22 +45,7 @@ def varlen_attention_ref(
     softmax_scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """What the kernels mean, in plain torch: SDPA a run of equal documents. Any device, fp64 too; reads cu_seqlens.
-    As the kernels, it computes in the dtype of its inputs, under torch.autocast too."""
-    with torch.autocast(q_THD.device.type, enabled=False):
-        return _varlen_attention_ref(q_THD, k_TKD, v_TKD, cu_seqlens, cu_seqlens_k, causal, softmax_scale, return_lse)
-
-
-def _varlen_attention_ref(
-    q_THD: Tensor,
-    k_TKD: Tensor,
-    v_TKD: Tensor,
-    cu_seqlens: Tensor | AttentionPlan,
-    cu_seqlens_k: Tensor | None,
-    causal: bool,
-    softmax_scale: float | None,
-    return_lse: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
+    """What the kernels mean, in plain torch: SDPA a run of equal documents. Any device, fp64 too; reads cu_seqlens."""
     if isinstance(cu_seqlens, AttentionPlan) and cu_seqlens.length:
         length = cu_seqlens.length  # nothing is read, so that torch.compile takes the whole
         segments = [(row, length, row, length) for row in range(0, cu_seqlens.num_tokens, length)]
@@ -91,8 +76,9 @@ def _varlen_attention_ref(
         if lse_NHL is not None:
             lses.append(lse_NHL.transpose(0, 1).flatten(1))
     if row < q_THD.shape[0] or not outs:
-        outs.append(q_THD.new_zeros(q_THD.shape[0] - row, *q_THD.shape[1:]))
-        lses.append(q_THD.new_full((q_THD.shape[1], q_THD.shape[0] - row), -torch.inf, dtype=lse_dtype))
+        zero = _zero_of(q_THD, k_TKD, v_TKD)
+        outs.append(q_THD.new_zeros(q_THD.shape[0] - row, *q_THD.shape[1:]) + zero)
+        lses.append(zero + q_THD.new_full((q_THD.shape[1], q_THD.shape[0] - row), -torch.inf, dtype=lse_dtype))
     out_THD = outs[0] if len(outs) == 1 else torch.cat(outs)
     return (out_THD, torch.cat(lses, dim=1)) if return_lse else out_THD
 
@@ -123,6 +109,12 @@ def _row_ranges(x: Tensor, ranges: list[tuple[int, int]]) -> list[Tensor]:
     return list(x.split([num for _, num in ranges])) if len(ranges) > 1 else [x] * len(ranges)
 
 
+def _zero_of(*tensors: Tensor) -> Tensor:
+    """The sum of no rows: 0, whatever the tensors hold. What is added to it keeps its place in the graph of autograd,
+    so that rows that see nothing give their inputs zeros for a gradient instead of none."""
+    return torch.stack([x[..., :0].sum() for x in tensors]).sum()
+
+
 def _attend(
     q_NLHD: Tensor, k_NMKD: Tensor, v_NMKD: Tensor, causal: bool, scale: float, lse_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -131,8 +123,9 @@ def _attend(
     M, K = k_NMKD.shape[1:3]
     num_blind = max(L - M, 0) if causal else L * (M == 0)  # leading rows that see no key
     if num_blind == L:
-        lse_NHL = None if lse_dtype is None else q_NLHD.new_full((N, H, L), -torch.inf, dtype=lse_dtype)
-        return torch.zeros_like(q_NLHD), lse_NHL
+        zero = _zero_of(q_NLHD, k_NMKD, v_NMKD)
+        lse_NHL = None if lse_dtype is None else zero + q_NLHD.new_full((N, H, L), -torch.inf, dtype=lse_dtype)
+        return torch.zeros_like(q_NLHD) + zero, lse_NHL
     q, k, v = q_NLHD[:, num_blind:].transpose(1, 2), k_NMKD.transpose(1, 2), v_NMKD.transpose(1, 2)
     num_rows = L - num_blind
     mask_LM = None
@@ -242,18 +235,21 @@ def _flash_attn(
     return_lse: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same by flash-attn's own kernels. Raises ValueError for what they cannot do, ImportError without them."""
-    check(plan.covers_all, OP, "the plan", "one of segments", "cu_seqlens or a uniform plan for backend='flash_attn'")
+    op = "varlen_attention"
+    if not plan.covers_all:
+        refuse(op, "the plan", "one of segments", "cu_seqlens or a uniform plan for backend='flash_attn'")
     dtypes = (torch.bfloat16, torch.float16)
-    need = "torch.bfloat16 or torch.float16 for backend='flash_attn'"
-    check(q_THD.dtype in dtypes, OP, "q's dtype", q_THD.dtype, need)
+    if q_THD.dtype not in dtypes:
+        refuse(op, "q's dtype", q_THD.dtype, "torch.bfloat16 or torch.float16 for backend='flash_attn'")
     takes_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q_THD, k_TKD, v_TKD))
-    need = "return_lse=False, torch.no_grad() or backend='eagle': flash-attn drops the gradient of lse"
-    check(not (return_lse and takes_grad), OP, "return_lse", "True for inputs that take gradients", need)
+    if return_lse and takes_grad:
+        need = "return_lse=False, torch.no_grad() or backend='eagle': flash-attn drops the gradient of lse"
+        refuse(op, "return_lse", "True for inputs that take gradients", need)
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError as error:
         raise ImportError(
-            f"{OP}: backend='flash_attn' needs the package flash-attn (pip install 'eagle-kernels[flash-attn]'), or "
+            f"{op}: backend='flash_attn' needs the package flash-attn (pip install 'eagle-kernels[flash-attn]'), or "
             f"take backend='eagle'. Importing it said: {error}"
         ) from error
     # cu_seqlens again: the starts of the segments and the number of rows.
@@ -322,50 +318,75 @@ def varlen_attention(
     return_lse: bool = False,
     backend: Backend = "eagle",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """softmax(scale * q k^T) v within each document: (T, H, D), and with return_lse also the fp32 lse, (H, T).
+    """softmax(scale * q k^T) v within each document of a packed row: exact, no padding, no mask in memory.
+
+        q_THD, k_TKD, v_TKD = torch.randn(7, 28, 128), torch.randn(7, 4, 128), torch.randn(7, 4, 128)
+        cu_seqlens = torch.tensor([0, 3, 7], dtype=torch.int32)  # two documents, of 3 and 4 tokens
+        out_THD = varlen_attention(q_THD, k_TKD, v_TKD, cu_seqlens)
 
     Differentiable in q, k and v, through the lse too. CPU tensors take `varlen_attention_ref`, of which torch.compile
     makes one graph for a uniform plan alone: it reads other offsets. There, an lse takes memory for all scores of a
     document; out does not.
 
-    Args:   q_THD, k_TKD, v_TKD: bf16, fp16 or fp32 (on a CPU fp64 too, whose lse is fp64). The last dimension is
-            contiguous, other strides are free, so that views of one fused projection need no copy (multiples of 8
-            elements load fastest). H is a multiple of K; D is a multiple of 8 from 16 to 256.
-            cu_seqlens: int32 (S + 1) as in AttentionPlan.from_cu_seqlens, or a plan, which is built once a batch
-            instead of once a call.  cu_seqlens_k: the same for k and v, where their lengths differ.
-            causal: query i of a document sees keys j <= i + k_len - q_len; otherwise all of its document.
-            softmax_scale: > 0; None means D ** -0.5.
-            backend: who computes on a GPU. "eagle": the kernels of this file. "flash_attn": flash-attn 2, the extra of
-            that name, for bf16 and fp16 without segments; its lse takes no gradient, its backward repeats bit for bit
-            only under torch.use_deterministic_algorithms, and the lengths of a plan are read on the host once.
-    Raises: ValueError for a wrong dtype, device, shape, stride or head ratio, for wrong offsets in CPU tensors, and for
-            what the backend cannot do. Offsets on a GPU are trusted: to check them would stop the host.
-            ImportError where flash-attn is asked for and not installed. RuntimeError where offsets are CUDA tensors and
-            this package was built without CUDA.
+    Args:    q_THD: (T, H, D), T tokens, H query heads, D wide.  k_TKD, v_TKD: (T, K, D), K key/value heads; their
+             number of tokens may be another. All in bf16, fp16 or fp32 (on a CPU fp64 too, whose lse is fp64). The last
+             dimension is contiguous, other strides are free, so that views of one fused projection need no copy
+             (multiples of 8 elements load fastest). H is a multiple of K; D is a multiple of 8 from 16 to 256.
+             cu_seqlens: (S + 1,) int32, where each of S documents begins, and T; or an AttentionPlan, which is built
+             once a batch instead of once a call.  cu_seqlens_k: the same for k and v, where their lengths differ.
+             causal: query i of a document sees keys j <= i + k_len - q_len; otherwise all of its document.
+             softmax_scale: > 0; None means D ** -0.5.  return_lse: adds log sum exp of each query's scores.
+             backend: who computes on a GPU. "eagle": our kernels. "flash_attn": flash-attn 2, the extra of that name,
+             for bf16 and fp16 without segments; its lse takes no gradient, its backward repeats bit for bit only under
+             torch.use_deterministic_algorithms, and the lengths of a plan are read on the host once.
+    Returns: out (T, H, D) in q's dtype, and with return_lse also lse (H, T), fp32. A query that sees no key gives
+             out = 0 and lse = -inf. Under torch.autocast q, k and v are cast to its dtype, as in torch's attention.
+    Raises:  ValueError when an argument is not as above, for wrong offsets in CPU tensors, and for what the backend
+             cannot do. Offsets on a GPU are trusted: to check them would stop the host. ImportError where flash-attn is
+             asked for and not installed. RuntimeError where offsets are CUDA tensors and this package was built without
+             CUDA.
     """
-    _check_inputs(q_THD, k_TKD, v_TKD, softmax_scale)
-    check(backend in BACKENDS, OP, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
-    need = "a CUDA device for backend='flash_attn'"
-    check(backend == "eagle" or q_THD.is_cuda, OP, "q's device", q_THD.device, need)
-    num_rows, num_rows_k = q_THD.shape[0], k_TKD.shape[0]
-    plan = cu_seqlens
-    if isinstance(plan, AttentionPlan):
-        check(cu_seqlens_k is None, OP, "cu_seqlens_k", "a tensor beside a plan", "None: the plan holds its lengths")
-        got, need = (plan.num_tokens, plan.num_tokens_k), f"the rows of q and of k, {(num_rows, num_rows_k)}"
-        check(got == (num_rows, num_rows_k), OP, "the plan's (num_tokens, num_tokens_k)", got, need)
-        device = plan.segments_S4.device
-        check(device == q_THD.device, OP, "the plan's device", device, f"q's {q_THD.device}")
-    else:
-        check_offsets(plan, cu_seqlens_k, num_rows, num_rows_k)
-        check(plan.device == q_THD.device, OP, "cu_seqlens' device", plan.device, f"q's {q_THD.device}")
+    options = (cu_seqlens_k, causal, softmax_scale, return_lse, backend)
+    return _attention("varlen_attention", q_THD, k_TKD, v_TKD, cu_seqlens, *options)
+
+
+def _attention(
+    op: str,
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor | AttentionPlan,
+    cu_seqlens_k: Tensor | None,
+    causal: bool,
+    softmax_scale: float | None,
+    return_lse: bool,
+    backend: Backend,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The public functions; `op` is the one that was called."""
+    if not (isinstance(q_THD, Tensor) and isinstance(k_TKD, Tensor) and isinstance(v_TKD, Tensor)):
+        refuse_types(op, q=q_THD, k=k_TKD, v=v_TKD)
+    if not q_THD.is_meta and torch.is_autocast_enabled(q_THD.device.type):
+        q_THD, k_TKD, v_TKD = map(autocast.as_matmul, (q_THD, k_TKD, v_TKD))
+        options = (cu_seqlens_k, causal, softmax_scale, return_lse, backend)
+        with autocast.off(q_THD):
+            return _attention(op, q_THD, k_TKD, v_TKD, cu_seqlens, *options)
+    _check_inputs(op, q_THD, k_TKD, v_TKD)
+    if not (softmax_scale is None or (isinstance(softmax_scale, int | float) and softmax_scale > 0)):
+        refuse(op, "softmax_scale", softmax_scale, "None or a number > 0")
+    if backend not in BACKENDS:
+        refuse(op, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
+    if not (backend == "eagle" or q_THD.is_cuda):
+        refuse(op, "q's device", q_THD.device, "a CUDA device for backend='flash_attn'")
+    _check_who_sees_whom(op, q_THD, k_TKD, cu_seqlens, cu_seqlens_k)
     if not q_THD.is_cuda:
         return varlen_attention_ref(
-            q_THD, k_TKD, v_TKD, plan,
+            q_THD, k_TKD, v_TKD, cu_seqlens,
             cu_seqlens_k=cu_seqlens_k, causal=causal, softmax_scale=softmax_scale, return_lse=return_lse,
         )  # fmt: skip
+    plan = cu_seqlens
     if not isinstance(plan, AttentionPlan):
         plan = AttentionPlan.from_cu_seqlens(
-            plan, cu_seqlens_k, num_tokens=num_rows, num_tokens_k=num_rows_k, causal=causal
+            plan, cu_seqlens_k, num_tokens=q_THD.shape[0], num_tokens_k=k_TKD.shape[0], causal=causal
         )
     scale = q_THD.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
     if backend == "flash_attn":
@@ -374,18 +395,98 @@ def varlen_attention(
     return (out_THD, lse_HT) if return_lse else out_THD
 
 
-def _check_inputs(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, softmax_scale: float | None) -> None:
+def _check_who_sees_whom(
+    op: str, q_THD: Tensor, k_TKD: Tensor, cu_seqlens: Tensor | AttentionPlan, cu_seqlens_k: Tensor | None
+) -> None:
+    num_rows, num_rows_k = q_THD.shape[0], k_TKD.shape[0]
+    if isinstance(cu_seqlens, AttentionPlan):
+        plan = cu_seqlens
+        if cu_seqlens_k is not None:
+            refuse(op, "cu_seqlens_k", "a tensor beside a plan", "None: the plan holds its lengths")
+        got = (plan.num_tokens, plan.num_tokens_k)
+        if got != (num_rows, num_rows_k):
+            need = f"the rows of q and of k, {(num_rows, num_rows_k)}"
+            refuse(op, "the plan's (num_tokens, num_tokens_k)", got, need)
+        device = plan.segments_S4.device
+        if device != q_THD.device:
+            refuse(op, "the plan's device", device, f"q's {q_THD.device}")
+    else:
+        check_offsets(op, cu_seqlens, cu_seqlens_k, num_rows, num_rows_k)
+        if cu_seqlens.device != q_THD.device:
+            refuse(op, "cu_seqlens' device", cu_seqlens.device, f"q's {q_THD.device}")
+
+
+def _check_inputs(op: str, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> None:
     for name, x in (("q", q_THD), ("k", k_TKD), ("v", v_TKD)):
-        check(x.dim() == 3, OP, f"{name}'s shape", tuple(x.shape), "three dimensions, (tokens, heads, head width)")
-        check(x.stride(2) == 1, OP, f"{name}'s strides", x.stride(), "a contiguous last dimension")
-    check_same(OP, "k", k_TKD, "q", q_THD)
-    check_same(OP, "v", v_TKD, "q", q_THD)
+        if x.dim() != 3:
+            refuse(op, f"{name}'s shape", tuple(x.shape), "three dimensions, (tokens, heads, head width)")
+        if x.stride(2) != 1:
+            refuse(op, f"{name}'s strides", x.stride(), "a contiguous last dimension")
+    if k_TKD.dtype != q_THD.dtype or k_TKD.device != q_THD.device:
+        refuse_unlike(op, "k", k_TKD, "q", q_THD)
+    if v_TKD.dtype != q_THD.dtype or v_TKD.device != q_THD.device:
+        refuse_unlike(op, "v", v_TKD, "q", q_THD)
     dtypes = KERNEL_DTYPES if q_THD.is_cuda else (*KERNEL_DTYPES, torch.float64)
-    check(q_THD.dtype in dtypes, OP, "q's dtype", q_THD.dtype, f"one of {', '.join(str(d) for d in dtypes)}")
+    if q_THD.dtype not in dtypes:
+        refuse(op, "q's dtype", q_THD.dtype, f"one of {', '.join(str(d) for d in dtypes)}")
     _, H, D = q_THD.shape
-    check(D % 8 == 0 and 16 <= D <= 256, OP, "the head width", D, "a multiple of 8 from 16 to 256")
-    check(k_TKD.shape[2] == D, OP, "k's head width", k_TKD.shape[2], f"q's {D}")
-    check(v_TKD.shape == k_TKD.shape, OP, "v's shape", tuple(v_TKD.shape), f"k's {tuple(k_TKD.shape)}")
+    if not (D % 8 == 0 and 16 <= D <= 256):
+        refuse(op, "the head width", D, "a multiple of 8 from 16 to 256")
+    if k_TKD.shape[2] != D:
+        refuse(op, "k's head width", k_TKD.shape[2], f"q's {D}")
+    if v_TKD.shape != k_TKD.shape:
+        refuse(op, "v's shape", tuple(v_TKD.shape), f"k's {tuple(k_TKD.shape)}")
     K = k_TKD.shape[1]
-    check(K > 0 and H % K == 0, OP, "the number of query heads", H, f"a multiple of the {K} key/value heads")
-    check(softmax_scale is None or softmax_scale > 0, OP, "softmax_scale", softmax_scale, "None or a number > 0")
+    if not (K > 0 and H % K == 0):
+        refuse(op, "the number of query heads", H, f"a multiple of the {K} key/value heads")
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor, None]:
+    """`varlen_attention` with the arguments of flash-attn 2's function of this name: a drop-in where that is called.
+
+        from eagle_kernels import flash_attn_varlen_func  # in place of: from flash_attn import flash_attn_varlen_func
+        out = flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest, causal=True)
+
+    Args:    q: (total_q, heads, width).  k, v: (total_k, key/value heads, width).  cu_seqlens_q, cu_seqlens_k: int32.
+             softmax_scale, causal: as there; a query sees keys by bottom-right alignment, as from flash-attn 2.1 on.
+             max_seqlen_q, max_seqlen_k, deterministic: not needed: lengths come from the offsets, and every result is
+             the same bits again.
+             dropout_p, window_size, softcap, alibi_slopes, block_table: only their defaults.
+             return_attn_probs: adds the lse, +inf where a query sees no key, as there, and None, which stands for the
+             probabilities of dropout.
+    Returns: out (total_q, heads, width), or (out, lse (heads, total_q) fp32, None).
+    Raises:  ValueError for what is not as above, and as `varlen_attention`.
+    """
+    op = "flash_attn_varlen_func"
+    if dropout_p != 0:
+        refuse(op, "dropout_p", dropout_p, "0: there is no dropout")
+    if tuple(window_size) != (-1, -1):
+        refuse(op, "window_size", window_size, "(-1, -1): there are no windows")
+    if softcap != 0:
+        refuse(op, "softcap", softcap, "0: there is no soft cap")
+    for name, given in (("alibi_slopes", alibi_slopes), ("block_table", block_table)):
+        if given is not None:
+            refuse(op, name, "given", "None: it is not supported")
+    offsets_k = None if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k
+    result = _attention(op, q, k, v, cu_seqlens_q, offsets_k, causal, softmax_scale, return_attn_probs, "eagle")
+    if isinstance(result, Tensor):
+        return result
+    out, lse = result
+    return out, lse.masked_fill(lse == -torch.inf, torch.inf), None

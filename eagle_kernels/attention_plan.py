@@ -21,20 +21,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.checks import check, check_same
+from eagle_kernels.checks import kind_of, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
-OP = "varlen_attention"
 TILE = 128  # rows that one entry of a tile table stands for; every BLOCK divides it; kTile of csrc/attention_plan.h
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionPlan:
     """Which query rows see which key rows, and the order in which kernels take them: longest first.
 
-    Build it once a batch and use it in every layer, forward and backward. Nothing here waits for the device: table
-    sizes are bounds known from shapes, and entries beyond the last tile are idle. Whether offsets are right is checked
-    for CPU tensors alone; wrong offsets on a GPU read or write outside the tensors.
+        cu_seqlens = torch.tensor([0, 3, 7], dtype=torch.int32)  # two documents, of 3 and 4 tokens
+        plan = AttentionPlan.from_cu_seqlens(cu_seqlens, num_tokens=7)
+        out_THD = varlen_attention(q_THD, k_TKD, v_TKD, plan)
+
+    Build it once a batch, by `from_cu_seqlens`, `from_segments` or `uniform`, and use it in every layer, forward and
+    backward. Nothing here waits for the device: table sizes are bounds known from shapes, and entries beyond the last
+    tile are idle. Whether offsets are right is checked for CPU tensors alone; wrong offsets on a GPU read or write
+    outside the tensors. Two plans are equal if they are one object: comparing their tables would wait for the device.
     """
 
     segments_S4: Tensor  # int32: q_start, q_len, k_start, k_len; k_start ascends
@@ -57,12 +61,17 @@ class AttentionPlan:
     def uniform(num_sequences: int, length: int, *, device: torch.device | str) -> AttentionPlan:
         """num_sequences sequences of `length` rows each, one after another: the vision tower's tiles.
 
+            plan = AttentionPlan.uniform(3, 1024, device="cuda")  # three tiles of 1024 patches
+
         The kernels read no table and, where `length` is a multiple of 128, mask nothing.
 
         Raises: ValueError unless num_sequences >= 0 and length >= 1.
         """
-        check(num_sequences >= 0, OP, "num_sequences", num_sequences, "a number >= 0")
-        check(length >= 1, OP, "length", length, "a number >= 1")
+        op = "AttentionPlan.uniform"
+        if not (isinstance(num_sequences, int) and num_sequences >= 0):
+            refuse(op, "num_sequences", num_sequences, "a whole number >= 0")
+        if not (isinstance(length, int) and length >= 1):
+            refuse(op, "length", length, "a whole number >= 1")
         start_S = torch.arange(num_sequences, dtype=torch.int32, device=device) * length
         length_S = torch.full_like(start_S, length)
         return AttentionPlan(
@@ -86,17 +95,20 @@ class AttentionPlan:
     ) -> AttentionPlan:
         """Document s: query rows cu_seqlens[s] to cu_seqlens[s + 1]; key rows by cu_seqlens_k, None means the same.
 
-        Args:   cu_seqlens, cu_seqlens_k: int32 (S + 1), from 0, not decreasing, to the number of rows.
+            AttentionPlan.from_cu_seqlens(torch.tensor([0, 3, 7], dtype=torch.int32), num_tokens=7)
+
+        Args:   cu_seqlens, cu_seqlens_k: (S + 1,) int32, S documents: from 0, not decreasing, to the number of rows.
                 num_tokens, num_tokens_k: the rows of q and of k; num_tokens_k None means the same.
                 causal: how the plan will be used. It decides the order of work only, never a number.
         Raises: ValueError for a wrong dtype, shape or device, and for wrong offsets in CPU tensors. RuntimeError for
                 CUDA tensors in a build without CUDA.
         """
-        num_tokens_k = num_tokens if num_tokens_k is None else num_tokens_k
-        check_offsets(cu_seqlens, cu_seqlens_k, num_tokens, num_tokens_k)
+        op = "AttentionPlan.from_cu_seqlens"
+        num_tokens_k = _check_num_tokens(op, num_tokens, num_tokens_k)
+        check_offsets(op, cu_seqlens, cu_seqlens_k, num_tokens, num_tokens_k)
         cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
         segments_S4 = torch.stack((cu_seqlens[:-1], cu_seqlens.diff(), cu_seqlens_k[:-1], cu_seqlens_k.diff()), dim=1)
-        return _plan(segments_S4, num_tokens, num_tokens_k, causal, covers_all=True)
+        return _plan(op, segments_S4, num_tokens, num_tokens_k, causal, covers_all=True)
 
     @staticmethod
     def from_segments(
@@ -111,67 +123,110 @@ class AttentionPlan:
     ) -> AttentionPlan:
         """Segment s: the q_len[s] query rows from q_start[s] on see the k_len[s] key rows from k_start[s] on.
 
+            columns = torch.tensor([[0, 3, 0, 3], [3, 4, 0, 7]], dtype=torch.int32).unbind(1)  # the second sees all
+            AttentionPlan.from_segments(*columns, num_tokens=7)
+
         Query ranges must not overlap; key ranges may, in any order. Rows of no segment give out = 0 and lse = -inf.
         causal aligns each segment at its end.
 
-        Args:   q_start, q_len, k_start, k_len: int32 (S).  num_tokens, num_tokens_k, causal: as in from_cu_seqlens.
+        Args:   q_start, q_len, k_start, k_len: (S,) int32, S segments.
+                num_tokens, num_tokens_k: the rows of q and of k; num_tokens_k None means the same.
+                causal: how the plan will be used. It decides the order of work only, never a number.
         Raises: ValueError for a wrong dtype, shape or device, and for wrong ranges in CPU tensors. RuntimeError for
                 CUDA tensors in a build without CUDA.
         """
-        num_tokens_k = num_tokens if num_tokens_k is None else num_tokens_k
+        op = "AttentionPlan.from_segments"
+        num_tokens_k = _check_num_tokens(op, num_tokens, num_tokens_k)
+        if not (
+            isinstance(q_start, Tensor)
+            and isinstance(q_len, Tensor)
+            and isinstance(k_start, Tensor)
+            and isinstance(k_len, Tensor)
+        ):
+            refuse_types(op, q_start=q_start, q_len=q_len, k_start=k_start, k_len=k_len)
         for name, x in (("q_start", q_start), ("q_len", q_len), ("k_start", k_start), ("k_len", k_len)):
-            check(x.dtype == torch.int32, OP, f"{name}'s dtype", x.dtype, "int32")
-            check(x.dim() == 1, OP, f"{name}'s shape", tuple(x.shape), "(S,)")
-            check(x.shape == q_start.shape, OP, f"{name}'s shape", tuple(x.shape), f"q_start's {tuple(q_start.shape)}")
-            check_same(OP, name, x, "q_start", q_start)
+            if x.dtype != torch.int32:
+                refuse(op, f"{name}'s dtype", x.dtype, "int32")
+            if x.dim() != 1:
+                refuse(op, f"{name}'s shape", tuple(x.shape), "(S,)")
+            if x.shape != q_start.shape:
+                refuse(op, f"{name}'s shape", tuple(x.shape), f"q_start's {tuple(q_start.shape)}")
+            if x.dtype != q_start.dtype or x.device != q_start.device:
+                refuse_unlike(op, name, x, "q_start", q_start)
         segments_S4 = torch.stack((q_start, q_len, k_start, k_len), dim=1)
         if segments_S4.device.type == "cpu":
-            _check_segments(segments_S4, num_tokens, num_tokens_k)
+            _check_segments(op, segments_S4, num_tokens, num_tokens_k)
         segments_S4 = segments_S4[k_start.argsort(stable=True)]
-        return _plan(segments_S4, num_tokens, num_tokens_k, causal, covers_all=False)
+        return _plan(op, segments_S4, num_tokens, num_tokens_k, causal, covers_all=False)
 
 
-def check_offsets(cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, num_tokens: int, num_tokens_k: int) -> None:
-    _check_cu_seqlens("cu_seqlens", cu_seqlens, num_tokens)
+def _check_num_tokens(op: str, num_tokens: int, num_tokens_k: int | None) -> int:
+    """The number of key rows."""
+    num_tokens_k = num_tokens if num_tokens_k is None else num_tokens_k
+    if not (isinstance(num_tokens, int) and num_tokens >= 0):
+        refuse(op, "num_tokens", num_tokens, "a whole number >= 0")
+    if not (isinstance(num_tokens_k, int) and num_tokens_k >= 0):
+        refuse(op, "num_tokens_k", num_tokens_k, "a whole number >= 0")
+    return num_tokens_k
+
+
+def check_offsets(op: str, cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, num_tokens: int, num_tokens_k: int) -> None:
+    """Raises ValueError, in the name of `op`, unless both say where documents of q and of k begin and end."""
+    _check_cu_seqlens(op, "cu_seqlens", cu_seqlens, num_tokens)
     if cu_seqlens_k is None:
-        need = "q's {}, or cu_seqlens_k"
-        check(num_tokens_k == num_tokens, OP, "the number of key rows", num_tokens_k, need, num_tokens)
+        if num_tokens_k != num_tokens:
+            refuse(op, "the number of key rows", num_tokens_k, f"q's {num_tokens}, or cu_seqlens_k")
         return
-    check_same(OP, "cu_seqlens_k", cu_seqlens_k, "cu_seqlens", cu_seqlens)
-    need = f"cu_seqlens' {tuple(cu_seqlens.shape)}"
-    check(cu_seqlens_k.shape == cu_seqlens.shape, OP, "cu_seqlens_k's shape", tuple(cu_seqlens_k.shape), need)
-    _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, num_tokens_k)
+    if not isinstance(cu_seqlens_k, Tensor):
+        refuse_types(op, cu_seqlens_k=cu_seqlens_k)
+    if cu_seqlens_k.dtype != cu_seqlens.dtype or cu_seqlens_k.device != cu_seqlens.device:
+        refuse_unlike(op, "cu_seqlens_k", cu_seqlens_k, "cu_seqlens", cu_seqlens)
+    if cu_seqlens_k.shape != cu_seqlens.shape:
+        refuse(op, "cu_seqlens_k's shape", tuple(cu_seqlens_k.shape), f"cu_seqlens' {tuple(cu_seqlens.shape)}")
+    _check_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, num_tokens_k)
 
 
-def _check_cu_seqlens(name: str, cu_seqlens: Tensor, num_tokens: int) -> None:
-    check(isinstance(cu_seqlens, Tensor), OP, name, type(cu_seqlens), "a torch tensor of int32, (S + 1,)")
-    check(cu_seqlens.dtype == torch.int32, OP, f"{name}'s dtype", cu_seqlens.dtype, "int32")
+def _check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, num_tokens: int) -> None:
+    if not isinstance(cu_seqlens, Tensor):
+        refuse(op, name, kind_of(cu_seqlens), "a torch tensor of int32, (S + 1,)")
+    if cu_seqlens.dtype != torch.int32:
+        refuse(op, f"{name}'s dtype", cu_seqlens.dtype, "int32")
     shape = tuple(cu_seqlens.shape)
-    check(len(shape) == 1 and shape[0] >= 1, OP, f"{name}'s shape", shape, "(S + 1,), one dimension that starts with 0")
+    if not (len(shape) == 1 and shape[0] >= 1):
+        refuse(op, f"{name}'s shape", shape, "(S + 1,), one dimension that starts with 0")
     if cu_seqlens.device.type != "cpu":
         return
     ends = cu_seqlens.tolist()
-    check(ends[0] == 0, OP, f"{name}[0]", ends[0], "0")
+    if ends[0] != 0:
+        refuse(op, f"{name}[0]", ends[0], "0")
     for s, (begin, end) in enumerate(pairwise(ends)):
-        check(begin <= end, OP, f"{name}[{s + 1}]", end, f"at least {name}[{s}], which is {begin}")
-    check(ends[-1] == num_tokens, OP, f"{name}[-1]", ends[-1], f"the number of rows, {num_tokens}")
+        if begin > end:
+            refuse(op, f"{name}[{s + 1}]", end, f"at least {name}[{s}], which is {begin}")
+    if ends[-1] != num_tokens:
+        refuse(op, f"{name}[-1]", ends[-1], f"the number of rows, {num_tokens}")
 
 
-def _check_segments(segments_S4: Tensor, num_tokens: int, num_tokens_k: int) -> None:
+def _check_segments(op: str, segments_S4: Tensor, num_tokens: int, num_tokens_k: int) -> None:
     segments = segments_S4.tolist()
     for s, (q_start, q_len, k_start, k_len) in enumerate(segments):
         for name, start, length, rows in (("q", q_start, q_len, num_tokens), ("k", k_start, k_len, num_tokens_k)):
             got = f"{name}_start {start} and {name}_len {length}"
-            need = f"both >= 0 and an end within the {rows} rows of {name}"
-            check(start >= 0 and length >= 0 and start + length <= rows, OP, f"segment {s}", got, need)
+            if not (start >= 0 and length >= 0 and start + length <= rows):
+                refuse(op, f"segment {s}", got, f"both >= 0 and an end within the {rows} rows of {name}")
     row = 0
     for q_start, q_len, _, _ in sorted(segment for segment in segments if segment[1]):
-        need = f"query ranges that do not overlap; the one before ends at {row}"
-        check(q_start >= row, OP, "a segment's q_start", q_start, need)
+        if not q_start >= row:
+            refuse(
+                op, "a segment's q_start", q_start, f"query ranges that do not overlap; the one before ends at {row}"
+            )
         row = q_start + q_len
 
 
-def _plan(segments_S4: Tensor, num_tokens: int, num_tokens_k: int, causal: bool, *, covers_all: bool) -> AttentionPlan:
+def _plan(
+    op: str, segments_S4: Tensor, num_tokens: int, num_tokens_k: int, causal: bool, *, covers_all: bool
+) -> AttentionPlan:
+    if segments_S4.is_cuda and not torch.compiler.is_compiling():
+        native.require_cuda(op)
     q_tiles_N2, k_tiles_M4 = _tiles(segments_S4, num_tokens, num_tokens_k, causal, covers_all)
     return AttentionPlan(
         segments_S4=segments_S4,
@@ -266,7 +321,6 @@ def _tiles(
     if not segments_S4.is_cuda:
         extension.attention_plan_cpu(plan)
         return q_tiles_N2, k_tiles_M4
-    native.require_cuda(OP)
     workspace = segments_S4.new_empty(extension.attention_plan_workspace_ints(plan))
     device = segments_S4.device
     stream = torch.cuda.current_stream(device).cuda_stream

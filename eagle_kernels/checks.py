@@ -1,4 +1,13 @@
-"""What every op asks of its tensors before a kernel starts; a refusal says who, what it got and what it needs."""
+"""How an op refuses an argument before a kernel starts: the message says who, what it got and what it needs.
+
+if eps <= 0:
+    refuse("rms_norm", "eps", eps, "a number > 0")  # ValueError: rms_norm: eps is -1; needs a number > 0.
+
+The condition stands at the call, the message after it: what is right costs no call, builds no text, and under
+torch.compile no number in a text becomes a constant of the graph.
+"""
+
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -6,26 +15,35 @@ from torch import Tensor
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def check(ok: bool, op: str, argument: str, got: object, need: str, *sizes: int) -> None:
-    """Raises ValueError "op: argument is <got>; needs <need>." unless `ok`.
-
-    `need` has a {} for each of `sizes`: dimensions that differ from batch to batch, which an f-string at the call would
-    make constants of the graph under torch.compile, so that each batch would compile anew.
-    """
-    if not ok:
-        raise ValueError(f"{op}: {argument} is {got}; needs {need.format(*sizes) if sizes else need}.")
+def refuse(op: str, argument: str, got: object, need: str) -> NoReturn:
+    raise ValueError(f"{op}: {argument} is {got}; needs {need}.")
 
 
-def check_same(op: str, argument: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
-    """Raises ValueError unless `tensor` has the dtype and the device of `like`."""
-    check(tensor.dtype == like.dtype, op, f"{argument}'s dtype", tensor.dtype, f"{like_name}'s {like.dtype}")
-    check(tensor.device == like.device, op, f"{argument}'s device", tensor.device, f"{like_name}'s {like.device}")
+def refuse_types(op: str, **arguments: object) -> NoReturn:
+    """Names the first argument that is no tensor: None, an array of another library, a list, a module ..."""
+    name, got = next((name, x) for name, x in arguments.items() if not isinstance(x, Tensor))
+    refuse(op, name, kind_of(got), "a torch tensor")
+
+
+def refuse_unlike(op: str, argument: str, tensor: Tensor, like_name: str, like: Tensor) -> NoReturn:
+    """Where `tensor` has not the dtype, or not the device, of `like`."""
+    if tensor.dtype != like.dtype:
+        refuse(op, f"{argument}'s dtype", tensor.dtype, f"{like_name}'s {like.dtype}")
+    refuse(op, f"{argument}'s device", tensor.device, f"{like_name}'s {like.device}")
+
+
+def kind_of(x: object) -> str:
+    """For a refusal: "None", "a list", "a numpy.ndarray"."""
+    if x is None:
+        return "None"
+    kind = type(x)
+    return f"a {kind.__qualname__}" if kind.__module__ == "builtins" else f"a {kind.__module__}.{kind.__qualname__}"
 
 
 def check_kernel_dtype(op: str, argument: str, tensor: Tensor) -> None:
     """Raises ValueError for a dtype that the kernels, fp32 inside, would take and silently lose digits of."""
-    good = tensor.dtype in KERNEL_DTYPES
-    check(good, op, f"{argument}'s dtype", tensor.dtype, f"one of {', '.join(map(str, KERNEL_DTYPES))} on a GPU")
+    if tensor.dtype not in KERNEL_DTYPES:
+        refuse(op, f"{argument}'s dtype", tensor.dtype, f"one of {', '.join(map(str, KERNEL_DTYPES))} on a GPU")
 
 
 def inner_contiguous(x: Tensor) -> Tensor:

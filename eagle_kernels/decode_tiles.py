@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import video as video_files
-from eagle_kernels.checks import check
+from eagle_kernels.checks import refuse
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling, check_arguments
 from eagle_kernels.video import Frame, Video
@@ -80,13 +80,18 @@ def decode_tiles(
     shape, dtype = tiling.shape(len(timestamps_seconds) * tiling.num_tiles(grid)), tiling.dtype
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=device)
-    check(out.shape == shape, "decode_tiles", "out's shape", tuple(out.shape), str(shape))
-    check(out.dtype == dtype, "decode_tiles", "out's dtype", out.dtype, str(dtype))
-    check(out.device.type == device.type, "decode_tiles", "out's device", out.device, str(device))
-    check(out.is_contiguous(), "decode_tiles", "out's strides", out.stride(), "those of a contiguous tensor")
+    if out.shape != shape:
+        refuse("decode_tiles", "out's shape", tuple(out.shape), str(shape))
+    if out.dtype != dtype:
+        refuse("decode_tiles", "out's dtype", out.dtype, str(dtype))
+    if out.device.type != device.type:
+        refuse("decode_tiles", "out's device", out.device, str(device))
+    if not out.is_contiguous():
+        refuse("decode_tiles", "out's strides", out.stride(), "those of a contiguous tensor")
     out_MIPK = out.unflatten(0, (len(timestamps_seconds), -1)) if out.shape[0] else out
     check_options(num_workers, time_limit_seconds)
-    video = video if isinstance(video, Video) else video_files.open(video)
+    if not isinstance(video, Video):
+        video = video_files.open(video, time_limit_seconds=time_limit_seconds, stop=stop)
     if device.type != "cpu":
         frames = video.frames(
             timestamps_seconds, device=device, num_workers=num_workers, time_limit_seconds=time_limit_seconds

@@ -1,5 +1,7 @@
 """GELU in its tanh form, with the bias of the projection before it, in one pass over memory.
 
+    hidden = gelu_bias(x @ weight.T, bias)
+
 Dims    T rows (tokens; any leading dims), F feed-forward width.
 Maths   z = x + bias;  u = sqrt(2 / pi) * (z + 0.044715 z**3);  out = z / 2 * (1 + tanh(u)) = z * s, s = sigmoid(2 u).
 Grads   dz = dout * (s + z * s * (1 - s) * 2 u'),  u' = sqrt(2 / pi) * (1 + 3 * 0.044715 z**2);
@@ -15,7 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels import autocast
+from eagle_kernels.checks import (
+    as_rows,
+    check_kernel_dtype,
+    inner_contiguous,
+    on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
+)
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import sum_partials
 
@@ -34,7 +45,7 @@ def _double_u(z):  # type: ignore[no-untyped-def]
     return 1.5957691216057308 * (z + 0.044715 * z * z * z)  # 2 * sqrt(2 / pi)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr, bias_ptr, out_ptr, x_stride, T, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
@@ -47,7 +58,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + rows * WIDTH + cols, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dout_ptr, x_ptr, bias_ptr, dx_ptr, partials_ptr, dout_stride, x_stride, T,
     WIDTH: tl.constexpr, NEED_DX: tl.constexpr, NEED_DBIAS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -138,17 +149,29 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 
 
 def gelu_bias(x: Tensor, bias: Tensor) -> Tensor:
-    """gelu(x + bias), tanh form; (..., F) and (F,), one dtype and device. CPU tensors take `gelu_bias_ref`.
+    """gelu(x + bias) in its tanh form: the end of a linear layer whose bias was left out, and its activation.
 
-    Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose last dim is strided is copied.
-    Raises ValueError when bias's shape, dtype or device does not match, or the dtype is fp64 on a GPU.
+        hidden = gelu_bias(torch.randn(4, 4304), torch.zeros(4304))
+
+    CPU tensors take `gelu_bias_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose last
+    dim is strided is copied.
+
+    Args:    x: (..., F), F numbers of each row, in a floating dtype.  bias: (F,), of x's dtype and device.
+    Returns: a new tensor of x's shape and dtype. Under torch.autocast both are cast to its dtype, as in torch's linear.
+    Raises:  ValueError when an argument is not as above, or x is fp64 on a GPU.
     """
     op = "gelu_bias"
-    check(
-        x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., F)"
-    )
-    check(bias.shape == x.shape[-1:], op, "bias's shape", tuple(bias.shape), f"({x.shape[-1]},), the width of x")
-    check_same(op, "bias", bias, "x", x)
+    if not (isinstance(x, Tensor) and isinstance(bias, Tensor)):
+        refuse_types(op, x=x, bias=bias)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        with autocast.off(x):
+            return gelu_bias(autocast.as_matmul(x), autocast.as_matmul(bias))
+    if not (x.is_floating_point() and x.ndim >= 1):
+        refuse(op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., F)")
+    if bias.shape != x.shape[-1:]:
+        refuse(op, "bias's shape", tuple(bias.shape), f"({x.shape[-1]},), the width of x")
+    if bias.dtype != x.dtype or bias.device != x.device:
+        refuse_unlike(op, "bias", bias, "x", x)
     if not x.is_cuda:
         return gelu_bias_ref(x, bias)
     check_kernel_dtype(op, "x", x)

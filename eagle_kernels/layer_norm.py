@@ -1,5 +1,7 @@
 """LayerNorm in one pass over memory.
 
+    y = layer_norm(x, weight, bias, 1e-6)
+
 Dims    T rows (tokens; any leading dims), C channels of a row.
 Maths   n = (x - mean) * r;  r = 1 / sqrt(mean((x - mean)**2) + eps);  y = n * weight + bias.
 Grads   g = dy * weight;  dx = r * (g - mean(g) - n * mean(g * n));  dweight = sum_T dy * n;  dbias = sum_T dy.
@@ -16,7 +18,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels import autocast
+from eagle_kernels.checks import (
+    as_rows,
+    check_kernel_dtype,
+    inner_contiguous,
+    on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
+)
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
 
@@ -39,7 +50,7 @@ def _at(rows, cols, stride, half, C: tl.constexpr, MERGE: tl.constexpr):  # type
     return rows[:, None] * stride + cols[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, x_stride, half, T, eps,
     C: tl.constexpr, MERGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -72,7 +83,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
         tl.store(y_ptr + rows[:, None] * C + cols[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, partials_ptr, dy_stride, x_stride, half, T,
     C: tl.constexpr, MERGE: tl.constexpr, NEED_DX: tl.constexpr, NEED_DWEIGHT: tl.constexpr,
@@ -112,10 +123,13 @@ def _tile(C: int) -> tuple[int, int]:
     return TILE // cols, cols
 
 
-def launch_fwd(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, half: int) -> tuple[Tensor, Tensor, Tensor]:
+def launch_fwd(
+    op: str, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, half: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd) of x (T, C); with half > 0, of the 2x2 blocks of contiguous patches (I, 4 * half**2, C / 4)."""
     C = weight_C.shape[0]
-    check(C <= MAX_WIDTH, "layer_norm", "the width", C, f"{MAX_WIDTH} or less on a GPU")
+    if C > MAX_WIDTH:
+        refuse(op, "the width", C, f"{MAX_WIDTH} or less on a GPU")
     T = x.shape[0] * half**2 if half else x.shape[0]
     y_TC = x.new_empty(T, C)
     mean_T, rstd_T = x.new_empty(T, dtype=torch.float32), x.new_empty(T, dtype=torch.float32)
@@ -155,7 +169,7 @@ def launch_bwd(
 @custom_op("eagle::layer_norm")
 def _fwd(x_TC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd)."""
-    return launch_fwd(inner_contiguous(x_TC), weight_C, bias_C, eps, 0)
+    return launch_fwd("layer_norm", inner_contiguous(x_TC), weight_C, bias_C, eps, 0)
 
 
 @custom_op("eagle::layer_norm_bwd")
@@ -194,20 +208,35 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dim; (..., C), (C,) and (C,), one dtype and device.
+    """(x - mean) / sqrt(var + eps) * weight + bias, over the last dim; var is the mean of (x - mean)**2.
+
+        y = layer_norm(torch.randn(4, 1152), torch.ones(1152), torch.zeros(1152), 1e-6)
 
     CPU tensors take `layer_norm_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose
     last dim is strided is copied.
-    Raises ValueError when a shape, dtype or device does not match, or on a GPU the dtype is fp64 or the width beyond
-    65536.
+
+    Args:    x: (..., C), C channels of each row, in a floating dtype.  weight, bias: (C,), of x's dtype and device.
+             eps: > 0, added to the variance.
+    Returns: a new tensor of x's shape and dtype. Under torch.autocast, where weight and bias may have another dtype, it
+             is computed in fp32: the result is fp32 on a GPU and of x's dtype on a CPU, as torch's layer_norm.
+    Raises:  ValueError when an argument is not as above, or on a GPU x is fp64 or C above 65536.
     """
     op = "layer_norm"
-    check(
-        x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)"
-    )
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and isinstance(bias, Tensor)):
+        refuse_types(op, x=x, weight=weight, bias=bias)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        with autocast.off(x):
+            wide = autocast.at_least_fp32
+            return autocast.as_norm(layer_norm(wide(x), wide(weight), wide(bias), eps), x)
+    if not (x.is_floating_point() and x.ndim >= 1):
+        refuse(op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        check(tensor.shape == x.shape[-1:], op, f"{name}'s shape", tuple(tensor.shape), f"({x.shape[-1]},), x's width")
-        check_same(op, name, tensor, "x", x)
+        if tensor.shape != x.shape[-1:]:
+            refuse(op, f"{name}'s shape", tuple(tensor.shape), f"({x.shape[-1]},), x's width")
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            refuse_unlike(op, name, tensor, "x", x)
+    if not (isinstance(eps, int | float) and eps > 0):
+        refuse(op, "eps", eps, "a number > 0")
     if not x.is_cuda:
         return layer_norm_ref(x, weight, bias, eps)
     check_kernel_dtype(op, "x", x)

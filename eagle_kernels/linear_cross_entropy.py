@@ -1,5 +1,7 @@
 """Cross-entropy of a linear layer's logits, which never exist all at once.
 
+    loss = linear_cross_entropy(hidden_TC, weight_VC, labels_T)
+
 Dims    T tokens, C model width, V vocabulary (rows of the weight that are here), M tokens of one chunk.
 Maths   loss = sum over labelled t of w[t] * (logsumexp(z[t]) - z[t, label[t]]),  z = hidden weight^T;
         w = token_weights, or 1 / (number of labelled tokens).
@@ -32,7 +34,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
-from eagle_kernels.checks import check, check_kernel_dtype, check_same, on_device_of
+from eagle_kernels import autocast
+from eagle_kernels.checks import check_kernel_dtype, kind_of, on_device_of, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 CPU_CHUNK_BYTES = 64 * 2**20  # fp32 logits of one chunk: 110 tokens at Eagle's vocabulary
@@ -80,7 +83,7 @@ def linear_cross_entropy_ref(
     return (losses_T * torch.where(labelled_T, token_weights_T, 0)).sum()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start", "M"])
 def _matmul_kernel(  # type: ignore[no-untyped-def]
     a_ptr, b_ptr, out_ptr, num_labelled_ptr, start, M, N, K,
     a_m_stride, a_k_stride, b_k_stride, b_n_stride, out_stride,
@@ -154,7 +157,7 @@ def _matmul(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def _softmax_kernel(  # type: ignore[no-untyped-def]
     logits_ptr, labels_ptr, scales_ptr, top_ptr, total_ptr, picked_ptr, best_ptr, num_labelled_ptr,
     start, logits_stride,
@@ -292,8 +295,7 @@ def _chunk_on_cpu(
     exps_MV.scatter_add_(1, picks_M1, -here_M1.to(wide))
     g_MV = logits_MV.copy_(exps_MV.mul_(scales_M[:, None]))
     if dhidden_MC is not None:
-        with torch.autocast("cpu", enabled=False):  # in the dtype of hidden, as the kernels
-            dhidden_MC.copy_(g_MV @ weight_VC)
+        dhidden_MC.copy_(g_MV @ weight_VC)
     if dweight_VC is not None:  # torch's CPU matmul has no out_dtype
         exps_MV.copy_(g_MV)  # rounded
         dweight_VC.addmm_(exps_MV.T, hidden_MC.to(wide))
@@ -393,13 +395,14 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
     _, *constants = output
     ctx.mark_non_differentiable(*constants)
     ctx.weight_dtype = inputs[1].dtype
+    ctx.op = "linear_cross_entropy" if inputs[9] is None else "vocab_parallel_linear_cross_entropy"
     ctx.save_for_backward(*constants[2:])
 
 
 def _grad(ctx, dloss, *_):  # type: ignore[no-untyped-def]
     # Its tensors are constants: a second derivative would come out as 0 instead of failing.
-    need = "False: there is no second derivative"
-    check(not torch.is_grad_enabled(), "linear_cross_entropy", "create_graph", True, need)
+    if torch.is_grad_enabled():
+        refuse(ctx.op, "create_graph", True, "False: there is no second derivative")
     dhidden_TC, dweight_VC, scale = ctx.saved_tensors
     factor_1 = (dloss * scale)[None]  # of one dim: one without would be rounded to dhidden's dtype first
     grads = [
@@ -425,22 +428,32 @@ def _loss(
     vocab_size: int,
     group: dist.ProcessGroup | None,
 ) -> Tensor | tuple[Tensor, TokenStats]:
-    """The public functions once hidden's and weight's shapes are known to be right."""
+    """The public functions, after autocast, once hidden's and weight's shapes are known to be right."""
     T = len(hidden_TC)
-    check_same(op, "weight", weight_VC, "hidden", hidden_TC)
+    if weight_VC.dtype != hidden_TC.dtype or weight_VC.device != hidden_TC.device:
+        refuse_unlike(op, "weight", weight_VC, "hidden", hidden_TC)
     good = labels_T.shape == (T,) and labels_T.dtype == torch.int64
-    check(good, op, "labels", f"{labels_T.dtype} {tuple(labels_T.shape)}", "int64 and ({},)", T)
-    check(labels_T.device == hidden_TC.device, op, "labels' device", labels_T.device, f"{hidden_TC.device}")
+    if not good:
+        refuse(op, "labels", f"{labels_T.dtype} {tuple(labels_T.shape)}", f"int64 and ({T},)")
+    if labels_T.device != hidden_TC.device:
+        refuse(op, "labels' device", labels_T.device, f"{hidden_TC.device}")
     if token_weights_T is not None:
         w = token_weights_T
+        if not isinstance(w, Tensor):
+            refuse_types(op, token_weights=w)
         wide = torch.promote_types(hidden_TC.dtype, torch.float32)
         good = w.shape == (T,) and w.dtype == wide
-        check(good, op, "token_weights", f"{w.dtype} {tuple(w.shape)}", f"{wide} and ({{}},)", T)
-        check(w.device == hidden_TC.device, op, "token_weights' device", w.device, f"{hidden_TC.device}")
-        check(not w.requires_grad, op, "token_weights' requires_grad", True, "a constant: detach it")
+        if not good:
+            refuse(op, "token_weights", f"{w.dtype} {tuple(w.shape)}", f"{wide} and ({T},)")
+        if w.device != hidden_TC.device:
+            refuse(op, "token_weights' device", w.device, f"{hidden_TC.device}")
+        if w.requires_grad:
+            refuse(op, "token_weights' requires_grad", True, "a constant: detach it")
     if hidden_TC.is_cuda:
         check_kernel_dtype(op, "hidden", hidden_TC)
-    check(chunk_bytes is None or chunk_bytes > 0, op, "chunk_bytes", chunk_bytes, "a number of bytes above 0, or None")
+    good = chunk_bytes is None or (isinstance(chunk_bytes, int) and chunk_bytes > 0)
+    if not good:
+        refuse(op, "chunk_bytes", chunk_bytes, "a number of bytes above 0, or None")
     labelled_T = labels_T != ignore_index
     in_range_T = ((labels_T >= 0) & (labels_T < vocab_size)) | (labels_T == ignore_index)
     in_range = in_range_T.all()
@@ -448,7 +461,7 @@ def _loss(
         torch._assert_async(in_range, f"{op}: a label is out of range; needs 0 <= label < V, or ignore_index.")
     elif not in_range:
         need = f"0 <= label < {vocab_size}, or ignore_index = {ignore_index}"
-        check(False, op, "a label", int(labels_T[~in_range_T][0]), need)
+        refuse(op, "a label", int(labels_T[~in_range_T][0]), need)
     num_processes, process = (1, 0) if group is None else (group.size(), group.rank())
     most_rows = -(-vocab_size // num_processes)  # of any process: all of them must take the same chunks
     grad = torch.is_grad_enabled()
@@ -498,25 +511,41 @@ def linear_cross_entropy(
 ) -> Tensor | tuple[Tensor, TokenStats]:
     """sum of weight * cross-entropy(hidden weight^T, label) over labelled tokens; without weights, their mean.
 
-    A fp32 scalar (fp64 for fp64 inputs, on a CPU); 0 with zero gradients when every label is ignored. Labels are
-    already shifted: labels_T[t] belongs to hidden_TC[t]. Never holds (T, V) logits, on CPU or GPU.
+        hidden_TC, weight_VC = torch.randn(12, 64), torch.randn(1000, 64)
+        loss = linear_cross_entropy(hidden_TC, weight_VC, torch.randint(1000, (12,)))
 
-    Args:    hidden_TC and weight_VC of one floating dtype; labels_T int64, each 0 <= label < V or `ignore_index`;
-             token_weights_T fp32, a constant: no gradient flows to it.
+    Never holds the (T, V) logits, on CPU or GPU. Labels are already shifted: labels[t] belongs to hidden[t].
+
+    Args:    hidden_TC: (T, C), of T tokens, C wide, in a floating dtype.  weight_VC: (V, C), a row for each token of
+             the vocabulary, of hidden's dtype and device.
+             labels_T: (T,) int64, each 0 <= label < V or `ignore_index`.
+             token_weights_T: (T,) fp32 (fp64 where hidden is), a constant: no gradient flows to it.
              chunk_bytes: the most that the logits held at a time take, if one token's fit; None for 1040 MiB on a GPU
              (in hidden's dtype) and 64 MiB on a CPU (in fp32). Fewer bytes cost time: dweight is read and written
              once a chunk.
              return_stats: True for (loss, TokenStats): each token's loss and prediction, and the accuracy, all from
              the same pass.
-    Raises:  ValueError when a shape, dtype or device does not match, token_weights_T requires a gradient, or, on CPU, a
-             label is out of range (on a GPU and in compiled code: an assertion on the device; the host must not wait).
-             In backward, with create_graph=True: there is no second derivative.
+    Returns: a fp32 scalar (fp64 for fp64 inputs, on a CPU); 0 with zero gradients when every label is ignored. Under
+             torch.autocast hidden and weight are cast to its dtype, as in torch's linear.
+    Raises:  ValueError when an argument is not as above, token_weights_T requires a gradient, or, on CPU, a label is
+             out of range (on a GPU and in compiled code: an assertion on the device; the host must not wait). In
+             backward, with create_graph=True: there is no second derivative.
     """
     op = "linear_cross_entropy"
-    check(hidden_TC.ndim == 2 and hidden_TC.is_floating_point(), op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
+    if not (isinstance(hidden_TC, Tensor) and isinstance(weight_VC, Tensor) and isinstance(labels_T, Tensor)):
+        refuse_types(op, hidden=hidden_TC, weight=weight_VC, labels=labels_T)
+    if not hidden_TC.is_meta and torch.is_autocast_enabled(hidden_TC.device.type):
+        with autocast.off(hidden_TC):
+            return linear_cross_entropy(  # type: ignore[call-overload]
+                autocast.as_matmul(hidden_TC), autocast.as_matmul(weight_VC), labels_T, token_weights_T,
+                ignore_index=ignore_index, chunk_bytes=chunk_bytes, return_stats=return_stats,
+            )  # fmt: skip
+    if not (hidden_TC.ndim == 2 and hidden_TC.is_floating_point()):
+        refuse(op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
     C = hidden_TC.shape[1]
     fits = weight_VC.ndim == 2 and weight_VC.shape[0] >= 1 and weight_VC.shape[1] == C
-    check(fits, op, "weight's shape", tuple(weight_VC.shape), f"(V, {C}) with V >= 1, the width of hidden")
+    if not fits:
+        refuse(op, "weight's shape", tuple(weight_VC.shape), f"(V, {C}) with V >= 1, the width of hidden")
     return _loss(
         op, hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index, chunk_bytes, return_stats,
         len(weight_VC), None,
@@ -563,23 +592,53 @@ def vocab_parallel_linear_cross_entropy(
 ) -> Tensor | tuple[Tensor, TokenStats]:
     """`linear_cross_entropy` of a weight whose rows are spread over a process group; every process gets the loss.
 
+        group, V = torch.distributed.group.WORLD, len(weight_VC)
+        weight_RC = weight_VC.chunk(group.size())[group.rank()]
+        loss = vocab_parallel_linear_cross_entropy(hidden_TC, weight_RC, labels_T, vocab_size=V, group=group)
+
     Process p of n holds rows p * r up to (p + 1) * r, r = ceil(vocab_size / n), the last one what is left: torch.chunk,
     and `Shard(0)` of a DTensor. All other arguments are the same on every process, requires_grad included, and every
     process must call. hidden's gradient comes out whole on each of them, weight's only for its rows.
 
-    Args:    as `linear_cross_entropy`; chunk_bytes counts this process's logits.
+    Args:    hidden_TC: (T, C), of T tokens, C wide, in a floating dtype.  weight_RC: (R, C), this process's R rows, of
+             hidden's dtype and device.
+             labels_T: (T,) int64, each 0 <= label < vocab_size or `ignore_index`.
+             token_weights_T, ignore_index, return_stats: as for `linear_cross_entropy`.
+             vocab_size: rows of the whole weight.  group: the processes that share them.
+             chunk_bytes: the most that this process's logits take at a time.
+    Returns: as `linear_cross_entropy`, the same on every process.
     Raises:  ValueError as there, when weight_RC does not hold this process's rows, or a process would hold none.
     """
     op = "vocab_parallel_linear_cross_entropy"
-    check(hidden_TC.ndim == 2 and hidden_TC.is_floating_point(), op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
+    if not (isinstance(hidden_TC, Tensor) and isinstance(weight_RC, Tensor) and isinstance(labels_T, Tensor)):
+        refuse_types(op, hidden=hidden_TC, weight=weight_RC, labels=labels_T)
+    if not (isinstance(vocab_size, int) and vocab_size >= 1):
+        refuse(op, "vocab_size", vocab_size, "a whole number >= 1")
+    if not isinstance(group, dist.ProcessGroup):
+        refuse(op, "group", kind_of(group), "a torch.distributed.ProcessGroup")
+    if not hidden_TC.is_meta and torch.is_autocast_enabled(hidden_TC.device.type):
+        with autocast.off(hidden_TC):
+            return vocab_parallel_linear_cross_entropy(  # type: ignore[call-overload]
+                autocast.as_matmul(hidden_TC), autocast.as_matmul(weight_RC), labels_T, token_weights_T,
+                vocab_size=vocab_size, group=group, ignore_index=ignore_index, chunk_bytes=chunk_bytes,
+                return_stats=return_stats,
+            )  # fmt: skip
+    if not (hidden_TC.ndim == 2 and hidden_TC.is_floating_point()):
+        refuse(op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
     num_processes, C = group.size(), hidden_TC.shape[1]
     most_rows = -(-vocab_size // num_processes)
     good = most_rows * (num_processes - 1) < vocab_size
-    check(good, op, "vocab_size", vocab_size, f"a row for each of {num_processes} processes of {most_rows} at most")
+    if not good:
+        refuse(op, "vocab_size", vocab_size, f"a row for each of {num_processes} processes of {most_rows} at most")
     first_id = group.rank() * most_rows
     shape = (min(most_rows, vocab_size - first_id), C)
-    need = f"{shape}: rows {first_id}.. of {vocab_size} on process {group.rank()} of {num_processes}"
-    check(weight_RC.shape == shape, op, "weight's shape", tuple(weight_RC.shape), need)
+    if weight_RC.shape != shape:
+        refuse(
+            op,
+            "weight's shape",
+            tuple(weight_RC.shape),
+            f"{shape}: rows {first_id}.. of {vocab_size} on process {group.rank()} of {num_processes}",
+        )
     return _loss(
         op, hidden_TC, weight_RC, labels_T, token_weights_T, ignore_index, chunk_bytes, return_stats,
         vocab_size, group,

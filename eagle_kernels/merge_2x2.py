@@ -1,5 +1,7 @@
 """Merge each 2x2 block of patches into one token of four times the width: a gather, one read and one write.
 
+    tokens_IQE = merge_2x2(patches_IPC)  # (3, 1024, 1152) -> (3, 256, 4608)
+
 Dims    I tiles, P = side**2 patches of a tile in row-major order, C channels; Q = P / 4 tokens a tile, 4C wide.
 Maths   out[i, (a, b)] = concat(x[2a, 2b], x[2a, 2b + 1], x[2a + 1, 2b], x[2a + 1, 2b + 1]).
 Grads   A permutation of elements: its gradient is the inverse permutation.
@@ -10,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, on_device_of
+from eagle_kernels.checks import on_device_of, refuse, refuse_types
 from eagle_kernels.library import custom_op
 
 COLS = 1024  # elements a program copies: 8 a thread, one 16-byte load of bf16
@@ -74,13 +76,23 @@ _merge.register_autograd(_grad, setup_context=_setup)
 
 
 def merge_2x2(patches_IPC: Tensor) -> Tensor:
-    """(I, P, C) -> (I, P / 4, 4C); new and contiguous; any dtype. CPU tensors take `merge_2x2_ref`.
+    """Each 2x2 block of a tile's patches becomes one token of four times the width, upper patches first.
 
-    A tensor that is not contiguous is copied first.
-    Raises ValueError when P is not the square of an even number.
+        tokens_IQE = merge_2x2(torch.randn(3, 1024, 1152))  # (3, 256, 4608)
+
+    CPU tensors take `merge_2x2_ref`. A tensor that is not contiguous is copied first.
+
+    Args:    patches_IPC: (I, P, C), I tiles of P patches, row by row, C channels wide; any dtype; P is the square of an
+             even number.
+    Returns: (I, P / 4, 4 * C), new and contiguous.
+    Raises:  ValueError when patches are not as above.
     """
-    check(patches_IPC.ndim == 3, "merge_2x2", "patches' shape", tuple(patches_IPC.shape), "(I, P, C)")
+    if not isinstance(patches_IPC, Tensor):
+        refuse_types("merge_2x2", patches=patches_IPC)
+    if patches_IPC.ndim != 3:
+        refuse("merge_2x2", "patches' shape", tuple(patches_IPC.shape), "(I, P, C)")
     P = patches_IPC.shape[1]
     square = side_of(P) ** 2 == P and P % 2 == 0
-    check(square, "merge_2x2", "the number of patches a tile", P, "the square of an even side")
+    if not square:
+        refuse("merge_2x2", "the number of patches a tile", P, "the square of an even side")
     return _merge(patches_IPC, False) if patches_IPC.is_cuda else merge_2x2_ref(patches_IPC)

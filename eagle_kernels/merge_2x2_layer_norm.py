@@ -1,5 +1,7 @@
 """Merge each 2x2 block of patches into one token, then LayerNorm of its 4C channels: one read, one write.
 
+    tokens_IQE = merge_2x2_layer_norm(patches_IPC, weight_E, bias_E, 1e-5)
+
 Dims    I tiles, P = side**2 patches of a tile, C channels; Q = P / 4 tokens a tile, E = 4C wide.
 Maths   layer_norm(merge_2x2(patches), weight, bias).
 Grads   As layer_norm's; dpatches is written where merge_2x2 read: the inverse permutation costs nothing.
@@ -11,7 +13,8 @@ Source  The first two steps of Eagle 2.5's connector, arXiv:2504.15271.
 import torch
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_kernel_dtype, check_same
+from eagle_kernels import autocast
+from eagle_kernels.checks import check_kernel_dtype, refuse, refuse_types, refuse_unlike
 from eagle_kernels.layer_norm import launch_bwd, launch_fwd, layer_norm_ref
 from eagle_kernels.library import custom_op
 from eagle_kernels.merge_2x2 import merge_2x2_ref, side_of
@@ -29,7 +32,8 @@ def _fwd(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> t
     if P == 0:
         stats = [patches_IPC.new_empty(0, dtype=torch.float32) for _ in range(2)]
         return patches_IPC.new_empty(I, 0, 4 * C), stats[0], stats[1]
-    y_TE, mean_T, rstd_T = launch_fwd(patches_IPC.contiguous(), weight_E, bias_E, eps, side_of(P) // 2)
+    patches_IPC = patches_IPC.contiguous()
+    y_TE, mean_T, rstd_T = launch_fwd("merge_2x2_layer_norm", patches_IPC, weight_E, bias_E, eps, side_of(P) // 2)
     return y_TE.view(I, P // 4, 4 * C), mean_T, rstd_T
 
 
@@ -83,20 +87,39 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 
 
 def merge_2x2_layer_norm(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
-    """(I, P, C), (4C,) and (4C,) -> (I, P / 4, 4C): `layer_norm(merge_2x2(patches), weight, bias, eps)`.
+    """layer_norm(merge_2x2(patches), weight, bias, eps): each 2x2 block of patches becomes one token, normalised.
+
+        tokens = merge_2x2_layer_norm(torch.randn(3, 1024, 1152), torch.ones(4608), torch.zeros(4608), 1e-5)
 
     CPU tensors take `merge_2x2_layer_norm_ref`. Patches that are not contiguous are copied first.
-    Raises ValueError when P is not the square of an even number, a shape, dtype or device does not match, or the
-    dtype is fp64 on a GPU.
+
+    Args:    patches_IPC: (I, P, C), I tiles of P patches, row by row, C channels wide, in a floating dtype; P is the
+             square of an even number.  weight_E, bias_E: (4 * C,), of patches' dtype and device.  eps: > 0.
+    Returns: (I, P / 4, 4 * C), new. Under torch.autocast it is computed in fp32: the result is fp32 on a GPU and of
+             patches' dtype on a CPU, as torch's layer_norm.
+    Raises:  ValueError when an argument is not as above, or on a GPU the dtype is fp64 or 4 * C above 65536.
     """
     op = "merge_2x2_layer_norm"
+    if not (isinstance(patches_IPC, Tensor) and isinstance(weight_E, Tensor) and isinstance(bias_E, Tensor)):
+        refuse_types(op, patches=patches_IPC, weight=weight_E, bias=bias_E)
+    if not patches_IPC.is_meta and torch.is_autocast_enabled(patches_IPC.device.type):
+        with autocast.off(patches_IPC):
+            wide = autocast.at_least_fp32
+            tokens_IQE = merge_2x2_layer_norm(wide(patches_IPC), wide(weight_E), wide(bias_E), eps)
+            return autocast.as_norm(tokens_IQE, patches_IPC)
     good = patches_IPC.ndim == 3 and patches_IPC.is_floating_point()
-    check(good, op, "patches", f"{patches_IPC.dtype} {tuple(patches_IPC.shape)}", "a floating dtype and (I, P, C)")
+    if not good:
+        refuse(op, "patches", f"{patches_IPC.dtype} {tuple(patches_IPC.shape)}", "a floating dtype and (I, P, C)")
     _, P, C = patches_IPC.shape
-    check(side_of(P) ** 2 == P and P % 2 == 0, op, "the number of patches a tile", P, "the square of an even side")
+    if not (side_of(P) ** 2 == P and P % 2 == 0):
+        refuse(op, "the number of patches a tile", P, "the square of an even side")
     for name, tensor in (("weight", weight_E), ("bias", bias_E)):
-        check(tensor.shape == (4 * C,), op, f"{name}'s shape", tuple(tensor.shape), f"({4 * C},), 4 x patches' width")
-        check_same(op, name, tensor, "patches", patches_IPC)
+        if tensor.shape != (4 * C,):
+            refuse(op, f"{name}'s shape", tuple(tensor.shape), f"({4 * C},), 4 x patches' width")
+        if tensor.dtype != patches_IPC.dtype or tensor.device != patches_IPC.device:
+            refuse_unlike(op, name, tensor, "patches", patches_IPC)
+    if not (isinstance(eps, int | float) and eps > 0):
+        refuse(op, "eps", eps, "a number > 0")
     if not patches_IPC.is_cuda:
         return merge_2x2_layer_norm_ref(patches_IPC, weight_E, bias_E, eps)
     check_kernel_dtype(op, "patches", patches_IPC)

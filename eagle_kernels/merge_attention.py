@@ -1,5 +1,7 @@
 """Two attention outputs over keys that do not overlap become the output over all of them: split keys, chunked prefill.
 
+    out_THD, lse_HT = merge_attention(out_a_THD, lse_a_HT, out_b_THD, lse_b_HT)
+
 Dims    T tokens, H query heads, D head width.
 Maths   lse = log(exp(lse_a) + exp(lse_b));  out = exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b.
         A side that saw no key has lse = -inf and weight 0, whatever its out holds; without keys on both sides out = 0
@@ -14,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle_kernels import native
-from eagle_kernels.checks import KERNEL_DTYPES, check, check_same
+from eagle_kernels import autocast, native
+from eagle_kernels.checks import KERNEL_DTYPES, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 OP = "merge_attention"
@@ -71,36 +73,66 @@ def _fwd_fake(
 def merge_attention(
     out_a_THD: Tensor, lse_a_HT: Tensor, out_b_THD: Tensor, lse_b_HT: Tensor, *, num_threads: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) over the keys of both partials: (T, H, D), and fp32 (H, T). CPU tensors take the C++ code.
+    """Two partial attention outputs, over keys that do not overlap, become the output over the keys of both.
 
-    Not differentiable: it serves inference. To train through an lse, give all keys to one `varlen_attention`.
+        halves = [varlen_attention(q, k[i::2], v[i::2], cu_seqlens, cu_seqlens_k=cu_seqlens_half, causal=False,
+                                   return_lse=True) for i in (0, 1)]
+        out_THD, lse_HT = merge_attention(*halves[0], *halves[1])
 
-    Args:   out_a_THD, out_b_THD: bf16, fp16 or fp32, as `varlen_attention` gives them; D a multiple of 8 from 16 to
-            256. The last dimension is contiguous, other strides are multiples of 8 elements, the address of 16 bytes.
-            lse_a_HT, lse_b_HT: fp32, finite, or -inf where a row saw no key; any strides.
-            num_threads: of the CPU code; 0 is one for each CPU. The bits do not depend on it.
-    Raises: ValueError when an argument is not as above or needs a gradient; RuntimeError for CUDA tensors in a build
-            without CUDA.
+    CPU tensors take the C++ code. Not differentiable: it serves inference. To train through an lse, give all keys to
+    one `varlen_attention`.
+
+    Args:    out_a_THD, out_b_THD: (T, H, D), T rows of H heads, D wide, in bf16, fp16 or fp32, as `varlen_attention`
+             gives them; D is a multiple of 8 from 16 to 256. The last dimension is contiguous, other strides are
+             multiples of 8 elements, the address of 16 bytes.
+             lse_a_HT, lse_b_HT: (H, T) fp32: log sum exp of each row's scores, -inf where it saw no key; any strides.
+             num_threads: of the CPU code; 0 is one for each CPU. The bits do not depend on it.
+    Returns: (out, lse): (T, H, D) in out_a's dtype, under torch.autocast, where they may differ, in the widest of both;
+             and (H, T) fp32.
+    Raises:  ValueError when an argument is not as above or needs a gradient; RuntimeError for CUDA tensors in a build
+             without CUDA.
     """
+    if not (
+        isinstance(out_a_THD, Tensor)
+        and isinstance(lse_a_HT, Tensor)
+        and isinstance(out_b_THD, Tensor)
+        and isinstance(lse_b_HT, Tensor)
+    ):
+        refuse_types(OP, out_a=out_a_THD, lse_a=lse_a_HT, out_b=out_b_THD, lse_b=lse_b_HT)
+    if not out_a_THD.is_meta and torch.is_autocast_enabled(out_a_THD.device.type):
+        with autocast.off(out_a_THD):
+            out_a_THD, out_b_THD = autocast.widest(out_a_THD, out_b_THD)
+            return merge_attention(out_a_THD, lse_a_HT, out_b_THD, lse_b_HT, num_threads=num_threads)
     outs = (("out_a", out_a_THD), ("out_b", out_b_THD))
     lses = (("lse_a", lse_a_HT), ("lse_b", lse_b_HT))
     for name, x in outs + lses:
         wanted = torch.is_grad_enabled() and x.requires_grad
-        check(not wanted, OP, f"{name}'s requires_grad", True, "False, or torch.no_grad(): there is no backward")
-        check(x.device == out_a_THD.device, OP, f"{name}'s device", x.device, f"out_a's {out_a_THD.device}")
-    check(out_a_THD.dtype in KERNEL_DTYPES, OP, "out_a's dtype", out_a_THD.dtype, f"one of {KERNEL_DTYPES}")
+        if wanted:
+            refuse(OP, f"{name}'s requires_grad", True, "False, or torch.no_grad(): there is no backward")
+        if x.device != out_a_THD.device:
+            refuse(OP, f"{name}'s device", x.device, f"out_a's {out_a_THD.device}")
+    if out_a_THD.dtype not in KERNEL_DTYPES:
+        refuse(OP, "out_a's dtype", out_a_THD.dtype, f"one of {KERNEL_DTYPES}")
     shape = tuple(out_a_THD.shape)
-    check(len(shape) == 3, OP, "out_a's shape", shape, "three dimensions, (tokens, heads, head width)")
+    if len(shape) != 3:
+        refuse(OP, "out_a's shape", shape, "three dimensions, (tokens, heads, head width)")
     T, H, D = shape
-    check(D % 8 == 0 and 16 <= D <= 256, OP, "the head width", D, "a multiple of 8 from 16 to 256")
+    if not (D % 8 == 0 and 16 <= D <= 256):
+        refuse(OP, "the head width", D, "a multiple of 8 from 16 to 256")
     for name, x in outs:
-        check_same(OP, name, x, "out_a", out_a_THD)
-        check(tuple(x.shape) == shape, OP, f"{name}'s shape", tuple(x.shape), f"out_a's {shape}")
+        if x.dtype != out_a_THD.dtype or x.device != out_a_THD.device:
+            refuse_unlike(OP, name, x, "out_a", out_a_THD)
+        if tuple(x.shape) != shape:
+            refuse(OP, f"{name}'s shape", tuple(x.shape), f"out_a's {shape}")
         whole = all(n == 1 or stride % 8 == 0 for n, stride in zip(x.shape[:2], x.stride()[:2], strict=True))
-        check(x.stride(2) == 1 and whole, OP, f"{name}'s strides", x.stride(), "multiples of 8, then 1")
+        if not (x.stride(2) == 1 and whole):
+            refuse(OP, f"{name}'s strides", x.stride(), "multiples of 8, then 1")
     for name, x in lses:
-        check(x.dtype == torch.float32, OP, f"{name}'s dtype", x.dtype, "torch.float32")
-        check(tuple(x.shape) == (H, T), OP, f"{name}'s shape", tuple(x.shape), f"(heads, tokens), {(H, T)}")
-    check(num_threads >= 0, OP, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
+        if x.dtype != torch.float32:
+            refuse(OP, f"{name}'s dtype", x.dtype, "torch.float32")
+        if tuple(x.shape) != (H, T):
+            refuse(OP, f"{name}'s shape", tuple(x.shape), f"(heads, tokens), {(H, T)}")
+    if not (isinstance(num_threads, int) and num_threads >= 0):
+        refuse(OP, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
     out_THD, lse_HT = _fwd(out_a_THD, lse_a_HT, out_b_THD, lse_b_HT, num_threads)
     return out_THD, lse_HT

@@ -1,5 +1,7 @@
 """A fused QKV projection becomes rotated q and k, and v: split, bias and rotary embedding in one pass over memory.
 
+    q_THD, k_TKD, v_TKD = qkv_rope(x @ weight.T, bias_F, positions_T, 1e6, num_heads=28, num_kv_heads=4)
+
 Dims    T tokens, H query heads, K key and as many value heads, D head width, even; F = (H + 2K) D.
 Maths   x = qkv + bias, its heads in the order q, k, v;  q and k are rotated as in rope;  v is x.
 Grads   dqkv: dq and dk rotated back, and dv, side by side;  dbias = sum_T dqkv.
@@ -14,9 +16,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels import autocast
+from eagle_kernels.checks import (
+    check_kernel_dtype,
+    inner_contiguous,
+    on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
+)
 from eagle_kernels.library import custom_op
-from eagle_kernels.rope import rope_frequencies_on, rope_ref
+from eagle_kernels.rope import check_positions, rope_frequencies_on, rope_ref
 from eagle_kernels.sum_partials import sum_partials
 
 TILE = 1024  # pairs a program rotates at a time: 8 a thread, one 16-byte load of bf16 from each half
@@ -68,7 +78,7 @@ def _split(  # type: ignore[no-untyped-def]
     tl.store(out + HALF, b.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     qkv_ptr, bias_ptr, positions_ptr, frequencies_ptr, q_ptr, k_ptr, v_ptr, qkv_stride, position_stride, T,
     H: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, COLS: tl.constexpr,
@@ -129,7 +139,7 @@ def _join(  # type: ignore[no-untyped-def]
         tl.store(out + HALF, tl.sum(sum_b, axis=0), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dq_ptr, dk_ptr, dv_ptr, positions_ptr, frequencies_ptr, dqkv_ptr, partials_ptr,
     dq_stride_t, dq_stride_h, dk_stride_t, dk_stride_h, dv_stride_t, dv_stride_h, position_stride, T,
@@ -251,28 +261,48 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 def qkv_rope(
     qkv_TF: Tensor, bias_F: Tensor, positions_T: Tensor, theta: float, *, num_heads: int, num_kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q (T, H, D), k and v (T, K, D) of a fused projection whose bias was left out: qkv + bias, split, q and k rotated.
+    """q, k and v of a fused projection whose bias was left out: qkv + bias, split into heads, q and k rotated.
 
-    qkv_TF: the heads of q, then of k, then of v, each D wide, F = (H + 2K) D. positions_T: int32 or int64, counted from
-    0 in each document. New contiguous tensors. Rows of qkv may lie apart; if its last dim is strided it is copied.
-    CPU tensors take `qkv_rope_ref`.
-    Raises ValueError when a number of heads is below 1, F does not fit them or gives an odd D, shapes, dtypes or
-    devices do not fit each other, or the dtype is fp64 on a GPU.
+        qkv_TF, bias_F = torch.randn(5, (28 + 2 * 4) * 128), torch.zeros((28 + 2 * 4) * 128)
+        positions_T = torch.tensor([0, 1, 2, 0, 1])  # documents of 3 and 2 tokens
+        q_THD, k_TKD, v_TKD = qkv_rope(qkv_TF, bias_F, positions_T, 1e6, num_heads=28, num_kv_heads=4)
+
+    CPU tensors take `qkv_rope_ref`. Rows of qkv may lie apart; if its last dim is strided it is copied.
+
+    Args:    qkv_TF: (T, F), of T tokens the heads of q, then of k, then of v, each D wide, D even:
+             F = (num_heads + 2 * num_kv_heads) * D; a floating dtype.  bias_F: (F,), of qkv's dtype and device.
+             positions_T: (T,) int32 or int64, from 0 on in each document. On a GPU, where looking would make the host
+             wait, negative ones are not noticed.
+             theta: > 0; the pair i of a head turns by theta**(-2 i / D) radians a position.
+             num_heads, num_kv_heads: of q, and of k and of v; each 1 or more.
+    Returns: q (T, num_heads, D), k and v (T, num_kv_heads, D); new contiguous tensors of qkv's dtype. Under
+             torch.autocast qkv and bias are cast to its dtype, as in torch's linear.
+    Raises:  ValueError when an argument is not as above, or qkv is fp64 on a GPU.
     """
-    op, shape = "qkv_rope", tuple(qkv_TF.shape)
-    check(num_heads >= 1, op, "num_heads", num_heads, "1 or more")
-    check(num_kv_heads >= 1, op, "num_kv_heads", num_kv_heads, "1 or more")
-    num_all = num_heads + 2 * num_kv_heads
+    op = "qkv_rope"
+    if not (isinstance(qkv_TF, Tensor) and isinstance(bias_F, Tensor) and isinstance(positions_T, Tensor)):
+        refuse_types(op, qkv=qkv_TF, bias=bias_F, positions=positions_T)
+    if not qkv_TF.is_meta and torch.is_autocast_enabled(qkv_TF.device.type):
+        with autocast.off(qkv_TF):
+            qkv_TF, bias_F = autocast.as_matmul(qkv_TF), autocast.as_matmul(bias_F)
+            return qkv_rope(qkv_TF, bias_F, positions_T, theta, num_heads=num_heads, num_kv_heads=num_kv_heads)
+    if not (isinstance(num_heads, int) and num_heads >= 1):
+        refuse(op, "num_heads", num_heads, "a whole number >= 1")
+    if not (isinstance(num_kv_heads, int) and num_kv_heads >= 1):
+        refuse(op, "num_kv_heads", num_kv_heads, "a whole number >= 1")
+    shape, num_all = tuple(qkv_TF.shape), num_heads + 2 * num_kv_heads
     fits = len(shape) == 2 and shape[1] % (2 * num_all) == 0
-    check(fits, op, "qkv's shape", shape, f"(T, F) with F = {num_all} heads of one even width")
-    check(qkv_TF.is_floating_point(), op, "qkv's dtype", qkv_TF.dtype, "a floating dtype")
-    check(bias_F.shape == shape[1:], op, "bias's shape", tuple(bias_F.shape), f"({shape[1]},), the width of qkv")
-    check_same(op, "bias", bias_F, "qkv", qkv_TF)
-    check(positions_T.shape == shape[:1], op, "positions' shape", tuple(positions_T.shape), "({},)", shape[0])
-    integer = positions_T.dtype in (torch.int32, torch.int64)
-    check(integer, op, "positions' dtype", positions_T.dtype, "int32 or int64")
-    check(positions_T.device == qkv_TF.device, op, "positions' device", positions_T.device, f"qkv's {qkv_TF.device}")
-    check(theta > 0, op, "theta", theta, "a positive number")
+    if not fits:
+        refuse(op, "qkv's shape", shape, f"(T, F) with F = {num_all} heads of one even width")
+    if not qkv_TF.is_floating_point():
+        refuse(op, "qkv's dtype", qkv_TF.dtype, "a floating dtype")
+    if bias_F.shape != shape[1:]:
+        refuse(op, "bias's shape", tuple(bias_F.shape), f"({shape[1]},), the width of qkv")
+    if bias_F.dtype != qkv_TF.dtype or bias_F.device != qkv_TF.device:
+        refuse_unlike(op, "bias", bias_F, "qkv", qkv_TF)
+    check_positions(op, positions_T, shape[0], "qkv", qkv_TF)
+    if not (isinstance(theta, int | float) and theta > 0):
+        refuse(op, "theta", theta, "a number > 0")
     if not qkv_TF.is_cuda:
         return qkv_rope_ref(qkv_TF, bias_F, positions_T, theta, num_heads=num_heads, num_kv_heads=num_kv_heads)
     check_kernel_dtype(op, "qkv", qkv_TF)

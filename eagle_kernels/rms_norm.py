@@ -1,5 +1,8 @@
 """RMSNorm, alone or with the residual addition before it, each in one pass over memory.
 
+    y = rms_norm(x, weight, 1e-6)
+    y, stream = add_rms_norm(x, stream, weight, 1e-6)  # stream + x goes on, normalised it enters the next block
+
 Dims    T rows (tokens; any leading dims), C channels of a row.
 Maths   r = 1 / sqrt(mean(h**2) + eps);  n = h * r;  y = n * weight;  h is x, or x + residual rounded to x's dtype.
 Grads   g = dy * weight;  dh = r * (g - n * mean(g * n)), plus what reaches h itself;  dweight = sum_T dy * n.
@@ -14,7 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels import autocast
+from eagle_kernels.checks import (
+    as_rows,
+    check_kernel_dtype,
+    inner_contiguous,
+    on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
+)
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
 
@@ -43,7 +55,7 @@ def _load_h(x_ptr, residual_ptr, x_offsets, residual_offsets, mask, ADD: tl.cons
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr, rstd_ptr, x_stride, residual_stride, T, eps,
     C: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -72,7 +84,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
         tl.store(y_ptr + rows[:, None] * C + cols[None, :], (normed * weight).to(h.dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, dsum_ptr, h_ptr, weight_ptr, rstd_ptr, dh_ptr, partials_ptr, dy_stride, dsum_stride, h_stride, T,
     C: tl.constexpr, ADD: tl.constexpr, NEED_DH: tl.constexpr, NEED_DWEIGHT: tl.constexpr,
@@ -126,8 +138,10 @@ def _launch_fwd(
     x_TC: Tensor, residual_TC: Tensor | None, weight_C: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     T, C = x_TC.shape
-    check(C <= MAX_WIDTH, "rms_norm", "the width", C, f"{MAX_WIDTH} or less on a GPU")
     add = residual_TC is not None
+    op = "add_rms_norm" if add else "rms_norm"
+    if C > MAX_WIDTH:
+        refuse(op, "the width", C, f"{MAX_WIDTH} or less on a GPU")
     y_TC, rstd_T = x_TC.new_empty(T, C), x_TC.new_empty(T, dtype=torch.float32)
     h_TC = x_TC.new_empty(T, C) if add else y_TC
     if T and C:
@@ -225,23 +239,38 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 _add_fwd.register_autograd(_add_grad, setup_context=_add_setup)
 
 
-def _check(op: str, x: Tensor, weight: Tensor) -> None:
-    check(
-        x.is_floating_point() and x.ndim >= 1, op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)"
-    )
-    check(weight.shape == x.shape[-1:], op, "weight's shape", tuple(weight.shape), f"({x.shape[-1]},), the width of x")
-    check_same(op, "weight", weight, "x", x)
+def _check(op: str, x: Tensor, weight: Tensor, eps: float) -> None:
+    if not (x.is_floating_point() and x.ndim >= 1):
+        refuse(op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)")
+    if weight.shape != x.shape[-1:]:
+        refuse(op, "weight's shape", tuple(weight.shape), f"({x.shape[-1]},), the width of x")
+    if weight.dtype != x.dtype or weight.device != x.device:
+        refuse_unlike(op, "weight", weight, "x", x)
+    if not (isinstance(eps, int | float) and eps > 0):
+        refuse(op, "eps", eps, "a number > 0")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x**2) + eps) * weight over the last dim; (..., C) and (C,), one dtype and device.
+    """x / sqrt(mean(x**2) + eps) * weight, over the last dim.
 
-    CPU tensors take `rms_norm_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose
-    last dim is strided is copied.
-    Raises ValueError when weight's shape, dtype or device does not match, or on a GPU the dtype is fp64 or the width
-    beyond 65536.
+        y = rms_norm(torch.randn(4, 3584), torch.ones(3584), 1e-6)
+
+    CPU tensors take `rms_norm_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose last
+    dim is strided is copied.
+
+    Args:    x: (..., C), C channels of each row, in a floating dtype.  weight: (C,), of x's dtype and device.
+             eps: > 0, added to the mean of the squares.
+    Returns: a new tensor of x's shape and dtype. Under torch.autocast, where weight may have another dtype, it is
+             computed in fp32: the result is fp32 on a GPU and of x's dtype on a CPU, as torch's layer_norm.
+    Raises:  ValueError when an argument is not as above, or on a GPU x is fp64 or C above 65536.
     """
-    _check("rms_norm", x, weight)
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
+        refuse_types("rms_norm", x=x, weight=weight)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        with autocast.off(x):
+            wide = autocast.at_least_fp32
+            return autocast.as_norm(rms_norm(wide(x), wide(weight), eps), x)
+    _check("rms_norm", x, weight, eps)
     if not x.is_cuda:
         return rms_norm_ref(x, weight, eps)
     check_kernel_dtype("rms_norm", "x", x)
@@ -249,15 +278,34 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(rms_norm(x + residual, weight, eps), x + residual): the block's input and the stream that goes on.
+    """(rms_norm(x + residual, weight, eps), x + residual): the next block's input, and the stream that goes on.
 
-    Shapes as in `rms_norm`, residual as x. Raises ValueError as it does.
+        y, stream = add_rms_norm(torch.randn(4, 3584), torch.randn(4, 3584), torch.ones(3584), 1e-6)
+
+    CPU tensors take `add_rms_norm_ref`.
+
+    Args:    x: (..., C), C channels of each row, in a floating dtype.  residual: of x's shape, dtype and device.
+             weight: (C,), of x's dtype and device.  eps: > 0, added to the mean of the squares.
+    Returns: two new tensors of x's shape and dtype. Under torch.autocast, where dtypes may differ, the sum has the
+             widest dtype of its terms, and the norm is that of `rms_norm` there.
+    Raises:  ValueError when an argument is not as above, or on a GPU x is fp64 or C above 65536.
     """
-    _check("add_rms_norm", x, weight)
-    check(residual.shape == x.shape, "add_rms_norm", "residual's shape", tuple(residual.shape), f"x's {tuple(x.shape)}")
-    check_same("add_rms_norm", "residual", residual, "x", x)
+    op = "add_rms_norm"
+    if not (isinstance(x, Tensor) and isinstance(residual, Tensor) and isinstance(weight, Tensor)):
+        refuse_types(op, x=x, residual=residual, weight=weight)
+    if residual.shape != x.shape:
+        refuse(op, "residual's shape", tuple(residual.shape), f"x's {tuple(x.shape)}")
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        with autocast.off(x):
+            h = x + residual
+            wide_h, wide_weight = autocast.at_least_fp32(h), autocast.at_least_fp32(weight)
+            _check(op, wide_h, wide_weight, eps)
+            return autocast.as_norm(rms_norm(wide_h, wide_weight, eps), h), h
+    _check(op, x, weight, eps)
+    if residual.dtype != x.dtype or residual.device != x.device:
+        refuse_unlike(op, "residual", residual, "x", x)
     if not x.is_cuda:
         return add_rms_norm_ref(x, residual, weight, eps)
-    check_kernel_dtype("add_rms_norm", "x", x)
+    check_kernel_dtype(op, "x", x)
     y_TC, h_TC, _ = _add_fwd(as_rows(x), as_rows(residual), weight, eps)
     return y_TC.view(x.shape), h_TC.view(x.shape)

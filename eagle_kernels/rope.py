@@ -1,5 +1,7 @@
 """Rotary position embedding of queries and keys together: one launch, positions of packed documents, half-split.
 
+    q_THD, k_TKD = rope(q_THD, k_TKD, torch.tensor([0, 1, 2, 0, 1]), 1e6)  # documents of 3 and 2 tokens
+
 Dims    T tokens, H query heads, K key heads (any H and K), D head width, even.
 Maths   angle[t, i] = positions[t] * theta**(-2 i / D), i < D / 2;  (a, b) = the halves of a head;
         out = (a cos - b sin, b cos + a sin).
@@ -10,14 +12,20 @@ Numbers The frequencies and angle are rounded to fp32 exactly as transformers' Q
 Source  Su et al. 2021, arXiv:2104.09864, in the layout of GPT-NeoX and Qwen2.
 """
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels import autocast
+from eagle_kernels.checks import (
+    check_kernel_dtype,
+    inner_contiguous,
+    on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
+)
 from eagle_kernels.library import custom_op
 
 TILE = 1024  # (token, pair) entries a program rotates at a time, the same cos and sin for every head
@@ -28,10 +36,27 @@ def rope_frequencies(head_dim: int, theta: float) -> Tensor:
     return 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim))
 
 
-@cache
+_UPLOADED: dict[tuple[torch.device, int, float], Tensor] = {}
+
+
 def rope_frequencies_on(device: torch.device, head_dim: int, theta: float) -> Tensor:
-    # Uploaded once per device: a copy from the host at every call would wait for the stream.
-    return rope_frequencies(head_dim, theta).to(device)
+    """Uploaded once per device: a copy from the host at every call would wait for the stream. A CUDA graph cannot hold
+    such a copy; captured before any upload, it writes the numbers itself, into memory of its own."""
+    key = device, head_dim, theta
+    if key not in _UPLOADED:
+        frequencies = rope_frequencies(head_dim, theta)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return _write(frequencies, device)
+        _UPLOADED[key] = frequencies.to(device)
+    return _UPLOADED[key]
+
+
+def _write(numbers: Tensor, device: torch.device) -> Tensor:
+    """The same on `device`, by a launch for each number, which carries it."""
+    written = torch.empty_like(numbers, device=device)
+    for i, number in enumerate(numbers.tolist()):
+        written[i].fill_(number)
+    return written
 
 
 def rope_ref(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tuple[Tensor, Tensor]:
@@ -59,7 +84,7 @@ def _rotate(x_ptr, x_stride_t, x_stride_h, out_ptr, NUM_HEADS, rows, i, cos, sin
         tl.store(out + HALF, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, positions_ptr, frequencies_ptr, q_out_ptr, k_out_ptr,
     q_stride_t, q_stride_h, k_stride_t, k_stride_h, position_stride, T, Q_HEADS, K_HEADS,
@@ -116,24 +141,61 @@ def _grad(ctx, dq_THD, dk_TKD):  # type: ignore[no-untyped-def]
 _rope.register_autograd(_grad, setup_context=_setup)
 
 
-def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tuple[Tensor, Tensor]:
-    """q and k rotated by their tokens' positions; new contiguous tensors. CPU tensors take `rope_ref`.
+def check_positions(op: str, positions_T: Tensor, num_tokens: int, like_name: str, like: Tensor) -> None:
+    """Raises ValueError unless they are a position for each token on like's device; on a CPU, where looking costs
+    nothing, also when one is negative."""
+    shape = tuple(positions_T.shape)
+    if len(shape) != 1 or shape[0] != num_tokens:
+        refuse(op, "positions' shape", shape, f"({num_tokens},)")
+    if positions_T.dtype not in (torch.int32, torch.int64):
+        refuse(op, "positions' dtype", positions_T.dtype, "int32 or int64")
+    if positions_T.device != like.device:
+        refuse(op, "positions' device", positions_T.device, f"{like_name}'s {like.device}")
+    if positions_T.device.type != "cpu" or not num_tokens:
+        return
+    is_wrong = (positions_T < 0).any()
+    if torch.compiler.is_compiling():
+        torch._assert_async(~is_wrong, f"{op}: a position is below 0; positions count from 0 in each document.")
+    elif is_wrong:
+        refuse(op, "a position", int(positions_T.min()), "0 or more: positions count from 0 in each document")
 
-    positions_T: int32 or int64, counted from 0 in each document. q and k may be views into one fused projection;
-    only a tensor whose last dim is strided is copied.
-    Raises ValueError when shapes do not fit each other, D is odd, dtypes or devices differ, or they are fp64 on a GPU.
+
+def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tuple[Tensor, Tensor]:
+    """Queries and keys rotated by their tokens' positions, in the half-split layout of GPT-NeoX and Qwen2.
+
+        q_THD, k_TKD = torch.randn(5, 28, 128), torch.randn(5, 4, 128)
+        q_THD, k_TKD = rope(q_THD, k_TKD, torch.tensor([0, 1, 2, 0, 1]), 1e6)  # documents of 3 and 2 tokens
+
+    CPU tensors take `rope_ref`. q and k may be views into one fused projection; only a tensor whose last dim is strided
+    is copied.
+
+    Args:    q_THD: (T, H, D), H query heads of T tokens, D wide, D even, in a floating dtype.
+             k_TKD: (T, K, D), K key heads, of q's dtype and device.
+             positions_T: (T,) int32 or int64, from 0 on in each document. On a GPU, where looking would make the host
+             wait, negative ones are not noticed.
+             theta: > 0; the pair i of a head turns by theta**(-2 i / D) radians a position.
+    Returns: new contiguous tensors of q's and k's shapes and dtype; under torch.autocast, where dtypes may differ, of
+             the widest.
+    Raises:  ValueError when an argument is not as above, or they are fp64 on a GPU.
     """
+    if not (isinstance(q_THD, Tensor) and isinstance(k_TKD, Tensor) and isinstance(positions_T, Tensor)):
+        refuse_types("rope", q=q_THD, k=k_TKD, positions=positions_T)
+    if not q_THD.is_meta and torch.is_autocast_enabled(q_THD.device.type):
+        with autocast.off(q_THD):
+            return rope(*autocast.widest(q_THD, k_TKD), positions_T, theta)
     q_shape, k_shape = tuple(q_THD.shape), tuple(k_TKD.shape)
-    check(q_THD.ndim == 3 and q_shape[2] % 2 == 0, "rope", "q's shape", q_shape, "(T, H, D) with D even")
-    check(q_THD.is_floating_point(), "rope", "q's dtype", q_THD.dtype, "a floating dtype")
+    if not (q_THD.ndim == 3 and q_shape[2] % 2 == 0):
+        refuse("rope", "q's shape", q_shape, "(T, H, D) with D even")
+    if not q_THD.is_floating_point():
+        refuse("rope", "q's dtype", q_THD.dtype, "a floating dtype")
     fits = k_TKD.ndim == 3 and k_shape[::2] == q_shape[::2]
-    check(fits, "rope", "k's shape", k_shape, "(T, K, D) with q's T = {} and D = {}", q_shape[0], q_shape[2])
-    check_same("rope", "k", k_TKD, "q", q_THD)
-    check(positions_T.shape == q_shape[:1], "rope", "positions' shape", tuple(positions_T.shape), "({},)", q_shape[0])
-    integer = positions_T.dtype in (torch.int32, torch.int64)
-    check(integer, "rope", "positions' dtype", positions_T.dtype, "int32 or int64")
-    check(positions_T.device == q_THD.device, "rope", "positions' device", positions_T.device, f"q's {q_THD.device}")
-    check(theta > 0, "rope", "theta", theta, "a positive number")
+    if not fits:
+        refuse("rope", "k's shape", k_shape, f"(T, K, D) with q's T = {q_shape[0]} and D = {q_shape[2]}")
+    if k_TKD.dtype != q_THD.dtype or k_TKD.device != q_THD.device:
+        refuse_unlike("rope", "k", k_TKD, "q", q_THD)
+    check_positions("rope", positions_T, q_shape[0], "q", q_THD)
+    if not (isinstance(theta, int | float) and theta > 0):
+        refuse("rope", "theta", theta, "a number > 0")
     if not q_THD.is_cuda:
         return rope_ref(q_THD, k_TKD, positions_T, theta)
     check_kernel_dtype("rope", "q", q_THD)

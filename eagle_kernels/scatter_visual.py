@@ -1,5 +1,7 @@
 """Visual tokens take their rows of the text embeddings.
 
+    embeddings_TC = scatter_visual(embeddings_TC, visual_NC, rows_N)  # rows_N: where the placeholders stand
+
 Dims    T tokens of the row, N visual tokens, C model width.
 Maths   out = embeddings;  out[rows[n]] = visual[n].
 Grads   dembeddings = dout, with 0 in the rows that were overwritten;  dvisual[n] = dout[rows[n]].
@@ -13,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle_kernels import native
-from eagle_kernels.checks import check, check_same, inner_contiguous
+from eagle_kernels import autocast, native
+from eagle_kernels.checks import inner_contiguous, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 OP = "scatter_visual"
@@ -42,12 +44,10 @@ def _bwd(dout_TC: Tensor, rows_N: Tensor, need_dembeddings: bool, need_dvisual: 
 
 def _run(text_TC: Tensor, visual_NC: Tensor, rows_N: Tensor, whole_TC: Tensor, *, backward: bool) -> None:
     extension = native.load()
+    text, visual, rows = native.view(text_TC), native.view(visual_NC), native.view(rows_N)
+    whole, size = native.view(whole_TC), whole_TC.element_size()
     tensors = extension.ScatterVisual(
-        text=_bytes(text_TC),
-        visual=_bytes(visual_NC),
-        rows=native.view(rows_N),
-        whole=_bytes(whole_TC),
-        backward=backward,
+        text=_bytes(text, size), visual=_bytes(visual, size), rows=rows, whole=_bytes(whole, size), backward=backward
     )
     if not whole_TC.is_cuda:
         extension.scatter_visual_cpu(tensors, torch.get_num_threads())
@@ -57,10 +57,9 @@ def _run(text_TC: Tensor, visual_NC: Tensor, rows_N: Tensor, whole_TC: Tensor, *
     extension.scatter_visual_cuda(tensors, device.index, torch.cuda.current_stream(device).cuda_stream)
 
 
-def _bytes(x_RC: Tensor) -> native.View:
-    """Rows of bytes: what is copied has no dtype."""
-    address, (num_rows, width), (row_stride, _), _, bytes_left = native.view(x_RC)
-    size = x_RC.element_size()
+def _bytes(view_RC: native.View, size: int) -> native.View:
+    """Rows of bytes, `size` an element: what is copied has no dtype."""
+    address, (num_rows, width), (row_stride, _), _, bytes_left = view_RC
     return address, (num_rows, width * size), (row_stride * size, 1), "uint8", bytes_left
 
 
@@ -89,24 +88,40 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 
 
 def scatter_visual(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor) -> Tensor:
-    """embeddings_TC with row rows_N[n] replaced by visual_NC[n]; a new tensor. CPU tensors take the C++ code.
+    """The text embeddings, with row rows[n] replaced by visual token n.
 
-    rows_N: int32 or int64, strictly ascending, 0 <= row < T.
-    Raises ValueError, before anything is written, when the number of visual tokens is not the number of rows, or a
-    width, dtype or device does not match; and on CPU when `rows_N` does not ascend or leaves the range. On a GPU, where
-    looking would make the host wait, that last one is an assertion on the device. RuntimeError for CUDA tensors in a
-    build without CUDA.
+        out_TC = scatter_visual(torch.randn(9, 3584), torch.randn(3, 3584), torch.tensor([2, 3, 4]))
+
+    CPU tensors take the C++ code.
+
+    Args:    embeddings_TC: (T, C), of T tokens, C wide; any dtype.  visual_NC: (N, C), of their dtype and device.
+             rows_N: (N,) int32 or int64, strictly ascending, 0 <= row < T.
+    Returns: (T, C), new; under torch.autocast, where dtypes may differ, of the widest.
+    Raises:  ValueError, before anything is written, when an argument is not as above. On a GPU, where looking at the
+             rows would make the host wait, their order and range are an assertion on the device. RuntimeError for CUDA
+             tensors in a build without CUDA.
     """
-    check(isinstance(rows_N, Tensor), OP, "rows", type(rows_N), "a torch tensor")
-    check(embeddings_TC.ndim == 2, OP, "embeddings' shape", tuple(embeddings_TC.shape), "(T, C)")
+    if not (isinstance(embeddings_TC, Tensor) and isinstance(visual_NC, Tensor) and isinstance(rows_N, Tensor)):
+        refuse_types(OP, embeddings=embeddings_TC, visual=visual_NC, rows=rows_N)
+    if not embeddings_TC.is_meta and torch.is_autocast_enabled(embeddings_TC.device.type):
+        with autocast.off(embeddings_TC):
+            return scatter_visual(*autocast.widest(embeddings_TC, visual_NC), rows_N)
+    if embeddings_TC.ndim != 2:
+        refuse(OP, "embeddings' shape", tuple(embeddings_TC.shape), "(T, C)")
     T, C = embeddings_TC.shape
     fits = visual_NC.ndim == 2 and visual_NC.shape[1] == C
-    check(fits, OP, "visual's shape", tuple(visual_NC.shape), f"(N, {C}), the width of the embeddings")
+    if not fits:
+        refuse(OP, "visual's shape", tuple(visual_NC.shape), f"(N, {C}), the width of the embeddings")
     integer = rows_N.ndim == 1 and rows_N.dtype in (torch.int32, torch.int64)
-    check(integer, OP, "rows", f"{rows_N.dtype} {tuple(rows_N.shape)}", "int32 or int64 and (N,)")
+    if not integer:
+        refuse(OP, "rows", f"{rows_N.dtype} {tuple(rows_N.shape)}", "int32 or int64 and (N,)")
     num_visual, num_rows = visual_NC.shape[0], rows_N.shape[0]
-    check(num_visual == num_rows, OP, "the number of visual tokens", num_visual, "{}, the number of rows", num_rows)
-    check(num_rows <= T, OP, "the number of rows", num_rows, "at most {}, one for each of the embeddings", T)
-    check_same(OP, "visual", visual_NC, "embeddings", embeddings_TC)
-    check(rows_N.device == embeddings_TC.device, OP, "rows' device", rows_N.device, f"{embeddings_TC.device}")
+    if num_visual != num_rows:
+        refuse(OP, "the number of visual tokens", num_visual, f"{num_rows}, the number of rows")
+    if num_rows > T:
+        refuse(OP, "the number of rows", num_rows, f"at most {T}, one for each of the embeddings")
+    if visual_NC.dtype != embeddings_TC.dtype or visual_NC.device != embeddings_TC.device:
+        refuse_unlike(OP, "visual", visual_NC, "embeddings", embeddings_TC)
+    if rows_N.device != embeddings_TC.device:
+        refuse(OP, "rows' device", rows_N.device, f"{embeddings_TC.device}")
     return _fwd(embeddings_TC, visual_NC, rows_N)

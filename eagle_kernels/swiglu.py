@@ -1,5 +1,7 @@
 """SwiGLU: out = silu(gate) * up, in one pass over memory.
 
+    hidden = swiglu(*gate_up.chunk(2, dim=-1))  # both halves of one fused projection, without a copy
+
 Dims    T rows (tokens; any leading dims), F feed-forward width.
 Grads   s = sigmoid(gate);  dup = dout * gate * s;  dgate = dout * up * s * (1 + gate * (1 - s)).
 Numbers fp32 inside, one rounding on store. Backward recomputes s. Memory bound: forward moves 3*T*F elements,
@@ -7,12 +9,22 @@ Numbers fp32 inside, one rounding on store. Backward recomputes s. Memory bound:
 Source  Shazeer 2020, arXiv:2002.05202, without biases, as in Qwen2.
 """
 
+import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import as_rows, check, check_kernel_dtype, check_same, inner_contiguous, on_device_of
+from eagle_kernels import autocast
+from eagle_kernels.checks import (
+    as_rows,
+    check_kernel_dtype,
+    inner_contiguous,
+    on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
+)
 from eagle_kernels.library import custom_op
 
 TILE = 2048  # elements a program: 16 a thread, two 16-byte loads of bf16
@@ -23,7 +35,7 @@ def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, T, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
@@ -36,7 +48,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + rows * WIDTH + cols, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dout_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, dout_stride, gate_stride, up_stride, T,
     WIDTH: tl.constexpr, NEED_DGATE: tl.constexpr, NEED_DUP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -119,16 +131,31 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up; (..., F), one shape, dtype and device. CPU tensors take `swiglu_ref`.
+    """silu(gate) * up, silu(x) = x / (1 + exp(-x)).
 
-    Rows may lie apart without a copy: `gate, up = gate_up.chunk(2, dim=-1)` of one fused projection.
-    A tensor whose last dim is strided is copied.
-    Raises ValueError when shape, dtype or device differ, or the dtype is fp64 on a GPU.
+        gate_up = torch.randn(4, 2 * 18944)  # of one fused projection
+        hidden = swiglu(*gate_up.chunk(2, dim=-1))
+
+    CPU tensors take `swiglu_ref`. Rows may lie apart, as here, without a copy; a tensor whose last dim is strided is
+    copied.
+
+    Args:    gate, up: (..., F), F numbers of each row; one shape, floating dtype and device.
+    Returns: a new tensor of their shape and dtype; under torch.autocast, where dtypes may differ, of the widest.
+    Raises:  ValueError when an argument is not as above, or they are fp64 on a GPU.
     """
-    check(gate.is_floating_point() and gate.ndim >= 1, "swiglu", "gate", gate.dtype, "a floating dtype and (..., F)")
-    check(up.shape == gate.shape, "swiglu", "up's shape", tuple(up.shape), f"gate's {tuple(gate.shape)}")
-    check_same("swiglu", "up", up, "gate", gate)
+    op = "swiglu"
+    if not (isinstance(gate, Tensor) and isinstance(up, Tensor)):
+        refuse_types(op, gate=gate, up=up)
+    if not gate.is_meta and torch.is_autocast_enabled(gate.device.type):
+        with autocast.off(gate):
+            return swiglu(*autocast.widest(gate, up))
+    if not (gate.is_floating_point() and gate.ndim >= 1):
+        refuse(op, "gate", f"{gate.dtype} {tuple(gate.shape)}", "a floating dtype and (..., F)")
+    if up.shape != gate.shape:
+        refuse(op, "up's shape", tuple(up.shape), f"gate's {tuple(gate.shape)}")
+    if up.dtype != gate.dtype or up.device != gate.device:
+        refuse_unlike(op, "up", up, "gate", gate)
     if not gate.is_cuda:
         return swiglu_ref(gate, up)
-    check_kernel_dtype("swiglu", "gate", gate)
+    check_kernel_dtype(op, "gate", gate)
     return _fwd(as_rows(gate), as_rows(up)).view(gate.shape)

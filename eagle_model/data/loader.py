@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from eagle_model.batch import PackedBatch
-from eagle_model.data.index import plan_recipe
+from eagle_model.data.index import plan_recipe, skip_entry
 from eagle_model.data.packing import pack_row
 from eagle_model.data.prefetch import Prefetch
 from eagle_model.data.processor import Processor
@@ -92,7 +92,8 @@ class Loader:
             self.close()
             raise
         self._plans = index.shown
-        self._skipped = dict.fromkeys(index.skipped)  # a set that keeps its order
+        self.contents = index.contents()  # how many images and videos, and fields of rows that are not used
+        self._skipped, self._known_bad = list(index.skipped), set(index.skipped)
         self._fingerprint = index.fingerprint(processor.config, config.seed)
         lengths = [plan.num_tokens for plan in self._plans]
         self._schedule = Schedule(lengths, processor.config.sampling.context_tokens, seed=config.seed)
@@ -118,7 +119,7 @@ class Loader:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """(sample id, reason), in the order of the stream; a sample that no batch has come to yet is not listed."""
+        """(sample id, reason with file and line), in the order of the stream: those that were come to until now."""
         return list(self._skipped)
 
     # -- rows
@@ -147,7 +148,7 @@ class Loader:
             except DataError as error:
                 if self.config.on_bad_sample == "raise":
                     raise
-                skipped.append((plan.sample.id, str(error)))
+                skipped.append(skip_entry(plan.sample, error))
         if not loaded:
             return _LoadedRow(None, skipped)
         patches_IPK = torch.cat([sample.patches_IPK for sample in loaded])
@@ -168,7 +169,10 @@ class Loader:
                 self._coming = self._load_ahead()  # so that a later `next` tries this row again
                 raise
             self._epoch, self._next_row = row.epoch, row.row + 1
-            self._skipped.update(dict.fromkeys(loaded.skipped))
+            for entry in loaded.skipped:
+                if entry not in self._known_bad:
+                    self._skipped.append(entry)
+                    self._known_bad.add(entry)
             if loaded.batch is not None:
                 return loaded.batch
             num_bad_rows += 1
@@ -199,7 +203,8 @@ class Loader:
             )
         self._epoch, self._next_row = state["epoch"], state["next_row"]
         self._coming = self._load_ahead()
-        self._skipped = dict.fromkeys((sample_id, reason) for sample_id, reason in state["skipped"])
+        self._skipped = [(where, reason) for where, reason in state["skipped"]]
+        self._known_bad = set(self._skipped)
 
     # -- end
 

@@ -36,6 +36,7 @@ from tests.ptx.translate import Program
 ROOT = Path(__file__).resolve().parents[2]
 OPS = (
     "attention_gluon",
+    "attention_gluon_bwd",
     "attention_triton",
     "gelu_bias",
     "layer_norm",
@@ -143,6 +144,9 @@ class StandIn:
         self.arg_names = list(self.original.arg_names)
         self.fn = self.original.fn
         self.constant_names = _constant_names(self.fn)
+        # Integers whose values no code depends on. Gluon's kernels keep their names, the interpreter's all options.
+        original = self.original
+        self.general = getattr(original, "do_not_specialize", None) or original.kwargs.get("do_not_specialize") or ()
 
     def __getitem__(self, grid: Sequence[int]) -> Callable[..., None]:
         return lambda *args, **kwargs: self.run(self, grid, args, kwargs)
@@ -223,7 +227,7 @@ def _request(kernel: StandIn, values: dict[str, Any], options: dict[str, Any]) -
     signature, constants, divisible, taken = {}, {}, [], []
     for name in kernel.arg_names:
         value = values[name]
-        special = name not in getattr(kernel.original, "do_not_specialize", ())
+        special = name not in kernel.general
         if name in kernel.constant_names or value is None or (special and type(value) is int and value == 1):
             signature[name] = "constexpr"
             constants[name] = value

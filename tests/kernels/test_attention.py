@@ -1,3 +1,4 @@
+import inspect
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -5,7 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eagle_kernels.attention import _bwd, _flash_attn, _fwd, _varlen_attention, varlen_attention, varlen_attention_ref
+from eagle_kernels.attention import (
+    _bwd,
+    _flash_attn,
+    _fwd,
+    _varlen_attention,
+    flash_attn_varlen_func,
+    varlen_attention,
+    varlen_attention_ref,
+)
 from eagle_kernels.attention_plan import AttentionPlan, _plan, _tiles
 from tests.kernels.op_checks import check_as_good, check_compiles, far_rows, no_waiting, poisoned_memory
 from tests.kernels.plans import offsets, plan_of, plan_of_segments
@@ -128,15 +137,14 @@ def test_options_of_the_public_function():
     assert [t.dtype for t in bf16] == [torch.bfloat16, torch.float32]
 
 
-@pytest.mark.parametrize("attend", [varlen_attention, varlen_attention_ref])
-def test_autocast_changes_nothing(attend, device):
-    """Each document in the dtype of the inputs, lse in fp32; one has no keys."""
-    device = device if attend is varlen_attention else "cpu"
+def test_autocast_computes_in_its_dtype(device):
+    """As if the inputs had been cast by hand, lse in fp32; one document has no keys."""
     inputs, cu_seqlens = qkv(7, 7, 2, 1, 16, device=device), offsets([3, 4], device)
     options = {"cu_seqlens_k": offsets([0, 7], device), "return_lse": True}
-    want = attend(*inputs, cu_seqlens, **options)
+    want = varlen_attention(*(x.bfloat16() for x in inputs), cu_seqlens, **options)
     with torch.autocast(device, torch.bfloat16):
-        got = attend(*inputs, cu_seqlens, **options)
+        got = varlen_attention(*inputs, cu_seqlens, **options)
+    assert [x.dtype for x in got] == [torch.bfloat16, torch.float32]
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -201,9 +209,9 @@ def test_uniform_plan_in_the_public_function():
     none = AttentionPlan.uniform(0, 5, device="cpu")
     assert varlen_attention(*(t[:0] for t in inputs), none).shape == (0, 2, 16)
     assert _varlen_attention(*(t[:0] for t in inputs), none, False, 0.25)[0].shape == (0, 2, 16)
-    with pytest.raises(ValueError, match=r"length is 0; needs a number >= 1"):
+    with pytest.raises(ValueError, match=r"length is 0; needs a whole number >= 1"):
         AttentionPlan.uniform(2, 0, device="cpu")
-    with pytest.raises(ValueError, match=r"num_sequences is -1; needs a number >= 0"):
+    with pytest.raises(ValueError, match=r"num_sequences is -1; needs a whole number >= 0"):
         AttentionPlan.uniform(-1, 5, device="cpu")
 
 
@@ -369,7 +377,7 @@ def test_compiles_whole(device):
     check_compiles(lambda q, k, v: _varlen_attention(q, k, v, plan, True, 0.25), inputs)
 
     def attend(q, k, v):
-        inside = _plan(plan.segments_S4, q.shape[0], k.shape[0], True, covers_all=True)
+        inside = _plan("varlen_attention", plan.segments_S4, q.shape[0], k.shape[0], True, covers_all=True)
         return _varlen_attention(q, k, v, inside, True, 0.25)
 
     check_compiles(attend, inputs)
@@ -490,6 +498,40 @@ def test_flash_attn_refuses_what_it_cannot_do(monkeypatch):
             varlen_attention(q, k, v, offsets([6]), backend=backend)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_drop_in_for_flash_attn(causal):
+    """By position and by name, with flash-attn's alignment, its layout of the lse and its sign where no key is seen."""
+    q, k, v = qkv(8, 12, 4, 2, 16)
+    q_offsets, k_offsets = offsets([5, 0, 3]), offsets([4, 2, 6])
+    theirs = fake_flash_attn([]).flash_attn_varlen_func
+    positional, named = (q, k, v, q_offsets, k_offsets, 5, 6, 0.0, 0.3, causal), {"return_attn_probs": True}
+    got, want = flash_attn_varlen_func(*positional, **named), theirs(*positional, **named)
+    assert all(torch.equal(a, b) for a, b in zip(got[:2], want[:2], strict=True))
+    assert got[2] is None
+    assert (got[1] == torch.inf).any() == causal
+    same = flash_attn_varlen_func(q, k[:8], v[:8], q_offsets, q_offsets, 5, 5, deterministic=True, causal=causal)
+    assert torch.equal(same, varlen_attention(q, k[:8], v[:8], q_offsets, causal=causal))
+    ours, whole = (inspect.signature(f).parameters for f in (flash_attn_varlen_func, theirs))
+    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in whole.values()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout_p": 0.1}, "dropout_p is 0.1; needs 0"),
+        ({"window_size": (128, 0)}, r"window_size is \(128, 0\); needs \(-1, -1\)"),
+        ({"softcap": 30.0}, "softcap is 30.0; needs 0"),
+        ({"alibi_slopes": torch.ones(4)}, "alibi_slopes is given; needs None"),
+        ({"block_table": torch.ones(4)}, "block_table is given; needs None"),
+        ({"softmax_scale": 0.0}, "softmax_scale is 0.0; needs None or a number > 0"),
+    ],
+)
+def test_the_drop_in_refuses_by_name(options, message):
+    q, k, v = qkv(6, 6, 4, 2, 16)
+    with pytest.raises(ValueError, match=f"^flash_attn_varlen_func: {message}"):
+        flash_attn_varlen_func(q, k, v, offsets([6]), offsets([6]), 6, 6, **options)
+
+
 @pytest.mark.gpu
 @pytest.mark.real_shapes
 @pytest.mark.parametrize("causal", [True, False])
@@ -510,6 +552,13 @@ def test_flash_attn_agrees(causal):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
 
 
+def test_a_plan_is_equal_to_itself_alone():
+    plan, other = plan_of([2, 4]), plan_of([2, 4])
+    assert plan == plan
+    assert plan != other
+    assert len({plan, other}) == 2
+
+
 def test_errors():
     q, k, v = qkv(6, 6, 4, 2, 16)
     cu = offsets([2, 4])
@@ -528,7 +577,7 @@ def test_errors():
     refused(r"v's shape is \(5, 2, 16\); needs k's \(6, 2, 16\)", q, k, v[:5], cu)
     refused("query heads is 3; needs a multiple of the 2", q[:, :3], k, v, cu)
     refused("softmax_scale is -1.0; needs None or a number > 0", q, k, v, cu, softmax_scale=-1.0)
-    refused("cu_seqlens is <class 'list'>; needs a torch tensor of int32", q, k, v, [0, 6])
+    refused("cu_seqlens is a list; needs a torch tensor of int32", q, k, v, [0, 6])
     refused("cu_seqlens's dtype is torch.int64; needs int32", q, k, v, cu.long())
     refused(r"cu_seqlens's shape is \(1, 3\); needs \(S \+ 1,\)", q, k, v, cu[None])
     refused("cu_seqlens' device is meta; needs q's cpu", q, k, v, cu.to("meta"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.attention_plan import TILE, AttentionPlan, _tiles, _tiles_ref
+from eagle_kernels.attention_plan import TILE, AttentionPlan, _plan, _tiles, _tiles_ref
 from tests.kernels.cuda_on_cpu import ARCHITECTURES, build, resources
 from tests.kernels.op_checks import no_waiting
 from tests.kernels.plans import plan_of, plan_of_segments
@@ -228,9 +228,9 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
         is_cuda = True
 
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
-    segments, *others = on_device(ONE_TOKEN)
+    segments = on_device(ONE_TOKEN)[0].as_subclass(CudaTensor)
     with pytest.raises(RuntimeError, match=r"varlen_attention: .* was built without CUDA\. Put nvcc on PATH"):
-        _tiles.function(segments.as_subclass(CudaTensor), *others)
+        _plan("varlen_attention", segments, 1, 1, True, covers_all=True)
 
 
 @pytest.mark.gpu

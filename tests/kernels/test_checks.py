@@ -1,7 +1,10 @@
-"""What every op's public function does with CUDA tensors, as far as a machine without a GPU can show it."""
+"""What every op's public function asks of its arguments, and does with CUDA tensors as far as a CPU can show it."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import eagle_kernels as ek
 from eagle_kernels.attention import _varlen_attention
 from eagle_kernels.checks import on_device_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def ints(*values: int, dtype: torch.dtype = torch.int32, device: str = "cuda") -> Tensor:
@@ -52,7 +57,7 @@ OPS = {
 }
 
 
-def tensors(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+def tensors_of(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
@@ -64,9 +69,9 @@ COPYING = {"merge_2x2", "scatter_visual", "frames_to_tiles", "yuv_to_tiles"}
 @pytest.mark.parametrize("op", [pytest.param(op, marks=pytest.mark.gpu if op in INDEXING else ()) for op in OPS])
 def test_cuda_tensors_take_the_op_and_no_value_is_read(op: str) -> None:
     """Fake CUDA tensors have shapes and no values: whatever would make the host wait for one raises here."""
-    real = tensors(OPS[op](torch.ones(8, 32), torch.ones(32)))
+    real = tensors_of(OPS[op](torch.ones(8, 32), torch.ones(32)))
     with FakeTensorMode():
-        fake = tensors(OPS[op](torch.ones(8, 32, device="cuda"), torch.ones(32, device="cuda")))
+        fake = tensors_of(OPS[op](torch.ones(8, 32, device="cuda"), torch.ones(32, device="cuda")))
     assert [t.shape for t in fake] == [t.shape for t in real]
     assert [t.dtype for t in fake] == [t.dtype for t in real]
     assert all(t.device.type == "cuda" and t.is_contiguous() for t in fake)
@@ -110,7 +115,7 @@ def test_a_second_gpu() -> None:
         pytest.skip(f"needs two GPUs; this machine has {torch.cuda.device_count()}")
     for op, call in OPS.items():
         first, second = (
-            tensors(call(torch.ones(8, 32, device=d), torch.ones(32, device=d))) for d in ("cuda:0", "cuda:1")
+            tensors_of(call(torch.ones(8, 32, device=d), torch.ones(32, device=d))) for d in ("cuda:0", "cuda:1")
         )
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a.cpu(), b.cpu()), op
@@ -175,5 +180,141 @@ def test_a_new_number_of_rows_compiles_nothing(op: str) -> None:
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "layer_norm", "gelu_bias", "swiglu"])
 def test_cuda_tensors_may_be_empty(op: str, shape: tuple[int, ...]) -> None:
     with FakeTensorMode():
-        outputs = tensors(OPS[op](torch.ones(shape, device="cuda"), torch.ones(shape[-1:], device="cuda")))
+        outputs = tensors_of(OPS[op](torch.ones(shape, device="cuda"), torch.ones(shape[-1:], device="cuda")))
     assert all(t.shape == shape for t in outputs)
+
+
+ROWS, WEIGHT, HEADS = torch.ones(8, 32), torch.ones(32), torch.ones(8, 2, 16)
+LSE, INDEX = torch.ones(2, 8), torch.arange(8)
+PIXELS, HALF_PIXELS = torch.zeros(1, 4, 6, dtype=torch.uint8), torch.zeros(1, 2, 3, dtype=torch.uint8)
+COLOUR = {"matrix": "bt709", "full_range": False}
+PAIR = torch.tensor([0, 8], dtype=torch.int32)
+OFFSETS = {"num_tokens": 8}
+# Each public function: its tensors by name, in order, and its other arguments.
+ARGUMENTS: dict[str, tuple[Callable[..., object], dict[str, Tensor], tuple[object, ...], dict[str, object]]] = {
+    "rms_norm": (ek.rms_norm, {"x": ROWS, "weight": WEIGHT}, (1e-6,), {}),
+    "add_rms_norm": (ek.add_rms_norm, {"x": ROWS, "residual": ROWS, "weight": WEIGHT}, (1e-6,), {}),
+    "layer_norm": (ek.layer_norm, {"x": ROWS, "weight": WEIGHT, "bias": WEIGHT}, (1e-6,), {}),
+    "merge_2x2": (ek.merge_2x2, {"patches": ROWS.view(2, 4, 32)}, (), {}),
+    "merge_2x2_layer_norm": (
+        ek.merge_2x2_layer_norm,
+        {"patches": ROWS.view(2, 4, 32), "weight": torch.ones(128), "bias": torch.ones(128)},
+        (1e-6,),
+        {},
+    ),
+    "gelu_bias": (ek.gelu_bias, {"x": ROWS, "bias": WEIGHT}, (), {}),
+    "swiglu": (ek.swiglu, {"gate": ROWS, "up": ROWS}, (), {}),
+    "rope": (ek.rope, {"q": HEADS, "k": HEADS, "positions": INDEX}, (1e4,), {}),
+    "qkv_rope": (
+        ek.qkv_rope,
+        {"qkv": torch.ones(8, 64), "bias": torch.ones(64), "positions": INDEX},
+        (1e4,),
+        {"num_heads": 2, "num_kv_heads": 1},
+    ),
+    "scatter_visual": (ek.scatter_visual, {"embeddings": ROWS, "visual": ROWS, "rows": INDEX}, (), {}),
+    "linear_cross_entropy": (ek.linear_cross_entropy, {"hidden": ROWS, "weight": ROWS, "labels": INDEX}, (), {}),
+    "varlen_attention": (ek.varlen_attention, {"q": HEADS, "k": HEADS, "v": HEADS, "cu_seqlens": PAIR}, (), {}),
+    "flash_attn_varlen_func": (
+        ek.flash_attn_varlen_func, {"q": HEADS, "k": HEADS, "v": HEADS, "cu_seqlens": PAIR}, (PAIR, 8, 8), {}
+    ),
+    "merge_attention": (
+        ek.merge_attention, {"out_a": HEADS, "lse_a": LSE, "out_b": HEADS, "lse_b": LSE}, (), {}
+    ),
+    "decode_attention": (
+        ek.decode_attention,
+        {"q": HEADS[:1], "k": HEADS, "v": HEADS, "k_start": PAIR[:1], "k_len": PAIR[1:]},
+        (),
+        {},
+    ),
+    "AttentionPlan.from_cu_seqlens": (ek.AttentionPlan.from_cu_seqlens, {"cu_seqlens": PAIR}, (), OFFSETS),
+    "AttentionPlan.from_segments": (
+        ek.AttentionPlan.from_segments,
+        {"q_start": PAIR[:1], "q_len": PAIR[1:], "k_start": PAIR[:1], "k_len": PAIR[1:]},
+        (),
+        OFFSETS,
+    ),
+    "frames_to_tiles": (ek.frames_to_tiles, {"frames": PIXELS[..., None].repeat(1, 1, 1, 3)}, ((1, 1), TILING), {}),
+    "yuv_to_tiles": (
+        ek.yuv_to_tiles, {"y": PIXELS, "u": HALF_PIXELS, "v": HALF_PIXELS}, ((1, 1), TILING), COLOUR
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (None, "None"),
+        (np.ones((8, 32), dtype=np.float32), "a numpy.ndarray"),
+        (torch.nn.Linear(2, 2), "a torch.nn.modules.linear.Linear"),
+        ([1.0, 2.0], "a list"),
+    ],
+    ids=["None", "numpy", "module", "list"],
+)
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_what_is_no_tensor_is_named(op: str, wrong: object, got: str) -> None:
+    """In the name of the function that was called, by the argument, with what it is and what it should be."""
+    function, tensors, others, options = ARGUMENTS[op]
+    function(*tensors.values(), *others, **options)
+    for name in tensors:
+        given = {**tensors, name: wrong}
+        with pytest.raises(ValueError, match=rf"^{op}: {name} is {got}; needs a torch tensor"):
+            function(*given.values(), *others, **options)
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "layer_norm", "merge_2x2_layer_norm"])
+@pytest.mark.parametrize("eps", [0, -1e-6, float("nan"), None, torch.ones(())])
+def test_eps_is_above_zero(op: str, eps: object) -> None:
+    function, tensors, *_ = ARGUMENTS[op]
+    with pytest.raises(ValueError, match=f"^{op}: eps is .*; needs a number > 0"):
+        function(*tensors.values(), eps)
+
+
+@pytest.mark.parametrize("op", ["rope", "qkv_rope"])
+def test_positions_count_from_zero(op: str) -> None:
+    function, tensors, others, options = ARGUMENTS[op]
+    wrong = {**tensors, "positions": INDEX - 3}
+    with pytest.raises(ValueError, match=f"^{op}: a position is -3; needs 0 or more"):
+        function(*wrong.values(), *others, **options)
+    compiled = torch.compile(lambda *tensors: function(*tensors, *others, **options), fullgraph=True, backend="eager")
+    compiled(*tensors.values())
+    with pytest.raises(RuntimeError, match=f"{op}: a position is below 0"):
+        compiled(*wrong.values())
+
+
+@pytest.mark.parametrize(("op", "argument"), [("rope", "theta"), ("varlen_attention", "softmax_scale")])
+@pytest.mark.parametrize("value", ["1", torch.ones(1)])
+def test_numbers_are_numbers(op: str, argument: str, value: object) -> None:
+    function, tensors, *_ = ARGUMENTS[op]
+    with pytest.raises(ValueError, match=f"^{op}: {argument} is .*; needs .*a number > 0"):
+        function(*tensors.values(), **{argument: value})
+
+
+def no_rows(x: Tensor) -> Tensor:
+    return x[:0].requires_grad_(x.is_floating_point())
+
+
+NONE = torch.zeros(1, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("op", [*sorted(OPS.keys() - {"varlen_attention of a plan", "frames_to_tiles", "yuv_to_tiles"}),
+                                "qkv_rope", "merge_2x2_layer_norm", "flash_attn_varlen_func"])  # fmt: skip
+def test_outputs_without_rows_keep_their_gradient(op: str) -> None:
+    """A rank may have no image, or no text: its backward runs all the same, and gives zeros."""
+    function, tensors, others, options = ARGUMENTS[op]
+    parameters = {"weight", "bias"}
+    given = {
+        name: x.clone().requires_grad_() if name in parameters else NONE if name == "cu_seqlens" else no_rows(x)
+        for name, x in tensors.items()
+    }
+    others = (NONE, 0, 0) if op == "flash_attn_varlen_func" else others
+    outs = tensors_of(function(*given.values(), *others, **options))
+    assert all(out.requires_grad for out in outs)
+    wanted = [x for x in given.values() if x.requires_grad]
+    for x, dx in zip(wanted, torch.autograd.grad([out.sum() for out in outs], wanted), strict=True):
+        assert dx.shape == x.shape
+        assert not dx.any()
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ek.__version__)
+    assert 'version = { attr = "eagle_kernels.__version__" }' in (ROOT / "pyproject.toml").read_text()

@@ -181,11 +181,13 @@ def test_no_grad_makes_no_gradients(device):
     torch.testing.assert_close(loss, linear_cross_entropy_ref(hidden, weight, labels))
 
 
-def test_autocast_changes_nothing(device):
+def test_autocast_computes_in_its_dtype(device):
+    """As if the inputs had been cast by hand: the gradients arrive in the inputs' own dtype."""
     args, labels = inputs(20, 16, 70, torch.float32, device), some_labels(20, 70, device)
-    want = torch.autograd.grad(linear_cross_entropy(*args, labels), args)
+    want = torch.autograd.grad(linear_cross_entropy(*(x.bfloat16() for x in args), labels), args)
     with torch.autocast(device, torch.bfloat16):
         got = torch.autograd.grad(linear_cross_entropy(*args, labels), args)
+    assert [x.dtype for x in got] == [torch.float32] * 2
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 

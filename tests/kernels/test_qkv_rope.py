@@ -140,8 +140,8 @@ QKV, B, AT = torch.ones(3, 32), torch.ones(32), torch.arange(3)
 @pytest.mark.parametrize(
     ("args", "heads", "message"),
     [
-        ((QKV, B, AT, 1e6), (0, 1), "qkv_rope: num_heads is 0; needs 1 or more"),
-        ((QKV, B, AT, 1e6), (2, 0), "qkv_rope: num_kv_heads is 0; needs 1 or more"),
+        ((QKV, B, AT, 1e6), (0, 1), "qkv_rope: num_heads is 0; needs a whole number >= 1"),
+        ((QKV, B, AT, 1e6), (2, 0), "qkv_rope: num_kv_heads is 0; needs a whole number >= 1"),
         ((QKV, B, AT, 1e6), (3, 1), r"qkv's shape is \(3, 32\); needs \(T, F\) with F = 5 heads of one even width"),
         ((QKV[:, :12], B, AT, 1e6), (2, 1), r"qkv's shape is \(3, 12\); needs"),
         ((QKV[0], B, AT, 1e6), (2, 1), r"qkv's shape is \(32,\); needs"),
@@ -151,7 +151,7 @@ QKV, B, AT = torch.ones(3, 32), torch.ones(32), torch.arange(3)
         ((QKV, B, AT[:2], 1e6), (2, 1), r"positions' shape is \(2,\); needs \(3,\)"),
         ((QKV, B, AT.float(), 1e6), (2, 1), "positions' dtype is torch.float32; needs int32 or int64"),
         ((QKV, B, AT.to("meta"), 1e6), (2, 1), "positions' device is meta; needs qkv's cpu"),
-        ((QKV, B, AT, 0.0), (2, 1), "theta is 0.0; needs a positive number"),
+        ((QKV, B, AT, 0.0), (2, 1), "theta is 0.0; needs a number > 0"),
     ],
 )
 def test_refuses(args, heads, message):

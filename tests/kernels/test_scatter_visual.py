@@ -202,7 +202,7 @@ def test_refuses(embeddings, visual, rows, message):
 
 
 def test_refuses_rows_that_are_no_tensor():
-    with pytest.raises(ValueError, match="scatter_visual: rows is <class 'list'>; needs a torch tensor"):
+    with pytest.raises(ValueError, match="scatter_visual: rows is a list; needs a torch tensor"):
         scatter_visual(E5, V2, [0, 1])
 
 
