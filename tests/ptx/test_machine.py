@@ -110,7 +110,7 @@ STORE = "st.global.b32 [%rd31], %r1; ret;"
         ("lop3.b32 %r1, %r0, 15, 3, 120;", LANES ^ (15 & 3)),
         ("clz.b32 %r1, %r0;", [32 - int(x).bit_length() for x in LANES]),
         ("popc.b32 %r1, %r0;", [int(x).bit_count() for x in LANES]),
-        ("mad.lo.cc.u32 %r2, %r0, -1, 1; madc.hi.u32 %r1, %r0, -1, 0;", [int(x) * (2**32 - 1) + 1 >> 32 for x in LANES]),
+        ("mad.lo.cc.u32 %r2, %r0, -1, 1; madc.hi.u32 %r1, %r0, -1, 0;", np.where(LANES < 2, LANES, LANES - 1)),
         ("setp.gt.u32 %p1, %r0, 9; @%p1 mov.b32 %r1, 1; @!%p1 mov.b32 %r1, 2;", np.where(LANES > 9, 1, 2)),
         ("cvt.rn.f32.u32 %r2, %r0; sqrt.rn.f32 %r1, %r2;", np.sqrt(FLOATS).view(np.uint32)),
         ("cvt.rn.f32.u32 %r2, %r0; fma.rn.f32 %r1, %r2, %r2, 0f3F800000;", (FLOATS**2 + 1).view(np.uint32)),
