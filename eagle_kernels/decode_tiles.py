@@ -90,7 +90,8 @@ def decode_tiles(
         refuse("decode_tiles", "out's strides", out.stride(), "those of a contiguous tensor")
     out_MIPK = out.unflatten(0, (len(timestamps_seconds), -1)) if out.shape[0] else out
     check_options(num_workers, time_limit_seconds)
-    video = video if isinstance(video, Video) else video_files.open(video)
+    if not isinstance(video, Video):
+        video = video_files.open(video, time_limit_seconds=time_limit_seconds, stop=stop)
     if device.type != "cpu":
         frames = video.frames(
             timestamps_seconds, device=device, num_workers=num_workers, time_limit_seconds=time_limit_seconds

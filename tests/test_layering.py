@@ -31,6 +31,8 @@ ONE_PLACE = {  # a file, or a folder
     "av": "eagle_kernels/video/libav",
     "flash_attn": "eagle_kernels/attention.py",
     "nvidia": "eagle_kernels/video/dali.py",
+    "pillow_heif": "eagle_model/data/images.py",
+    "simplejpeg": "eagle_model/data/images.py",
 }
 
 

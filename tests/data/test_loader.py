@@ -370,10 +370,10 @@ def test_close_ends_threads_promptly_in_the_middle_of_a_video(
 
     decode, started = reader.decode, threading.Event()
 
-    def slow(packet: object) -> object:
+    def slow(packet: object, decoder: object) -> object:
         started.set()
         time.sleep(0.1)
-        return decode(packet)
+        return decode(packet, decoder)
 
     before = set(threading.enumerate())
     rows = [chat_row(video=["long.mp4"] * 4, id=f"s{i}") for i in range(8)]

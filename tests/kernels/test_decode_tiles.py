@@ -283,7 +283,7 @@ def test_a_missing_frame_is_named_as_by_decode(golden: GoldenSet, num_workers: i
 def test_a_time_limit_ends_the_work(golden: GoldenSet, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = reader.decode
     path = golden.good["long_gop.mp4"].path
-    monkeypatch.setattr(reader, "decode", lambda packet: time.sleep(0.02) or whole(packet))
+    monkeypatch.setattr(reader, "decode", lambda packet, decoder: time.sleep(0.02) or whole(packet, decoder))
     with pytest.raises(VideoError, match=r"decoding took more than time_limit_seconds = 0\.2 s"):
         decode_tiles(path, [0.0, 11.0], (1, 1), TILES_28, num_workers=num_workers, time_limit_seconds=0.2)
 
@@ -293,12 +293,12 @@ def test_another_thread_can_stop_the_work(golden: GoldenSet, num_workers: int, m
     stop, whole = threading.Event(), reader.decode
     num_fed = 0
 
-    def slowly(packet: av.Packet) -> list[av.VideoFrame] | None:
+    def slowly(packet: av.Packet, decoder: av.VideoCodecContext) -> list[av.VideoFrame] | None:
         nonlocal num_fed
         num_fed += 1
         if num_fed == 40:
             stop.set()
-        return whole(packet)
+        return whole(packet, decoder)
 
     monkeypatch.setattr(reader, "decode", slowly)
     path = golden.good["long_gop.mp4"].path  # 300 pictures

@@ -1,5 +1,6 @@
 """Pictures: colours, planes, and RGB by way of planes."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 import av
 
 from eagle_kernels.video import decode
+from eagle_kernels.video.info import Orientation
 from eagle_kernels.video.libav import picture as libav_picture
 from eagle_kernels.video.libav.index import read_index
 from tests.video.make import (
@@ -79,3 +81,14 @@ def test_rgb_by_way_of_planes_is_the_same_to_the_byte(
         interpolation=libav_picture.SCALER,
     )
     assert np.array_equal(libav_picture.Scaler().rgb(frame, shown_px, height_px).to_ndarray(), direct.to_ndarray())
+
+
+@pytest.mark.parametrize(("transpose", "flip_y", "flip_x"), list(itertools.product([False, True], repeat=3)))
+def test_rotation_in_degrees_is_what_turns_the_picture(transpose: bool, flip_y: bool, flip_x: bool) -> None:
+    stored_YX = np.arange(6).reshape(2, 3)
+    shown_YX = stored_YX.T if transpose else stored_YX
+    shown_YX = shown_YX[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    degrees = libav_picture._rotation_degrees(Orientation(transpose, flip_y, flip_x))
+    clockwise = -degrees // 90
+    upright, mirrored = np.rot90(stored_YX, clockwise), np.rot90(stored_YX[:, ::-1], clockwise)
+    assert np.array_equal(shown_YX, upright) or np.array_equal(shown_YX, mirrored)
