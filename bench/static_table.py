@@ -127,6 +127,8 @@ def _loop_instructions(cubin: bytes) -> int:
         jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
         if jump and int(jump[1], 16) < address:
             body = [text for at, text in code if int(jump[1], 16) <= at <= address]
+            if any("SETMAXREG" in text for text in body):  # the loop in which Gluon's warps wait for their part
+                continue
             num_products = sum("MMA" in text for text in body)  # HMMA, HGMMA, UTCHMMA
             loops.append((-num_products, len(body)))
     return min(loops, default=(0, 0))[1]

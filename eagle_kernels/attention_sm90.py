@@ -1,4 +1,4 @@
-"""Attention on Hopper GPUs (sm_90): who takes a call, and the launches of the Gluon kernels of attention_gluon.py.
+"""Attention on Hopper GPUs (sm_90): who takes a call, and the launches of the Gluon kernels.
 
     why_triton(q_THD, k_TKD, v_TKD)  # None: Gluon takes it; else the reason why the Triton kernels do
 
@@ -181,7 +181,7 @@ def launch_bwd(
     length: int = 0,
 ) -> None:
     """As attention_triton.launch_bwd."""
-    from eagle_kernels.attention_gluon import dkdv_kernel, dq_kernel
+    from eagle_kernels.attention_gluon_bwd import dkdv_kernel, dq_kernel
 
     T, H, D = q_THD.shape
     num_rows_k, K, _ = k_TKD.shape

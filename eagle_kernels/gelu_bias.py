@@ -45,7 +45,7 @@ def _double_u(z):  # type: ignore[no-untyped-def]
     return 1.5957691216057308 * (z + 0.044715 * z * z * z)  # 2 * sqrt(2 / pi)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr, bias_ptr, out_ptr, x_stride, T, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
@@ -58,7 +58,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + rows * WIDTH + cols, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dout_ptr, x_ptr, bias_ptr, dx_ptr, partials_ptr, dout_stride, x_stride, T,
     WIDTH: tl.constexpr, NEED_DX: tl.constexpr, NEED_DBIAS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,

@@ -50,7 +50,7 @@ def _at(rows, cols, stride, half, C: tl.constexpr, MERGE: tl.constexpr):  # type
     return rows[:, None] * stride + cols[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, x_stride, half, T, eps,
     C: tl.constexpr, MERGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -83,7 +83,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
         tl.store(y_ptr + rows[:, None] * C + cols[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, partials_ptr, dy_stride, x_stride, half, T,
     C: tl.constexpr, MERGE: tl.constexpr, NEED_DX: tl.constexpr, NEED_DWEIGHT: tl.constexpr,

@@ -83,7 +83,7 @@ def linear_cross_entropy_ref(
     return (losses_T * torch.where(labelled_T, token_weights_T, 0)).sum()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start", "M"])
 def _matmul_kernel(  # type: ignore[no-untyped-def]
     a_ptr, b_ptr, out_ptr, num_labelled_ptr, start, M, N, K,
     a_m_stride, a_k_stride, b_k_stride, b_n_stride, out_stride,
@@ -157,7 +157,7 @@ def _matmul(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def _softmax_kernel(  # type: ignore[no-untyped-def]
     logits_ptr, labels_ptr, scales_ptr, top_ptr, total_ptr, picked_ptr, best_ptr, num_labelled_ptr,
     start, logits_stride,

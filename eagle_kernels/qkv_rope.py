@@ -78,7 +78,7 @@ def _split(  # type: ignore[no-untyped-def]
     tl.store(out + HALF, b.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     qkv_ptr, bias_ptr, positions_ptr, frequencies_ptr, q_ptr, k_ptr, v_ptr, qkv_stride, position_stride, T,
     H: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, COLS: tl.constexpr,
@@ -139,7 +139,7 @@ def _join(  # type: ignore[no-untyped-def]
         tl.store(out + HALF, tl.sum(sum_b, axis=0), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dq_ptr, dk_ptr, dv_ptr, positions_ptr, frequencies_ptr, dqkv_ptr, partials_ptr,
     dq_stride_t, dq_stride_h, dk_stride_t, dk_stride_h, dv_stride_t, dv_stride_h, position_stride, T,

@@ -55,7 +55,7 @@ def _load_h(x_ptr, residual_ptr, x_offsets, residual_offsets, mask, ADD: tl.cons
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr, rstd_ptr, x_stride, residual_stride, T, eps,
     C: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -84,7 +84,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
         tl.store(y_ptr + rows[:, None] * C + cols[None, :], (normed * weight).to(h.dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, dsum_ptr, h_ptr, weight_ptr, rstd_ptr, dh_ptr, partials_ptr, dy_stride, dsum_stride, h_stride, T,
     C: tl.constexpr, ADD: tl.constexpr, NEED_DH: tl.constexpr, NEED_DWEIGHT: tl.constexpr,

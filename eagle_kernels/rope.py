@@ -12,8 +12,6 @@ Numbers The frequencies and angle are rounded to fp32 exactly as transformers' Q
 Source  Su et al. 2021, arXiv:2104.09864, in the layout of GPT-NeoX and Qwen2.
 """
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -38,10 +36,27 @@ def rope_frequencies(head_dim: int, theta: float) -> Tensor:
     return 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim))
 
 
-@cache
+_UPLOADED: dict[tuple[torch.device, int, float], Tensor] = {}
+
+
 def rope_frequencies_on(device: torch.device, head_dim: int, theta: float) -> Tensor:
-    # Uploaded once per device: a copy from the host at every call would wait for the stream.
-    return rope_frequencies(head_dim, theta).to(device)
+    """Uploaded once per device: a copy from the host at every call would wait for the stream. A CUDA graph cannot hold
+    such a copy; captured before any upload, it writes the numbers itself, into memory of its own."""
+    key = device, head_dim, theta
+    if key not in _UPLOADED:
+        frequencies = rope_frequencies(head_dim, theta)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return _write(frequencies, device)
+        _UPLOADED[key] = frequencies.to(device)
+    return _UPLOADED[key]
+
+
+def _write(numbers: Tensor, device: torch.device) -> Tensor:
+    """The same on `device`, by a launch for each number, which carries it."""
+    written = torch.empty_like(numbers, device=device)
+    for i, number in enumerate(numbers.tolist()):
+        written[i].fill_(number)
+    return written
 
 
 def rope_ref(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tuple[Tensor, Tensor]:
@@ -69,7 +84,7 @@ def _rotate(x_ptr, x_stride_t, x_stride_h, out_ptr, NUM_HEADS, rows, i, cos, sin
         tl.store(out + HALF, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, positions_ptr, frequencies_ptr, q_out_ptr, k_out_ptr,
     q_stride_t, q_stride_h, k_stride_t, k_stride_h, position_stride, T, Q_HEADS, K_HEADS,

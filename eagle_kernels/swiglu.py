@@ -35,7 +35,7 @@ def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, T, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
@@ -48,7 +48,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + rows * WIDTH + cols, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dout_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, dout_stride, gate_stride, up_stride, T,
     WIDTH: tl.constexpr, NEED_DGATE: tl.constexpr, NEED_DUP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,

@@ -4,45 +4,54 @@
     eagle train tiny --run runs/first --set data.recipe=videos/recipe.json
     eagle chat runs/first film.mp4 --ask "Which way does the digit move?"
 
-A user's mistake ends in one sentence on stderr and exit code 2. Anything else is a defect of ours and shows its
-traceback. What a command needs is imported inside it: `eagle --help` and the shell's completion do not wait for torch.
+Exit codes: 0 done; 2 a user's mistake and 1 a machine without room, each with one sentence on stderr; 128 + a signal's
+number where that ended it. Anything else is a defect of ours and shows its traceback. What a command needs is imported
+inside it: `eagle --help` and the shell's completion do not wait for torch.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import importlib.util
 import os
-import platform
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 USAGE_ERROR = 2  # exit code, as other command lines have it
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
+CLOSED_PIPE = 141  # of one whose reader went away: 128 + SIGPIPE
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
-EXTRAS |= {"typer": "serve"}  # what `pip install .` alone leaves out, and the extra that brings it
+EXTRAS |= {"simplejpeg": "serve", "typer": "serve"}  # what `pip install .` leaves out, and the extra that brings it
+NEEDED = ("numpy", "torch", "triton")  # what an installation that was cut short lacks
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 
 
-def _ask_for(missing: ModuleNotFoundError) -> None:
+def _say(problem: str, *, code: int = USAGE_ERROR) -> int:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"eagle: {problem}", file=sys.stderr)
+    return code
+
+
+def _ask_for(missing: ModuleNotFoundError) -> NoReturn:
     """Ends the program with the extra to install; raises what is no optional package."""
     package = (missing.name or "").partition(".")[0]
-    if package not in EXTRAS:
+    if package not in (*EXTRAS, *NEEDED):
         raise missing
-    print(f"eagle: {package} is not installed: pip install 'eagle-kernels[{EXTRAS[package]}]'", file=sys.stderr)
-    sys.exit(USAGE_ERROR)
+    source = f"'eagle-kernels[{EXTRAS[package]}]'" if package in EXTRAS else package
+    sys.exit(_say(f"{package} is not installed: pip install {source}"))
 
 
 try:
     import typer
-    from rich.console import Console
-    from rich.table import Table
+
+    from eagle_model.files import is_out_of_memory
 except ModuleNotFoundError as error:
     _ask_for(error)
+except KeyboardInterrupt:
+    sys.exit(INTERRUPTED)
 
 app = typer.Typer(
     help="Train and run Eagle 2.5, a vision-language model for long videos and large images.",
@@ -50,23 +59,45 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console(markup=False, highlight=False)
 
 
 def main() -> None:
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows each line as it comes
+    if sys.stdout is not None:  # as after `>&-`
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows each line as it comes
+    code = _run()
     try:
-        sys.exit(app(prog_name="eagle", standalone_mode=False))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # Python would say so at its end, once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        return app(prog_name="eagle", standalone_mode=False) or 0
+    except SystemExit as stop:  # typer's, where a pipe is closed
+        return CLOSED_PIPE if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except typer.TyperException as error:
-        print(f"eagle: {_usage(error)}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        return _say(_usage(error))
     except ModuleNotFoundError as error:
         _ask_for(error)
-    except (ValueError, OSError) as error:  # ours are all ValueErrors: DataError, VideoError, ConfigError, ...
-        print(f"eagle: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+    except (
+        ImportError,
+        ValueError,
+        OSError,
+    ) as error:  # ours are all ValueErrors: DataError, VideoError, ConfigError, ...
+        return _say(str(error))
+    except RecursionError:
+        return _say("a file is nested too deeply to be read.")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).partition("\n")[0]
+        return _say(f"there is not enough memory{f' ({said})' if said else ''}.", code=1)
 
 
 def _usage(error: typer.TyperException) -> str:
@@ -93,7 +124,12 @@ def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if show:
-        print(_version("eagle-kernels") or "a source tree that was never installed")
+        from importlib import metadata
+
+        try:
+            print(metadata.version("eagle-kernels"))
+        except metadata.PackageNotFoundError:
+            print("a source tree that was never installed")
     elif context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -104,41 +140,9 @@ def doctor() -> None:
 
     Example:  eagle doctor
     """
-    import torch
+    from eagle_model.doctor import examine
 
-    from eagle_kernels import native
-
-    table = Table("part", "state", "what it gives", box=None)
-    table.add_row("eagle-kernels", _version("eagle-kernels") or "not installed", f"Python {platform.python_version()}")
-    build = native.build_info()
-    table.add_row("native module", "built", ", ".join(f"{key} {value}" for key, value in build.items() if value != ""))
-    table.add_row("torch", torch.__version__, f"{torch.get_num_threads()} threads on {os.cpu_count()} CPUs")
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            p = torch.cuda.get_device_properties(i)
-            table.add_row(f"GPU {i}", p.name, f"sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB: kernels run")
-    else:
-        table.add_row("GPU", "none", "ops run their CPU code; kernels run under Triton's interpreter in the tests")
-    for package, gives, extra in [
-        ("triton", "the Triton kernels", ""),
-        ("av", "video on the CPU", "video"),
-        ("nvidia-dali-cuda130", "video on a GPU", "dali"),
-        ("tokenizers", "text, `eagle plan` and `eagle chat`", "serve"),
-        ("matplotlib", "`eagle train` and its report", "train"),
-        ("pytest-benchmark", "`eagle bench`, from a checkout", "bench"),
-        ("flash-attn", "a rival in the benches", "flash-attn"),
-        ("liger-kernel", "a rival in the benches", "rivals"),
-    ]:
-        found = _version(package)
-        table.add_row(package, found or "missing", gives if found else f"{gives}: pip install 'eagle-kernels[{extra}]'")
-    console.print(table)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    print("\n".join(examine()))
 
 
 @app.command()
@@ -268,10 +272,12 @@ def train(
     from eagle_model.train.trainer import Trainer, TrainingError
 
     try:
-        Trainer(chosen, run, say=print).train()
+        trainer = Trainer(chosen, run, say=print)
+        done = trainer.train()
     except TrainingError as error:
-        print(f"eagle: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+        raise typer.Exit(_say(str(error), code=1)) from error
+    if not done and trainer.stopped_by:
+        raise typer.Exit(128 + trainer.stopped_by)
 
 
 @app.command()
@@ -330,6 +336,8 @@ def bench(
 
     Example:  eagle bench rms_norm swiglu --out results
     """
+    import subprocess
+
     root = Path(__file__).resolve().parent.parent
     folder = root / "bench"
     if not (folder / "harness.py").is_file():

@@ -52,8 +52,11 @@ def few(names: Iterable[object]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for a message, however long."""
-    return _cut(repr(value))
+    """A value for a message, however long or deep."""
+    try:
+        return _cut(repr(value))
+    except RecursionError:
+        return f"{type(value).__name__} in {type(value).__name__}, and so on"
 
 
 def _cut(text: str) -> str:

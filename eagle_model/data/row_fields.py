@@ -13,7 +13,7 @@ import re
 from difflib import get_close_matches
 from functools import lru_cache
 
-_READ = ("conversations", "messages", "system", "image", "images", "video", "videos")
+_READ = ("system", "image", "images", "video", "videos")  # beside the turns
 _REFUSED = {  # name, without case and punctuation -> what it was meant to do, and what to do
     **dict.fromkeys(("audio", "audios", "sound", "sounds", "speech"), "sound is not supported"),
     **dict.fromkeys(
@@ -68,12 +68,15 @@ _FILE = re.compile(
 
 
 def says_nothing(value: object) -> bool:
-    """Whether a value is null, or empty all through, as where a writer fills in every field that any row has."""
+    """Whether a value is null, or empty all through, as where a writer fills in every field that any row has.
+
+    LLaMA-Factory writes structures as JSON in a string: "[]" says nothing either.
+    """
     if isinstance(value, dict):
         return all(map(says_nothing, value.values()))
     if isinstance(value, list):
         return all(map(says_nothing, value))
-    return value is None or value == ""
+    return value is None or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
 
 
 def refusal(name: str, value: object, *, has_media: bool, has_video: bool) -> str | None:

@@ -62,7 +62,7 @@ def read_released_tokenizer(folder: Path) -> Tokenizer:
         wrong = [
             token["content"] for token_id, token in added.items() if tokenizer.token_to_id(token["content"]) != token_id
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{about} has no added_tokens_decoder that can be read ({error!r}).") from None
     if wrong:
         raise ValueError(

@@ -215,8 +215,8 @@ class TextConfig:
         config = cls(**_known("text_config", other, _DEFAULT_TEXT), other=other)
         if other.get("head_dim", config.head_dim) not in (None, config.head_dim):
             raise ValueError(
-                f"config.json: text_config.head_dim is {shown(other['head_dim'])}; needs hidden_size / num_attention_heads "
-                f"= {config.head_dim}."
+                f"config.json: text_config.head_dim is {shown(other['head_dim'])}; needs hidden_size / "
+                f"num_attention_heads = {config.head_dim}."
             )
         return config
 
@@ -257,7 +257,8 @@ class EagleConfig:
     def __post_init__(self) -> None:
         if self.attention_backend not in BACKENDS:
             raise ValueError(
-                f"EagleConfig: attention_backend is {shown(self.attention_backend)}; needs one of {', '.join(BACKENDS)}."
+                f"EagleConfig: attention_backend is {shown(self.attention_backend)}; needs one of "
+                f"{', '.join(BACKENDS)}."
             )
         values = {name: getattr(self, _OUR_NAMES.get(name, name)) for name in _DEFAULT_EAGLE}
         _check_types("EagleConfig: ", values, _DEFAULT_EAGLE)
@@ -314,8 +315,8 @@ class EagleConfig:
         tile_px = other.pop("force_image_size", None)
         if tile_px not in (None, vision.tile_px):
             raise ValueError(
-                f"config.json: force_image_size is {shown(tile_px)}; needs vision_config.image_size, {vision.tile_px}: the "
-                f"position table has one row a patch."
+                f"config.json: force_image_size is {shown(tile_px)}; needs vision_config.image_size, {vision.tile_px}: "
+                f"the position table has one row a patch."
             )
         other.pop("tie_word_embeddings", None)  # transformers copies it from text_config
         for name in ("min_dynamic_tiles", "max_dynamic_tiles"):

@@ -40,7 +40,7 @@ from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
 from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff, few, shown
-from eagle_model.files import os_reason, read_json, write_json
+from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
 from eagle_model.model.config import EagleConfig, tiny
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import sqrt_mass, supervised_counts
@@ -155,8 +155,8 @@ class Trainer:
         says = (state["run"], state["step"])
         if says != (manifest.run, manifest.step):
             raise CheckpointError(
-                f"{folder}: its manifest is of run {few([manifest.run])}, step {manifest.step}; its state.json says "
-                f"run and step {few(says)}. Move the checkpoint away."
+                f"{folder}: manifest.json is of run and step {few([manifest.run, manifest.step])}, "
+                f"training/state.json of {few(says)}. Move the checkpoint away."
             )
         about = self.run_folder / "run.json"
         try:
@@ -238,7 +238,8 @@ class Trainer:
         )
         with contextlib.closing(log), self._stop, progress:
             while self.step < config.max_steps and not self._stop.requested:
-                metrics = self._train_step()
+                with self._fitting_into_memory():
+                    metrics = self._train_step()
                 with self._writing("metrics.jsonl"):
                     log.write(metrics)
                 progress.show(metrics)
@@ -268,9 +269,8 @@ class Trainer:
             with self._writing("samples/"):
                 self._save_samples(batches)
 
-        with self._fitting_into_memory():
-            batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
-            loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
+        batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
+        loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
         grad_norm = self.optimizer.clip()
         loss_value, norm_value = loss.item(), grad_norm.item()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -301,9 +301,9 @@ class Trainer:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             said = str(error).partition("\n")[0]
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in said:
-                raise  # torch has no class of its own for a CPU's memory
             raise TrainingError(
                 f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
                 "another machine, or, in a new run, a smaller processor.sampling.context_tokens or rows_per_step, or "
@@ -327,8 +327,9 @@ class Trainer:
         with self._writing(f"The checkpoint of step {self.step}"):
             path = checkpoint.save(self.checkpoints, self.step, self.run_id, self._write_checkpoint)
         self._saved_step = self.step
-        with self._writing("skipped.json"):
+        with self._writing("checkpoints/"):
             checkpoint.prune(self.checkpoints, self.run_id, self.config.keep_last, self._say)
+        with self._writing("skipped.json"):
             write_json(self.run_folder / "skipped.json", self.loader.skipped)
         return path
 

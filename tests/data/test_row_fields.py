@@ -17,14 +17,14 @@ REFUSED = [  # name, value: each was found in somebody's data, or is nearly such
     ("fps", 2), ("nframes", 8), ("max_pixels", 5), ("weight", 2), ("weights", [1]), ("loss", False), ("train", 0),
     ("loss_scale", 2.0), ("sample_weight", 0.5), ("rejected_response", "no"), ("chosen", {"value": "x"}),
     ("reasoning_content", "because"), ("system_prompt", "x"), ("sytem", "x"), ("history", [["a", "b"]]),
-    ("message", ["x"]), ("conversation", ["x"]),
-]  # fmt: skip
+    ]  # fmt: skip
 LEFT_OUT = [
     ("score", 0.5), ("source", "coco"), ("image_id", "12"), ("video_id", "v_12"), ("image_width", 640), ("height", 5),
     ("num_images", 2), ("n_images", 2), ("has_image", True), ("dataset", "coco"), ("label", 3), ("bbox", [1, 2, 3, 4]),
     ("caption", "A dog."), ("question", "What?"), ("type", "image"), ("timestamp", [3, 5]), ("date", "today"),
     ("duration", 3.5), ("imageid", "x"), ("coco_url", "http://x/a.jpg"), ("original", {"path": "a.png"}), ("end", 3),
-    ("clip", [0, 2]), ("tools", []), ("objects", {"ref": [], "bbox": None}), ("audios", None), ("image_path", ""),
+    ("clip", [0, 2]), ("tools", []), ("tools", "[]"), ("en_conversations", ["x"]),
+    ("objects", {"ref": [], "bbox": None}), ("audios", None), ("image_path", ""),
 ]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_other_names_of_a_clip_are_refused_beside_a_video(name: str) -> None:
 
 
 def test_what_says_nothing() -> None:
-    assert all(map(says_nothing, [None, "", [], {}, {"ref": [], "bbox": [None, {"x": ""}]}]))
+    assert all(map(says_nothing, [None, "", " [] ", [], {}, {"ref": [], "bbox": [None, {"x": ""}]}]))
     assert not any(map(says_nothing, [0, False, "a", [0], {"a": {"b": 0}}]))
 
 

@@ -43,7 +43,8 @@ using cudaStream_t = void*;
 struct Index { unsigned x; };
 static Index blockIdx, threadIdx, gridDim;
 inline void __syncthreads() {}
-static void (*called)(const char* kernel, unsigned blocks, unsigned threads, int count, const void** data, const int64_t* sizes);
+static void (*called)(const char* kernel, unsigned blocks, unsigned threads, int count, const void** data,
+                      const int64_t* sizes);
 static int num_launches;
 extern "C" void on_launch(decltype(called) function) { called = function; }
 namespace eagle {
@@ -54,7 +55,9 @@ template <auto kernel> struct Launch;
 template <class... P, void (*kernel)(P...)>
 struct Launch<kernel> {
   template <class... Args>
-  static void run(unsigned blocks, unsigned threads, const Args&... args) { pass(blocks, threads, static_cast<const std::remove_cvref_t<P>&>(args)...); }
+  static void run(unsigned blocks, unsigned threads, const Args&... args) {
+    pass(blocks, threads, static_cast<const std::remove_cvref_t<P>&>(args)...);
+  }
   static void pass(unsigned blocks, unsigned threads, const std::remove_cvref_t<P>&... args) {
     const void* data[] = {&args...};
     const int64_t sizes[] = {static_cast<int64_t>(sizeof(args))...};

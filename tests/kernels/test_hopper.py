@@ -1,5 +1,5 @@
-"""Every Triton launch that bench/static_cases.py has for sm_90, run by its machine code on a CPU (tests/ptx): as good as
-torch, the same bits under two schedules. Attention's nasty shapes are in test_hopper_attention.py."""
+"""Every Triton launch that bench/static_cases.py has for sm_90, run by its machine code on a CPU (tests/ptx): as good
+as torch, the same bits under two schedules. Attention's nasty shapes are in test_hopper_attention.py."""
 
 from collections.abc import Callable
 from functools import cache

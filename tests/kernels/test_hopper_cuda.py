@@ -1,5 +1,5 @@
-"""csrc's CUDA kernels by the machine code that nvcc makes for sm_90a, run on a CPU (tests/ptx): integer kernels give the
-bits of the CPU's code, the others are as good as torch; the same bits under every schedule."""
+"""csrc's CUDA kernels by the machine code that nvcc makes for sm_90a, run on a CPU (tests/ptx): integer kernels give
+the bits of the CPU's code, the others are as good as torch; the same bits under every schedule."""
 
 import ctypes
 

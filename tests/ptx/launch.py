@@ -69,9 +69,11 @@ def launch(
     block_shape: tuple[int, int, int] | None = None,
     schedule: Schedule | None = None,
     blocks: Iterable[int] | None = None,
+    executed: set[int] | None = None,
 ) -> int:
     """Runs the grid, or only the blocks of it with these numbers (x fastest; with clusters, the first of each). Returns
-    how many instructions ran, counted once for warps that go together."""
+    how many instructions ran, counted once for warps that go together; `executed` takes the numbers of the segments
+    that did."""
     params, maps = pack(program, arguments)
     return launch_packed(
         program,
@@ -85,6 +87,7 @@ def launch(
         block_shape=block_shape,
         schedule=schedule,
         blocks=blocks,
+        executed=executed,
     )
 
 
@@ -101,6 +104,7 @@ def launch_packed(
     block_shape: tuple[int, int, int] | None = None,
     schedule: Schedule | None = None,
     blocks: Iterable[int] | None = None,
+    executed: set[int] | None = None,
 ) -> int:
     """`launch` with the parameters' bytes."""
     x, y, z = (*grid, 1, 1)[:3]
@@ -122,6 +126,8 @@ def launch_packed(
         )
         machine.run((number % x, number // x % y, number // (x * y)))
         total += machine.num_instructions
+        if executed is not None:
+            executed |= machine.executed
     return total
 
 
