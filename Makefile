@@ -68,7 +68,7 @@ clean:
 # Set-up. The stamps are made again when what they install from changes.
 .make/venv: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make needs Python 3.11 or later (constraints.txt pins such versions); PYTHON=... names another")'
-	@echo "Setting up .venv: PyTorch and what the tests or the demo need, 2.5 GB on disk, over 5 with the CUDA libraries of PyPI's torch; some minutes."
+	@echo "Setting up .venv: PyTorch and what the tests or the demo need, 2.5 GB on disk, over 5 with the CUDA libraries of PyPI's torch, 0.6 more for the tests; some minutes."
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	mkdir -p .make && touch $@

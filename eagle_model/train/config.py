@@ -86,6 +86,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "data.recipe",  # the data may have moved; that it is the same data, the loader's state checks
         "data.num_workers",
         "data.num_decode_workers",
+        "data.video_time_limit_seconds",
         "data.index_folder",
         "data.on_bad_sample",
     }
