@@ -185,6 +185,8 @@ class Trainer:
         """What a new run and a resumed one have in common, once there is a model."""
         config = self.config
         self.model.vision.requires_grad_(config.train_vision)
+        for module in self.model.vision.unused:  # AdamW would decay what no gradient reaches
+            module.requires_grad_(False)
         self.model.connector.requires_grad_(config.train_connector)
         self.model.llm.requires_grad_(config.train_llm)
         self.model.lm_head.requires_grad_(config.train_llm)
