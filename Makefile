@@ -1,6 +1,7 @@
 # make demo    set up, then the main job on real data: an Eagle 2.5 learns to answer questions about video files
 # make test    set up, then every test that this machine can run, but the slow ones
 # make slow    the long proofs: minutes each
+# make ptx     every kernel's machine code for sm_90a, run on the CPU, short and long proofs
 # make check   formatting, lint, types, layering; what CI runs beside the tests
 # make gpu     on a machine with a GPU and its own CUDA torch: tests, benches, bench/results/, in MINUTES=12 at most
 # make wheel   a wheel in dist/, repaired and checked by auditwheel
@@ -13,7 +14,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= PASSIVE# waiting threads sleep: spinning ones take the cores from the loader's
 
-.PHONY: demo test slow check format wheel gpu static clean
+.PHONY: demo test slow ptx check format wheel gpu static clean
 
 demo: .make/demo
 	$(BIN)/python examples/video_digits.py --run demo_run
@@ -26,6 +27,9 @@ test: .make/dev
 
 slow: .make/dev
 	$(PYTEST) tests -m slow --durations 15
+
+ptx: .make/dev
+	$(PYTEST) tests/ptx tests/kernels/test_hopper*.py tests/kernels/test_attention_gluon*.py -m 'slow or not slow'
 
 check: .make/dev
 	$(BIN)/ruff format --check .
@@ -64,7 +68,7 @@ clean:
 # Set-up. The stamps are made again when what they install from changes.
 .make/venv: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make needs Python 3.11 or later (constraints.txt pins such versions); PYTHON=... names another")'
-	@echo "Setting up .venv: PyTorch and what the tests or the demo need, 2.5 GB on disk, over 5 with the CUDA libraries of PyPI's torch; some minutes."
+	@echo "Setting up .venv: PyTorch and what the tests or the demo need, 2.5 GB on disk, over 5 with the CUDA libraries of PyPI's torch, 0.6 more for the tests; some minutes."
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	mkdir -p .make && touch $@

@@ -125,7 +125,7 @@ def _matmul_kernel(  # type: ignore[no-untyped-def]
         tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=(m < M) & (n < N))
 
 
-class Launch(NamedTuple):
+class MatmulLaunch(NamedTuple):
     block_m: int
     block_n: int
     block_k: int
@@ -133,9 +133,9 @@ class Launch(NamedTuple):
     num_stages: int
 
 
-def _launch(dtype: torch.dtype) -> Launch:
+def _launch(dtype: torch.dtype) -> MatmulLaunch:
     """16 bits: the widest wgmma, 147 KB of tiles under way. fp32: exact products, no tensor cores, small tiles."""
-    return Launch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else Launch(64, 64, 32, 4, 2)
+    return MatmulLaunch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else MatmulLaunch(64, 64, 32, 4, 2)
 
 
 def _matmul(

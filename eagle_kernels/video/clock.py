@@ -1,6 +1,6 @@
 """One rising clock for packets whose own times repeat, restart, or are those of storage. Numbers only.
 
-    starts = runs(stored, num_reordered=2)    # [0, 60]: the second film begins at packet 60, and at time 0 again
+    starts = runs(pts_D, is_key_D, is_shown_D, None, reorders=True)   # [0, 60]: a second film, from time 0 again
     pts_D = one_after_another(stored, starts) # its times go on where the first film ends
 
 Films that were joined without new time stamps show two pictures at one time, or the second film's pictures between the
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from eagle_kernels.video.info import NO_TIME
 
 MOST_REORDERED = 16  # pictures that one may be stored ahead of those shown before it; H.264 and HEVC allow no more
-MOST_AT_ONE_TIME = 16  # beyond it times are not rounded but missing
+REORDERING_CODECS = ("h264", "hevc")
+MOST_AT_ONE_TIME = 8  # beyond it times are not rounded but missing
 
 
 class Stored(NamedTuple):
@@ -51,28 +52,37 @@ class Stored(NamedTuple):
         )
 
 
-def runs(stored: Stored, *, reorders: bool, knows_dts: bool) -> list[int]:
+def runs(
+    pts_D: NDArray[np.int64],
+    is_key_D: NDArray[np.bool_],
+    is_shown_D: NDArray[np.bool_],
+    dts_D: NDArray[np.int64] | None,
+    *,
+    reorders: bool,
+) -> list[int]:
     """Where each run of packets begins that agree on one clock; [0] for an ordinary file.
 
-    A new one begins at a key packet, or where the time of decoding steps back, if it is shown before the run's first
-    packet, or before one that lies too far back to be reordered with it.
+    A new one begins at a key packet where the time of decoding steps back (None: not known); and at a packet that is
+    one or the other, if it is shown before the run's first packet, or before one that lies too far back to be reordered
+    with it.
     """
-    pts_D, dts_D = stored.pts_D, stored.dts_D
+    pts_D = np.where(is_shown_D, pts_D, NO_TIME)
     num_reordered = MOST_REORDERED if reorders else 0
-    may_begin_D = stored.is_key_D.copy()
-    if knows_dts:
-        may_begin_D[1:] |= (dts_D[1:] < dts_D[:-1]) & (dts_D[1:] != NO_TIME)
-    may_begin_D &= stored.is_shown_D & (pts_D != NO_TIME)
+    steps_back_D = np.zeros(len(pts_D), np.bool_)
+    if dts_D is not None:
+        steps_back_D[1:] = (dts_D[1:] < dts_D[:-1]) & (dts_D[1:] != NO_TIME)
+    may_begin_D = (is_key_D | steps_back_D) & (pts_D != NO_TIME)
     may_begin_D[0] = False
     highest_D = np.maximum.accumulate(pts_D)
     before_D = np.concatenate([np.full(min(num_reordered + 1, len(pts_D)), NO_TIME), highest_D])[: len(pts_D)]
     starts, seen, highest = [0], 0, NO_TIME  # of the run, but for those that may be reordered with the next packet
     # The highest time of all runs is at least this one's: most packets are passed over at once.
-    for place in np.flatnonzero(may_begin_D & ((pts_D <= before_D) | (pts_D <= pts_D[0]))).tolist():
+    is_sure_D = steps_back_D & is_key_D
+    for place in np.flatnonzero(may_begin_D & (is_sure_D | (pts_D <= before_D) | (pts_D <= pts_D[0]))).tolist():
         if place - num_reordered > seen:
             highest = max(highest, int(pts_D[seen : place - num_reordered].max()))
             seen = place - num_reordered
-        if pts_D[place] <= max(highest, int(pts_D[starts[-1]])):
+        if is_sure_D[place] or pts_D[place] <= max(highest, int(pts_D[starts[-1]])):
             starts.append(place)
             seen, highest = place, NO_TIME
     return starts

@@ -79,11 +79,12 @@ def plan_recipe(
     skip_bad: bool = False,
     allow_outside_root: bool = False,
     index_folder: str | Path | None = None,
+    video_time_limit_seconds: float | None = None,
 ) -> Index:
     """All samples of a recipe, planned.
 
     Args:   skip_bad: leaves out rows and samples that cannot be read or planned, and lists them.
-            allow_outside_root: as `rows.read_samples`.  index_folder: as `Processor.plan_sample`.
+            allow_outside_root: as `rows.read_samples`.  The rest: as `Processor.plan_sample`.
     Raises: DataError for the first bad one, unless skip_bad; for a recipe that cannot be used, and where no sample is
             left, in either case.
     """
@@ -96,7 +97,12 @@ def plan_recipe(
         skipped.append((where, str(error)))
 
     for source in read_recipe(recipe):
-        plan = partial(processor.plan_sample, max_tiles=source.max_tiles, index_folder=index_folder)
+        plan = partial(
+            processor.plan_sample,
+            max_tiles=source.max_tiles,
+            index_folder=index_folder,
+            video_time_limit_seconds=video_time_limit_seconds,
+        )
         samples = read_samples(
             source, allow_outside_root=allow_outside_root, on_bad_row=on_bad_row if skip_bad else None
         )

@@ -39,6 +39,7 @@ class DataConfig:
     on_bad_sample: Literal["raise", "skip"] = "raise"  # skip: counted, listed in Loader.skipped and in the state
     num_workers: int = 2  # threads, and rows that are loaded ahead
     num_decode_workers: int = 1  # threads for each video that is being decoded, inside each of num_workers
+    video_time_limit_seconds: float | None = None  # to read or decode one video: one that takes longer is a bad sample
     index_folder: str | None = None  # keeps what planning finds in videos, for decoding and for the next start
     allow_outside_root: bool = False  # true: images and videos may lie outside their recipe's root
 
@@ -48,6 +49,10 @@ class DataConfig:
         for name in ("num_workers", "num_decode_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"DataConfig: {name} is {getattr(self, name)}; needs at least 1.")
+        if self.video_time_limit_seconds is not None and not self.video_time_limit_seconds > 0:
+            raise ValueError(
+                f"DataConfig: video_time_limit_seconds is {self.video_time_limit_seconds}; needs more than 0, or None."
+            )
 
 
 class _LoadedRow(NamedTuple):
@@ -87,6 +92,7 @@ class Loader:
                 skip_bad=config.on_bad_sample == "skip",
                 allow_outside_root=config.allow_outside_root,
                 index_folder=config.index_folder,
+                video_time_limit_seconds=config.video_time_limit_seconds,
             )
         except BaseException:
             self.close()
@@ -142,6 +148,7 @@ class Loader:
                     plan,
                     num_decode_workers=self.config.num_decode_workers,
                     index_folder=self.config.index_folder,
+                    video_time_limit_seconds=self.config.video_time_limit_seconds,
                     stop=self._prefetch.stop,
                 )
                 loaded.append(sample)

@@ -138,11 +138,13 @@ class Processor:
         max_tiles: int | None = None,
         generation_prompt: bool = False,
         index_folder: str | Path | None = None,
+        video_time_limit_seconds: float | None = None,
     ) -> SamplePlan:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
         index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
+        video_time_limit_seconds: for reading the index of one video.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
         limits = self.config.sampling
@@ -156,7 +158,13 @@ class Processor:
                     "text or raise context_tokens."
                 )
             images = [image_size(shown.path) for shown in sample.media if isinstance(shown, ImageRef)]
-            clip_of = partial(open_clip, seek=limits.seek, tolerance=limits.tolerance, index_folder=index_folder)
+            clip_of = partial(
+                open_clip,
+                seek=limits.seek,
+                tolerance=limits.tolerance,
+                index_folder=index_folder,
+                time_limit_seconds=video_time_limit_seconds,
+            )
             clips = [clip_of(shown) for shown in sample.media if isinstance(shown, VideoRef)]
             clip_seconds = [clip.duration_seconds for clip in clips]
             visual = sampling.plan(
@@ -195,12 +203,13 @@ class Processor:
         *,
         num_decode_workers: int = 1,
         index_folder: str | Path | None = None,
+        video_time_limit_seconds: float | None = None,
         stop: threading.Event | None = None,
     ) -> LoadedSample:
         """Tokens and pixels of a planned sample.
 
         num_decode_workers: threads that decode one video; index_folder: where planning kept the indexes of videos.
-        Neither changes a bit.
+        Neither changes a bit. video_time_limit_seconds: for each video; DataError where it takes longer.
         stop: set by another thread, it ends the work early with CancelledError: at the next image, or the next packet
         of a video.
         Raises DataError, naming the sample, when a file cannot be decoded as planned.
@@ -219,12 +228,13 @@ class Processor:
                     patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
                 else:
                     decode_tiles(
-                        open_video(shown.path, index_folder),
+                        open_video(shown.path, index_folder, video_time_limit_seconds),
                         seen.timestamps_seconds,
                         (1, 1),
                         self.tiling,
                         out=patches_IPK[start:end],
                         num_workers=num_decode_workers,
+                        time_limit_seconds=video_time_limit_seconds,
                         stop=stop,
                     )
             except DataError as error:

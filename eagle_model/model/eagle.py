@@ -32,10 +32,10 @@ from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Packed
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy, tokens
-from eagle_model.model.linear import Linear, LinearSkipBiasAdd
+from eagle_model.model.linear import Linear
 from eagle_model.model.llm import Decoder
 from eagle_model.model.loss import LMHead, token_weights
-from eagle_model.model.vision import VisionEncoder
+from eagle_model.model.vision import GeluBias, VisionEncoder
 
 MAX_TIMES_STORED = 2  # parameters of a config to numbers in its files: beyond, they are of different models
 
@@ -62,7 +62,7 @@ class Eagle(nn.Module):
     def _draw(self) -> None:
         """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
         for module in self.modules():
-            if isinstance(module, Linear | LinearSkipBiasAdd):
+            if isinstance(module, Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -240,7 +240,7 @@ def load(
     if source is None:
         model.to_empty(device="cpu")
         for module in model.modules():  # as their constructors do off "meta"
-            if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm):
+            if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm | GeluBias):
                 module.reset_parameters()
         model._draw()
         model.to(device=device, dtype=dtype)

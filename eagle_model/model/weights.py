@@ -101,6 +101,7 @@ SIGLIP2 = (
     ),
     _rename(f"{_VISION}.embeddings.patch_embedding.bias", "vision.patch_embedding.bias"),
     _rename(f"{_VISION}.embeddings.position_embedding.weight", "vision.position_embedding.weight"),
+    _rename(f"{_VISION}.encoder.layers.{{i}}.mlp.fc1.bias", "vision.layers.{i}.mlp.act.bias"),
     _rename(f"{_VISION}.encoder.layers.{{rest}}", "vision.layers.{rest}"),
     _rename(f"{_VISION}.post_layernorm.{{rest}}", "vision.post_layernorm.{rest}"),
     Rule(theirs=(f"{_VISION}.head.{{rest}}",)),
@@ -127,7 +128,7 @@ _GROOT = ("backbone.eagle_model.", "backbone.model.")  # Isaac GR00T and LeRobot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Group:
+class _Applied:
     """A rule applied: the tensors that are made of each other."""
 
     theirs: tuple[str, ...]
@@ -241,9 +242,9 @@ def num_stored(folder: Path) -> int:
     return sum(math.prod(tensor.shape) for tensor in _contents(folder).values())
 
 
-def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Group]:
+def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Applied]:
     """The rules applied to all parameters; the first rule that has a name takes it."""
-    groups: dict[str, _Group] = {}
+    groups: dict[str, _Applied] = {}
     for name in parameters:
         if name in groups:
             continue
@@ -259,7 +260,7 @@ def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Gr
         )
         if missing := [name for name in ours if name not in parameters]:
             raise ValueError(f"{name} belongs with {', '.join(missing)} by its rule; the model has no such parameter.")
-        groups |= dict.fromkeys(ours, _Group(theirs=theirs, ours=ours, again=again, rule=rule))
+        groups |= dict.fromkeys(ours, _Applied(theirs=theirs, ours=ours, again=again, rule=rule))
     return list({id(group): group for group in groups.values()}.values())
 
 
@@ -298,7 +299,7 @@ def _contents(folder: Path) -> dict[str, _Stored]:
 
 def _check_fit(
     folder: Path,
-    groups: Sequence[_Group],
+    groups: Sequence[_Applied],
     parameters: Mapping[str, Tensor],
     rules: Sequence[Rule],
     stored: Mapping[str, _Stored],

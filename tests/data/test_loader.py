@@ -360,6 +360,26 @@ def test_an_interrupt_loses_no_row(recipe: Recipe, processor: Processor, monkeyp
     assert got == want
 
 
+def test_a_video_that_takes_too_long_is_a_bad_sample(
+    recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eagle_kernels.video.libav import reader
+
+    decode = reader.decode
+    path = recipe([chat_row(video="long.mp4", id="film"), chat_row(id="text")])
+    with loader_of(path, processor, on_bad_sample="skip", video_time_limit_seconds=60.0) as loader:
+        monkeypatch.setattr(reader, "decode", lambda *fed: time.sleep(0.2) or decode(*fed))
+        loader.config = replace(loader.config, video_time_limit_seconds=0.3)
+        next(loader)
+        assert [sample_id for sample_id, _ in loader.skipped] == ["film"]
+        assert "decoding took more than time_limit_seconds = 0.3 s" in loader.skipped[0][1]
+    with (
+        pytest.raises(DataError, match=r"sample film: .* time_limit_seconds = 1e-09 s"),
+        loader_of(path, processor, video_time_limit_seconds=1e-9),
+    ):
+        pass
+
+
 # ---- threads
 
 
@@ -430,6 +450,7 @@ def test_wrong_configs(recipe: Recipe, processor: Processor) -> None:
         ({"on_bad_sample": "ignore"}, "on_bad_sample is 'ignore'; needs 'raise' or 'skip'"),
         ({"num_workers": 0}, "num_workers is 0; needs at least 1"),
         ({"num_decode_workers": 0}, "num_decode_workers is 0; needs at least 1"),
+        ({"video_time_limit_seconds": 0.0}, "video_time_limit_seconds is 0.0; needs more than 0, or None"),
     ]:
         with pytest.raises(ValueError, match=message):
             config_of(path, **changes)

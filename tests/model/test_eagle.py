@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -60,7 +63,7 @@ def test_every_module_with_parameters_is_called_in_training(checkpoint_activatio
     row = pack(mixed_documents(CFG))
     mass = sqrt_mass(row.labels_T, row.cu_seqlens)
     names = called(model, lambda: model(row, mass, checkpoint_activations=checkpoint_activations).backward())
-    assert len(owners(model)) == 52
+    assert len(owners(model)) == 54
     assert owners(model).keys() - names == set()
     assert "" in names  # the model itself
 
@@ -366,3 +369,20 @@ def test_kernels_give_the_references_loss_and_gradients(checkpoint_activations):
     for name, grad in want.items():
         error = (got[name].cpu() - grad).abs().max()
         assert error <= 1e-4 * (1 + grad.abs().max()), (name, error)
+
+
+def test_any_module_alone_may_be_sharded(tmp_path):
+    """FSDP gathers a module's parameters for that module's call: one that lends them to another's would fail."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        row = pack(mixed_documents(CFG))
+        mass = sqrt_mass(row.labels_T, row.cu_seqlens)
+        want = small_model(CFG)(row, mass)
+        for name in owners(small_model(CFG)):
+            model = small_model(CFG)
+            fully_shard(model.get_submodule(name), mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            torch.testing.assert_close(model(row, mass), want, msg=lambda text, name=name: f"{name}: {text}")
+    finally:
+        dist.destroy_process_group()

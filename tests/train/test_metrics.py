@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,8 @@ from eagle_model.train.metrics import (
     peak_rss_bytes,
     read_metrics,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def metrics(step: int, loss: float = 1.0) -> StepMetrics:
@@ -112,7 +115,8 @@ def test_a_full_disk_takes_a_part_of_a_line_that_is_left_out_later(tmp_path):
     """The file may have 1000 bytes, as under `ulimit -f`: a line fits, the next does not."""
     code = f"""
 import resource
-from tests.train.test_metrics import MetricsLog, Path, metrics
+from pathlib import Path
+from tests.train.test_metrics import MetricsLog, metrics
 log = MetricsLog(Path({str(tmp_path / "metrics.jsonl")!r}), steps_done=0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
 log.write(metrics(1))
@@ -122,7 +126,7 @@ except OSError as error:
     print(error.strerror)
 log.close()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("File too large\n", "")
     assert (tmp_path / "metrics.jsonl").stat().st_size == 400
     assert [m["step"] for m in read_metrics(tmp_path / "metrics.jsonl")] == [1]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eagle_kernels.video import clock
 from eagle_kernels.video.bitstream import h264_fields
 from eagle_kernels.video.bitstream.h264_fields import FieldPairs
 from eagle_kernels.video.budget import Budget
@@ -72,6 +73,9 @@ def _index_from_tables(path: Path, tables: Tables, budget: Budget) -> PacketInde
             if len(frames) != 1 or frames[0].is_corrupt or frames[0].pts != samples.pts_D[0]:
                 return None
             if codec == "h264" and _holds_lone_fields(stream.codec_context.extradata, samples, file, budget):
+                return None
+            reorders = codec in clock.REORDERING_CODECS
+            if len(clock.runs(samples.pts_D, samples.is_key_D, tables.is_shown_D, None, reorders=reorders)) > 1:
                 return None
             shape, is_told = shape_of(frames[0], stream, path), tells_keys(stream, frames[0])
             last_duration = int(tables.duration_D[place_N[-1]]) or usual_duration(pts_N, stream, time_base)

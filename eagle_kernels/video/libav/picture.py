@@ -1,7 +1,7 @@
 """One decoded frame, as planes where the decoder left them or as RGB: colours, square pixels, the turn it is shown in.
 
     def take(picture: Picture, m: int) -> Tensor:
-        planes = picture.planes()             # no copy; None unless 8-bit 4:2:0, upright, of a known matrix
+        planes = picture.planes()             # no copy; None unless 8-bit 4:2:0, of a known matrix
         return picture.rgb_YX3() if planes is None else planes.y_YX.clone()
 
 Dims    Y rows, X columns; H, W = Y / 2, X / 2, rounded up.
@@ -59,15 +59,13 @@ class Picture:
         return to_rgb(self.frame, self.index, self.scaler)
 
     def planes(self) -> Planes | None:
-        """The samples where the decoder left them; None unless they are 8-bit 4:2:0, by one of TILED_MATRICES, upright.
+        """The samples where the decoder left them; None unless they are 8-bit 4:2:0, by one of TILED_MATRICES.
 
-        That depends on the stream alone. Pixels need not be square.
+        That depends on the stream alone. Pixels need not be square, and are turned as stored, not as shown.
         """
         frame = self.frame
         name, matrix = frame.format.name, MATRICES.get(frame.colorspace)
         if name not in ("yuv420p", "yuvj420p", "nv12") or matrix not in TILED_MATRICES:
-            return None
-        if self.index.orientation != Orientation():
             return None
         if any(plane.line_size < 0 for plane in frame.planes):  # rows from the bottom up: uncompressed video alone
             return None

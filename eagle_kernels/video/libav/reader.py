@@ -84,7 +84,17 @@ def junk_of(stream: av.VideoStream) -> Junk | None:
             return False
         return True
 
-    return Junk(codec, extradata, is_valid)
+    junk = Junk(codec, extradata, is_valid)
+    set_headers(stream, junk)
+    return junk
+
+
+def set_headers(stream: av.VideoStream, junk: Junk) -> None:
+    """Gives a decoder that is not open yet, maybe as it refused its own headers, those of them that are sound."""
+    codec, decoder = stream.codec_context.codec.canonical_name, stream.codec_context
+    starts_with_code = nal_format(codec, decoder.extradata) == nal_format(codec, junk.headers) is not None
+    if starts_with_code and not decoder.is_open:
+        decoder.extradata = junk.headers
 
 
 def without_junk(packet: av.Packet, junk: Junk) -> av.Packet:
@@ -106,7 +116,8 @@ class Reader:
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._broke_at: int | None = None  # pts of the first packet since the last seek that the decoder refused
-        self._junk: Junk | None = None  # once the decoder refused a packet that may hold such
+        self._junk: Junk | None = None  # once the decoder refused a packet that holds such
+        self._no_junk: Junk | None = None  # before
         self.num_missed = 0  # frames that the plan did not lead to
 
     def close(self) -> None:
@@ -180,6 +191,12 @@ class Reader:
                 return bool(frame.pts == pts)
         return False
 
+    def _look_for_junk(self, refused: Content) -> None:
+        """From now on leaves it out, if it may be why the decoder refused that packet."""
+        self._no_junk = self._no_junk or junk_of(self._source.stream)
+        if self._no_junk is not None and self._no_junk.without(bytes(refused)) != refused:
+            self._junk = self._no_junk
+
     # -- what is fed, and what of it is taken
 
     def _needed_units(
@@ -222,6 +239,8 @@ class Reader:
         stream, decoder, budget = self._source.stream, self._source.decoder, self._budget
         trust = _Trust(trusted_from, must_tell_keys=self._index.decoder_tells_keys)
         self._broke_at = None
+        if self._junk is not None:
+            set_headers(stream, self._junk)
         last_wanted = max(wanted) if wanted else math.inf
         num_later_keys = 0
         for unit, content in self._needed_units(window, wanted, drop=drop):
@@ -239,7 +258,7 @@ class Reader:
                 content = self._junk.without(bytes(content))
             frames = drain(decoder) if at_end else decode(packet_of(unit, content, stream), decoder)
             if frames is None and self._junk is None:
-                self._junk = junk_of(stream)
+                self._look_for_junk(content)
             if not trust.feed(unit.pts, is_refused=frames is None) and self._broke_at is None:
                 self._broke_at = unit.pts
             if wanted is not None and not at_end and (not wanted or num_later_keys > 1):

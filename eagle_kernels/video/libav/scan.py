@@ -44,7 +44,13 @@ KNOWS_DTS = (
 SHORTFALL_SECONDS = 0.5  # that a video may end before its container: sound may well go on so much longer
 # Decoders that begin anywhere and paint what they do not know gray; others refuse, or hold such frames back.
 PAINTS_GRAY = ("mpeg4", "h263", "flv1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "rv10", "rv20")
-CHECK_PACKETS = 256  # between two looks at the clock
+REFUSES_TO_START = (
+    "h264",
+    "hevc",
+    "vp8",
+    "vp9",
+    "av1",
+)  # at a packet that is no key frame, or holds back what it gives
 
 
 def index_from_packets(
@@ -80,7 +86,10 @@ def index_from_packets(
         # Where one number states the whole length (Matroska, FLV); other demuxers know each stream's from its packets.
         states_length = stream.duration is None and container.duration is not None
         stated_seconds = container.duration / av.time_base if states_length else None
-        keys = np.flatnonzero(timed.is_key_D & (timed.pts_D != NO_TIME))
+        is_key_D = timed.is_key_D & (timed.pts_D != NO_TIME)
+        if is_key_D.all() and not _is_sure_of_keys(stream, scan.first):
+            is_key_D = np.arange(len(is_key_D)) == 0
+        keys = np.flatnonzero(is_key_D)
         keys = keys[np.argsort(timed.pts_D[keys], kind="stable")]
         return PacketIndex(
             path=path,
@@ -105,6 +114,12 @@ def tells_keys(stream: av.VideoStream, first: av.VideoFrame) -> bool:
     """Whether the decoder marks frames that it can start at. H.264's starts at recovery points too, and holds back what
     is not clean by itself."""
     return stream.codec_context.codec.canonical_name != "h264" and bool(first.key_frame)
+
+
+def _is_sure_of_keys(stream: av.VideoStream, first: av.VideoFrame) -> bool:
+    """Whether every packet can be a place to start: pictures lean on none in this codec, or the decoder will tell."""
+    codec = stream.codec_context.codec
+    return codec.intra_only or codec.canonical_name in REFUSES_TO_START or tells_keys(stream, first)
 
 
 def usual_duration(pts_N: NDArray[np.int64], stream: av.VideoStream, time_base: Fraction) -> int:
@@ -209,29 +224,31 @@ def _timed(scan: _Scan, stream: av.VideoStream, path: Path, budget: Budget) -> _
     stored = stored.joined() if is_joined else stored
     damaged_D, needs_clock = stored.is_corrupt_D, is_joined
     if name == "mpegts" and damaged_D.any():
-        whole = mpegts.whole_at_joints(path, stream.id, budget.check)
-        damaged_D = damaged_D & ~mpegts.explained(stored.position_D, whole)
+        joints = mpegts.find_joints(path, stream.id, budget.check)
+        damaged_D = joints.damaged(damaged_D, stored.position_D)
         needs_clock = needs_clock or bool((damaged_D != stored.is_corrupt_D).any())
     last_D, damage = _without_a_cut_end(damaged_D)
     if scan.stops is not None:
         damage.insert(0, f"reading stops after {len(stored.pts_D)} frames ({scan.stops})")
     is_shown_D = stored.is_shown_D & last_D
-    reorders = stream.codec_context.reorder_depth > 0
+    depth, codec = stream.codec_context.reorder_depth, stream.codec_context.codec.canonical_name
+    reorders = depth > 0 or codec in clock.REORDERING_CODECS  # how far, libav learns only while it decodes
     pts_D = stored.pts_D
     has_times = not (pts_D[is_shown_D] == NO_TIME).any()
-    if name in STORAGE_ORDER_DEMUXERS and (not has_times or (reorders and bool((np.diff(pts_D) >= 0).all()))):
-        pts_D, missing = _in_display_order(stored, path, stream.index, budget)
+    if name in STORAGE_ORDER_DEMUXERS and (not has_times or (depth > 0 and bool((np.diff(pts_D) >= 0).all()))):
+        pts_D, missing = _in_display_order(stored, damaged_D, path, stream.index, budget)
         damage, needs_clock = damage + missing, True
     elif not has_times:
         raise VideoError(_no_times(path, name))
     else:
-        starts = clock.runs(stored, reorders=reorders, knows_dts=name in KNOWS_DTS)
+        dts_D = stored.dts_D if name in KNOWS_DTS else None
+        starts = clock.runs(pts_D, stored.is_key_D, stored.is_shown_D, dts_D, reorders=reorders)
         if len(starts) > 1:
             pts_D, needs_clock = clock.one_after_another(stored, starts), True
         shown = pts_D[is_shown_D]
         if len(np.unique(shown)) < len(shown):
             needs_clock = True
-            pts_D, finer, missing = _spread(pts_D, is_shown_D, reorders, path, stream, budget)
+            pts_D, finer, missing = _spread(pts_D, is_shown_D, damaged_D, reorders, path, stream, budget)
             damage = damage + missing
     pts_D = np.where(is_shown_D, pts_D, NO_TIME)
     kept = np.ones(len(pts_D), np.bool_)
@@ -270,10 +287,10 @@ def _without_a_cut_end(is_damaged_D: NDArray[np.bool_]) -> tuple[NDArray[np.bool
 
 
 def _in_display_order(
-    stored: Stored, path: Path, stream_number: int, budget: Budget
+    stored: Stored, damaged_D: NDArray[np.bool_], path: Path, stream_number: int, budget: Budget
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Times of storage, given to the frames in the order in which they are shown; only decoding all tells that."""
-    order_N = _decoded_order(path, stream_number, budget)
+    order_N = _decoded_order(damaged_D, path, stream_number, budget)
     times_D = np.where(stored.dts_D != NO_TIME, stored.dts_D, stored.pts_D)
     if len(order_N) == 0 or (times_D == NO_TIME).any() or bool((np.diff(np.sort(times_D[order_N])) <= 0).any()):
         raise VideoError(_no_times(path, "avi, asf"))
@@ -285,13 +302,14 @@ def _in_display_order(
 def _spread(
     pts_D: NDArray[np.int64],
     is_shown_D: NDArray[np.bool_],
+    damaged_D: NDArray[np.bool_],
     reorders: bool,
     path: Path,
     stream: av.VideoStream,
     budget: Budget,
 ) -> tuple[NDArray[np.int64], int, list[str]]:
     """Equal times made to rise in the order in which their frames are shown: (times, how much finer ticks, damage)."""
-    order_N = _decoded_order(path, stream.index, budget) if reorders else np.flatnonzero(is_shown_D)
+    order_N = _decoded_order(damaged_D, path, stream.index, budget) if reorders else np.flatnonzero(is_shown_D)
     order_N = order_N[is_shown_D[order_N]]
     found = clock.spread(pts_D[order_N]) if len(order_N) else None
     if found is None:
@@ -303,7 +321,7 @@ def _spread(
     return spread_D, finer, [f"{num_missing} of {int(is_shown_D.sum())} packets give no frame"] if num_missing else []
 
 
-def _decoded_order(path: Path, stream_number: int, budget: Budget) -> NDArray[np.int64]:
+def _decoded_order(damaged_D: NDArray[np.bool_], path: Path, stream_number: int, budget: Budget) -> NDArray[np.int64]:
     """(N,) the packets of all frames in the order in which a decoder gives them."""
     order = array("q")
     with closing(open_file(path)) as container:
@@ -322,7 +340,7 @@ def _decoded_order(path: Path, stream_number: int, budget: Budget) -> NDArray[np
             if packet.size == 0:
                 continue
             place += pairs is None or not pairs.is_second_field(bytes(memoryview(packet)[:PACKET_BYTES]))
-            packet.pts = place
+            packet.pts, packet.is_corrupt = place, bool(damaged_D[place])
             frames = decode(packet, decoder)
             if frames is None and (junk := junk or junk_of(stream)):
                 frames = decode(without_junk(packet, junk), decoder)
