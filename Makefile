@@ -29,7 +29,8 @@ slow: .make/dev
 	$(PYTEST) tests -m slow --durations 15
 
 ptx: .make/dev
-	$(PYTEST) tests/ptx tests/kernels/test_hopper*.py tests/kernels/test_attention_gluon*.py -m 'slow or not slow'
+	$(PYTEST) tests/ptx tests/kernels/test_hopper*.py tests/kernels/test_attention_gluon*.py \
+	    tests/kernels/test_plant_faults.py -m 'slow or not slow' --durations 15
 
 check: .make/dev
 	$(BIN)/ruff format --check .

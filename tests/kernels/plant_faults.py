@@ -24,6 +24,7 @@ import numpy as np
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is decorated
 
+import pytest
 import torch
 
 from eagle_kernels import attention_sm90
@@ -69,9 +70,9 @@ class Sound:
         return [fault for fault in faults(self.job.program) if fault.at in lines]
 
 
-def attention(gluon: bool, D: int) -> None:
-    attention_sm90._is_sm90 = lambda x: gluon  # type: ignore[assignment]
-    attention_sm90._num_multiprocessors = lambda device: 1  # type: ignore[assignment]
+def attention(patch: pytest.MonkeyPatch, gluon: bool, D: int) -> None:
+    patch.setattr(attention_sm90, "_is_sm90", lambda x: gluon)
+    patch.setattr(attention_sm90, "_num_multiprocessors", lambda device: 1)
     # Gluon: one program takes five items of up to five blocks, so that its rings and barriers go round within an item
     # and between them.
     plan = AttentionPlan.uniform(1, 520, device="cpu") if gluon else plan_of([400])
@@ -81,27 +82,23 @@ def attention(gluon: bool, D: int) -> None:
     out.backward(randn(T, 1, D, dtype=torch.bfloat16, seed=3).detach())
 
 
-def linear_cross_entropy() -> None:
+def linear_cross_entropy(patch: pytest.MonkeyPatch) -> None:
     module = import_module("eagle_kernels.linear_cross_entropy")
-    hidden, weight = (
-        randn(40, 400, dtype=torch.bfloat16).detach(),
-        randn(300, 400, dtype=torch.bfloat16, seed=1).detach(),
-    )
+    hidden, weight = (randn(rows, 400, dtype=torch.bfloat16, seed=rows).detach() for rows in (40, 300))
     module._fwd(hidden, weight, torch.arange(40), None, -100, True, True, True, 128)
 
 
-def layer_norm() -> None:
+def layer_norm(patch: pytest.MonkeyPatch) -> None:
     module = import_module("eagle_kernels.layer_norm")
-    x, dy = randn(9, 1152, dtype=torch.bfloat16).detach(), randn(9, 1152, dtype=torch.bfloat16, seed=1).detach()
-    _, mean, rstd = module.launch_fwd(x, x[0], x[1], 1e-6, 0)
-    module.NUM_PARTIALS = 2
-    module.launch_bwd(dy, x, x[0], mean, rstd, 0, (True, True))
+    patch.setattr(module, "NUM_PARTIALS", 2)
+    x, weight, bias = (randn(*shape, dtype=torch.bfloat16) for shape in ((9, 1152), (1152,), (1152,)))
+    module._fwd(x, weight, bias, 1e-6)[0].backward(randn(9, 1152, dtype=torch.bfloat16, seed=1).detach())
 
 
-SOURCES: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
-    "gluon_128": (lambda: attention(True, 128), ("fwd_kernel", "dq_kernel", "dkdv_kernel")),
-    "gluon_72": (lambda: attention(True, 72), ("fwd_kernel", "dq_kernel", "dkdv_kernel")),
-    "triton_128": (lambda: attention(False, 128), ("_fwd_kernel", "_dq_kernel", "_dkdv_kernel")),
+SOURCES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]] = {
+    "gluon_128": (lambda patch: attention(patch, True, 128), ("fwd_kernel", "dq_kernel", "dkdv_kernel")),
+    "gluon_72": (lambda patch: attention(patch, True, 72), ("fwd_kernel", "dq_kernel", "dkdv_kernel")),
+    "triton_128": (lambda patch: attention(patch, False, 128), ("_fwd_kernel", "_dq_kernel", "_dkdv_kernel")),
     "linear_cross_entropy": (linear_cross_entropy, ("_matmul_kernel",)),
     "layer_norm": (layer_norm, ("_bwd_kernel",)),
 }
@@ -110,8 +107,8 @@ SOURCES: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
 def sound_launches(source: str) -> list[Sound]:
     make, kernels = SOURCES[source]
     found: dict[str, Sound] = {}
-    with hopper.machine(Schedule(order="together")) as launches:
-        make()
+    with pytest.MonkeyPatch.context() as patch, hopper.machine(Schedule(order="together")) as launches:
+        make(patch)
         for launched in launches:
             job = launched.job
             name = f"{source} {launched.kernel.strip('_').removesuffix('_kernel')}"

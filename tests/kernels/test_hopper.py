@@ -1,6 +1,7 @@
-"""Every Triton launch that bench/static_cases.py has for sm_90, run by its machine code on a CPU (tests/ptx): as good
-as torch, the same bits under two schedules. Attention's nasty shapes are in test_hopper_attention.py."""
+"""Every Triton and Gluon launch that bench/static_cases.py has for sm_90, run by its machine code on a CPU (tests/ptx):
+as good as torch, the same bits under two schedules. Attention's nasty shapes are in test_hopper_attention.py."""
 
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -10,20 +11,16 @@ import pytest
 import torch
 
 from bench import static_cases
+from eagle_kernels import attention_sm90
 from eagle_kernels.attention import _varlen_attention, varlen_attention_ref
 from eagle_kernels.attention_plan import AttentionPlan
 from tests.kernels import hopper
 from tests.kernels.op_checks import check_as_good
 from tests.kernels.plans import plan_of
-from tests.numerics import randn
+from tests.numerics import assert_as_good, outputs_and_grads, randn, to_double
 from tests.ptx.machine import Schedule
 
-# Gluon's are in test_attention_gluon.py.
-CASES = {
-    case.name: case
-    for case in static_cases.cases()
-    if 90 in case.capabilities and not case.name.startswith("attention_sm90")
-}
+CASES = {case.name: case for case in static_cases.cases() if 90 in case.capabilities}
 BF16 = torch.bfloat16
 EPS = 1e-6
 
@@ -166,25 +163,38 @@ def linear_cross_entropy():
     return check(ours, lambda h, w: module.linear_cross_entropy_ref(h, w, labels), (hidden, weight))
 
 
-def attention(D, H, K, causal, uniform):
+def attention(gluon, D, H, K, causal, uniform):
+    """Once, under one schedule: the same bits under others are test_hopper_attention.py's."""
     plan = AttentionPlan.uniform(1, 128, device="cpu") if uniform else plan_of([66], causal=causal)
     T = plan.num_tokens
     inputs = bf16(T, H, D), bf16(T, K, D, seed=1), bf16(T, K, D, seed=2)
-    return check(
-        lambda q, k, v: _varlen_attention(q, k, v, plan, causal, D**-0.5),
-        lambda q, k, v: varlen_attention_ref(q, k, v, plan, causal=causal, return_lse=True),
-        inputs,
-    )
+    douts = [bf16(T, H, D, seed=3).detach(), randn(H, T, seed=4).detach()]
+
+    def reference(q, k, v):
+        return varlen_attention_ref(q, k, v, plan, causal=causal, return_lse=True)
+
+    with pytest.MonkeyPatch.context() as patch, hopper.machine(two_schedules()) as launches:
+        if gluon:
+            patch.setattr(attention_sm90, "_is_sm90", lambda x: True)
+            patch.setattr(attention_sm90, "_num_multiprocessors", lambda device: 2)
+        got = outputs_and_grads(lambda q, k, v: _varlen_attention(q, k, v, plan, causal, D**-0.5), inputs, douts)
+    same = outputs_and_grads(reference, inputs, douts)
+    true = outputs_and_grads(reference, to_double(inputs), [d.double() for d in douts])
+    assert_as_good(got, same, true)
+    return launches
 
 
 ATTENTION = {
     "vision": (72, 16, 16, False, True),
     "vision_by_tables": (72, 16, 16, False, False),
     "llm": (128, 28, 4, True, False),
+}
+BY_TRITON = ATTENTION | {
     "widest": (256, 8, 4, True, False),
     "two_pieces_72": (72, 16, 16, True, False),
     "two_pieces_192": (192, 8, 4, True, False),
 }
+BY_GLUON = ATTENTION | {"64": (64, 16, 16, True, False)}
 DRIVERS: dict[str, Callable[[], list[hopper.Launched]]] = {
     "add_rms_norm": lambda: rms_norm(True),
     "rms_norm": lambda: rms_norm(False),
@@ -203,11 +213,12 @@ DRIVERS: dict[str, Callable[[], list[hopper.Launched]]] = {
     "linear_cross_entropy_loss": lambda: softmax(True, False),
     "linear_cross_entropy_grad": lambda: softmax(False, True),
     "linear_cross_entropy_matmul": linear_cross_entropy,
-} | {
-    f"attention_{step}_{name}": (lambda shape=shape: attention(*shape))  # type: ignore[misc]
-    for name, shape in ATTENTION.items()
-    for step in ("fwd", "dq", "dkdv", "delta")
 }
+for step in ("fwd", "dq", "dkdv", "delta"):
+    for shape_name, shape in BY_TRITON.items():
+        DRIVERS[f"attention_{step}_{shape_name}"] = lambda shape=shape: attention(False, *shape)  # type: ignore[misc]
+    for shape_name, shape in BY_GLUON.items():
+        DRIVERS[f"attention_sm90_{step}_{shape_name}"] = lambda shape=shape: attention(True, *shape)  # type: ignore[misc]
 
 
 @cache
@@ -220,11 +231,8 @@ def driver_of(case_name: str) -> str:
 
 
 def shared_driver(name: str) -> str:
-    """Forward and backward of one op run once: the first driver that does the same."""
-    kind, _, rest = name.partition("_")
-    if kind == "attention":
-        return f"attention_fwd_{rest.partition('_')[2]}"
-    return name.replace("_bwd_", "_fwd_")
+    """The steps of one op run together, by the driver of its first."""
+    return re.sub(r"_(bwd|dq|dkdv|delta)_", "_fwd_", name)
 
 
 @pytest.mark.parametrize("name", CASES)

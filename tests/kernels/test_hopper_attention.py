@@ -20,7 +20,8 @@ KEYS = {"equal": lambda n: n, "fewer": lambda n: n - n // 3, "more": lambda n: n
 OVERLAPPING = [(10, 130, 50, 140), (150, 65, 0, 200), (220, 5, 60, 30), (231, 0, 10, 10), (231, 20, 100, 0)]
 
 
-@pytest.fixture(params=["triton", "gluon"])
+# Gluon's short tests are test_attention_gluon.py and test_attention_gluon_bwd.py.
+@pytest.fixture(params=["triton", pytest.param("gluon", marks=pytest.mark.slow)])
 def kernels(request, monkeypatch):
     """Whose kernels run; Gluon's as on a Hopper GPU of two multiprocessors."""
     if request.param == "gluon":
@@ -84,7 +85,7 @@ def test_documents(kernels, D, H, K, keys, causal):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("D", [64, 72, 128])
-@pytest.mark.parametrize(("group", "keys", "causal"), product([1, 7], KEYS, [True, False]))
+@pytest.mark.parametrize(("group", "keys", "causal"), list(product([1, 7], KEYS, [True, False])))
 def test_all_documents(kernels, D, group, keys, causal):
     check(plan_with_keys(LENGTHS, keys, causal), 2 * group, 2, D, causal, Schedule(1))
 
@@ -103,13 +104,13 @@ def test_overlapping_segments(kernels, D, causal):
 
 
 @pytest.mark.parametrize("D", [72, 128])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, pytest.param(torch.inf, marks=pytest.mark.slow)])
 def test_rows_next_door_do_not_matter(kernels, D, value):
     """Documents between others that are NaN or infinite give the bits that they give between zeros."""
-    lengths = [3, 65, 1, 129, 62]
+    lengths = [3, 65, 1, 62]
     plan = plan_of(lengths)
     mine = torch.zeros(sum(lengths), dtype=torch.bool)
-    mine[3:68] = mine[69:198] = True
+    mine[3:68] = True
     inputs = inputs_of(plan, 2, 1, D)
     douts = douts_of(inputs)
     results = []
@@ -125,8 +126,8 @@ def test_rows_next_door_do_not_matter(kernels, D, value):
 @pytest.mark.parametrize("D", [72, 128])
 def test_a_document_moved_within_the_pack(kernels, D):
     """Alone, and after documents of other lengths: the same bits."""
-    length, whole = 129, None
-    for before in ([], [5], [128, 1]):
+    length, whole = 66, None
+    for before in ([], [5], [64]):
         lengths = [*before, length, 20]
         plan, start = plan_of(lengths), sum(before)
         tokens = [randn(length, heads, D, dtype=torch.bfloat16, seed=seed) for seed, heads in enumerate((2, 1, 1))]
@@ -146,7 +147,7 @@ def test_a_document_moved_within_the_pack(kernels, D):
 
 
 def same_bits(D, num_schedules):
-    plan = plan_of([129, 0, 65])
+    plan = plan_of([129, 0])
     inputs = inputs_of(plan, 1, 1, D)
     douts = douts_of(inputs)
     first = attend(inputs, plan, True, Schedule(order="together", landing="early"), douts)

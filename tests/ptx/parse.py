@@ -328,8 +328,8 @@ class _Body:
         if text.startswith("!"):
             return Pair(None, self.operand(text[1:]))
         if "|" in text:
-            first, second = text.split("|")
-            return Pair(self.operand(first), self.operand(second))
+            left, right = text.split("|")
+            return Pair(self.operand(left), self.operand(right))
         if text == "_":
             return Pair(None, None)
         if NUMBER.match(text):
