@@ -51,7 +51,7 @@ SCHEDULES: list[dict[str, Any]] = [
     {"order": "random", "landing": "late", "seed": 3},
 ]
 NOTICES = (AccessError, BarrierError, Deadlock, ProductError, RaceError)
-KINDS = ("wait", "arrive", "fence", "bytes", "slot", "count")
+KINDS = ("wait", "barrier", "arrive", "fence", "bytes", "slot", "count")
 
 
 @dataclass

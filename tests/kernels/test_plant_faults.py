@@ -21,6 +21,7 @@ def results_of(source, kinds=None):
 
 
 def check(results, share):
+    """At least this share is noticed."""
     missed = [r for r in results if r["notice"] is None]
     assert len(missed) <= (1 - share) * len(results), report(results)
     assert not [r for r in missed if r["kind"] in NEEDED], report(results)
@@ -39,4 +40,6 @@ def test_wrong_counts_and_bytes_of_the_gluon_kernels():
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("source", SOURCES)
 def test_all_faults(source):
-    check(results_of(source), 0.75 if source.startswith("gluon") else 0.5)
+    results = results_of(source)
+    check([r for r in results if r["kind"] != "barrier"], 0.9)
+    check(results, 0.75)

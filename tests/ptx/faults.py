@@ -3,12 +3,12 @@
 for fault in faults(program):
     broken = planted(program, fault)        # a Program to launch in place of the sound one
 
-wait      a wait removed: mbarrier.try_wait, cp.async.wait_group, wgmma.wait_group, bulk waits, bar.sync
+wait      a wait removed: mbarrier.try_wait, cp.async.wait_group, wgmma.wait_group, bulk waits
+barrier   bar.sync, barrier.sync or barrier.cluster.wait removed
 arrive    an arrival or a commit removed
 fence     wgmma.fence, fence.proxy.async removed
 bytes     expect_tx of an arrival left out
-slot      an mbarrier, a box's place in shared memory, or a matrix descriptor of the next slot; a phase of the other
-          parity
+slot      the next slot's mbarrier, or place in shared memory; the phase of the other parity
 count     an mbarrier made for one arrival more, or one fewer
 """
 
@@ -17,11 +17,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 
-from .parse import Imm, Instr, Mem, Operand
+from .flow import is_end
+from .parse import Imm, Instr, Label, Mem, Operand
 from .translate import Program
 
 NOTHING = Instr("nop", (), None, "nop")
-WAITS = ("cp.async.wait", "cp.async.bulk.wait", "wgmma.wait_group", "bar.sync", "barrier.sync", "barrier.cluster.wait")
+WAITS = ("cp.async.wait", "cp.async.bulk.wait", "wgmma.wait_group")
+BARRIERS = ("bar.sync", "barrier.sync", "barrier.cluster.wait")
 ARRIVALS = (
     "mbarrier.arrive",
     "bar.arrive",
@@ -45,12 +47,56 @@ class Fault:
 
 
 def faults(program: Program, slot_bytes: int = 0) -> list[Fault]:
-    """Every fault of the list above. `slot_bytes`: how far a box's place and a descriptor are moved; 0: not at all."""
+    """Every fault of the list above, but for what stands twice (`_is_doubled`). `slot_bytes`: how far a box's place in
+    shared memory is moved; 0: not at all."""
     found: list[Fault] = []
     for at, instr in enumerate(program.kernel.code):
-        for kind, what, changed in _changes(instr, slot_bytes):
-            found.append(Fault(kind, at, what, changed))
+        if not _is_doubled(program, at):
+            found += [Fault(kind, at, what, changed) for kind, what, changed in _changes(instr, slot_bytes)]
     return found
+
+
+def _is_doubled(program: Program, at: int) -> bool:
+    """Whether the code around does what this does: a group committed together with the next, before any wait; a wait
+    for products right beside one for as many; wgmma.fence twice, and no register used between."""
+    code, op = program.kernel.code, program.kernel.code[at].op
+    before, after = _straight(program, at, -1), _straight(program, at, 1)
+    if op.startswith(("wgmma.commit", "cp.async.commit")):
+        kind = op.split(".commit")[0]
+        following = next((i for i in after if i.op.startswith((f"{kind}.commit", f"{kind}.wait"))), None)
+        return following is not None and ".commit" in following.op
+    if op.startswith("wgmma.wait"):
+        beside = [next((i for i in way if i.op.startswith("wgmma.")), None) for way in (before, after)]
+        return any(i is not None and ".wait" in i.op and _number(i) <= _number(code[at]) for i in beside)
+    if op.startswith("wgmma.fence"):
+        for instr in before:
+            if instr.op.startswith("wgmma.fence"):
+                return True
+            if not instr.op.startswith("wgmma.") and program.is_product_register(instr):
+                return False
+    return False
+
+
+def _straight(program: Program, at: int, step: int) -> list[Instr]:
+    """The instructions before or after one, as far as no jump leaves or enters; the nearest first."""
+    code = program.kernel.code
+    jumps = {label.name for i in code if i.op.startswith("br") for label in i.args if isinstance(label, Label)}
+    entries = {place for name, place in program.kernel.labels.items() if name in jumps}
+    found: list[Instr] = []
+    place = at
+    while 0 <= place + step < len(code):
+        if (place if step < 0 else place + 1) in entries:
+            break
+        place += step
+        if is_end(code[place]):
+            break
+        found.append(code[place])
+    return found
+
+
+def _number(instr: Instr) -> int:
+    assert isinstance(instr.args[0], Imm)
+    return instr.args[0].value
 
 
 def planted(program: Program, fault: Fault) -> Program:
@@ -77,6 +123,8 @@ def _changes(instr: Instr, slot_bytes: int) -> list[tuple[str, str, Instr]]:
         found.append(("slot", "try_wait of the other parity", flipped))
     elif op.startswith(WAITS):
         found.append(("wait", op, NOTHING))
+    elif op.startswith(BARRIERS):
+        found.append(("barrier", op, NOTHING))
     elif op.startswith(ARRIVALS):
         found.append(("arrive", op, NOTHING))
         if op.startswith("mbarrier.arrive"):

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import numeric
 from .arithmetic import UnknownInstruction, comparison, expression, plain, register_type
-from .flow import Registers, Segment, segments
+from .flow import Registers, Segment, read, segments, written
 from .parse import SIZES, Imm, Instr, Kernel, Mem, Module, Operand, Pair, Reg, Special, Sym, Vec, parse
 
 SHARED_BASE = 1024  # the first byte of shared memory that a kernel gets: the driver keeps the first KB
@@ -102,6 +102,13 @@ class Program:
         self.has_products = any(segment.products for segment in self.segments)
         self.source = "\n".join(_Emitter(self, segment).text() for segment in self.segments)
         self.code = compile(self.source, f"<{self.kernel.name}>", "exec")
+
+    def is_product_register(self, instr: Instr) -> bool:
+        """Whether an ordinary instruction names a register of any wgmma of the kernel."""
+        held = 0
+        for segment in self.segments:
+            held |= segment.products
+        return bool((read(instr, self.registers) | written(instr, self.registers)) & held)
 
     def _place_variables(self) -> None:
         at = SHARED_BASE
