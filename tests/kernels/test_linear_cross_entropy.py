@@ -94,7 +94,7 @@ def test_as_good_as_torch(T, C, V, dtype, as_on_gpu, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_chunks_and_token_weights(dtype, as_on_gpu, device):
     """Chunks of 3 tokens, the last one ragged, and on the GPU's way some of ignored tokens alone."""
-    chunk_bytes = 3 * 70 * (dtype.itemsize if as_on_gpu else 4)
+    chunk_bytes = 3 * 70 * dtype.itemsize
     labels, weights = some_labels(20, 70, device), torch.rand(20, device=device)
     check_as_good(
         lambda h, w: op(h, w, labels, weights, as_on_gpu=as_on_gpu, chunk_bytes=chunk_bytes),
