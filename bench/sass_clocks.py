@@ -456,8 +456,8 @@ def predict(rows: dict[str, dict[str, Any]], pattern: Pattern, direction: str) -
 def markdown(triton_version: str, rows: dict[str, dict[str, Any]], predictions: list[dict[str, Any]]) -> str:
     lines = [
         f"Replayed for an H100 SXM, not measured, from the code of Triton {triton_version}: `python -m",
-        f"bench.sass_clocks`, whose head says how. Calls: the clocks of their pairs of blocks, by {CALIBRATION:.2f}, and",
-        f"{SPREAD:.0%} to either side.",
+        f"bench.sass_clocks`, whose head says how. Calls: the clocks of their pairs of blocks, by {CALIBRATION:.2f},",
+        f"and {SPREAD:.0%} to either side.",
         "",
         "| kernel, sm_90 | block, queries x keys | clocks a pair | products alone | of their rate |",
         "|---|---|---|---|---|",
