@@ -102,6 +102,7 @@ def index_from_packets(
             key_pts_K=timed.pts_D[keys],
             key_seek_K=timed.seek_D[keys],
             key_place_K=keys.astype(np.int32),
+            key_position_K=timed.position_D[keys],
             **shape_of(scan.first, stream, path)._asdict(),
             damage="; ".join(damage + shortfall(path, stated_seconds, ends_seconds, budget)) or None,
             decoder_tells_keys=tells_keys(stream, scan.first),
@@ -209,6 +210,7 @@ class _Timed(NamedTuple):
     pts_D: NDArray[np.int64]
     seek_D: NDArray[np.int64]  # the time that makes the demuxer go there
     duration_D: NDArray[np.int64]
+    position_D: NDArray[np.int64]
     is_key_D: NDArray[np.bool_]
     first: int  # the place of the first frame that decodes
     damage: list[str]
@@ -267,6 +269,7 @@ def _timed(scan: _Scan, stream: av.VideoStream, path: Path, budget: Budget) -> _
         pts_D[kept],
         seek_D[kept],
         stored.duration_D[kept] * finer,
+        stored.position_D[kept],
         stored.is_key_D[kept],
         first,
         damage,
