@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from eagle_kernels.video import clock
 from eagle_kernels.video.bitstream.h264_fields import PACKET_BYTES, FieldPairs
-from eagle_kernels.video.bitstream.pictures import is_no_start, vp8_is_shown
+from eagle_kernels.video.bitstream.pictures import is_no_start, is_shown
 from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.clock import Stored
 from eagle_kernels.video.containers import mpegts
@@ -177,13 +177,13 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
             continue
         if not at_end:
             content = memoryview(packet)
-            is_shown = not packet.is_discard and (codec != "vp8" or vp8_is_shown(content))
+            is_seen = not packet.is_discard and is_shown(codec, content)
             is_key = packet.is_keyframe and not is_no_start(codec, content)
             times = (packet.pts, packet.dts, packet.duration or 0, -1 if packet.pos is None else packet.pos)
             for column, number in zip(numbers, times):
                 column.append(NO_TIME if number is None else number)
             is_second = pairs is not None and pairs.is_second_field(bytes(content[:PACKET_BYTES]))
-            for row, flag in zip(flags, (is_key, packet.is_corrupt, is_shown, is_second)):
+            for row, flag in zip(flags, (is_key, packet.is_corrupt, is_seen, is_second)):
                 row.append(flag)
             packet.pts = len(numbers[0]) - 1
         if first is None:
@@ -250,7 +250,7 @@ def _timed(scan: _Scan, stream: av.VideoStream, path: Path, budget: Budget) -> _
         shown = pts_D[is_shown_D]
         if len(np.unique(shown)) < len(shown):
             needs_clock = True
-            pts_D, finer, missing = _spread(pts_D, is_shown_D, damaged_D, reorders, path, stream, budget)
+            pts_D, finer, missing = _spread(pts_D, is_shown_D, damaged_D, path, stream, budget)
             damage = damage + missing
     pts_D = np.where(is_shown_D, pts_D, NO_TIME)
     kept = np.ones(len(pts_D), np.bool_)
@@ -306,13 +306,12 @@ def _spread(
     pts_D: NDArray[np.int64],
     is_shown_D: NDArray[np.bool_],
     damaged_D: NDArray[np.bool_],
-    reorders: bool,
     path: Path,
     stream: av.VideoStream,
     budget: Budget,
 ) -> tuple[NDArray[np.int64], int, list[str]]:
     """Equal times made to rise in the order in which their frames are shown: (times, how much finer ticks, damage)."""
-    order_N = _decoded_order(damaged_D, path, stream.index, budget) if reorders else np.flatnonzero(is_shown_D)
+    order_N = _decoded_order(damaged_D, path, stream.index, budget)
     order_N = order_N[is_shown_D[order_N]]
     found = clock.spread(pts_D[order_N]) if len(order_N) else None
     if found is None:
