@@ -60,7 +60,7 @@ gpu:
 # What the compiler makes of every Triton kernel, for the GPUs this machine does not have.
 static: .make/dev
 	$(BIN)/python -m bench.static_table --out bench/results/static
-	$(BIN)/python -m bench.predict_attention --table bench/results/static
+	$(BIN)/python -m bench.sass_clocks --table bench/results/static
 
 clean:
 	rm -rf .venv .make build dist demo_run *.egg-info eagle_kernels/*.so

@@ -1,4 +1,5 @@
-"""One step of generation at the LLM's shape against caches of several lengths: ours, and SDPA one sequence at a time.
+"""One step of generation at the LLM's shape against caches of several lengths: ours, and SDPA one sequence at a time,
+once with enable_gqa and once with a group's query heads as the rows of its key head, which is the strongest rival.
 
 `bytes_moved` is the cache, read once. On a CPU all ways have as many threads as torch, and the clock counts CPU seconds
 of all of them together: OMP_NUM_THREADS=1 compares work.
@@ -25,7 +26,7 @@ if DEVICE == "cpu":
 DTYPES = [torch.bfloat16] if DEVICE == "cuda" else [torch.float32, torch.bfloat16]
 
 
-@pytest.mark.parametrize("way", ["ours", "reference", "sdpa"])
+@pytest.mark.parametrize("way", ["ours", "reference", "sdpa", "sdpa, heads as rows"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_decode_attention(benchmark, pattern, dtype, way):
@@ -44,12 +45,24 @@ def test_decode_attention(benchmark, pattern, dtype, way):
             outs.append(F.scaled_dot_product_attention(*rows, enable_gqa=True)[0, :, 0])
         return torch.stack(outs)
 
+    def heads_as_rows() -> torch.Tensor:
+        group = NUM_HEADS // NUM_KV_HEADS
+        outs = []
+        for query, keys, values in zip(q, k.split(lengths), v.split(lengths), strict=True):
+            rows = (
+                x[None]
+                for x in (query.unflatten(0, (NUM_KV_HEADS, group)), *(x.transpose(0, 1) for x in (keys, values)))
+            )
+            outs.append(F.scaled_dot_product_attention(*rows)[0].flatten(0, 1))
+        return torch.stack(outs)
+
     run = {
         "ours": lambda: decode_attention(
             q, k, v, k_start, k_len, max_k_len=max(lengths), num_threads=torch.get_num_threads()
         ),
         "reference": lambda: decode_attention_ref(q, k, v, k_start, k_len)[0],
         "sdpa": sdpa,
+        "sdpa, heads as rows": heads_as_rows,
     }[way]
     want = decode_attention_ref(q.float(), k.float(), v.float(), k_start, k_len)[0]
     benchmark.group = f"decode_attention, {pattern}, {dtype}"

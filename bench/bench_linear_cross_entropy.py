@@ -1,5 +1,6 @@
 """Linear cross-entropy, forward and backward together: every token supervised, one of ten, and over a process group."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.fused import DTYPE, WAYS_AND_LIGER, liger, random
@@ -102,6 +104,33 @@ def test_loss_and_gradients(benchmark, supervised_percent, way):
         if way == "ours":
             raise
         pytest.skip(f"{way} does not fit {T} x {V} logits into this GPU: {error}")
+
+
+def labelled_first(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """What a careful user of torch writes: the labelled tokens alone are multiplied."""
+    rows = (labels != -100).nonzero().squeeze(1)
+    return F.cross_entropy(F.linear(hidden[rows], weight).float(), labels[rows])
+
+
+CPU_WAYS = {"ours": linear_cross_entropy, "torch": linear_cross_entropy_ref, "labelled first, torch": labelled_first}
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the CPU's own sizes")
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("supervised_percent", [100, 10])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_cpu(benchmark, dtype, supervised_percent, way):
+    """CPU seconds of all threads: OMP_NUM_THREADS=1 compares work."""
+    benchmark.group = f"linear_cross_entropy on a CPU, 512 x 512 x 32000, {dtype}, {supervised_percent} % supervised"
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(512, 512, generator=generator).to(dtype).requires_grad_()
+    weight = (torch.randn(32_000, 512, generator=generator) * 512**-0.5).to(dtype).requires_grad_()
+    labels = torch.randint(32_000, (512,), generator=generator)
+    labels[torch.rand(512, generator=generator) >= supervised_percent / 100] = -100
+    wide = [x.detach().float().requires_grad_() for x in (hidden, weight)]
+    run = partial(loss_and_grads, CPU_WAYS[way], [hidden, weight], labels)
+    measure(benchmark, run, loss_and_grads(linear_cross_entropy_ref, wide, labels), dtype=dtype)
 
 
 @pytest.mark.parametrize("way", ["ours", "one process"])

@@ -1,4 +1,4 @@
-// The CPU code. Threads first take (sequence, key head, split) from a counter, then (sequence, query head) to join the
+// The CPU code. Threads first take (sequence, split, key head) from a counter, then (sequence, query head) to join the
 // splits. A row of keys or values is widened to fp32 once and serves all query heads of its group.
 #include "decode_attention.h"
 
@@ -10,74 +10,121 @@
 namespace eagle {
 namespace {
 
-// Eight sums side by side; without AVX2 the compiler makes two halves of them, with the same bits.
-using Lanes = float __attribute__((vector_size(32)));
+constexpr int kAhead = 16;  // rows asked for before their turn: they lie apart, and the processor would not guess them
 
-constexpr int kRows = 4;  // keys or values at once: each sum is loaded once for four of them
+// Numbers side by side: 8, or 16 where the CPU has AVX-512. A score is the sum of 8 running sums all the same, so in 16
+// lanes there are two keys; that is why the bits do not depend on the width.
+using Lanes8 = float __attribute__((vector_size(32)));
+using Lanes16 = float __attribute__((vector_size(64)));
 
+inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Of one thread. Rows of values and outs are as long as whole vectors, and zero beyond the head.
 struct Scratch {
-  std::vector<float> queries, scores, outs, rows;  // [G, D], [G, kSplit], [G, D], [kRows, D]
+  int length;
+  std::vector<float> queries, scores, outs, keys, values;
 
   template <class T>
-  explicit Scratch(const Decode<T>& d)
-      : queries(d.group * d.head_width),
+  Scratch(const Decode<T>& d, int lanes)
+      : length(round_up(d.head_width, lanes)),
+        queries(d.group * d.head_width * (lanes / kVector)),
         scores(d.group * kSplit),
-        outs(d.group * d.head_width),
-        rows(kRows * d.head_width) {}
+        outs(d.group * length),
+        keys(4 * d.head_width * (lanes / kVector)),
+        values(4 * length * (lanes / kVector)) {}
 };
 
+template <class Lanes>
 inline __attribute__((always_inline)) Lanes load(const float* from) {
   Lanes lanes;
   memcpy(&lanes, from, sizeof(lanes));
   return lanes;
 }
-inline __attribute__((always_inline)) void store(float* to, Lanes lanes) { memcpy(to, &lanes, sizeof(lanes)); }
-
-inline __attribute__((always_inline)) float sum_of(Lanes x) {
-  return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+template <class Lanes>
+inline __attribute__((always_inline)) void store(float* to, Lanes lanes) {
+  memcpy(to, &lanes, sizeof(lanes));
 }
 
-// Rows j .. j + kRows - 1, `stride` elements apart, as fp32; zeros from row num_rows on.
-template <class T>
+// Of lanes first .. first + 7.
+template <class Lanes>
+inline __attribute__((always_inline)) float sum_of(Lanes x, int first) {
+  const auto at = [&](int lane) { return x[first + lane]; };
+  return ((at(0) + at(4)) + (at(2) + at(6))) + ((at(1) + at(5)) + (at(3) + at(7)));
+}
+
+// Eight numbers as fp32, by vectors that every compiler makes of any width: to_float, number by number.
+using Words8 = uint32_t __attribute__((vector_size(32)));
+inline __attribute__((always_inline)) void widen_eight(const float* from, float* to) {
+  memcpy(to, from, kVector * sizeof(float));
+}
+inline __attribute__((always_inline)) Words8 load_words(const void* from) {
+  uint16_t halves __attribute__((vector_size(16)));
+  memcpy(&halves, from, sizeof(halves));
+  return __builtin_convertvector(halves, Words8);
+}
+inline __attribute__((always_inline)) void widen_eight(const Bfloat16* from, float* to) {
+  const Words8 bits = load_words(from) << 16;
+  memcpy(to, &bits, sizeof(bits));
+}
+inline __attribute__((always_inline)) void widen_eight(const Float16* from, float* to) {
+  const Words8 words = load_words(from), magnitude = (words & 0x7fffu) << 13;
+  Lanes8 value;
+  memcpy(&value, &magnitude, sizeof(value));
+  value *= 0x1p112f;
+  Words8 bits;
+  memcpy(&bits, &value, sizeof(bits));
+  bits = (magnitude < 0x0f800000u ? bits : magnitude | 0x7f800000u) | (words & 0x8000u) << 16;
+  memcpy(to, &bits, sizeof(bits));
+}
+
+// Rows j .. j + kRows - 1, `stride` elements apart, as fp32; zeros from row num_rows on. kKeys rows take turns, a
+// vector of 8 each, in a block of kKeys * length numbers.
+template <class T, int kRows, int kKeys>
 inline __attribute__((always_inline)) void widen(const T* first, int64_t stride, int j, int num_rows, int width,
-                                                 float* to) {
-  for (int r = 0; r < kRows; ++r, to += width) {
+                                                 int length, float* to) {
+  for (int r = 0; r < kRows; ++r) {
     const T* from = first + (j + r) * stride;
-    if (j + r < num_rows) {
-      for (int e = 0; e < width; ++e) to[e] = to_float(from[e]);
-    } else {
-      for (int e = 0; e < width; ++e) to[e] = 0.0f;
+    float* row = to + r / kKeys * kKeys * length + r % kKeys * kVector;
+    if (j + r >= num_rows) {
+      for (int e = 0; e < width; e += kVector) memset(row + e * kKeys, 0, kVector * sizeof(float));
+      continue;
     }
+    if (j + r + kAhead < num_rows) {
+      for (int e = 0; e < width; e += static_cast<int>(64 / sizeof(T))) __builtin_prefetch(from + kAhead * stride + e);
+    }
+    for (int e = 0; e < width; e += kVector) widen_eight(from + e, row + e * kKeys);
   }
 }
 
 // One split for the query heads of one key head: their partial out and lse into the workspace.
-template <class T>
+template <class Lanes, class T>
 inline __attribute__((always_inline)) void attend(const Decode<T>& d, int64_t sequence, int kv_head, int64_t split,
                                                   Scratch& scratch) {
-  static_assert(kSplit % kRows == 0 && kRows == 4);
-  const int num_keys = d.keys_of(sequence, split), width = d.head_width, group = d.group;
-  float* rows = scratch.rows.data();
+  constexpr int kLanes = sizeof(Lanes) / sizeof(float), kKeys = kLanes / kVector;  // keys in a vector of products
+  constexpr int kRows = 4 * kKeys;  // each number loaded serves four vectors
+  static_assert(kSplit % kRows == 0);
+  const int num_keys = d.keys_of(sequence, split), width = d.head_width, group = d.group, length = scratch.length;
   for (int g = 0; g < group; ++g) {
-    for (int e = 0; e < width; ++e) scratch.queries[g * width + e] = d.query(sequence, kv_head * group + g, e);
+    for (int e = 0; e < width; ++e) {
+      float* to = &scratch.queries[(g * width + e / kVector * kVector) * kKeys + e % kVector];
+      for (int c = 0; c < kKeys; ++c) to[c * kVector] = d.query(sequence, kv_head * group + g, e);
+    }
   }
+  float* rows = scratch.keys.data();
   for (int j = 0; j < num_keys; j += kRows) {
-    widen(d.key(sequence, split, kv_head, 0), d.k_row, j, num_keys, width, rows);
+    widen<T, kRows, kKeys>(d.key(sequence, split, kv_head, 0), d.k_row, j, num_keys, width, width, rows);
     for (int g = 0; g < group; ++g) {
-      const float* query = &scratch.queries[g * width];
-      Lanes a{}, b{}, c{}, f{};
-      for (int e = 0; e < width; e += kVector) {
-        const Lanes lanes = load(query + e);
-        a += lanes * load(rows + e);
-        b += lanes * load(rows + width + e);
-        c += lanes * load(rows + 2 * width + e);
-        f += lanes * load(rows + 3 * width + e);
+      const float* query = &scratch.queries[g * width * kKeys];
+      Lanes sums[4] = {};
+      for (int e = 0; e < width * kKeys; e += kLanes) {
+        const Lanes lanes = load<Lanes>(query + e);
+        sums[0] += lanes * load<Lanes>(rows + e);
+        sums[1] += lanes * load<Lanes>(rows + width * kKeys + e);
+        sums[2] += lanes * load<Lanes>(rows + 2 * width * kKeys + e);
+        sums[3] += lanes * load<Lanes>(rows + 3 * width * kKeys + e);
       }
       float* scores = &scratch.scores[g * kSplit + j];  // beyond num_keys: zeros that nobody reads
-      scores[0] = sum_of(a);
-      scores[1] = sum_of(b);
-      scores[2] = sum_of(c);
-      scores[3] = sum_of(f);
+      for (int r = 0; r < kRows; ++r) scores[r] = sum_of(sums[r / kKeys], r % kKeys * kVector);
     }
   }
   for (int g = 0; g < group; ++g) {
@@ -90,46 +137,60 @@ inline __attribute__((always_inline)) void attend(const Decode<T>& d, int64_t se
     d.partial_lse[d.partial(sequence, kv_head * group + g, split)] = log_sum(max, sum);
   }
   std::fill(scratch.outs.begin(), scratch.outs.end(), 0.0f);
+  rows = scratch.values.data();
   for (int j = 0; j < num_keys; j += kRows) {
-    widen(d.value(sequence, split, kv_head, 0), d.v_row, j, num_keys, width, rows);
+    widen<T, kRows, 1>(d.value(sequence, split, kv_head, 0), d.v_row, j, num_keys, width, length, rows);
     for (int g = 0; g < group; ++g) {
       const float* p = &scratch.scores[g * kSplit + j];
-      float* out = &scratch.outs[g * width];
-      for (int e = 0; e < width; e += kVector) {
-        Lanes sum = load(out + e) + p[0] * load(rows + e);
-        sum += p[1] * load(rows + width + e);
-        sum += p[2] * load(rows + 2 * width + e);
-        store(out + e, sum + p[3] * load(rows + 3 * width + e));
+      float* out = &scratch.outs[g * length];
+      for (int e = 0; e < length; e += kLanes) {
+        Lanes sum = load<Lanes>(out + e);
+        for (int r = 0; r < kRows; ++r) sum += p[r] * load<Lanes>(rows + r * length + e);
+        store(out + e, sum);
       }
     }
   }
   for (int g = 0; g < group; ++g) {
-    std::copy_n(&scratch.outs[g * width], width,
+    std::copy_n(&scratch.outs[g * length], width,
                 d.partial_out + d.partial(sequence, kv_head * group + g, split) * width);
   }
 }
 
 template <class T>
-void attend_plain(const Decode<T>& d, int64_t sequence, int kv_head, int64_t split, Scratch& scratch) {
-  attend(d, sequence, kv_head, split, scratch);
-}
+struct Attend {
+  int lanes;
+  void (*run)(const Decode<T>&, int64_t sequence, int kv_head, int64_t split, Scratch&);
+};
+
 template <class T>
-using Attend = void (*)(const Decode<T>&, int64_t, int, int64_t, Scratch&);
+void attend_plain(const Decode<T>& d, int64_t sequence, int kv_head, int64_t split, Scratch& scratch) {
+  attend<Lanes8>(d, sequence, kv_head, split, scratch);
+}
 
 #if defined(__x86_64__) && defined(__GNUC__)
 template <class T>
 __attribute__((target("avx2"))) void attend_avx2(const Decode<T>& d, int64_t sequence, int kv_head, int64_t split,
                                                  Scratch& scratch) {
-  attend(d, sequence, kv_head, split, scratch);
+  attend<Lanes8>(d, sequence, kv_head, split, scratch);
+}
+template <class T>
+__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl"))) void attend_avx512(const Decode<T>& d, int64_t sequence,
+                                                                                 int kv_head, int64_t split,
+                                                                                 Scratch& scratch) {
+  attend<Lanes16>(d, sequence, kv_head, split, scratch);
 }
 template <class T>
 Attend<T> choose_attend(bool simd) {
-  return simd && __builtin_cpu_supports("avx2") ? attend_avx2<T> : attend_plain<T>;
+  if (simd && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    return {16, attend_avx512<T>};
+  }
+  return {8, simd && __builtin_cpu_supports("avx2") ? attend_avx2<T> : attend_plain<T>};
 }
 #else
 template <class T>
 Attend<T> choose_attend(bool) {
-  return attend_plain<T>;
+  return {8, attend_plain<T>};
 }
 #endif
 
@@ -154,10 +215,11 @@ void run(const DecodeAttention& tensors, int num_threads, bool simd) {
   const Decode<T> d(tensors);
   const Attend<T> attend_split = choose_attend<T>(simd);
   parallel_for(d.num_sequences * d.num_kv_heads * d.num_splits, num_threads, [&] {
-    return [&, scratch = Scratch(d)](int64_t i) mutable {
-      const int64_t sequence = i / d.num_splits / d.num_kv_heads, split = i % d.num_splits;
-      if (split >= d.splits_of(sequence)) return;
-      attend_split(d, sequence, static_cast<int>(i / d.num_splits % d.num_kv_heads), split, scratch);
+    return [&, scratch = Scratch(d, attend_split.lanes)](int64_t i) mutable {
+      // A split's heads one after the other: their parts of a row lie side by side, and come from memory together.
+      const int kv_head = static_cast<int>(i % d.num_kv_heads);
+      const int64_t sequence = i / d.num_kv_heads / d.num_splits, split = i / d.num_kv_heads % d.num_splits;
+      if (split < d.splits_of(sequence)) attend_split.run(d, sequence, kv_head, split, scratch);
     };
   });
   parallel_for(d.num_sequences, num_threads, [&] {

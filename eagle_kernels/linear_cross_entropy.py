@@ -16,7 +16,8 @@ Shards  With the weight's rows spread over a process group, each process has its
         statistics of a row and its gradient they are merged: maximum, sum, label's logit and best token, 4 numbers a
         token. Each chunk's dhidden is added up over the group, in fp32; dweight stays where its rows are.
 Numbers Matmuls in hidden's dtype with fp32 sums; z, g and dhidden are rounded to it, as in torch. Softmax, token
-        losses, w, the loss, and dweight over all chunks in fp32. g is scaled by 1 / max(w) until backward, so that
+        losses, w, the loss, and dweight over all chunks in fp32 (on a CPU a chunk's own part of it is rounded first,
+        in 16 bits). g is scaled by 1 / max(w) until backward, so that
         fp16 does not lose small weights. No atomics: the same bits at every run.
 Memory  Beside the inputs: fp32 dweight (V, C), dhidden (T, C) in hidden's dtype, each only where needed, and a chunk:
         its logits, `chunk_bytes` at most, and two copies of its hidden states.
@@ -38,7 +39,9 @@ from eagle_kernels import autocast
 from eagle_kernels.checks import check_kernel_dtype, kind_of, on_device_of, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
-CPU_CHUNK_BYTES = 64 * 2**20  # fp32 logits of one chunk: 110 tokens at Eagle's vocabulary
+CPU_CHUNK_BYTES = 64 * 2**20  # bf16 logits of one chunk: 220 tokens at Eagle's vocabulary
+CPU_CACHE_BYTES = 2**20  # fp32 numbers that one step after another works on: they stay in a core's L2 cache
+CPU_PRODUCT_BYTES = 2**23  # of dweight, made in 16 bits before it is added to the fp32 sum
 # bf16 logits of one chunk: 3584 tokens at Eagle's vocabulary. dweight, 2.2 GB, is read and written once a chunk, which
 # takes a quarter of a matmul's time at 3584 tokens and nearly all of it at 1024.
 GPU_CHUNK_BYTES = 1040 * 2**20
@@ -125,7 +128,7 @@ def _matmul_kernel(  # type: ignore[no-untyped-def]
         tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=(m < M) & (n < N))
 
 
-class Launch(NamedTuple):
+class MatmulLaunch(NamedTuple):
     block_m: int
     block_n: int
     block_k: int
@@ -133,9 +136,9 @@ class Launch(NamedTuple):
     num_stages: int
 
 
-def _launch(dtype: torch.dtype) -> Launch:
+def _launch(dtype: torch.dtype) -> MatmulLaunch:
     """16 bits: the widest wgmma, 147 KB of tiles under way. fp32: exact products, no tensor cores, small tiles."""
-    return Launch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else Launch(64, 64, 32, 4, 2)
+    return MatmulLaunch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else MatmulLaunch(64, 64, 32, 4, 2)
 
 
 def _matmul(
@@ -274,39 +277,64 @@ def _chunk_on_cpu(
     dweight_VC: Tensor | None,
     shard: tuple[int, dist.ProcessGroup] | None,
     logits: Tensor,
+    is_first: bool,
 ) -> None:
-    """`_chunk_on_gpu` in plain torch, all tokens labelled: beside the chunk's logits, one fp32 copy of them."""
-    V, wide = len(weight_VC), scales_M.dtype
+    """`_chunk_on_gpu` in plain torch, all tokens labelled. dweight holds nothing yet where the chunk is the first."""
+    grad = dhidden_MC is not None or dweight_VC is not None
     logits_MV = torch.mm(hidden_MC, weight_VC.T, out=logits[: len(labels_M)])
-    here_M1 = ((labels_M >= 0) & (labels_M < V))[:, None]
-    picks_M1 = labels_M.clamp(0, V - 1)[:, None]
-    wide_MV = logits_MV.to(wide)  # the logits themselves where they are already wide
-    top_M1, best_M1 = wide_MV.max(1, keepdim=True)
-    stats.top.copy_(top_M1.squeeze(1))
-    stats.best.copy_(best_M1.squeeze(1))
-    stats.picked.copy_(torch.where(here_M1, wide_MV.gather(1, picks_M1), 0).squeeze(1))
-    exps_MV = wide_MV.sub_(torch.where(top_M1 == -torch.inf, 0, top_M1)).exp_()
-    stats.total.copy_(exps_MV.sum(1))
+    softmax_of = logits_MV, labels_M, scales_M, stats
+    _softmax_on_cpu(*softmax_of, read=True, grad=grad and shard is None)
     if shard is not None:
         _merge(stats, *shard)
-    if dhidden_MC is None and dweight_VC is None:
-        return
-    exps_MV.mul_(((top_M1.squeeze(1) - stats.top).exp() / stats.total)[:, None])
-    exps_MV.scatter_add_(1, picks_M1, -here_M1.to(wide))
-    g_MV = logits_MV.copy_(exps_MV.mul_(scales_M[:, None]))
+        if grad:
+            _softmax_on_cpu(*softmax_of, read=False, grad=True)
     if dhidden_MC is not None:
-        dhidden_MC.copy_(g_MV @ weight_VC)
-    if dweight_VC is not None:  # torch's CPU matmul has no out_dtype
-        exps_MV.copy_(g_MV)  # rounded
-        dweight_VC.addmm_(exps_MV.T, hidden_MC.to(wide))
+        dhidden_MC.copy_(logits_MV @ weight_VC)
+    if dweight_VC is None:
+        return
+    if dweight_VC.dtype == hidden_MC.dtype:
+        if is_first:  # not addmm_: slower in 16 bits
+            torch.mm(logits_MV.T, hidden_MC, out=dweight_VC)
+        else:
+            dweight_VC.addmm_(logits_MV.T, hidden_MC)
+        return
+    # torch's CPU matmul of 16 bits has no fp32 result: rounded, a part of the rows at a time, then added to the sum.
+    num_rows = max(1, CPU_PRODUCT_BYTES // hidden_MC[0].nbytes)
+    for begin in range(0, len(weight_VC), num_rows):
+        rows = slice(begin, begin + num_rows)
+        part_RC = logits_MV[:, rows].T @ hidden_MC
+        dweight_VC[rows].copy_(part_RC) if is_first else dweight_VC[rows].add_(part_RC)
+
+
+def _softmax_on_cpu(
+    logits_MV: Tensor, labels_M: Tensor, scales_M: Tensor, stats: Statistics, *, read: bool, grad: bool
+) -> None:
+    """`_softmax` in plain torch: as many rows at a time as stay in a core's own cache from step to step."""
+    M, V = logits_MV.shape
+    num_rows = max(1, CPU_CACHE_BYTES // (V * scales_M.itemsize))
+    work_RV = scales_M.new_empty(min(num_rows, M), V)
+    here_M1 = ((labels_M >= 0) & (labels_M < V))[:, None]
+    picks_M1 = labels_M.clamp(0, V - 1)[:, None]
+    for begin in range(0, M, num_rows):
+        rows = slice(begin, begin + num_rows)
+        top, total, picked, best = stats.rows(rows)
+        wide_RV = work_RV[: len(top)].copy_(logits_MV[rows])
+        if read:
+            torch.max(wide_RV, 1, out=(top, best))
+            picked.copy_(torch.where(here_M1[rows], wide_RV.gather(1, picks_M1[rows]), 0).squeeze(1))
+        exps_RV = wide_RV.sub_(torch.where(top == -torch.inf, 0, top)[:, None]).exp_()
+        if read:
+            torch.sum(exps_RV, 1, out=total)
+        if grad:  # minus 1 before the rounding
+            exps_RV.scatter_add_(1, picks_M1[rows], torch.where(here_M1[rows], -total[:, None], 0))
+            torch.mul(exps_RV, (scales_M[rows] / total)[:, None], out=logits_MV[rows])
 
 
 def _chunk_tokens(chunk_bytes: int | None, num_rows: int, dtype: torch.dtype, as_on_gpu: bool) -> int:
     """Tokens of a chunk whose logits, of `num_rows` each, take `chunk_bytes` at most, or are one token's."""
-    if not as_on_gpu:
-        return max(1, (chunk_bytes or CPU_CHUNK_BYTES) // (num_rows * max(4, dtype.itemsize)))
-    chunk_tokens = max(1, (chunk_bytes or GPU_CHUNK_BYTES) // (num_rows * dtype.itemsize))
-    return chunk_tokens // 128 * 128 if chunk_tokens > 128 else chunk_tokens  # whole tiles
+    most_bytes = chunk_bytes or (GPU_CHUNK_BYTES if as_on_gpu else CPU_CHUNK_BYTES)
+    chunk_tokens = max(1, most_bytes // (num_rows * dtype.itemsize))
+    return chunk_tokens // 128 * 128 if as_on_gpu and chunk_tokens > 128 else chunk_tokens  # whole tiles
 
 
 @custom_op("eagle::linear_cross_entropy")
@@ -323,7 +351,7 @@ def _fwd(
     group_name: str | None = None,
     first_id: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, losses_T, predictions_T, dhidden / scale in hidden's dtype, dweight / scale, scale); the others fp32.
+    """(loss, losses_T, predictions_T, dhidden / scale in hidden's dtype, dweight / scale, scale); losses in fp32.
 
     An empty tensor stands for a gradient that is not needed.
     as_on_gpu: the kernels, and no look at a value; the tests ask for it on CPU tensors too.
@@ -338,9 +366,11 @@ def _fwd(
     else:
         weights_T = torch.where(labelled_T, token_weights_T.to(wide), 0)
     dhidden_TC = hidden_TC.new_zeros((T, C) if need_dhidden else 0)
-    dweight_VC = hidden_TC.new_zeros((V, C) if need_dweight else 0, dtype=wide)
     losses_T, predictions_T = torch.zeros_like(weights_T), torch.full_like(labels_T, -1)
     if T == 0:
+        dweight_VC = hidden_TC.new_zeros(
+            (V, C) if need_dweight else 0, dtype=_dweight_dtype(hidden_TC.dtype, as_on_gpu)
+        )
         return weights_T.sum(), losses_T, predictions_T, dhidden_TC, dweight_VC, weights_T.new_ones(())
 
     scale = weights_T.abs().amax()
@@ -349,6 +379,10 @@ def _fwd(
         order_N = torch.argsort(labelled_T, descending=True, stable=True)  # labelled first
     else:
         order_N = labelled_T.nonzero().squeeze(1)
+    # In fp32 where chunks add up; a CPU's first chunk writes all of it.
+    dtype = wide if len(order_N) > chunk_tokens else _dweight_dtype(hidden_TC.dtype, as_on_gpu)
+    empty = torch.zeros if as_on_gpu or not len(order_N) else torch.empty
+    dweight_VC = empty((V, C) if need_dweight else 0, dtype=dtype, device=hidden_TC.device)
     labels_N, scales_N = labels_T[order_N] - first_id, weights_T[order_N] / scale
     shard = None if group_name is None else (first_id, _resolve_process_group(group_name))  # type: ignore[arg-type]
     stats_N = _statistics(len(order_N), weights_T)
@@ -363,7 +397,7 @@ def _fwd(
         if as_on_gpu:
             _chunk_on_gpu(*inputs, *outputs, logits, num_labelled, start)
         else:
-            _chunk_on_cpu(*inputs, *outputs, logits)
+            _chunk_on_cpu(*inputs, *outputs, logits, start == 0)
         if dhidden_MC is not None:
             if shard is not None:
                 dist.all_reduce(dhidden_MC, group=shard[1])
@@ -372,7 +406,14 @@ def _fwd(
     losses_T.masked_fill_(~labelled_T, 0)
     predictions_T[order_N] = stats_N.best
     predictions_T.masked_fill_(~labelled_T, -1)
+    dweight_VC = dweight_VC.to(_dweight_dtype(hidden_TC.dtype, as_on_gpu))
     return (losses_T * weights_T).sum(), losses_T, predictions_T, dhidden_TC, dweight_VC, scale
+
+
+def _dweight_dtype(dtype: torch.dtype, as_on_gpu: bool) -> torch.dtype:
+    """Of dweight / scale between forward and backward. On a CPU, where new memory costs as much as the product, bf16
+    stays bf16; fp16 could overflow, since it is divided by the largest weight."""
+    return dtype if dtype == torch.bfloat16 and not as_on_gpu else torch.promote_types(dtype, torch.float32)
 
 
 @_fwd.register_fake
@@ -386,7 +427,9 @@ def _(  # type: ignore[no-untyped-def]
         hidden_TC.new_empty(labels_T.shape, dtype=wide),
         torch.empty_like(labels_T),
         hidden_TC.new_empty(hidden_TC.shape if need_dhidden else (0,)),
-        hidden_TC.new_empty(weight_VC.shape if need_dweight else (0,), dtype=wide),
+        hidden_TC.new_empty(
+            weight_VC.shape if need_dweight else (0,), dtype=_dweight_dtype(hidden_TC.dtype, as_on_gpu)
+        ),
         hidden_TC.new_empty((), dtype=wide),
     )
 
@@ -394,6 +437,7 @@ def _(  # type: ignore[no-untyped-def]
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
     _, *constants = output
     ctx.mark_non_differentiable(*constants)
+    ctx.set_materialize_grads(False)  # or each backward would make zeros of dweight's size
     ctx.weight_dtype = inputs[1].dtype
     ctx.op = "linear_cross_entropy" if inputs[9] is None else "vocab_parallel_linear_cross_entropy"
     ctx.save_for_backward(*constants[2:])
@@ -404,13 +448,25 @@ def _grad(ctx, dloss, *_):  # type: ignore[no-untyped-def]
     if torch.is_grad_enabled():
         refuse(ctx.op, "create_graph", True, "False: there is no second derivative")
     dhidden_TC, dweight_VC, scale = ctx.saved_tensors
+    if dloss is None:
+        return (None,) * 11
     factor_1 = (dloss * scale)[None]  # of one dim: one without would be rounded to dhidden's dtype first
     grads = [
-        # out=: rounded as it is written; a product in fp32 first would be another dweight in memory.
-        torch.mul(saved, factor_1, out=torch.empty_like(saved, dtype=ctx.weight_dtype)) if need else None
+        _scaled(saved, factor_1, ctx.weight_dtype) if need else None
         for saved, need in zip((dhidden_TC, dweight_VC), ctx.needs_input_grad, strict=False)
     ]
     return *grads, *[None] * 9
+
+
+def _scaled(x_RC: Tensor, factor_1: Tensor, dtype: torch.dtype) -> Tensor:
+    """x * factor, rounded as it is written; a product in fp32 first would be another dweight in memory, which is what
+    torch makes on a CPU where dtypes differ, unless it gets a part of the rows at a time."""
+    out_RC = torch.empty_like(x_RC, dtype=dtype)
+    whole = x_RC.is_cuda or torch.compiler.is_compiling()
+    num_rows = max(1, len(x_RC) if whole else CPU_CACHE_BYTES // (16 * max(1, x_RC.shape[1])))
+    for part_RC, out in zip(x_RC.split(num_rows), out_RC.split(num_rows), strict=True):
+        torch.mul(part_RC, factor_1, out=out)
+    return out_RC
 
 
 _fwd.register_autograd(_grad, setup_context=_setup)
@@ -521,8 +577,7 @@ def linear_cross_entropy(
              labels_T: (T,) int64, each 0 <= label < V or `ignore_index`.
              token_weights_T: (T,) fp32 (fp64 where hidden is), a constant: no gradient flows to it.
              chunk_bytes: the most that the logits held at a time take, if one token's fit; None for 1040 MiB on a GPU
-             (in hidden's dtype) and 64 MiB on a CPU (in fp32). Fewer bytes cost time: dweight is read and written
-             once a chunk.
+             and 64 MiB on a CPU. Fewer bytes cost time: dweight is read and written once a chunk.
              return_stats: True for (loss, TokenStats): each token's loss and prediction, and the accuracy, all from
              the same pass.
     Returns: a fp32 scalar (fp64 for fp64 inputs, on a CPU); 0 with zero gradients when every label is ignored. Under

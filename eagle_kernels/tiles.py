@@ -11,7 +11,6 @@ Filter  Along one axis of scale s = in / out, output pixel i takes input pixel j
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -25,6 +24,7 @@ from eagle_kernels.checks import kind_of, refuse
 Layout = Literal["patches", "tiles"]
 DTYPES = (torch.bfloat16, torch.float32, torch.uint8)
 MAX_TILE_PX = 16_384  # kMaxTile of csrc/tiles.cpp: no product in the kernels leaves its type
+MAX_VALUE = 1e30  # limit: of mean and std, so that no float32 overflows
 MAX_TILES = 1 << 20  # of a grid, kMaxTiles there
 
 
@@ -54,8 +54,8 @@ class Tiling:
     def __post_init__(self) -> None:
         for name in ("tile_px", "patch_px"):
             value = getattr(self, name)
-            if not isinstance(value, int):
-                refuse("Tiling", name, repr(value), "a whole number of pixels")
+            if not isinstance(value, int) or isinstance(value, bool):
+                refuse("Tiling", name, repr(value), "a whole number of pixels, an int")
         if not 1 <= self.tile_px <= MAX_TILE_PX:
             refuse("Tiling", "tile_px", self.tile_px, f"1 to {MAX_TILE_PX}")
         divides = self.patch_px >= 1 and self.tile_px % self.patch_px == 0
@@ -63,8 +63,8 @@ class Tiling:
             refuse("Tiling", "patch_px", self.patch_px, f"a divisor of tile_px = {self.tile_px}")
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
-        if not all(v != 0 for v in self.std):
-            refuse("Tiling", "std", self.std, "no zero")
+        if min(self.std) <= 0:
+            refuse("Tiling", "std", self.std, "numbers above 0")
         if not isinstance(self.thumbnail, bool):
             refuse("Tiling", "thumbnail", repr(self.thumbnail), "True or False")
         if self.dtype not in DTYPES:
@@ -87,7 +87,7 @@ class Tiling:
 def _three_numbers(name: str, values: Any) -> tuple[float, ...]:
     need = f"three finite numbers, of red, green and blue: {name}=(0.5, 0.5, 0.5)"
     ok = isinstance(values, Sequence) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
-    if not (ok and all(math.isfinite(v) for v in values)):
+    if not (ok and all(abs(v) < MAX_VALUE for v in values)):
         refuse("Tiling", name, repr(values), need)
     return tuple(float(v) for v in values)
 

@@ -89,7 +89,7 @@ def _need_answers(sample: Sample) -> None:
     learned = [turn for turn in sample.turns if turn.role == "assistant" and turn.learned]
     if not learned:
         raise DataError(f"{sample.where}: no turn of the assistant (gpt) to learn; there is nothing to learn from.")
-    if not all(turn.text.strip() for turn in learned):
+    if not all(any(isinstance(part, str) and part.strip() for part in turn.parts) for turn in learned):
         raise DataError(
             f"{sample.where}: a turn of the assistant (gpt) is empty; there is nothing to learn from it. "
             f"Give it a text, or 'loss': false where it is context alone."

@@ -176,6 +176,7 @@ class TextConfig:
     max_position_embeddings: int = 32768
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
+    head_dim: int = field(init=False)
     tie_word_embeddings: bool = False
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
@@ -187,12 +188,9 @@ class TextConfig:
                 f"TextConfig: num_key_value_heads is {self.num_key_value_heads}; needs a divisor of "
                 f"num_attention_heads, {self.num_attention_heads}."
             )
+        object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
             raise ValueError(f"TextConfig: the head width is {self.head_dim}; rotary positions need an even one.")
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TextConfig:

@@ -22,6 +22,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Trainer:
         """
         if not config.data.recipe:
             raise ConfigError("data.recipe is empty; needs a recipe or an annotation file: --set data.recipe=FILE.")
-        self.config, self.run_folder = config, Path(run_folder)
+        self.config, self.run_folder = with_absolute_paths(config), Path(run_folder)
         self._stop = Stop()
         self._say = self._stop.when_closed(say)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -371,6 +372,25 @@ def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint
         loss.backward()
         total += loss.detach()
     return total
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The config with its files and folders as seen from here, so that it means the same from anywhere else."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).absolute()) if path else path
+
+    data = config.data
+    return replace(
+        config,
+        model=config.model if config.model in PRESETS else absolute(config.model),
+        tokenizer=absolute(config.tokenizer),
+        data=replace(
+            data,
+            recipe=absolute(data.recipe),
+            index_folder=None if data.index_folder is None else absolute(data.index_folder),
+        ),
+    )
 
 
 def new_model(

@@ -94,7 +94,7 @@ def test_as_good_as_torch(T, C, V, dtype, as_on_gpu, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_chunks_and_token_weights(dtype, as_on_gpu, device):
     """Chunks of 3 tokens, the last one ragged, and on the GPU's way some of ignored tokens alone."""
-    chunk_bytes = 3 * 70 * (dtype.itemsize if as_on_gpu else 4)
+    chunk_bytes = 3 * 70 * dtype.itemsize
     labels, weights = some_labels(20, 70, device), torch.rand(20, device=device)
     check_as_good(
         lambda h, w: op(h, w, labels, weights, as_on_gpu=as_on_gpu, chunk_bytes=chunk_bytes),
@@ -285,7 +285,7 @@ def test_matmuls_beyond_32_bits(far_one, over_tokens, device):
 
 @pytest.mark.parametrize(("start", "labelled_rows"), [(0, 130), (64, 66), (128, 2), (130, 0), (192, 0)])
 def test_ignored_tokens_are_not_multiplied(start, labelled_rows, device):
-    """A chunk of 140 tokens with 130 labelled in all: what lies behind them is neither read (NaN) nor written."""
+    """A chunk of 140 tokens with 130 labelled in all: what lies after them is neither read (NaN) nor written."""
     num_labelled = torch.tensor(130, device=device)
     a, b = randn(140, 20, device=device).detach(), randn(20, 70, device=device, seed=1).detach()
     a[labelled_rows:] = torch.nan

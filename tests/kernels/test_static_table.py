@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import predict_attention, static_table
+from bench import sass_clocks, static_table
 from bench.bench_attention import GPU_PATTERNS, LLM, VISION, Pattern
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,12 +136,13 @@ def test_two_blocks_of_the_vision_tower_share_a_multiprocessor(rows, sm):
     assert find(rows, "attention_fwd_vision", sm)["resident_blocks"] == 2
 
 
-@pytest.mark.parametrize("direction", predict_attention.STEPS)
+@pytest.mark.parametrize("direction", sass_clocks.STEPS)
 @pytest.mark.parametrize("pattern", GPU_PATTERNS, ids=lambda pattern: pattern.name)
 def test_predictions_stay_below_the_chip(rows, pattern, direction):
     hopper = {row["name"]: row for row in rows if row["sm"] == 90}
-    predicted = predict_attention.predict(hopper, pattern, direction)
-    peak = 2 * predict_attention.MACS_A_CLOCK * predict_attention.NUM_SMS * predict_attention.CLOCK_HZ / 1e12
+    predicted = sass_clocks.predict(hopper, pattern, direction)
+    chip = sass_clocks.CHIP
+    peak = 2 * chip.macs_a_clock * chip.num_sms * chip.clock_hz / 1e12
     assert peak == pytest.approx(989, rel=1e-3)
     # Products that the kernels compute for each that counts: 80 columns for 72; backward computes 7 instead of 5.
     most = peak * (72 / 80 if pattern.shape == VISION else 1) * (5 / 7 if direction == "backward" else 1)
@@ -150,8 +151,8 @@ def test_predictions_stay_below_the_chip(rows, pattern, direction):
 
 def test_pairs_of_blocks():
     causal, full = (Pattern(name="", shape=shape, lengths=(300, 1)) for shape in (LLM, VISION))
-    assert predict_attention.num_block_pairs(causal, 128, 64) == (2 + 4 + 5) + 1
-    assert predict_attention.num_block_pairs(full, 128, 64) == 3 * 5 + 1
+    assert sass_clocks.num_block_pairs(causal, 128, 64) == (2 + 4 + 5) + 1
+    assert sass_clocks.num_block_pairs(full, 128, 64) == 3 * 5 + 1
 
 
 def test_rope_loads_no_element_alone(rows):

@@ -30,7 +30,7 @@ from eagle_model.fields import ConfigError, override
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
 from eagle_model.train.recipes import debug
-from eagle_model.train.trainer import Trainer, TrainingError, accumulate_gradients, new_model
+from eagle_model.train.trainer import Trainer, TrainingError, accumulate_gradients, new_model, with_absolute_paths
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
@@ -564,3 +564,15 @@ def test_epochs_are_counted(chats, tmp_path):
     rows.close()
     assert [m["epoch"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")] == epochs
     assert max(epochs) >= 1
+
+
+def test_a_config_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = debug()
+    typed = replace(config, tokenizer="t.json", data=replace(config.data, recipe="d/rows.jsonl", index_folder="i"))
+    there = with_absolute_paths(typed)
+    assert (there.model, there.tokenizer) == ("tiny", str(tmp_path / "t.json"))
+    assert (there.data.recipe, there.data.index_folder) == (str(tmp_path / "d/rows.jsonl"), str(tmp_path / "i"))
+    assert with_absolute_paths(replace(typed, model="released")).model == str(tmp_path / "released")
+    monkeypatch.chdir("/")
+    assert with_absolute_paths(there) == there

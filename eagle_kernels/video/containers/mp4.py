@@ -33,6 +33,7 @@ FORMATS = (b"avc1", b"avc3", b"hvc1", b"hev1", b"vp09", b"av01")  # codecs of on
 FIRST_BOXES = (b"ftyp", b"moov", b"wide", b"mdat", b"free", b"skip")
 MAX_MOOV_BYTES = 1 << 28  # read at once: a damaged size must not ask for memory
 MAX_TOP_BOXES = 256  # looked at: a file of tiny boxes must not take for ever
+BOXES_A_CHECK = 256  # of time and stop: some milliseconds of work
 MAX_BOXES = 1 << 20  # looked at for refusals: ten days of fragments of a second
 MOST_SOUND_SAMPLES = 16  # of QuickTime's compressed sound to a byte: its tables count waves
 MAX_SAMPLES = 1 << 24  # 77 hours at 60 frames a second: a damaged count must not ask for memory
@@ -116,7 +117,7 @@ def _read(file: BinaryIO) -> Tables:
 def refusal(path: Path, check: Callable[[], None]) -> str | None:
     """Why the file must not be given to any reader: it is a still picture in a container for video, or its tables state
     more samples than it has bytes for, and a reader would take memory without bounds. None for all other files, be
-    they no MP4 at all. check: called for each box; what it raises passes."""
+    they no MP4 at all. check: called between boxes; what it raises passes."""
     try:
         with open(path, "rb") as file:
             return _refusal(file, check)
@@ -128,15 +129,17 @@ def _refusal(file: BinaryIO, check: Callable[[], None]) -> str | None:
     file_bytes = file.seek(0, 2)
     names: set[bytes] = set()
     num_in_fragments = 0
-    for name, at, end in islice(_top_boxes(file, file_bytes), MAX_BOXES):
-        check()
+    for top_number, (name, at, end) in enumerate(islice(_top_boxes(file, file_bytes), MAX_BOXES)):
+        if top_number % BOXES_A_CHECK == BOXES_A_CHECK - 1:
+            check()
         names.add(name)
         if name not in (b"moov", b"moof") or end - at > MAX_MOOV_BYTES:
             continue
         file.seek(at)
         content = memoryview(file.read(end - at))
-        for kind, box in _boxes(content):
-            check()
+        for number, (kind, box) in enumerate(_boxes(content)):
+            if number % BOXES_A_CHECK == BOXES_A_CHECK - 1:
+                check()
             if kind == b"trak" and _is_too_much(_children(box), file_bytes):
                 return f"its tables state more samples than its {file_bytes} bytes can hold: they overlap."
             if kind == b"traf":

@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 
 import av
@@ -244,7 +245,8 @@ class Reader:
         last_wanted = max(wanted) if wanted else math.inf
         num_later_keys = 0
         for unit, content in self._needed_units(window, wanted, drop=drop):
-            budget.look()
+            if budget.stop.is_set() or time.monotonic() > budget.deadline:
+                budget.check()
             at_end = not unit.content
             if not at_end and unit.is_key and unit.pts is not None:
                 trust.meet_key(unit.pts)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -92,7 +93,8 @@ class Source:
             if self._next_place == 0 or self._next_place > place:
                 self.rewind()
             while self._next_place < place:
-                budget.look()
+                if budget.stop.is_set() or time.monotonic() > budget.deadline:
+                    budget.check()
                 if not next(self._units).content:  # the file became shorter
                     return False
         elif self._samples is not None:
@@ -171,7 +173,8 @@ class Source:
         window: list[Unit] = []
         num_bytes = 0
         for unit in self._units:
-            budget.look()
+            if budget.stop.is_set() or time.monotonic() > budget.deadline:
+                budget.check()
             window.append(unit)
             num_bytes += len(unit.content)
             if left is not None:
