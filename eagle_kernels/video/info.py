@@ -117,6 +117,7 @@ class PacketIndex:
     key_pts_K: NDArray[np.int64]  # of each packet that a decoder can start at, ascending
     key_seek_K: NDArray[np.int64]  # the time that makes the demuxer go there
     key_place_K: NDArray[np.int32]
+    key_position_K: NDArray[np.int64]  # bytes from the start of the file, -1 if unknown: whether a seek landed there
     scaled_width_px: int  # stored size with square pixels, before turning
     scaled_height_px: int
     orientation: Orientation
@@ -130,6 +131,8 @@ class PacketIndex:
 def describe(index: PacketIndex) -> VideoInfo:
     """The packets' numbers as a player would tell them."""
     tick_seconds = float(index.time_base)
+    if int(index.pts_N[-1]) - int(index.pts_N[0]) >= 1 << 52:  # float64 could not tell neighbours apart
+        raise VideoError(f"{index.path}: its times span {index.pts_N[-1] - index.pts_N[0]} ticks; it is damaged.")
     times_N = (index.pts_N - index.pts_N[0]) * tick_seconds
     shown_K = np.searchsorted(index.pts_N, index.key_pts_K).clip(max=len(times_N) - 1)
     key_frames = np.unique(shown_K[index.pts_N[shown_K] == index.key_pts_K])  # an edit list may hide some

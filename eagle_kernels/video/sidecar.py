@@ -38,15 +38,15 @@ PLAIN = (
     *("stream", "codec", "last_duration", "scaled_width_px", "scaled_height_px", "rotation_degrees", "damage"),
     "decoder_tells_keys",
 )
-ARRAYS = ("pts_N", "place_N", "key_pts_K", "key_seek_K", "key_place_K")
+ARRAYS = ("pts_N", "place_N", "key_pts_K", "key_seek_K", "key_place_K", "key_position_K")
 SAMPLE_ARRAYS = ("pts_D", "is_key_D", "offset_D", "size_D")
 CLOCK_ARRAYS = {"clock_pts_D": "pts_D", "num_stored_D": "num_stored_D", "clock_is_key_D": "is_key_D"} | {
     "is_damaged_D": "is_damaged_D"
 }  # of a PacketClock, by their names here
-DTYPES = {"pts_N": "<i8", "key_pts_K": "<i8", "key_seek_K": "<i8", "pts_D": "<i8", "offset_D": "<i8"} | {
-    "place_N": "<i4", "key_place_K": "<i4", "size_D": "<i4", "is_key_D": "|b1", "clock_pts_D": "<i8",
-    "num_stored_D": "<i4", "clock_is_key_D": "|b1", "is_damaged_D": "|b1",
-}  # fmt: skip
+LONG = ("pts_N", "key_pts_K", "key_seek_K", "key_position_K", "pts_D", "offset_D", "clock_pts_D")
+FLAGS = ("is_key_D", "clock_is_key_D", "is_damaged_D")
+DTYPES = dict.fromkeys(("place_N", "key_place_K", "size_D", "num_stored_D"), "<i4")
+DTYPES |= dict.fromkeys(LONG, "<i8") | dict.fromkeys(FLAGS, "|b1")
 STEP_DTYPES = ("|i1", "<i2", "<i4", "<i8")
 MAX_ARRAY_LENGTH = 1 << 24  # 77 hours at 60 frames a second: a damaged header must not ask for memory
 

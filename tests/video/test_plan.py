@@ -32,6 +32,7 @@ def make_index(num_frames: int = 120, group: int = 24, leading: int = 0) -> Pack
         key_pts_K=key_N,
         key_seek_K=key_N,
         key_place_K=place_N[key_N].astype(np.int32),
+        key_position_K=np.full(len(key_N), -1),
         scaled_width_px=64,
         scaled_height_px=48,
         orientation=Orientation(),

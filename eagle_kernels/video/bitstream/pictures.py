@@ -188,9 +188,21 @@ def _vp9_frame_starts(packet: bytes) -> list[int]:
     return [0]
 
 
-def vp8_is_shown(packet: bytes | memoryview) -> bool:
-    """VP8 stores pictures that are only referred to in packets of their own; RFC 6386, 9.1: bit 4 is show_frame."""
-    return bool(packet[0] & 0x10)
+def is_shown(codec: str, packet: bytes | memoryview) -> bool:
+    """VP8's encoders, and some of VP9's, store pictures that are only referred to in packets of their own. RFC 6386,
+    9.1: bit 4 is show_frame; VP9, 6.2: it follows the marker, the profile, show_existing_frame and frame_type."""
+    if codec == "vp8":
+        return bool(packet[0] & 0x10)
+    if codec != "vp9" or packet[-1] & 0b11100000 == 0b11000000:  # a superframe shows its last one
+        return True
+    bits = Bits(bytes(packet[:2]))
+    try:
+        bits.read(2)
+        if bits.read(1) + 2 * bits.read(1) == 3:  # the profile
+            bits.read(1)
+        return bool(bits.read(1)) or bits.read(2) & 1 == 1
+    except NotUnderstood:
+        return True
 
 
 def is_no_start(codec: str, packet: bytes | memoryview) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +32,8 @@ AVC, HEVC, VP8, VP9, AV1 = "V_MPEG4/ISO/AVC", "V_MPEGH/ISO/HEVC", "V_VP8", "V_VP
 CODECS = (AVC, HEVC, VP8, VP9, AV1)
 WITH_RECORD = (AVC, HEVC)  # these cannot be decoded without their configuration record
 VP8_SHOW_FRAME = 0x10  # of a frame's first byte; RFC 6386, 9.1
+VP9_SHOWN = 0b1010  # show_existing_frame and show_frame, of a frame's first byte; profile 3 has them a bit later
+SUPERFRAME = 0b110  # of its last byte; VP9, annex B
 MAX_TOP_ELEMENTS = 64  # before the first cluster: a file of tiny elements must not take for ever
 MAX_HEADER_BYTES = 1 << 20  # read at once: a damaged size must not ask for memory
 HEAD_FRAMES = 16  # in the small file that opens a decoder: libav learns from them how far pictures are reordered
@@ -101,6 +104,11 @@ def _read(file: BinaryIO) -> Tables:
     duration_D = blocks["duration"]
     duration_D[duration_D == 0] = _unsigned(track, DEFAULT_DURATION, 0) // scale
     is_shown_D = blocks["first_byte"] & VP8_SHOW_FRAME != 0 if codec == VP8 else np.ones(len(pts_D), np.bool_)
+    if codec == VP9:  # one that may not be shown, as a superframe's first: else a packet of its own, which libav knows
+        maybe = np.flatnonzero(blocks["first_byte"] & VP9_SHOWN == 0)
+        ends = (blocks["offset"] + size_D - 1)[maybe].tolist()
+        last_bytes = [os.pread(file.fileno(), 1, at)[0] for at in ends]
+        _require(all(byte >> 5 == SUPERFRAME for byte in last_bytes), "a frame that is not shown")
     _require(bool(is_key_D[0]) and pts_D[0] == pts_D.min(), "the first block is no place to start")
     _require(bool((is_shown_D | ~is_key_D).all()), "a key frame that is not shown")
     steps = np.diff(np.sort(pts_D[is_shown_D], kind="stable"))

@@ -97,6 +97,7 @@ def _index_from_tables(path: Path, tables: Tables, budget: Budget) -> PacketInde
         key_pts_K=samples.pts_D[key_place_K],
         key_seek_K=samples.pts_D[key_place_K],
         key_place_K=key_place_K.astype(np.int32),
+        key_position_K=samples.offset_D[key_place_K],
         **shape._asdict(),
         damage="; ".join(shortfall(path, tables.stated_seconds, ends_seconds, budget)) or None,
         decoder_tells_keys=is_told,

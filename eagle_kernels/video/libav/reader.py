@@ -30,7 +30,7 @@ from eagle_kernels.video.bitstream.av1 import References
 from eagle_kernels.video.bitstream.bits import NotUnderstood
 from eagle_kernels.video.bitstream.junk import Junk
 from eagle_kernels.video.bitstream.nal import nal_format
-from eagle_kernels.video.bitstream.pictures import needed, vp8_is_shown
+from eagle_kernels.video.bitstream.pictures import is_shown, needed
 from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.info import PacketIndex
 from eagle_kernels.video.libav.source import Content, Source, Unit
@@ -253,8 +253,8 @@ class Reader:
                 num_later_keys += unit.pts > last_wanted
             if not at_end and (trust.since is None or not content):
                 continue
-            # VP8's encoders give a picture that is not shown the time of the next one that is.
-            if wanted is not None and (self._index.codec != "vp8" or at_end or vp8_is_shown(content)):
+            # A picture that is not shown may have the time of the next one that is.
+            if wanted is not None and (at_end or is_shown(self._index.codec, content)):
                 wanted.discard(unit.pts)
             if self._junk is not None and not at_end:
                 content = self._junk.without(bytes(content))

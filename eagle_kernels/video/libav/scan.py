@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from eagle_kernels.video import clock
 from eagle_kernels.video.bitstream.h264_fields import PACKET_BYTES, FieldPairs
-from eagle_kernels.video.bitstream.pictures import is_no_start, vp8_is_shown
+from eagle_kernels.video.bitstream.pictures import is_no_start, is_shown
 from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.clock import Stored
 from eagle_kernels.video.containers import mpegts
@@ -102,6 +102,7 @@ def index_from_packets(
             key_pts_K=timed.pts_D[keys],
             key_seek_K=timed.seek_D[keys],
             key_place_K=keys.astype(np.int32),
+            key_position_K=timed.position_D[keys],
             **shape_of(scan.first, stream, path)._asdict(),
             damage="; ".join(damage + shortfall(path, stated_seconds, ends_seconds, budget)) or None,
             decoder_tells_keys=tells_keys(stream, scan.first),
@@ -176,13 +177,13 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
             continue
         if not at_end:
             content = memoryview(packet)
-            is_shown = not packet.is_discard and (codec != "vp8" or vp8_is_shown(content))
+            is_seen = not packet.is_discard and is_shown(codec, content)
             is_key = packet.is_keyframe and not is_no_start(codec, content)
             times = (packet.pts, packet.dts, packet.duration or 0, -1 if packet.pos is None else packet.pos)
             for column, number in zip(numbers, times):
                 column.append(NO_TIME if number is None else number)
             is_second = pairs is not None and pairs.is_second_field(bytes(content[:PACKET_BYTES]))
-            for row, flag in zip(flags, (is_key, packet.is_corrupt, is_shown, is_second)):
+            for row, flag in zip(flags, (is_key, packet.is_corrupt, is_seen, is_second)):
                 row.append(flag)
             packet.pts = len(numbers[0]) - 1
         if first is None:
@@ -209,6 +210,7 @@ class _Timed(NamedTuple):
     pts_D: NDArray[np.int64]
     seek_D: NDArray[np.int64]  # the time that makes the demuxer go there
     duration_D: NDArray[np.int64]
+    position_D: NDArray[np.int64]
     is_key_D: NDArray[np.bool_]
     first: int  # the place of the first frame that decodes
     damage: list[str]
@@ -248,7 +250,7 @@ def _timed(scan: _Scan, stream: av.VideoStream, path: Path, budget: Budget) -> _
         shown = pts_D[is_shown_D]
         if len(np.unique(shown)) < len(shown):
             needs_clock = True
-            pts_D, finer, missing = _spread(pts_D, is_shown_D, damaged_D, reorders, path, stream, budget)
+            pts_D, finer, missing = _spread(pts_D, is_shown_D, damaged_D, path, stream, budget)
             damage = damage + missing
     pts_D = np.where(is_shown_D, pts_D, NO_TIME)
     kept = np.ones(len(pts_D), np.bool_)
@@ -267,6 +269,7 @@ def _timed(scan: _Scan, stream: av.VideoStream, path: Path, budget: Budget) -> _
         pts_D[kept],
         seek_D[kept],
         stored.duration_D[kept] * finer,
+        stored.position_D[kept],
         stored.is_key_D[kept],
         first,
         damage,
@@ -303,13 +306,12 @@ def _spread(
     pts_D: NDArray[np.int64],
     is_shown_D: NDArray[np.bool_],
     damaged_D: NDArray[np.bool_],
-    reorders: bool,
     path: Path,
     stream: av.VideoStream,
     budget: Budget,
 ) -> tuple[NDArray[np.int64], int, list[str]]:
     """Equal times made to rise in the order in which their frames are shown: (times, how much finer ticks, damage)."""
-    order_N = _decoded_order(damaged_D, path, stream.index, budget) if reorders else np.flatnonzero(is_shown_D)
+    order_N = _decoded_order(damaged_D, path, stream.index, budget)
     order_N = order_N[is_shown_D[order_N]]
     found = clock.spread(pts_D[order_N]) if len(order_N) else None
     if found is None:

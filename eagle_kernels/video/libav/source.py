@@ -19,6 +19,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import av
+import numpy as np
 
 from eagle_kernels.video.bitstream.pictures import Syntax, syntax
 from eagle_kernels.video.budget import Budget
@@ -182,7 +183,20 @@ class Source:
                 break
             if not unit.content or len(window) == most_packets or num_bytes > WINDOW_BYTES:
                 break
-        return window
+        return [] if key is not None and key > 0 and self._is_elsewhere(window) else window
+
+    def _is_elsewhere(self, window: list[Unit]) -> bool:
+        """Whether the first key packet after a seek is none of the index, by its time and place: where the container's
+        own index is damaged, demuxers count from the wrong packet."""
+        index = self.index
+        if index.clock is not None or self._samples is not None:
+            return False
+        first = next((unit for unit in window if unit.is_key and unit.packet is not None), None)
+        if first is None or first.packet is None or first.pts is None:
+            return False
+        number = int(np.searchsorted(index.key_pts_K, first.pts))
+        is_known = number < len(index.key_pts_K) and int(index.key_pts_K[number]) == first.pts
+        return not is_known or int(index.key_position_K[number]) not in (-1, first.packet.pos)
 
     def read_group(self, group: Group, budget: Budget) -> list[Unit]:
         """All that the group's first to last packet span, in the order of storage; [] if no way leads to the first."""

@@ -15,7 +15,7 @@ pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 from eagle_kernels.video import open as open_video
 from eagle_kernels.video import probe
 from eagle_kernels.video.bitstream.nal import NalFormat
-from eagle_kernels.video.bitstream.pictures import Syntax, is_no_start, needed, picture, syntax
+from eagle_kernels.video.bitstream.pictures import Syntax, is_no_start, is_shown, needed, picture, syntax
 from eagle_kernels.video.libav.source import PacketReader
 from eagle_kernels.video.plan import Group
 from tests.video.make import GoldenSet, draw, write_video
@@ -274,3 +274,15 @@ def test_pictures_that_are_no_place_to_start(tmp_path: Path, codec: str, options
     assert [is_no_start(name, p.content) for p in packets] == [not p.is_key for p in packets]
     assert not any(is_no_start(name, p.content[:cut]) for p in packets if p.is_key for cut in range(12))
     assert not any(is_no_start("h264", p.content) for p in packets)
+
+
+def test_pictures_that_are_not_shown(golden: GoldenSet) -> None:
+    for name, codec in (("vp8_hidden.webm", "vp8"), ("vp9.webm", "vp9"), ("b_frames.mp4", "h264")):
+        packets = packets_of(golden.good[name].path)
+        shown = [is_shown(codec, p.content) for p in packets]
+        assert shown == [codec != "vp8" or i % 10 != 5 for i in range(len(packets))]
+    assert is_shown("vp9", bytes([0b10_00_1_000]))  # shows an existing one
+    assert not is_shown("vp9", bytes([0b10_00_0_1_0_0]))
+    assert is_shown("vp9", bytes([0b10_00_0_1_0_0, 0b110_00_000])), "a superframe"
+    assert not is_shown("vp9", bytes([0b10_11_0_0_1_0, 0]))
+    assert is_shown("vp9", bytes([0b10_11_0_0_1_1, 0]))

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,15 @@ def test_a_window_holds_a_bounded_number_of_packets_and_bytes(
                 assert len(source.read(last, budget)) == (value or 1)
         source.rewind()
         assert len(source.read(last, budget)) == int(video.index.place_N[-1]) + 1
+
+
+@pytest.mark.parametrize("name", ["b_frames.ts", "mpeg4.avi", "b_frames.flv"])
+def test_a_seek_that_lands_on_another_packet_is_no_way(golden: GoldenSet, name: str) -> None:
+    """As where the container's own index is damaged: demuxers then count from the wrong packet."""
+    video = open_video(golden.good[name].path)
+    elsewhere = replace(video.index, key_position_K=video.index.key_position_K + 1)
+    with closing(Source(video.index)) as right, closing(Source(elsewhere)) as wrong:
+        assert right.read(None, Budget(video.info.path, None), key=2) != []
+        assert wrong.read(None, Budget(video.info.path, None), key=2) == []
+    times = video.info.frame_times_seconds[[50, 30, 7]]
+    assert [read(f.rgb_YX3.numpy()) for f in decode(replace(video, index=elsewhere), times)] == [50, 30, 7]
