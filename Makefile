@@ -2,6 +2,7 @@
 # make test    set up, then every test that this machine can run, but the slow ones
 # make slow    the long proofs: minutes each
 # make sanitize  the CPU code of csrc, built to end at a wrong address or undefined arithmetic, under its own tests
+# make ptx     every kernel's machine code for sm_90a, run on the CPU, short and long proofs
 # make check   formatting, lint, types, layering; what CI runs beside the tests
 # make gpu     on a machine with a GPU and its own CUDA torch: tests, benches, bench/results/, in MINUTES=12 at most
 # make wheel   a wheel in dist/, repaired and checked by auditwheel
@@ -14,7 +15,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= PASSIVE# waiting threads sleep: spinning ones take the cores from the loader's
 
-.PHONY: demo test slow sanitize check format wheel gpu static clean
+.PHONY: demo test slow sanitize ptx check format wheel gpu static clean
 
 demo: .make/demo
 	$(BIN)/python examples/video_digits.py --run demo_run
@@ -27,6 +28,9 @@ test: .make/dev
 
 slow: .make/dev
 	$(PYTEST) tests -m slow --durations 15
+
+ptx: .make/dev
+	$(PYTEST) tests/ptx tests/kernels/test_hopper*.py tests/kernels/test_attention_gluon*.py -m 'slow or not slow'
 
 # The sanitizers' libraries come before Python's own, and libstdc++ with them, or exceptions are not seen.
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell c++ -print-file-name=$(name)))
@@ -66,7 +70,7 @@ gpu:
 # What the compiler makes of every Triton kernel, for the GPUs this machine does not have.
 static: .make/dev
 	$(BIN)/python -m bench.static_table --out bench/results/static
-	$(BIN)/python -m bench.predict_attention --table bench/results/static
+	$(BIN)/python -m bench.sass_clocks --table bench/results/static
 
 clean:
 	rm -rf .venv .make build dist demo_run *.egg-info eagle_kernels/*.so
@@ -74,7 +78,7 @@ clean:
 # Set-up. The stamps are made again when what they install from changes.
 .make/venv: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make needs Python 3.11 or later (constraints.txt pins such versions); PYTHON=... names another")'
-	@echo "Setting up .venv: PyTorch and what the tests or the demo need, 2.5 GB on disk, over 5 with the CUDA libraries of PyPI's torch; some minutes."
+	@echo "Setting up .venv: PyTorch and what the tests or the demo need, 2.5 GB on disk, over 5 with the CUDA libraries of PyPI's torch, 0.6 more for the tests; some minutes."
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	mkdir -p .make && touch $@

@@ -14,18 +14,30 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
+COMPILERS = ("c++", "CC", "g++", "clang++", "icpx", "nvc++")  # what CMake looks for
 
 
 def find_tool(name: str) -> str:
     """The program beside this Python first (a virtual environment that is not activated), then on PATH."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        raise RuntimeError(
+        raise CompileError(
             f"{name} was not found. Install it with `pip install {name}`, or build without --no-build-isolation."
         )
     return found
+
+
+def find_compiler() -> None:
+    """CMake's own message about a missing compiler is ten lines long and names none to install."""
+    is_named = "CXX" in os.environ or "CMAKE_CXX_COMPILER" in os.environ.get("CMAKE_ARGS", "")
+    if not is_named and not any(shutil.which(name) for name in COMPILERS):
+        raise CompileError(
+            f"no C++ compiler was found ({', '.join(COMPILERS)}); needs one of C++20. Debian, Ubuntu: apt install g++; "
+            "Fedora: dnf install gcc-c++; elsewhere name one: CXX=/path/to/compiler."
+        )
 
 
 class CMakeBuild(build_ext):
@@ -33,6 +45,7 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        find_compiler()
         cmake = find_tool("cmake")
         configure = [
             cmake,
@@ -51,8 +64,13 @@ class CMakeBuild(build_ext):
             f"-DEAGLE_OUTPUT_NAME={target.name}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
-        subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build)], check=True)
+        self.run_or_stop(configure)
+        self.run_or_stop([cmake, "--build", str(build)])
+
+    def run_or_stop(self, command: list[str]) -> None:
+        """CMake has said what is wrong; setuptools prints what is raised here as one line after it, no traceback."""
+        if code := subprocess.run(command).returncode:
+            raise CompileError(f"eagle_kernels: {command[0]} ended with {code}; its reason stands above.")
 
 
 setup(ext_modules=[Extension("eagle_kernels._native", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bench.harness import DEVICE, measure, seconds
+from eagle_kernels import attention_sm90
 from eagle_kernels.attention import varlen_attention, varlen_attention_ref
 from eagle_kernels.attention_plan import AttentionPlan
 
@@ -175,6 +176,15 @@ def flash_attn(pattern: Pattern, module: str) -> Attend:
     return attend
 
 
+BY_TRITON = "ours by Triton"  # where Gluon's kernels are ours: what they are worth
+
+
+@pytest.fixture(autouse=True)
+def kernels(request, monkeypatch):
+    if request.node.callspec.params.get("way") == BY_TRITON:
+        monkeypatch.setattr(attention_sm90, "why_triton", lambda *tensors: "asked for")
+
+
 WAYS: dict[str, Callable[[Pattern], Attend]] = {
     "ours": by_tables,
     "ours uniform": uniform,
@@ -186,6 +196,8 @@ if DEVICE == "cuda":
     WAYS["torch varlen"] = torch_varlen
     WAYS["flash-attn 2"] = lambda pattern: flash_attn(pattern, "flash_attn")
     WAYS["flash-attn 4"] = lambda pattern: flash_attn(pattern, "flash_attn.cute")
+    if torch.cuda.get_device_capability() == (9, 0):
+        WAYS[BY_TRITON] = by_tables
 WAYS_BACK = [way for way in WAYS if DEVICE == "cuda" or way != "flex"]  # on a CPU flex_attention has no backward
 
 

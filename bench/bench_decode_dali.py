@@ -86,7 +86,7 @@ def measure_feeding(path: Path, places: NDArray[np.int64]) -> dict[str, Any]:
 
     cpu = time.process_time()
     with closing(PacketReader(video.open(path).index)) as reader:
-        starts = dali.with_starts_alone(reader, places)
+        starts = dali.with_true_starts_only(reader, places)
     with closing(PacketReader(starts)) as reader:
         shards = dali.streams(reader, places, num_shards=dali.NUM_SHARDS, backend="cuda")
         num_bytes = sum(len(reader.matroska(shard.packets)) for shard in shards)

@@ -28,7 +28,7 @@ from bench.records import OUT_OF_TIME, append_record, read_records, results
 from bench.report import markdown, read_rows, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
-PREDICTIONS = "static/attention_h100_predicted.json"  # of predict_attention.py, under the folder of results
+PREDICTIONS = "static/attention_h100_predicted.json"  # of sass_clocks.py, under the folder of results
 
 
 @dataclass(frozen=True, kw_only=True)

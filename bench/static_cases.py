@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 from bench.static_table import CAPABILITIES, Case
-from eagle_kernels import attention_triton
+from eagle_kernels import attention_gluon, attention_gluon_bwd, attention_sm90, attention_triton
 from eagle_kernels.attention_plan import TILE
 from eagle_kernels.attention_triton import DELTA_BLOCK
 
 
 def cases() -> list[Case]:
-    return [*attention_cases(), *fused_cases()]
+    return [*attention_cases(), *attention_sm90_cases(), *fused_cases()]
 
 
 # dk and dv fill the registers of a thread block: nothing spills on sm_90 at the model's own shapes, a little elsewhere.
 ATTENTION_STACK_BYTES = {
     ("dkdv", "vision"): {80: 32},  # by Triton 3.6; by 3.7 nothing
-    ("dkdv", "vision_by_tables"): {80: 128, 100: 320},
-    ("dkdv", "llm"): {80: 256, 100: 512},
+    ("dkdv", "vision_by_tables"): {80: 128, 90: 16, 100: 320},
+    ("dkdv", "llm"): {80: 256, 90: 24, 100: 512},  # 90: three stages are worth more than what spills
     ("dkdv", "widest"): {80: 128, 90: 128, 100: 128},
     ("dkdv", "two_pieces_72"): {80: 128, 90: 64, 100: 320},
     ("fwd", "two_pieces_192"): {80: 96},
@@ -82,6 +82,53 @@ def _attention_cases(name: str, D: int, H: int, K: int, causal: bool, uniform: b
         vectorised=True,
     )
     return cases if D == 72 and not uniform else [*cases, delta]  # the same kernel as the vision tower's
+
+
+def attention_sm90_cases() -> list[Case]:
+    """The Gluon kernels: the model's own shapes as in attention_cases, and the third width that they take."""
+    shapes = [
+        ("vision", 72, 16, 16, False, True),
+        ("vision_by_tables", 72, 16, 16, False, False),
+        ("llm", 128, 28, 4, True, False),
+        ("64", 64, 16, 16, True, False),
+    ]
+    return [case for shape in shapes for case in _attention_sm90_cases(*shape)]
+
+
+def _attention_sm90_cases(name: str, D: int, H: int, K: int, causal: bool, uniform: bool) -> list[Case]:
+    main, tail = attention_triton.pieces(D)
+    fwd, dq, dkdv = attention_sm90.rings(D)
+    rows = attention_sm90.GROUP_ROWS
+    shared = {"G": H // K, "D": D, "MAIN": main, "TAIL": tail, "CAUSAL": causal, "UNIFORM": uniform}
+    kernels = [  # step, kernel, ring, rows of a block of queries and of one of keys, constants
+        ("fwd", attention_gluon.fwd_kernel, fwd, rows, fwd.block, {"H": H, "BLOCK_N": fwd.block}),
+        ("dq", attention_gluon_bwd.dq_kernel, dq, rows, dq.block, {"H": H, "BLOCK_N": dq.block}),
+        ("dkdv", attention_gluon_bwd.dkdv_kernel, dkdv, dkdv.block, rows, {"K": K, "BLOCK_M": dkdv.block}),
+    ]
+    cases = []
+    for step, kernel, ring, q_rows, k_rows, constants in kernels:
+        signature = _attention_signature(kernel.arg_names)
+        absent = {}
+        for argument in (x for x in kernel.arg_names if x.endswith("_desc")):
+            num_rows, width = k_rows if argument[0] in "kv" else q_rows, tail if "tail" in argument else main
+            if width:
+                layout = attention_sm90.layout(num_rows, width)
+                signature[argument] = f"tensordesc<bf16[1, 1, {num_rows}, 1, {width}],{layout!r}>"
+            else:
+                absent[argument] = None
+        cases.append(
+            Case(
+                name=f"attention_sm90_{step}_{name}",
+                kernel=kernel,
+                signature=signature,
+                constants={**shared, **constants, **absent, "STAGES": ring.stages},
+                num_warps=attention_sm90.OPTIONS["num_warps"],
+                max_registers=attention_sm90.OPTIONS["maxnreg"],
+                capabilities=(90,),
+                tensor_cores=True,
+            )
+        )
+    return cases
 
 
 def _attention_signature(names: list[str]) -> dict[str, str]:

@@ -25,6 +25,9 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from bench import sass_clocks
 
 CAPABILITIES = (80, 90, 100)
 SHARED_BYTES_OF_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
@@ -57,12 +60,8 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
     signature = {n: "constexpr" if n in case.constants else case.signature[n] for n in names}
     constants = {(names.index(n),): value for n, value in case.constants.items()}
     aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n in case.aligned]
-    source = ASTSource(
-        fn=case.kernel,
-        signature=signature,
-        constexprs=constants,
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = (GluonASTSource if case.kernel.is_gluon() else ASTSource)(case.kernel, signature, constants, attributes)
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
@@ -71,17 +70,17 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
     ptx: str = compiled.asm["ptx"]
     wgmma = Counter(re.findall(r"wgmma\.mma_async\.sync\.aligned\.m(\d+)n(\d+)k(\d+)", ptx))
     load_bytes = _load_bytes(ptx)
-    usage = _resource_usage(compiled.asm["cubin"])
+    usage = resource_usage(compiled.asm["cubin"])
+    num_threads = int(re.findall(r"\.reqntid\s+(\d+)", ptx)[0])  # with the warps that a Gluon kernel adds
     return {
         "name": case.name,
         "sm": capability,
-        "num_warps": case.num_warps,
+        "num_warps": num_threads // 32,
         "num_stages": case.num_stages,
         "shared_bytes": compiled.metadata.shared,
+        "scratch_bytes": compiled.metadata.global_scratch_size,  # of global memory, from an allocator of Triton's
         **usage,
-        "resident_blocks": _resident_blocks(
-            capability, 32 * case.num_warps, usage["registers"], compiled.metadata.shared
-        ),
+        "resident_blocks": resident_blocks(capability, num_threads, usage["registers"], compiled.metadata.shared),
         "loop_instructions": _loop_instructions(compiled.asm["cubin"]) if case.tensor_cores else 0,
         "wgmma": {"m{}n{}k{}".format(*shape): num for shape, num in sorted(wgmma.items())},
         # Multiply-adds that the code holds, a warp group each: loops count once.
@@ -96,7 +95,24 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
         "vectorised": case.vectorised,
         "stack_budget_bytes": case.stack_budget_bytes.get(capability, 0),
         "constants": {k: v for k, v in case.constants.items() if isinstance(v, int | float | str | bool)},
+        **(_replayed(case, compiled, num_threads // 32, usage["registers"]) if wgmma else {}),
     }
+
+
+def _replayed(case: Case, compiled: Any, num_warps: int, registers: int) -> dict[str, Any]:
+    """Clocks of a turn of the loop of products by sass_clocks, and the queries and keys (of a matmul, rows and columns)
+    that a turn pairs."""
+    constants = case.constants
+    block = [constants.get("BLOCK_M", 128), constants.get("BLOCK_N", 128)]  # Gluon's own side has 128 rows
+    ring = None
+    if "STAGES" in constants:  # of Gluon's kernels
+        moved = constants.get("BLOCK_N") or constants["BLOCK_M"]
+        ring = sass_clocks.Ring(stages=constants["STAGES"], fill_bytes=2 * moved * constants["D"] * 2)
+    blocks = resident_blocks(90, 32 * num_warps, registers, compiled.metadata.shared)
+    clocks = sass_clocks.loop_clocks(
+        compiled.asm["cubin"], num_warps=num_warps, resident_blocks=min(blocks, 2), ring=ring
+    )
+    return {"block": block, **{key: round(clocks[key]) for key in ("clocks", "product_clocks")}}
 
 
 def _load_bytes(ptx: str) -> list[int]:
@@ -113,7 +129,7 @@ def _cuobjdump(option: str, cubin: bytes) -> str:
         return subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def _resident_blocks(sm: int, num_threads: int, registers: int, shared_bytes: int) -> int:
+def resident_blocks(sm: int, num_threads: int, registers: int, shared_bytes: int) -> int:
     """Thread blocks that a multiprocessor holds at once: 64K registers, given out by 8 a thread; its shared memory, of
     which a block takes 1 KB more than it asks for; 64 warps. CUDA C++ Programming Guide, compute capabilities."""
     by_registers = 65_536 // (-(-registers // 8) * 8 * num_threads)
@@ -130,12 +146,14 @@ def _loop_instructions(cubin: bytes) -> int:
         jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
         if jump and int(jump[1], 16) < address:
             body = [text for at, text in code if int(jump[1], 16) <= at <= address]
+            if any("SETMAXREG" in text for text in body):  # the loop in which Gluon's warps wait for their part
+                continue
             num_products = sum("MMA" in text for text in body)  # HMMA, HGMMA, UTCHMMA
             loops.append((-num_products, len(body)))
     return min(loops, default=(0, 0))[1]
 
 
-def _resource_usage(cubin: bytes) -> dict[str, int]:
+def resource_usage(cubin: bytes) -> dict[str, int]:
     text = _cuobjdump("-res-usage", cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:
@@ -175,7 +193,7 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         if not row["tensor_cores"]:
             continue
         mma = ", ".join(f"{num} {shape}" for shape, num in row["wgmma"].items()) or row["mma"] or row["tcgen05_mma"]
-        block = "{BLOCK_M}x{BLOCK_N}".format(**row["constants"])
+        block = "{BLOCK_M}x{BLOCK_N}".format(**{"BLOCK_M": 128, "BLOCK_N": 128} | row["constants"])  # 128: Gluon's
         lines.append(
             f"| {row['name']} | {row['sm']} | {block} | {row['num_warps']} | {row['registers']} | {row['stack_bytes']} "
             f"| {row['shared_bytes'] / 1024:.0f} | {row['resident_blocks']} | {mma} | {row['loop_instructions']} |"

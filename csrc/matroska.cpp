@@ -104,7 +104,7 @@ class Scan {
   }
   static bool is_filler(uint32_t id) { return id == kVoid || id == kCrc32; }
 
-  // A number of 1 to 8 bytes, its length told by the zeros that it begins with; the marker behind them is kept.
+  // A number of 1 to 8 bytes, its length told by the zeros that it begins with; the marker after them is kept.
   uint64_t read_number(int64_t at, int64_t limit, int max_length, int* length) {
     const uint8_t first = *window_.bytes(at, 1, limit);
     *length = first == 0 ? 9 : __builtin_clz(static_cast<unsigned>(first)) - 23;
@@ -145,7 +145,7 @@ class Scan {
     return static_cast<int64_t>(ticks);
   }
 
-  // Returns where the next element of the segment begins: behind the cluster, or if its size is unknown at the first
+  // Returns where the next element of the segment begins: after the cluster, or if its size is unknown at the first
   // element that none can hold.
   int64_t read_cluster(const Element& cluster, int64_t end) {
     const bool is_open = cluster.size == kUnknown;

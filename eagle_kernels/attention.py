@@ -27,7 +27,7 @@ from torch import Tensor
 
 from eagle_kernels import attention_sm90, attention_triton, autocast
 from eagle_kernels.attention_plan import AttentionPlan, check_offsets
-from eagle_kernels.checks import KERNEL_DTYPES, check, check_positive, check_same, check_tensors
+from eagle_kernels.checks import KERNEL_DTYPES, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 Backend = Literal["eagle", "flash_attn"]
@@ -236,13 +236,15 @@ def _flash_attn(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same by flash-attn's own kernels. Raises ValueError for what they cannot do, ImportError without them."""
     op = "varlen_attention"
-    check(plan.covers_all, op, "the plan", "one of segments", "cu_seqlens or a uniform plan for backend='flash_attn'")
+    if not plan.covers_all:
+        refuse(op, "the plan", "one of segments", "cu_seqlens or a uniform plan for backend='flash_attn'")
     dtypes = (torch.bfloat16, torch.float16)
-    need = "torch.bfloat16 or torch.float16 for backend='flash_attn'"
-    check(q_THD.dtype in dtypes, op, "q's dtype", q_THD.dtype, need)
+    if q_THD.dtype not in dtypes:
+        refuse(op, "q's dtype", q_THD.dtype, "torch.bfloat16 or torch.float16 for backend='flash_attn'")
     takes_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q_THD, k_TKD, v_TKD))
-    need = "return_lse=False, torch.no_grad() or backend='eagle': flash-attn drops the gradient of lse"
-    check(not (return_lse and takes_grad), op, "return_lse", "True for inputs that take gradients", need)
+    if return_lse and takes_grad:
+        need = "return_lse=False, torch.no_grad() or backend='eagle': flash-attn drops the gradient of lse"
+        refuse(op, "return_lse", "True for inputs that take gradients", need)
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError as error:
@@ -361,17 +363,20 @@ def _attention(
     backend: Backend,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The public functions; `op` is the one that was called."""
-    check_tensors(op, q=q_THD, k=k_TKD, v=v_TKD)
-    if autocast.is_on(q_THD):
+    if not (isinstance(q_THD, Tensor) and isinstance(k_TKD, Tensor) and isinstance(v_TKD, Tensor)):
+        refuse_types(op, q=q_THD, k=k_TKD, v=v_TKD)
+    if not q_THD.is_meta and torch.is_autocast_enabled(q_THD.device.type):
         q_THD, k_TKD, v_TKD = map(autocast.as_matmul, (q_THD, k_TKD, v_TKD))
         options = (cu_seqlens_k, causal, softmax_scale, return_lse, backend)
         with autocast.off(q_THD):
             return _attention(op, q_THD, k_TKD, v_TKD, cu_seqlens, *options)
     _check_inputs(op, q_THD, k_TKD, v_TKD)
-    check_positive(op, "softmax_scale", softmax_scale, or_none=True)
-    check(backend in BACKENDS, op, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
-    need = "a CUDA device for backend='flash_attn'"
-    check(backend == "eagle" or q_THD.is_cuda, op, "q's device", q_THD.device, need)
+    if not (softmax_scale is None or (isinstance(softmax_scale, int | float) and softmax_scale > 0)):
+        refuse(op, "softmax_scale", softmax_scale, "None or a number > 0")
+    if backend not in BACKENDS:
+        refuse(op, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
+    if not (backend == "eagle" or q_THD.is_cuda):
+        refuse(op, "q's device", q_THD.device, "a CUDA device for backend='flash_attn'")
     _check_who_sees_whom(op, q_THD, k_TKD, cu_seqlens, cu_seqlens_k)
     if not q_THD.is_cuda:
         return varlen_attention_ref(
@@ -396,30 +401,44 @@ def _check_who_sees_whom(
     num_rows, num_rows_k = q_THD.shape[0], k_TKD.shape[0]
     if isinstance(cu_seqlens, AttentionPlan):
         plan = cu_seqlens
-        check(cu_seqlens_k is None, op, "cu_seqlens_k", "a tensor beside a plan", "None: the plan holds its lengths")
-        got, need = (plan.num_tokens, plan.num_tokens_k), f"the rows of q and of k, {(num_rows, num_rows_k)}"
-        check(got == (num_rows, num_rows_k), op, "the plan's (num_tokens, num_tokens_k)", got, need)
+        if cu_seqlens_k is not None:
+            refuse(op, "cu_seqlens_k", "a tensor beside a plan", "None: the plan holds its lengths")
+        got = (plan.num_tokens, plan.num_tokens_k)
+        if got != (num_rows, num_rows_k):
+            need = f"the rows of q and of k, {(num_rows, num_rows_k)}"
+            refuse(op, "the plan's (num_tokens, num_tokens_k)", got, need)
         device = plan.segments_S4.device
-        check(device == q_THD.device, op, "the plan's device", device, f"q's {q_THD.device}")
+        if device != q_THD.device:
+            refuse(op, "the plan's device", device, f"q's {q_THD.device}")
     else:
         check_offsets(op, cu_seqlens, cu_seqlens_k, num_rows, num_rows_k)
-        check(cu_seqlens.device == q_THD.device, op, "cu_seqlens' device", cu_seqlens.device, f"q's {q_THD.device}")
+        if cu_seqlens.device != q_THD.device:
+            refuse(op, "cu_seqlens' device", cu_seqlens.device, f"q's {q_THD.device}")
 
 
 def _check_inputs(op: str, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> None:
     for name, x in (("q", q_THD), ("k", k_TKD), ("v", v_TKD)):
-        check(x.dim() == 3, op, f"{name}'s shape", tuple(x.shape), "three dimensions, (tokens, heads, head width)")
-        check(x.stride(2) == 1, op, f"{name}'s strides", x.stride(), "a contiguous last dimension")
-    check_same(op, "k", k_TKD, "q", q_THD)
-    check_same(op, "v", v_TKD, "q", q_THD)
+        if x.dim() != 3:
+            refuse(op, f"{name}'s shape", tuple(x.shape), "three dimensions, (tokens, heads, head width)")
+        if x.stride(2) != 1:
+            refuse(op, f"{name}'s strides", x.stride(), "a contiguous last dimension")
+    if k_TKD.dtype != q_THD.dtype or k_TKD.device != q_THD.device:
+        refuse_unlike(op, "k", k_TKD, "q", q_THD)
+    if v_TKD.dtype != q_THD.dtype or v_TKD.device != q_THD.device:
+        refuse_unlike(op, "v", v_TKD, "q", q_THD)
     dtypes = KERNEL_DTYPES if q_THD.is_cuda else (*KERNEL_DTYPES, torch.float64)
-    check(q_THD.dtype in dtypes, op, "q's dtype", q_THD.dtype, f"one of {', '.join(str(d) for d in dtypes)}")
+    if q_THD.dtype not in dtypes:
+        refuse(op, "q's dtype", q_THD.dtype, f"one of {', '.join(str(d) for d in dtypes)}")
     _, H, D = q_THD.shape
-    check(D % 8 == 0 and 16 <= D <= 256, op, "the head width", D, "a multiple of 8 from 16 to 256")
-    check(k_TKD.shape[2] == D, op, "k's head width", k_TKD.shape[2], f"q's {D}")
-    check(v_TKD.shape == k_TKD.shape, op, "v's shape", tuple(v_TKD.shape), f"k's {tuple(k_TKD.shape)}")
+    if not (D % 8 == 0 and 16 <= D <= 256):
+        refuse(op, "the head width", D, "a multiple of 8 from 16 to 256")
+    if k_TKD.shape[2] != D:
+        refuse(op, "k's head width", k_TKD.shape[2], f"q's {D}")
+    if v_TKD.shape != k_TKD.shape:
+        refuse(op, "v's shape", tuple(v_TKD.shape), f"k's {tuple(k_TKD.shape)}")
     K = k_TKD.shape[1]
-    check(K > 0 and H % K == 0, op, "the number of query heads", H, f"a multiple of the {K} key/value heads")
+    if not (K > 0 and H % K == 0):
+        refuse(op, "the number of query heads", H, f"a multiple of the {K} key/value heads")
 
 
 def flash_attn_varlen_func(
@@ -456,11 +475,15 @@ def flash_attn_varlen_func(
     Raises:  ValueError for what is not as above, and as `varlen_attention`.
     """
     op = "flash_attn_varlen_func"
-    check(dropout_p == 0, op, "dropout_p", dropout_p, "0: there is no dropout")
-    check(tuple(window_size) == (-1, -1), op, "window_size", window_size, "(-1, -1): there are no windows")
-    check(softcap == 0, op, "softcap", softcap, "0: there is no soft cap")
+    if dropout_p != 0:
+        refuse(op, "dropout_p", dropout_p, "0: there is no dropout")
+    if tuple(window_size) != (-1, -1):
+        refuse(op, "window_size", window_size, "(-1, -1): there are no windows")
+    if softcap != 0:
+        refuse(op, "softcap", softcap, "0: there is no soft cap")
     for name, given in (("alibi_slopes", alibi_slopes), ("block_table", block_table)):
-        check(given is None, op, name, "given", "None: it is not supported")
+        if given is not None:
+            refuse(op, name, "given", "None: it is not supported")
     offsets_k = None if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k
     result = _attention(op, q, k, v, cu_seqlens_q, offsets_k, causal, softmax_scale, return_attn_probs, "eagle")
     if isinstance(result, Tensor):

@@ -1,4 +1,11 @@
-"""Attention for Hopper GPUs (sm_90a) in Gluon, Triton's lower level: warps that load and warps that compute."""
+"""Attention for Hopper GPUs (sm_90a) in Gluon, Triton's lower level: warps that load and warps that compute.
+
+    fwd_kernel[grid](*descriptors, out_THD, lse_HT, segments_S4, ...)  # attention_sm90.launch_fwd makes the descriptors
+
+A program has three parts that run at once. The producer, one warp, fills a ring of blocks in shared memory by TMA; two
+consumer groups of four warps, 64 rows each, multiply and keep the sums. mbarriers tell when a slot is full and when it
+is empty again. What is computed stands in attention.py; why it is done like this, in docs/notes/attention.md.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +24,18 @@ RAGGED = gl.constexpr(1 << 30)  # the row bound of a ragged descriptor: rows of 
 ROWS = gl.constexpr(64)  # of one consumer group: the M of wgmma
 BLOCK = gl.constexpr(128)  # rows of an item: two consumer groups; a tile of the plan
 SIZES = ["num_tokens", "num_tokens_k", "length", "num_items"]  # differ from batch to batch: no kernel compiles anew
+
+
+@gluon.constexpr_function
+def _mma(width):  # type: ignore[no-untyped-def]
+    """The layout of a group's ROWS rows and `width` columns in the registers of wgmma."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
+
+
+@gluon.constexpr_function
+def _mma_operand(width):  # type: ignore[no-untyped-def]
+    """Of the left operand, where it comes from registers, for sums of `width` columns."""
+    return gl.DotOperandLayout(operand_index=0, parent=_mma(width), k_width=2)
 
 
 # A block of D columns lies in two pieces, MAIN and TAIL columns (72 = 64 + 16, of which 8 are zeros): descriptors,
@@ -55,6 +74,13 @@ def _next(slot, phase, STAGES: gl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @gluon.jit
+def _in_order(bar, phase):  # type: ignore[no-untyped-def]
+    """A wait for a barrier that has been waited for before: nothing moves across its branch. ptxas would wait for
+    products before the arithmetic that stands here to run beside them."""
+    mbarrier.wait(bar, phase)
+
+
+@gluon.jit
 def _load(descs, start, length, row, head, bar, buffers, MAIN: gl.constexpr, TAIL: gl.constexpr):  # type: ignore[no-untyped-def]
     """Rows `row`, row + 1, ... of the document of `length` rows from `start` on, one head; 0 beyond its last row."""
     at_end, at_row = start + length, RAGGED - length + row
@@ -74,8 +100,7 @@ def _scores(a, b, init, NUM_ROWS: gl.constexpr, MAIN: gl.constexpr, TAIL: gl.con
     """Issues a b^T + init (None: 0): this group's ROWS rows of a, NUM_ROWS rows of b."""
     a_main, b_main = _matrix(a[0], ROWS, MAIN), _matrix(b[0], NUM_ROWS, MAIN).permute((1, 0))
     if init is None:
-        LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, NUM_ROWS, 16])
-        zero = gl.zeros([ROWS, NUM_ROWS], gl.float32, LAYOUT)
+        zero = gl.zeros([ROWS, NUM_ROWS], gl.float32, _mma(NUM_ROWS))
         s = warpgroup_mma(a_main, b_main, zero, use_acc=False, is_async=True)
     else:
         s = warpgroup_mma(a_main, b_main, init, is_async=True)
@@ -88,20 +113,17 @@ def _scores(a, b, init, NUM_ROWS: gl.constexpr, MAIN: gl.constexpr, TAIL: gl.con
 @gluon.jit
 def _zeros(MAIN: gl.constexpr, TAIL: gl.constexpr):  # type: ignore[no-untyped-def]
     """Sums of this group's rows."""
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, MAIN, 16])
-    main = gl.zeros([ROWS, MAIN], gl.float32, LAYOUT)
+    main = gl.zeros([ROWS, MAIN], gl.float32, _mma(MAIN))
     tail = 0
     if TAIL > 0:
-        TAIL_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL, 16])
-        tail = gl.zeros([ROWS, TAIL], gl.float32, TAIL_LAYOUT)
+        tail = gl.zeros([ROWS, TAIL], gl.float32, _mma(TAIL))
     return main, tail
 
 
 @gluon.jit
 def _operand(p, dtype: gl.constexpr, MAIN: gl.constexpr):  # type: ignore[no-untyped-def]
     """p in the registers from which wgmma takes it: they are the same, no data moves."""
-    PARENT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, MAIN, 16])
-    return gl.convert_layout(p.to(dtype), gl.DotOperandLayout(operand_index=0, parent=PARENT, k_width=2))
+    return gl.convert_layout(p.to(dtype), _mma_operand(MAIN))
 
 
 @gluon.jit
@@ -110,8 +132,7 @@ def _accumulate(p, b, acc, acc_tail, NUM_ROWS: gl.constexpr, MAIN: gl.constexpr,
     token = warpgroup_mma(p, _matrix(b[0], NUM_ROWS, MAIN), acc, is_async=True)
     tail_token = acc_tail
     if TAIL > 0:
-        PARENT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL, 16])
-        p_tail = gl.convert_layout(p, gl.DotOperandLayout(operand_index=0, parent=PARENT, k_width=2))
+        p_tail = gl.convert_layout(p, _mma_operand(TAIL))
         tail_token = warpgroup_mma(p_tail, _matrix(b[1], NUM_ROWS, TAIL), acc_tail, is_async=True)
     return token, tail_token
 
@@ -129,27 +150,15 @@ def _finish(NUM_OUTSTANDING: gl.constexpr, token, tail_token, p, TAIL: gl.conste
 
 @gluon.jit
 def _scale_rows(acc, acc_tail, factor, MAIN: gl.constexpr, TAIL: gl.constexpr):  # type: ignore[no-untyped-def]
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, MAIN, 16])
-    acc = acc * gl.convert_layout(factor, gl.SliceLayout(1, LAYOUT))[:, None]
+    acc = acc * gl.convert_layout(factor, gl.SliceLayout(1, _mma(MAIN)))[:, None]
     if TAIL > 0:
-        TAIL_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL, 16])
-        acc_tail = acc_tail * gl.convert_layout(factor, gl.SliceLayout(1, TAIL_LAYOUT))[:, None]
-    return acc, acc_tail
-
-
-@gluon.jit
-def _clear_rows(acc, acc_tail, keep, MAIN: gl.constexpr, TAIL: gl.constexpr):  # type: ignore[no-untyped-def]
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, MAIN, 16])
-    acc = gl.where(gl.convert_layout(keep, gl.SliceLayout(1, LAYOUT))[:, None], acc, 0.0)
-    if TAIL > 0:
-        TAIL_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL, 16])
-        acc_tail = gl.where(gl.convert_layout(keep, gl.SliceLayout(1, TAIL_LAYOUT))[:, None], acc_tail, 0.0)
+        acc_tail = acc_tail * gl.convert_layout(factor, gl.SliceLayout(1, _mma(TAIL)))[:, None]
     return acc, acc_tail
 
 
 @gluon.jit
 def _store_piece(ptr, x, start, length, first, stride, COL: gl.constexpr, WIDTH: gl.constexpr, D: gl.constexpr):  # type: ignore[no-untyped-def]
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    LAYOUT: gl.constexpr = _mma(WIDTH)
     row = first + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
     col = COL + gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))
     at = (start + row).to(gl.int64) * stride
@@ -297,7 +306,7 @@ def _fwd_consumer(  # type: ignore[no-untyped-def]
     """out and lse of this group's rows. The scores of block i + 1 and the sums over block i are in flight together;
     the groups take turns at issuing them, so that one's softmax runs beside the other's products."""
     buffers, bars, out_ptr, lse_ptr, tables, num_tokens, length, num_items, scale_log2 = args
-    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    S: gl.constexpr = _mma(BLOCK_N)
     PIECES: gl.constexpr = 2 if TAIL > 0 else 1
     qs, k, v = buffers
     full, empty, q_full, q_empty, turn = bars
@@ -340,6 +349,7 @@ def _fwd_consumer(  # type: ignore[no-untyped-def]
                 s = warpgroup_mma_wait(PIECES, deps=[token])
                 s = _mask_keys(s, i, block * BLOCK_N, num_seen, q_len, k_len, CAUSAL, BLOCK_N)
                 p32, max_log2, total, shrink = _softmax(s, max_log2, total, scale_log2)
+                _in_order(full.index(slot), phase)
                 acc, acc_tail, p = _finish(0, acc_token, tail_token, p, TAIL)
                 mbarrier.arrive(empty.index(slot))
                 slot, phase = _next(slot, phase, STAGES)
@@ -382,311 +392,6 @@ def fwd_kernel(  # type: ignore[no-untyped-def]
             (_fwd_consumer, (consumer, 0, H, D, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_N, STAGES)),
             (_fwd_consumer, (consumer, 1, H, D, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_N, STAGES)),
             (_fwd_producer, (producer, H, G, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_N, STAGES)),
-        ],
-        [4, 1],
-        [240 if MAIN > 64 else 232, 24 if MAIN > 64 else 40],
-    )
-
-
-@gluon.jit
-def _dq_producer(  # type: ignore[no-untyped-def]
-    args,
-    H: gl.constexpr, G: gl.constexpr, MAIN: gl.constexpr, TAIL: gl.constexpr, CAUSAL: gl.constexpr,
-    UNIFORM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Queries and their dout once an item; keys and values block by block."""
-    descs, buffers, bars, tables, num_tokens, length, num_items = args
-    q_descs, k_descs, v_descs, dout_descs = descs
-    q, k, v, dout = buffers
-    full, empty, q_full, q_empty = bars
-    slot, phase, parity = 0, 0, 0
-    first_item, end_item, step = _items(num_items, UNIFORM)
-    for item in range(first_item, end_item, step):
-        head, q_start, q_len, k_start, k_len, first, num = _query_item(
-            item, tables[0], tables[1], num_tokens, length, H, CAUSAL, UNIFORM, BLOCK_N
-        )
-        kv_head = head // G
-        if num > 0:
-            mbarrier.wait(q_empty.index(0), parity ^ 1)
-            mbarrier.expect(q_full.index(0), 2 * BLOCK * (MAIN + TAIL) * 2)
-            for group in gl.static_range(2):
-                row = first + group * ROWS
-                _load(q_descs, q_start, q_len, row, head, q_full.index(0), _at(q, group), MAIN, TAIL)
-                _load(dout_descs, q_start, q_len, row, head, q_full.index(0), _at(dout, group), MAIN, TAIL)
-            parity ^= 1
-            for i in range(num):
-                bar = full.index(slot)
-                mbarrier.wait(empty.index(slot), phase ^ 1)
-                mbarrier.expect(bar, 2 * BLOCK_N * (MAIN + TAIL) * 2)
-                _load(k_descs, k_start, k_len, i * BLOCK_N, kv_head, bar, _at(k, slot), MAIN, TAIL)
-                _load(v_descs, k_start, k_len, i * BLOCK_N, kv_head, bar, _at(v, slot), MAIN, TAIL)
-                slot, phase = _next(slot, phase, STAGES)
-
-
-@gluon.jit
-def _dq_consumer(  # type: ignore[no-untyped-def]
-    args,
-    GROUP: gl.constexpr, H: gl.constexpr, D: gl.constexpr, MAIN: gl.constexpr, TAIL: gl.constexpr,
-    CAUSAL: gl.constexpr, UNIFORM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """dq of this group's rows."""
-    buffers, bars, lse_ptr, delta_ptr, dq_ptr, tables, num_tokens, length, num_items, scale, scale_log2 = args
-    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    PIECES: gl.constexpr = 2 if TAIL > 0 else 1
-    qs, k, v, douts = buffers
-    full, empty, q_full, q_empty = bars
-    q, dout = _at(qs, GROUP), _at(douts, GROUP)
-    dtype: gl.constexpr = qs[0].dtype
-    slot, phase, parity = 0, 0, 0
-    first_item, end_item, step = _items(num_items, UNIFORM)
-    for item in range(first_item, end_item, step):
-        head, q_start, q_len, _k_start, k_len, first, num = _query_item(
-            item, tables[0], tables[1], num_tokens, length, H, CAUSAL, UNIFORM, BLOCK_N
-        )
-        first += GROUP * ROWS
-        num_seen = _num_seen_by_all(first, q_len, k_len, CAUSAL)
-        i = first + gl.arange(0, ROWS, gl.SliceLayout(1, S))
-        at = head.to(gl.int64) * num_tokens + q_start + i
-        lse = gl.load(lse_ptr + at, mask=i < q_len, other=float("inf"))
-        delta = gl.load(delta_ptr + at, mask=i < q_len, other=0.0)
-        acc, acc_tail = _zeros(MAIN, TAIL)
-        if num > 0:
-            mbarrier.wait(q_full.index(0), parity)
-            parity ^= 1
-            for block in range(num):
-                mbarrier.wait(full.index(slot), phase)
-                s_token = _scores(q, _at(k, slot), None, BLOCK_N, MAIN, TAIL)
-                dp_token = _scores(dout, _at(v, slot), None, BLOCK_N, MAIN, TAIL)
-                s = warpgroup_mma_wait(PIECES, deps=[s_token])
-                s = _mask_keys(s, i, block * BLOCK_N, num_seen, q_len, k_len, CAUSAL, BLOCK_N)
-                p = gl.exp2(s * scale_log2 - lse[:, None])
-                dp = warpgroup_mma_wait(0, deps=[dp_token])
-                ds = _operand(p * (dp - delta[:, None]), dtype, MAIN)
-                token, tail_token = _accumulate(ds, _at(k, slot), acc, acc_tail, BLOCK_N, MAIN, TAIL)
-                acc, acc_tail, ds = _finish(0, token, tail_token, ds, TAIL)
-                mbarrier.arrive(empty.index(slot))
-                slot, phase = _next(slot, phase, STAGES)
-            mbarrier.arrive(q_empty.index(0))
-            if CAUSAL and not UNIFORM:  # noqa: SIM102  known to the compiler, the next is not
-                if first < q_len - k_len:  # rows that see no key, whatever q and dout hold there
-                    acc, acc_tail = _clear_rows(acc, acc_tail, i + k_len >= q_len, MAIN, TAIL)
-            acc, acc_tail = _scale_rows(acc, acc_tail, gl.full_like(lse, 1.0) * scale, MAIN, TAIL)
-        _store(dq_ptr + head * D, acc, acc_tail, q_start, q_len, first, H * D, D, MAIN, TAIL)
-
-
-@gluon.jit(do_not_specialize=SIZES)
-def dq_kernel(  # type: ignore[no-untyped-def]
-    q_desc, q_tail_desc, k_desc, k_tail_desc, v_desc, v_tail_desc, dout_desc, dout_tail_desc,
-    lse_ptr, delta_ptr, dq_ptr, segments_ptr, tiles_ptr, num_tokens, length, num_items, scale, scale_log2,
-    H: gl.constexpr, G: gl.constexpr, D: gl.constexpr, MAIN: gl.constexpr, TAIL: gl.constexpr,
-    CAUSAL: gl.constexpr, UNIFORM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """dq of items, each BLOCK query rows of one head. lse is launch_delta's: in units of log 2, inf where blind."""
-    descs = ((q_desc, q_tail_desc), (k_desc, k_tail_desc), (v_desc, v_tail_desc), (dout_desc, dout_tail_desc))
-    q, dout = _allocate(descs[0], 2, ROWS, MAIN, TAIL), _allocate(descs[3], 2, ROWS, MAIN, TAIL)
-    k, v = _allocate(descs[1], STAGES, BLOCK_N, MAIN, TAIL), _allocate(descs[2], STAGES, BLOCK_N, MAIN, TAIL)
-    full, empty, q_full, q_empty = _barriers(STAGES, 1), _barriers(STAGES, 2), _barriers(1, 1), _barriers(1, 2)
-    fence_async_shared()
-    buffers, bars, tables = (q, k, v, dout), (full, empty, q_full, q_empty), (segments_ptr, tiles_ptr)
-    consumer = (buffers, bars, lse_ptr, delta_ptr, dq_ptr, tables, num_tokens, length, num_items, scale, scale_log2)
-    producer = (descs, buffers, bars, tables, num_tokens, length, num_items)
-    gl.warp_specialize(
-        [
-            (_dq_consumer, (consumer, 0, H, D, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_N, STAGES)),
-            (_dq_consumer, (consumer, 1, H, D, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_N, STAGES)),
-            (_dq_producer, (producer, H, G, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_N, STAGES)),
-        ],
-        [4, 1],
-        [240 if MAIN > 64 else 232, 24 if MAIN > 64 else 40],
-    )
-
-
-@gluon.jit
-def _key_item(  # type: ignore[no-untyped-def]
-    item, tiles_ptr, num_tokens_k, length, K: gl.constexpr, CAUSAL: gl.constexpr, UNIFORM: gl.constexpr
-):  # fmt: skip
-    """Of the item-th pair of BLOCK key rows and a key head: the head, the first row and the number of rows (0: nothing
-    to do), the first and last + 1 of the segments to look at, and where their sequence starts in a uniform plan."""
-    kv_head = item % K
-    block = item // K
-    if UNIFORM:
-        num_blocks = gl.cdiv(length, BLOCK)
-        if CAUSAL:  # longest first: the first keys of a sequence are seen by all its queries
-            num_sequences = num_tokens_k // length
-            sequence = block % num_sequences
-            offset = block // num_sequences * BLOCK
-        else:
-            sequence = block // num_blocks
-            offset = block % num_blocks * BLOCK
-        begin, end, start = 0, 1, sequence * length
-        first, num_rows = start + offset, length - offset
-    else:
-        entry = tiles_ptr + block * 4
-        first, num_rows = gl.load(entry), gl.load(entry + 1)
-        begin, end, start = gl.load(entry + 2), gl.load(entry + 3), 0
-    return kv_head, first, num_rows, begin, end, start
-
-
-@gluon.jit
-def _seen_by(  # type: ignore[no-untyped-def]
-    segment, segments_ptr, first, start, length, CAUSAL: gl.constexpr, UNIFORM: gl.constexpr, BLOCK_M: gl.constexpr
-):  # fmt: skip
-    """Of the queries of a segment that see the keys from row `first` of k on: the segment's first query that sees any
-    key and the number from there; by how much keys lead queries; the first key within the segment; the first query of
-    the first block to take and last + 1."""
-    if UNIFORM:
-        q_start, q_len, k_start, k_len = start, length, start, length
-    else:
-        entry = segments_ptr + segment * 4
-        q_start, q_len = gl.load(entry), gl.load(entry + 1)
-        k_start, k_len = gl.load(entry + 2), gl.load(entry + 3)
-    if CAUSAL and not UNIFORM:  # without the first rows where they see no key, whatever q and dout hold there
-        num_blind = gl.maximum(q_len - k_len, 0)
-        q_start, q_len = q_start + num_blind, q_len - num_blind
-    shift = k_len - q_len
-    j_first = first - k_start
-    begin = 0
-    if CAUSAL:
-        begin = gl.maximum(j_first - shift, 0) // BLOCK_M * BLOCK_M
-    end = gl.where((j_first >= 0) & (j_first < k_len), q_len, 0)
-    return q_start, q_len, shift, j_first, begin, end
-
-
-@gluon.jit
-def _dkdv_producer(  # type: ignore[no-untyped-def]
-    args,
-    K: gl.constexpr, G: gl.constexpr, MAIN: gl.constexpr, TAIL: gl.constexpr, CAUSAL: gl.constexpr,
-    UNIFORM: gl.constexpr, BLOCK_M: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Keys and values once an item; queries, their dout, lse and delta block by block. lse and delta come by ordinary
-    loads, which can mask rows: TMA would want them aligned to 16 bytes, and beyond a document's end others' lie."""
-    descs, buffers, bars, lse_ptr, delta_ptr, tables, num_tokens, num_tokens_k, length, num_items = args
-    STATS: gl.constexpr = gl.BlockedLayout([BLOCK_M // 32], [32], [1], [0])
-    q_descs, k_descs, v_descs, dout_descs = descs
-    q, k, v, dout, lses, deltas = buffers
-    full, empty, k_full, k_empty = bars
-    slot, phase, parity = 0, 0, 0
-    first_item, end_item, step = _items(num_items, UNIFORM)
-    for item in range(first_item, end_item, step):
-        kv_head, first, num_rows, begin_segment, end_segment, start = _key_item(
-            item, tables[1], num_tokens_k, length, K, CAUSAL, UNIFORM
-        )
-        if num_rows > 0:
-            mbarrier.wait(k_empty.index(0), parity ^ 1)
-            mbarrier.expect(k_full.index(0), 2 * BLOCK * (MAIN + TAIL) * 2)
-            for group in gl.static_range(2):
-                row = group * ROWS
-                _load(k_descs, first, num_rows, row, kv_head, k_full.index(0), _at(k, group), MAIN, TAIL)
-                _load(v_descs, first, num_rows, row, kv_head, k_full.index(0), _at(v, group), MAIN, TAIL)
-            parity ^= 1
-            for segment in range(begin_segment, end_segment):
-                q_start, q_len, _shift, _j_first, begin, end = _seen_by(
-                    segment, tables[0], first, start, length, CAUSAL, UNIFORM, BLOCK_M
-                )
-                for nth in range(G):
-                    head = kv_head * G + nth
-                    for row in range(begin, end, BLOCK_M):
-                        i = row + gl.arange(0, BLOCK_M, STATS)
-                        at = head.to(gl.int64) * num_tokens + q_start + i
-                        lse = gl.load(lse_ptr + at, mask=i < q_len, other=float("inf"))
-                        delta = gl.load(delta_ptr + at, mask=i < q_len, other=0.0)
-                        bar = full.index(slot)
-                        mbarrier.wait(empty.index(slot), phase ^ 1)
-                        mbarrier.expect(bar, 2 * BLOCK_M * (MAIN + TAIL) * 2)
-                        _load(q_descs, q_start, q_len, row, head, bar, _at(q, slot), MAIN, TAIL)
-                        _load(dout_descs, q_start, q_len, row, head, bar, _at(dout, slot), MAIN, TAIL)
-                        lses.index(slot).store(lse)
-                        deltas.index(slot).store(delta)
-                        mbarrier.arrive(bar)
-                        slot, phase = _next(slot, phase, STAGES)
-
-
-@gluon.jit
-def _dkdv_consumer(  # type: ignore[no-untyped-def]
-    args,
-    GROUP: gl.constexpr, K: gl.constexpr, G: gl.constexpr, D: gl.constexpr, MAIN: gl.constexpr, TAIL: gl.constexpr,
-    CAUSAL: gl.constexpr, UNIFORM: gl.constexpr, BLOCK_M: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """dk and dv of this group's rows: all segments that see them, all query heads of the key head."""
-    buffers, bars, dk_ptr, dv_ptr, tables, num_tokens_k, length, num_items, scale, scale_log2 = args
-    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_M, 16])
-    PIECES: gl.constexpr = 2 if TAIL > 0 else 1
-    q, ks, vs, dout, lses, deltas = buffers
-    full, empty, k_full, k_empty = bars
-    k, v = _at(ks, GROUP), _at(vs, GROUP)
-    dtype: gl.constexpr = ks[0].dtype
-    slot, phase, parity = 0, 0, 0
-    first_item, end_item, step = _items(num_items, UNIFORM)
-    for item in range(first_item, end_item, step):
-        kv_head, first, num_rows, begin_segment, end_segment, start = _key_item(
-            item, tables[1], num_tokens_k, length, K, CAUSAL, UNIFORM
-        )
-        if num_rows > 0:
-            dk, dk_tail = _zeros(MAIN, TAIL)
-            dv, dv_tail = _zeros(MAIN, TAIL)
-            mbarrier.wait(k_full.index(0), parity)
-            parity ^= 1
-            for segment in range(begin_segment, end_segment):
-                _q_start, _q_len, shift, j_first, begin, end = _seen_by(
-                    segment, tables[0], first, start, length, CAUSAL, UNIFORM, BLOCK_M
-                )
-                j_first += GROUP * ROWS
-                for _nth in range(G):
-                    for row in range(begin, end, BLOCK_M):
-                        mbarrier.wait(full.index(slot), phase)
-                        s_token = _scores(k, _at(q, slot), None, BLOCK_M, MAIN, TAIL)  # rows are keys here
-                        delta = deltas.index(slot).load(gl.SliceLayout(0, S))
-                        minus_delta = gl.zeros([ROWS, BLOCK_M], gl.float32, S) - delta[None, :]
-                        dp_token = _scores(v, _at(dout, slot), minus_delta, BLOCK_M, MAIN, TAIL)
-                        s = warpgroup_mma_wait(PIECES, deps=[s_token])
-                        if CAUSAL:  # noqa: SIM102  known to the compiler, the next is not
-                            if row + shift < j_first + ROWS - 1:
-                                i = row + gl.arange(0, BLOCK_M, gl.SliceLayout(0, S))
-                                j = j_first + gl.arange(0, ROWS, gl.SliceLayout(1, S))
-                                s = gl.where(j[:, None] <= i[None, :] + shift, s, float("-inf"))
-                        lse = lses.index(slot).load(gl.SliceLayout(0, S))
-                        p = gl.exp2(s * scale_log2 - lse[None, :])
-                        p16 = _operand(p, dtype, MAIN)
-                        dv_token, dv_tail_token = _accumulate(p16, _at(dout, slot), dv, dv_tail, BLOCK_M, MAIN, TAIL)
-                        dp = warpgroup_mma_wait(PIECES, deps=[dp_token])
-                        ds = _operand(p * dp, dtype, MAIN)
-                        dk_token, dk_tail_token = _accumulate(ds, _at(q, slot), dk, dk_tail, BLOCK_M, MAIN, TAIL)
-                        dv, dv_tail, p16 = _finish(0, dv_token, dv_tail_token, p16, TAIL)
-                        dk, dk_tail, ds = _finish(0, dk_token, dk_tail_token, ds, TAIL)
-                        mbarrier.arrive(empty.index(slot))
-                        slot, phase = _next(slot, phase, STAGES)
-            mbarrier.arrive(k_empty.index(0))
-            row = GROUP * ROWS
-            factor = gl.full([ROWS], 1.0, gl.float32, gl.SliceLayout(1, S)) * scale
-            dk, dk_tail = _scale_rows(dk, dk_tail, factor, MAIN, TAIL)
-            _store(dk_ptr + kv_head * D, dk, dk_tail, first, num_rows, row, K * D, D, MAIN, TAIL)
-            _store(dv_ptr + kv_head * D, dv, dv_tail, first, num_rows, row, K * D, D, MAIN, TAIL)
-
-
-@gluon.jit(do_not_specialize=SIZES)
-def dkdv_kernel(  # type: ignore[no-untyped-def]
-    q_desc, q_tail_desc, k_desc, k_tail_desc, v_desc, v_tail_desc, dout_desc, dout_tail_desc,
-    lse_ptr, delta_ptr, dk_ptr, dv_ptr, segments_ptr, tiles_ptr,
-    num_tokens, num_tokens_k, length, num_items, scale, scale_log2,
-    K: gl.constexpr, G: gl.constexpr, D: gl.constexpr, MAIN: gl.constexpr, TAIL: gl.constexpr,
-    CAUSAL: gl.constexpr, UNIFORM: gl.constexpr, BLOCK_M: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """dk and dv of items, each BLOCK key rows of one key head. lse as in dq_kernel."""
-    descs = ((q_desc, q_tail_desc), (k_desc, k_tail_desc), (v_desc, v_tail_desc), (dout_desc, dout_tail_desc))
-    q, dout = _allocate(descs[0], STAGES, BLOCK_M, MAIN, TAIL), _allocate(descs[3], STAGES, BLOCK_M, MAIN, TAIL)
-    k, v = _allocate(descs[1], 2, ROWS, MAIN, TAIL), _allocate(descs[2], 2, ROWS, MAIN, TAIL)
-    lses = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    deltas = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    full, empty, k_full, k_empty = _barriers(STAGES, 2), _barriers(STAGES, 2), _barriers(1, 1), _barriers(1, 2)
-    fence_async_shared()
-    buffers, bars, tables = (q, k, v, dout, lses, deltas), (full, empty, k_full, k_empty), (segments_ptr, tiles_ptr)
-    consumer = (buffers, bars, dk_ptr, dv_ptr, tables, num_tokens_k, length, num_items, scale, scale_log2)
-    producer = (descs, buffers, bars, lse_ptr, delta_ptr, tables, num_tokens, num_tokens_k, length, num_items)
-    gl.warp_specialize(
-        [
-            (_dkdv_consumer, (consumer, 0, K, G, D, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_M, STAGES)),
-            (_dkdv_consumer, (consumer, 1, K, G, D, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_M, STAGES)),
-            (_dkdv_producer, (producer, K, G, MAIN, TAIL, CAUSAL, UNIFORM, BLOCK_M, STAGES)),
         ],
         [4, 1],
         [240 if MAIN > 64 else 232, 24 if MAIN > 64 else 40],

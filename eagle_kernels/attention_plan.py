@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.checks import check, check_count, check_same, check_tensors, kind_of
+from eagle_kernels.checks import kind_of, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 TILE = 128  # rows that one entry of a tile table stands for; every BLOCK divides it; kTile of csrc/attention_plan.h
@@ -68,8 +68,10 @@ class AttentionPlan:
         Raises: ValueError unless num_sequences >= 0 and length >= 1.
         """
         op = "AttentionPlan.uniform"
-        check_count(op, "num_sequences", num_sequences, least=0)
-        check_count(op, "length", length)
+        if not (isinstance(num_sequences, int) and num_sequences >= 0):
+            refuse(op, "num_sequences", num_sequences, "a whole number >= 0")
+        if not (isinstance(length, int) and length >= 1):
+            refuse(op, "length", length, "a whole number >= 1")
         start_S = torch.arange(num_sequences, dtype=torch.int32, device=device) * length
         length_S = torch.full_like(start_S, length)
         return AttentionPlan(
@@ -135,12 +137,22 @@ class AttentionPlan:
         """
         op = "AttentionPlan.from_segments"
         num_tokens_k = _check_num_tokens(op, num_tokens, num_tokens_k)
-        check_tensors(op, q_start=q_start, q_len=q_len, k_start=k_start, k_len=k_len)
+        if not (
+            isinstance(q_start, Tensor)
+            and isinstance(q_len, Tensor)
+            and isinstance(k_start, Tensor)
+            and isinstance(k_len, Tensor)
+        ):
+            refuse_types(op, q_start=q_start, q_len=q_len, k_start=k_start, k_len=k_len)
         for name, x in (("q_start", q_start), ("q_len", q_len), ("k_start", k_start), ("k_len", k_len)):
-            check(x.dtype == torch.int32, op, f"{name}'s dtype", x.dtype, "int32")
-            check(x.dim() == 1, op, f"{name}'s shape", tuple(x.shape), "(S,)")
-            check(x.shape == q_start.shape, op, f"{name}'s shape", tuple(x.shape), f"q_start's {tuple(q_start.shape)}")
-            check_same(op, name, x, "q_start", q_start)
+            if x.dtype != torch.int32:
+                refuse(op, f"{name}'s dtype", x.dtype, "int32")
+            if x.dim() != 1:
+                refuse(op, f"{name}'s shape", tuple(x.shape), "(S,)")
+            if x.shape != q_start.shape:
+                refuse(op, f"{name}'s shape", tuple(x.shape), f"q_start's {tuple(q_start.shape)}")
+            if x.dtype != q_start.dtype or x.device != q_start.device:
+                refuse_unlike(op, name, x, "q_start", q_start)
         segments_S4 = torch.stack((q_start, q_len, k_start, k_len), dim=1)
         if segments_S4.device.type == "cpu":
             _check_segments(op, segments_S4, num_tokens, num_tokens_k)
@@ -151,8 +163,10 @@ class AttentionPlan:
 def _check_num_tokens(op: str, num_tokens: int, num_tokens_k: int | None) -> int:
     """The number of key rows."""
     num_tokens_k = num_tokens if num_tokens_k is None else num_tokens_k
-    check_count(op, "num_tokens", num_tokens, least=0)
-    check_count(op, "num_tokens_k", num_tokens_k, least=0)
+    if not (isinstance(num_tokens, int) and num_tokens >= 0):
+        refuse(op, "num_tokens", num_tokens, "a whole number >= 0")
+    if not (isinstance(num_tokens_k, int) and num_tokens_k >= 0):
+        refuse(op, "num_tokens_k", num_tokens_k, "a whole number >= 0")
     return num_tokens_k
 
 
@@ -160,29 +174,36 @@ def check_offsets(op: str, cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, num_
     """Raises ValueError, in the name of `op`, unless both say where documents of q and of k begin and end."""
     _check_cu_seqlens(op, "cu_seqlens", cu_seqlens, num_tokens)
     if cu_seqlens_k is None:
-        need = "q's {}, or cu_seqlens_k"
-        check(num_tokens_k == num_tokens, op, "the number of key rows", num_tokens_k, need, num_tokens)
+        if num_tokens_k != num_tokens:
+            refuse(op, "the number of key rows", num_tokens_k, f"q's {num_tokens}, or cu_seqlens_k")
         return
-    check_tensors(op, cu_seqlens_k=cu_seqlens_k)
-    check_same(op, "cu_seqlens_k", cu_seqlens_k, "cu_seqlens", cu_seqlens)
-    need = f"cu_seqlens' {tuple(cu_seqlens.shape)}"
-    check(cu_seqlens_k.shape == cu_seqlens.shape, op, "cu_seqlens_k's shape", tuple(cu_seqlens_k.shape), need)
+    if not isinstance(cu_seqlens_k, Tensor):
+        refuse_types(op, cu_seqlens_k=cu_seqlens_k)
+    if cu_seqlens_k.dtype != cu_seqlens.dtype or cu_seqlens_k.device != cu_seqlens.device:
+        refuse_unlike(op, "cu_seqlens_k", cu_seqlens_k, "cu_seqlens", cu_seqlens)
+    if cu_seqlens_k.shape != cu_seqlens.shape:
+        refuse(op, "cu_seqlens_k's shape", tuple(cu_seqlens_k.shape), f"cu_seqlens' {tuple(cu_seqlens.shape)}")
     _check_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, num_tokens_k)
 
 
 def _check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, num_tokens: int) -> None:
     if not isinstance(cu_seqlens, Tensor):
-        check(False, op, name, kind_of(cu_seqlens), "a torch tensor of int32, (S + 1,)")
-    check(cu_seqlens.dtype == torch.int32, op, f"{name}'s dtype", cu_seqlens.dtype, "int32")
+        refuse(op, name, kind_of(cu_seqlens), "a torch tensor of int32, (S + 1,)")
+    if cu_seqlens.dtype != torch.int32:
+        refuse(op, f"{name}'s dtype", cu_seqlens.dtype, "int32")
     shape = tuple(cu_seqlens.shape)
-    check(len(shape) == 1 and shape[0] >= 1, op, f"{name}'s shape", shape, "(S + 1,), one dimension that starts with 0")
+    if not (len(shape) == 1 and shape[0] >= 1):
+        refuse(op, f"{name}'s shape", shape, "(S + 1,), one dimension that starts with 0")
     if cu_seqlens.device.type != "cpu":
         return
     ends = cu_seqlens.tolist()
-    check(ends[0] == 0, op, f"{name}[0]", ends[0], "0")
+    if ends[0] != 0:
+        refuse(op, f"{name}[0]", ends[0], "0")
     for s, (begin, end) in enumerate(pairwise(ends)):
-        check(begin <= end, op, f"{name}[{s + 1}]", end, f"at least {name}[{s}], which is {begin}")
-    check(ends[-1] == num_tokens, op, f"{name}[-1]", ends[-1], f"the number of rows, {num_tokens}")
+        if begin > end:
+            refuse(op, f"{name}[{s + 1}]", end, f"at least {name}[{s}], which is {begin}")
+    if ends[-1] != num_tokens:
+        refuse(op, f"{name}[-1]", ends[-1], f"the number of rows, {num_tokens}")
 
 
 def _check_segments(op: str, segments_S4: Tensor, num_tokens: int, num_tokens_k: int) -> None:
@@ -190,12 +211,14 @@ def _check_segments(op: str, segments_S4: Tensor, num_tokens: int, num_tokens_k:
     for s, (q_start, q_len, k_start, k_len) in enumerate(segments):
         for name, start, length, rows in (("q", q_start, q_len, num_tokens), ("k", k_start, k_len, num_tokens_k)):
             got = f"{name}_start {start} and {name}_len {length}"
-            need = f"both >= 0 and an end within the {rows} rows of {name}"
-            check(start >= 0 and length >= 0 and start + length <= rows, op, f"segment {s}", got, need)
+            if not (start >= 0 and length >= 0 and start + length <= rows):
+                refuse(op, f"segment {s}", got, f"both >= 0 and an end within the {rows} rows of {name}")
     row = 0
     for q_start, q_len, _, _ in sorted(segment for segment in segments if segment[1]):
-        need = f"query ranges that do not overlap; the one before ends at {row}"
-        check(q_start >= row, op, "a segment's q_start", q_start, need)
+        if not q_start >= row:
+            refuse(
+                op, "a segment's q_start", q_start, f"query ranges that do not overlap; the one before ends at {row}"
+            )
         row = q_start + q_len
 
 

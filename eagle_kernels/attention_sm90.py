@@ -1,4 +1,4 @@
-"""Attention on Hopper GPUs (sm_90): who takes a call, and the launches of the Gluon kernels of attention_gluon.py.
+"""Attention on Hopper GPUs (sm_90): who takes a call, and the launches of the Gluon kernels.
 
     why_triton(q_THD, k_TKD, v_TKD)  # None: Gluon takes it; else the reason why the Triton kernels do
 
@@ -96,7 +96,8 @@ OPTIONS = {"num_warps": 4, "maxnreg": MAX_REGISTERS}  # 4: of the first consumer
 
 
 @cache
-def _layout(num_rows: int, width: int) -> Any:
+def layout(num_rows: int, width: int) -> Any:
+    """Of such a block in shared memory: TMA swizzles it as wgmma reads it."""
     from triton.experimental.gluon import language as gl
 
     return gl.NVMMASharedLayout.get_default_for([1, 1, num_rows, 1, width], gl.bfloat16)
@@ -111,7 +112,7 @@ def descriptors(x_THD: Tensor, num_rows: int) -> tuple[Any, Any]:
     shape = [NO_BOUND, NO_BOUND, MAX_ROWS, num_heads, width]
     strides = [2**34 - step, step, step, head_step, 1]
     main, tail = (
-        TensorDescriptor(x_THD, shape, strides, [1, 1, num_rows, 1, piece], _layout(num_rows, piece)) if piece else None
+        TensorDescriptor(x_THD, shape, strides, [1, 1, num_rows, 1, piece], layout(num_rows, piece)) if piece else None
         for piece in pieces(width)
     )
     return main, tail
@@ -180,7 +181,7 @@ def launch_bwd(
     length: int = 0,
 ) -> None:
     """As attention_triton.launch_bwd."""
-    from eagle_kernels.attention_gluon import dkdv_kernel, dq_kernel
+    from eagle_kernels.attention_gluon_bwd import dkdv_kernel, dq_kernel
 
     T, H, D = q_THD.shape
     num_rows_k, K, _ = k_TKD.shape

@@ -96,7 +96,7 @@ def _query_block(  # type: ignore[no-untyped-def]
 # at multiples of 16 bytes and loads 16 bytes at once, which the bare stride of a head, 72, would not tell it.
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, num_tokens, length, scale_log2,
@@ -168,7 +168,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
         _store(out_ptr, rows, ok, H * D, acc_tail * inverse[:, None], MAIN, TAIL, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _delta_kernel(  # type: ignore[no-untyped-def]
     dout_ptr, out_ptr, lse_ptr, dlse_ptr, delta_ptr, lse_log2_ptr, stride_dt, stride_dh, num_tokens,
     H: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
@@ -189,7 +189,7 @@ def _delta_kernel(  # type: ignore[no-untyped-def]
     tl.store(lse_log2_ptr + at, tl.where(blind, float("inf"), lse / LN2), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _dq_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_log2_ptr, delta_ptr, dq_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
@@ -262,7 +262,7 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
         _store(dq_ptr, rows, ok, H * D, acc_tail * scale, MAIN, TAIL, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _dkdv_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_log2_ptr, delta_ptr, dk_ptr, dv_ptr, segments_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
@@ -392,15 +392,16 @@ def launches(head_width: int, dtype: torch.dtype, *, sm: int, whole: bool, causa
         launch = Launch(32, 32, 8 if width > 128 else 4, 1)
         return Launches(fwd=launch, dq=launch, dkdv=launch)
     hopper_up = 90 <= sm < 120  # 227 KB of shared memory; wgmma and tcgen05 leave registers free
+    stages = 3 if sm == 90 else 2  # with 2 each block of keys, or of queries, waits for L2
     if width <= 80:
-        fwd = Launch(128, 64, 8, 2, max_registers=128 if hopper_up and whole else None)  # masks would spill
+        fwd = Launch(128, 64, 8, stages, max_registers=128 if hopper_up and whole else None)  # masks would spill
         fits = hopper_up or not causal or not tail  # else 3 KB would spill
-        dkdv = Launch(64 if fits else 32, 128, 8, 2)
-        return Launches(fwd=fwd, dq=Launch(128, 64, 8, 2), dkdv=dkdv)
+        dkdv = Launch(64 if fits else 32, 128, 8, stages)
+        return Launches(fwd=fwd, dq=Launch(128, 64, 8, stages), dkdv=dkdv)
     if width <= 128:
-        fwd = Launch(128, 128 if hopper_up else 64, 8, 2)
-        dq = Launch(128, 64, 8, 2) if hopper_up else Launch(64, 64, 4, 2)
-        return Launches(fwd=fwd, dq=dq, dkdv=Launch(32, 128, 8, 2))
+        fwd = Launch(128, 128 if hopper_up else 64, 8, stages)
+        dq = Launch(128, 64, 8, stages) if hopper_up else Launch(64, 64, 4, 2)
+        return Launches(fwd=fwd, dq=dq, dkdv=Launch(32, 128, 8, stages))
     dkdv = Launch(32, 64, 8, 1) if hopper_up or width == 256 else Launch(32, 32, 4, 1)  # 3 KB would spill
     return Launches(fwd=Launch(64, 64, 8, 2), dq=Launch(64, 32, 8, 1), dkdv=dkdv)
 

@@ -9,6 +9,8 @@ as layer_norm    rms_norm, add_rms_norm, layer_norm, merge_2x2_layer_norm: compu
                  result is fp32 on a GPU and has x's dtype on a CPU.
 as an addition   swiglu, rope, scatter_visual, merge_attention, x + residual: the widest dtype of the inputs.
 untouched        merge_2x2 and the ops on pixels.
+
+An op asks whether autocast is on where its tensors lie, and then calls itself again on the cast ones, within `off`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def is_on(x: Tensor) -> bool:
-    """Whether autocast is on where x lies. The ops that ask then call themselves again, within `off`."""
-    return x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
 
 
 def off(x: Tensor) -> Any:

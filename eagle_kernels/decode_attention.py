@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import autocast, native
-from eagle_kernels.checks import KERNEL_DTYPES, check, check_num_threads, check_positive, check_same, check_tensors
+from eagle_kernels.checks import KERNEL_DTYPES, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 OP = "decode_attention"
@@ -169,19 +169,29 @@ def decode_attention(
              a GPU are trusted: to check them would stop the host. RuntimeError for CUDA tensors in a build without
              CUDA.
     """
-    check_tensors(OP, q=q_SHD, k=k_LKD, v=v_LKD, k_start=k_start_S, k_len=k_len_S)
-    if autocast.is_on(q_SHD):
+    if not (
+        isinstance(q_SHD, Tensor)
+        and isinstance(k_LKD, Tensor)
+        and isinstance(v_LKD, Tensor)
+        and isinstance(k_start_S, Tensor)
+        and isinstance(k_len_S, Tensor)
+    ):
+        refuse_types(OP, q=q_SHD, k=k_LKD, v=v_LKD, k_start=k_start_S, k_len=k_len_S)
+    if not q_SHD.is_meta and torch.is_autocast_enabled(q_SHD.device.type):
         with autocast.off(q_SHD):
             return decode_attention(  # type: ignore[call-overload]
                 *map(autocast.as_matmul, (q_SHD, k_LKD, v_LKD)), k_start_S, k_len_S, max_k_len=max_k_len,
                 softmax_scale=softmax_scale, return_lse=return_lse, num_threads=num_threads,
             )  # fmt: skip
     _check_arguments(q_SHD, k_LKD, v_LKD, k_start_S, k_len_S)
-    check_num_threads(OP, num_threads)
+    if not (isinstance(num_threads, int) and num_threads >= 0):
+        refuse(OP, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
     D, L = q_SHD.shape[2], k_LKD.shape[0]
     max_k_len = L if max_k_len is None else max_k_len
-    check(isinstance(max_k_len, int) and 0 <= max_k_len <= L, OP, "max_k_len", max_k_len, "0 to the {} rows of k", L)
-    check_positive(OP, "softmax_scale", softmax_scale, or_none=True)
+    if not (isinstance(max_k_len, int) and 0 <= max_k_len <= L):
+        refuse(OP, "max_k_len", max_k_len, f"0 to the {L} rows of k")
+    if not (softmax_scale is None or (isinstance(softmax_scale, int | float) and softmax_scale > 0)):
+        refuse(OP, "softmax_scale", softmax_scale, "None or a number > 0")
     scale = D**-0.5 if softmax_scale is None else softmax_scale
     out_SHD, lse_HS = _fwd(q_SHD, k_LKD, v_LKD, k_start_S, k_len_S, max_k_len, scale, num_threads)
     return (out_SHD, lse_HS) if return_lse else out_SHD
@@ -189,21 +199,34 @@ def decode_attention(
 
 def _check_arguments(q_SHD: Tensor, k_LKD: Tensor, v_LKD: Tensor, k_start_S: Tensor, k_len_S: Tensor) -> None:
     tensors = (("q", q_SHD), ("k", k_LKD), ("v", v_LKD))
-    check(q_SHD.dtype in KERNEL_DTYPES, OP, "q's dtype", q_SHD.dtype, f"one of {KERNEL_DTYPES}")
+    if q_SHD.dtype not in KERNEL_DTYPES:
+        refuse(OP, "q's dtype", q_SHD.dtype, f"one of {KERNEL_DTYPES}")
     for name, x in tensors:
         wanted = torch.is_grad_enabled() and x.requires_grad
-        check(not wanted, OP, f"{name}'s requires_grad", True, "False, or torch.no_grad(): there is no backward")
-        check(x.dim() == 3, OP, f"{name}'s shape", tuple(x.shape), "three dimensions, (rows, heads, head width)")
-        check_same(OP, name, x, "q", q_SHD)
+        if wanted:
+            refuse(OP, f"{name}'s requires_grad", True, "False, or torch.no_grad(): there is no backward")
+        if x.dim() != 3:
+            refuse(OP, f"{name}'s shape", tuple(x.shape), "three dimensions, (rows, heads, head width)")
+        if x.dtype != q_SHD.dtype or x.device != q_SHD.device:
+            refuse_unlike(OP, name, x, "q", q_SHD)
         whole = all(n == 1 or stride % 8 == 0 for n, stride in zip(x.shape[:2], x.stride()[:2], strict=True))
-        check(x.stride(2) == 1 and whole, OP, f"{name}'s strides", x.stride(), "multiples of 8, then 1")
+        if not (x.stride(2) == 1 and whole):
+            refuse(OP, f"{name}'s strides", x.stride(), "multiples of 8, then 1")
     (S, H, D), K = q_SHD.shape, k_LKD.shape[1]
-    check(D % 8 == 0 and 16 <= D <= 256, OP, "the head width", D, "a multiple of 8 from 16 to 256")
-    check(k_LKD.shape[2] == D, OP, "k's head width", k_LKD.shape[2], f"q's {D}")
-    check(v_LKD.shape == k_LKD.shape, OP, "v's shape", tuple(v_LKD.shape), f"k's {tuple(k_LKD.shape)}")
-    check(K > 0 and H % K == 0, OP, "the number of query heads", H, f"a multiple of the {K} key/value heads")
+    if not (D % 8 == 0 and 16 <= D <= 256):
+        refuse(OP, "the head width", D, "a multiple of 8 from 16 to 256")
+    if k_LKD.shape[2] != D:
+        refuse(OP, "k's head width", k_LKD.shape[2], f"q's {D}")
+    if v_LKD.shape != k_LKD.shape:
+        refuse(OP, "v's shape", tuple(v_LKD.shape), f"k's {tuple(k_LKD.shape)}")
+    if not (K > 0 and H % K == 0):
+        refuse(OP, "the number of query heads", H, f"a multiple of the {K} key/value heads")
     for name, x in (("k_start", k_start_S), ("k_len", k_len_S)):
-        check(x.dtype == torch.int32, OP, f"{name}'s dtype", x.dtype, "torch.int32")
-        check(x.device == q_SHD.device, OP, f"{name}'s device", x.device, f"q's {q_SHD.device}")
-        check(tuple(x.shape) == (S,), OP, f"{name}'s shape", tuple(x.shape), f"(sequences,), {(S,)}")
-        check(x.is_contiguous(), OP, f"{name}'s strides", x.stride(), "(1,)")
+        if x.dtype != torch.int32:
+            refuse(OP, f"{name}'s dtype", x.dtype, "torch.int32")
+        if x.device != q_SHD.device:
+            refuse(OP, f"{name}'s device", x.device, f"q's {q_SHD.device}")
+        if tuple(x.shape) != (S,):
+            refuse(OP, f"{name}'s shape", tuple(x.shape), f"(sequences,), {(S,)}")
+        if not x.is_contiguous():
+            refuse(OP, f"{name}'s strides", x.stride(), "(1,)")

@@ -6,9 +6,10 @@
 Dims    M times asked for; I tiles in all, M * tiling.num_tiles(grid); P patches a tile, K numbers a patch: tiles.py.
 How     On the CPU the thread that decoded a frame tiles it at once, so memory holds the result and a few frames,
         however many are asked for. On a GPU frames come from DALI and are tiled FRAMES_AT_ONCE at a time.
-Paths   Upright 8-bit 4:2:0 video by BT.601, BT.709 or BT.2020 is tiled from the decoder's own planes: no RGB picture,
-        no copy, pixels of any shape (`yuv_to_tiles`). All other video, and all on a GPU, is made RGB as `decode` gives
-        it (`frames_to_tiles`). The stream alone decides (Picture.planes in video/libav/picture.py).
+Paths   8-bit 4:2:0 video by BT.601, BT.709 or BT.2020 is tiled from the decoder's own planes: no RGB picture, no copy,
+        pixels of any shape (`yuv_to_tiles`); where a player turns or mirrors it, as a phone's portraits, the tiles are
+        turned. All other video, and all on a GPU, is made RGB as `decode` gives it (`frames_to_tiles`). The stream
+        alone decides (Picture.planes in video/libav/picture.py).
 Numbers On smooth pictures both paths agree within their rounding; by planes chroma is interpolated once, not twice, and
         pixels that are not square are not stretched first, so at edges they differ: docs/notes/video.md.
 """
@@ -22,14 +23,16 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eagle_kernels import video as video_files
-from eagle_kernels.checks import check
+from eagle_kernels.checks import refuse
 from eagle_kernels.frames_to_tiles import frames_to_tiles
-from eagle_kernels.tiles import Tiling, check_arguments
+from eagle_kernels.tiles import Tiling, check_arguments, patch_px_of
 from eagle_kernels.video import Frame, Video
+from eagle_kernels.video.info import Orientation
 from eagle_kernels.video.video import check_options
 from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
@@ -80,18 +83,26 @@ def decode_tiles(
     shape, dtype = tiling.shape(len(timestamps_seconds) * tiling.num_tiles(grid)), tiling.dtype
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=device)
-    check(out.shape == shape, "decode_tiles", "out's shape", tuple(out.shape), str(shape))
-    check(out.dtype == dtype, "decode_tiles", "out's dtype", out.dtype, str(dtype))
-    check(out.device.type == device.type, "decode_tiles", "out's device", out.device, str(device))
-    check(out.is_contiguous(), "decode_tiles", "out's strides", out.stride(), "those of a contiguous tensor")
+    if out.shape != shape:
+        refuse("decode_tiles", "out's shape", tuple(out.shape), str(shape))
+    if out.dtype != dtype:
+        refuse("decode_tiles", "out's dtype", out.dtype, str(dtype))
+    if out.device.type != device.type:
+        refuse("decode_tiles", "out's device", out.device, str(device))
+    if not out.is_contiguous():
+        refuse("decode_tiles", "out's strides", out.stride(), "those of a contiguous tensor")
     out_MIPK = out.unflatten(0, (len(timestamps_seconds), -1)) if out.shape[0] else out
     check_options(num_workers, time_limit_seconds)
-    video = video if isinstance(video, Video) else video_files.open(video)
+    if not isinstance(video, Video):
+        video = video_files.open(video, time_limit_seconds=time_limit_seconds, stop=stop)
     if device.type != "cpu":
         frames = video.frames(
             timestamps_seconds, device=device, num_workers=num_workers, time_limit_seconds=time_limit_seconds
         )
         return DecodedTiles(_tile_in_batches(frames, rgb_tiles, out_MIPK, stop), out)
+
+    orientation = video.index.orientation
+    stored_grid = (grid[1], grid[0]) if orientation.transpose else grid
 
     def tile(picture: Picture, m: int) -> bool:
         planes = picture.planes()
@@ -102,13 +113,16 @@ def decode_tiles(
                 planes.y_YX[None],
                 planes.u_HW[None],
                 planes.v_HW[None],
-                grid,
+                stored_grid,
                 tiling,
                 matrix=planes.matrix,  # type: ignore[arg-type]  # str in video, which knows no op
                 full_range=planes.full_range,
                 chroma=planes.chroma,  # type: ignore[arg-type]
                 num_threads=1,
             )
+            if orientation != Orientation():
+                _turn(tiles_IPK, out_MIPK[m], stored_grid, tiling, orientation)
+                return True
         # By numpy: torch would start a pool of threads in each worker to copy a megabyte.
         out_MIPK[m].view(torch.uint8).numpy()[...] = tiles_IPK.view(torch.uint8).numpy()
         return True
@@ -117,6 +131,25 @@ def decode_tiles(
         timestamps_seconds, tile, num_workers=num_workers, time_limit_seconds=time_limit_seconds, stop=stop
     )
     return DecodedTiles(tuple([time_seconds for time_seconds, _ in decoded]), out)
+
+
+def _turn(tiles_IPK: Tensor, out_IPK: Tensor, grid: tuple[int, int], tiling: Tiling, orientation: Orientation) -> None:
+    """Writes the tiles of a picture of `grid` as those of the picture turned: the grid, the patches of each tile and
+    the pixels of each patch change alike, in one copy."""
+    (cols, rows), patch_px = grid, patch_px_of(tiling)
+    patches = tiling.tile_px // patch_px
+    numbers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[tiles_IPK.element_size()]  # numpy has no bfloat16
+    tiles, out = tiles_IPK.view(numbers).numpy(), out_IPK.view(numbers).numpy()
+    for first, num_rows, num_cols in ((0, rows, cols), (rows * cols, 1, 1)):  # the thumbnail is a grid of its own
+        end = first + num_rows * num_cols
+        if end > len(tiles):
+            return
+        # row, col, row and col of a patch, channel, y, x
+        turned = tiles[first:end].reshape(num_rows, num_cols, patches, patches, 3, patch_px, patch_px)
+        if orientation.transpose:
+            turned = turned.transpose(1, 0, 3, 2, 4, 6, 5)
+        flips = (0, 2, 5) * orientation.flip_y + (1, 3, 6) * orientation.flip_x
+        out[first:end].reshape(turned.shape)[...] = np.flip(turned, flips)
 
 
 def _tile_in_batches(

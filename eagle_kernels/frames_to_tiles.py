@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.checks import check, check_tensors, kind_of
+from eagle_kernels.checks import kind_of, refuse, refuse_types
 from eagle_kernels.library import custom_op
 from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, patch_px_of, tiles_ref
 
@@ -155,7 +155,8 @@ def frames_to_tiles(
     Raises:  ValueError when an argument is not as above; RuntimeError for CUDA tensors in a build without CUDA.
     """
     op = "frames_to_tiles"
-    check_tensors(op, frames=frames_LYX3)
+    if not isinstance(frames_LYX3, Tensor):
+        refuse_types(op, frames=frames_LYX3)
     _check_frames(op, frames_LYX3)
     return _tiles_of_groups(op, [frames_LYX3], [grid], tiling, pass_order, num_threads)
 
@@ -182,14 +183,19 @@ def images_to_tiles(
     """
     op = "images_to_tiles"
     for name, given in (("images", images_YX3), ("grids", grids)):
-        check(isinstance(given, list | tuple), op, name, kind_of(given), "a list, one for each image")
-    check(len(images_YX3) >= 1, op, "the number of images", len(images_YX3), "at least 1")
-    need = f"one for each of {len(images_YX3)} images"
-    check(len(grids) == len(images_YX3), op, "the number of grids", len(grids), need)
+        if not isinstance(given, list | tuple):
+            refuse(op, name, kind_of(given), "a list, one for each image")
+    if not len(images_YX3) >= 1:
+        refuse(op, "the number of images", len(images_YX3), "at least 1")
+    if len(grids) != len(images_YX3):
+        refuse(op, "the number of grids", len(grids), f"one for each of {len(images_YX3)} images")
     for image_YX3 in images_YX3:
-        check_tensors(op, image=image_YX3)
-        check(image_YX3.dim() == 3, op, "an image's shape", tuple(image_YX3.shape), "(Y, X, 3)")
-        check(image_YX3.device == images_YX3[0].device, op, "an image's device", image_YX3.device, "one for all")
+        if not isinstance(image_YX3, Tensor):
+            refuse_types(op, image=image_YX3)
+        if image_YX3.dim() != 3:
+            refuse(op, "an image's shape", tuple(image_YX3.shape), "(Y, X, 3)")
+        if image_YX3.device != images_YX3[0].device:
+            refuse(op, "an image's device", image_YX3.device, "one for all")
         _check_frames(op, image_YX3[None])
     return _tiles_of_groups(op, [image_YX3[None] for image_YX3 in images_YX3], grids, tiling, pass_order, num_threads)
 
@@ -203,7 +209,8 @@ def _tiles_of_groups(
     num_threads: int,
 ) -> Tensor:
     check_arguments(op, tiling, grids, num_threads)
-    check(pass_order in get_args(PassOrder), op, "pass_order", repr(pass_order), "'horizontal' or 'pillow'")
+    if pass_order not in get_args(PassOrder):
+        refuse(op, "pass_order", repr(pass_order), "'horizontal' or 'pillow'")
     out_IPK = _fwd(
         groups_LYX3, [cols for cols, _ in grids], [rows for _, rows in grids], tiling.tile_px, patch_px_of(tiling),
         tiling.mean, tiling.std, tiling.thumbnail, tiling.dtype, pass_order, num_threads,
@@ -213,9 +220,12 @@ def _tiles_of_groups(
 
 def _check_frames(op: str, frames_LYX3: Tensor) -> None:
     shape = tuple(frames_LYX3.shape)
-    check(frames_LYX3.dtype == torch.uint8, op, "frames' dtype", frames_LYX3.dtype, "torch.uint8")
-    check(len(shape) == 4 and shape[3] == 3, op, "frames' shape", shape, "(L, Y, X, 3)")
-    check(shape[1] >= 1 and shape[2] >= 1, op, "frames' size (Y, X)", shape[1:3], "at least one pixel")
+    if frames_LYX3.dtype != torch.uint8:
+        refuse(op, "frames' dtype", frames_LYX3.dtype, "torch.uint8")
+    if not (len(shape) == 4 and shape[3] == 3):
+        refuse(op, "frames' shape", shape, "(L, Y, X, 3)")
+    if not (shape[1] >= 1 and shape[2] >= 1):
+        refuse(op, "frames' size (Y, X)", shape[1:3], "at least one pixel")
     strides = frames_LYX3.stride()
-    need = "(..., ..., 3, 1), the pixels of a row side by side; call .contiguous()"
-    check(strides[3] == 1 and (strides[2] == 3 or shape[2] == 1), op, "frames' strides", strides, need)
+    if not (strides[3] == 1 and (strides[2] == 3 or shape[2] == 1)):
+        refuse(op, "frames' strides", strides, "(..., ..., 3, 1), the pixels of a row side by side; call .contiguous()")

@@ -20,12 +20,12 @@ from torch import Tensor
 from eagle_kernels import autocast
 from eagle_kernels.checks import (
     as_rows,
-    check,
     check_kernel_dtype,
-    check_same,
-    check_tensors,
     inner_contiguous,
     on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
 )
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import sum_partials
@@ -45,7 +45,7 @@ def _double_u(z):  # type: ignore[no-untyped-def]
     return 1.5957691216057308 * (z + 0.044715 * z * z * z)  # 2 * sqrt(2 / pi)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr, bias_ptr, out_ptr, x_stride, T, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
@@ -58,7 +58,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + rows * WIDTH + cols, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dout_ptr, x_ptr, bias_ptr, dx_ptr, partials_ptr, dout_stride, x_stride, T,
     WIDTH: tl.constexpr, NEED_DX: tl.constexpr, NEED_DBIAS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -161,14 +161,17 @@ def gelu_bias(x: Tensor, bias: Tensor) -> Tensor:
     Raises:  ValueError when an argument is not as above, or x is fp64 on a GPU.
     """
     op = "gelu_bias"
-    check_tensors(op, x=x, bias=bias)
-    if autocast.is_on(x):
+    if not (isinstance(x, Tensor) and isinstance(bias, Tensor)):
+        refuse_types(op, x=x, bias=bias)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         with autocast.off(x):
             return gelu_bias(autocast.as_matmul(x), autocast.as_matmul(bias))
-    got, need = f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., F)"
-    check(x.is_floating_point() and x.ndim >= 1, op, "x", got, need)
-    check(bias.shape == x.shape[-1:], op, "bias's shape", tuple(bias.shape), f"({x.shape[-1]},), the width of x")
-    check_same(op, "bias", bias, "x", x)
+    if not (x.is_floating_point() and x.ndim >= 1):
+        refuse(op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., F)")
+    if bias.shape != x.shape[-1:]:
+        refuse(op, "bias's shape", tuple(bias.shape), f"({x.shape[-1]},), the width of x")
+    if bias.dtype != x.dtype or bias.device != x.device:
+        refuse_unlike(op, "bias", bias, "x", x)
     if not x.is_cuda:
         return gelu_bias_ref(x, bias)
     check_kernel_dtype(op, "x", x)

@@ -21,13 +21,12 @@ from torch import Tensor
 from eagle_kernels import autocast
 from eagle_kernels.checks import (
     as_rows,
-    check,
     check_kernel_dtype,
-    check_positive,
-    check_same,
-    check_tensors,
     inner_contiguous,
     on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
 )
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
@@ -51,7 +50,7 @@ def _at(rows, cols, stride, half, C: tl.constexpr, MERGE: tl.constexpr):  # type
     return rows[:, None] * stride + cols[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, x_stride, half, T, eps,
     C: tl.constexpr, MERGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -84,7 +83,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
         tl.store(y_ptr + rows[:, None] * C + cols[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, partials_ptr, dy_stride, x_stride, half, T,
     C: tl.constexpr, MERGE: tl.constexpr, NEED_DX: tl.constexpr, NEED_DWEIGHT: tl.constexpr,
@@ -129,7 +128,8 @@ def launch_fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd) of x (T, C); with half > 0, of the 2x2 blocks of contiguous patches (I, 4 * half**2, C / 4)."""
     C = weight_C.shape[0]
-    check(C <= MAX_WIDTH, op, "the width", C, f"{MAX_WIDTH} or less on a GPU")
+    if C > MAX_WIDTH:
+        refuse(op, "the width", C, f"{MAX_WIDTH} or less on a GPU")
     T = x.shape[0] * half**2 if half else x.shape[0]
     y_TC = x.new_empty(T, C)
     mean_T, rstd_T = x.new_empty(T, dtype=torch.float32), x.new_empty(T, dtype=torch.float32)
@@ -222,17 +222,21 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Raises:  ValueError when an argument is not as above, or on a GPU x is fp64 or C above 65536.
     """
     op = "layer_norm"
-    check_tensors(op, x=x, weight=weight, bias=bias)
-    if autocast.is_on(x):
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and isinstance(bias, Tensor)):
+        refuse_types(op, x=x, weight=weight, bias=bias)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         with autocast.off(x):
             wide = autocast.at_least_fp32
             return autocast.as_norm(layer_norm(wide(x), wide(weight), wide(bias), eps), x)
-    got, need = f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)"
-    check(x.is_floating_point() and x.ndim >= 1, op, "x", got, need)
+    if not (x.is_floating_point() and x.ndim >= 1):
+        refuse(op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        check(tensor.shape == x.shape[-1:], op, f"{name}'s shape", tuple(tensor.shape), f"({x.shape[-1]},), x's width")
-        check_same(op, name, tensor, "x", x)
-    check_positive(op, "eps", eps)
+        if tensor.shape != x.shape[-1:]:
+            refuse(op, f"{name}'s shape", tuple(tensor.shape), f"({x.shape[-1]},), x's width")
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            refuse_unlike(op, name, tensor, "x", x)
+    if not (isinstance(eps, int | float) and eps > 0):
+        refuse(op, "eps", eps, "a number > 0")
     if not x.is_cuda:
         return layer_norm_ref(x, weight, bias, eps)
     check_kernel_dtype(op, "x", x)

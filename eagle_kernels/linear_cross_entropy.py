@@ -36,15 +36,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from eagle_kernels import autocast
-from eagle_kernels.checks import (
-    check,
-    check_count,
-    check_kernel_dtype,
-    check_same,
-    check_tensors,
-    kind_of,
-    on_device_of,
-)
+from eagle_kernels.checks import check_kernel_dtype, kind_of, on_device_of, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 CPU_CHUNK_BYTES = 64 * 2**20  # bf16 logits of one chunk: 220 tokens at Eagle's vocabulary
@@ -94,7 +86,7 @@ def linear_cross_entropy_ref(
     return (losses_T * torch.where(labelled_T, token_weights_T, 0)).sum()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start", "M"])
 def _matmul_kernel(  # type: ignore[no-untyped-def]
     a_ptr, b_ptr, out_ptr, num_labelled_ptr, start, M, N, K,
     a_m_stride, a_k_stride, b_k_stride, b_n_stride, out_stride,
@@ -136,7 +128,7 @@ def _matmul_kernel(  # type: ignore[no-untyped-def]
         tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=(m < M) & (n < N))
 
 
-class Launch(NamedTuple):
+class MatmulLaunch(NamedTuple):
     block_m: int
     block_n: int
     block_k: int
@@ -144,9 +136,9 @@ class Launch(NamedTuple):
     num_stages: int
 
 
-def _launch(dtype: torch.dtype) -> Launch:
+def _launch(dtype: torch.dtype) -> MatmulLaunch:
     """16 bits: the widest wgmma, 147 KB of tiles under way. fp32: exact products, no tensor cores, small tiles."""
-    return Launch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else Launch(64, 64, 32, 4, 2)
+    return MatmulLaunch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else MatmulLaunch(64, 64, 32, 4, 2)
 
 
 def _matmul(
@@ -168,7 +160,7 @@ def _matmul(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def _softmax_kernel(  # type: ignore[no-untyped-def]
     logits_ptr, labels_ptr, scales_ptr, top_ptr, total_ptr, picked_ptr, best_ptr, num_labelled_ptr,
     start, logits_stride,
@@ -453,8 +445,8 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _grad(ctx, dloss, *_):  # type: ignore[no-untyped-def]
     # Its tensors are constants: a second derivative would come out as 0 instead of failing.
-    need = "False: there is no second derivative"
-    check(not torch.is_grad_enabled(), ctx.op, "create_graph", True, need)
+    if torch.is_grad_enabled():
+        refuse(ctx.op, "create_graph", True, "False: there is no second derivative")
     dhidden_TC, dweight_VC, scale = ctx.saved_tensors
     if dloss is None:
         return (None,) * 11
@@ -494,22 +486,30 @@ def _loss(
 ) -> Tensor | tuple[Tensor, TokenStats]:
     """The public functions, after autocast, once hidden's and weight's shapes are known to be right."""
     T = len(hidden_TC)
-    check_same(op, "weight", weight_VC, "hidden", hidden_TC)
+    if weight_VC.dtype != hidden_TC.dtype or weight_VC.device != hidden_TC.device:
+        refuse_unlike(op, "weight", weight_VC, "hidden", hidden_TC)
     good = labels_T.shape == (T,) and labels_T.dtype == torch.int64
-    check(good, op, "labels", f"{labels_T.dtype} {tuple(labels_T.shape)}", "int64 and ({},)", T)
-    check(labels_T.device == hidden_TC.device, op, "labels' device", labels_T.device, f"{hidden_TC.device}")
+    if not good:
+        refuse(op, "labels", f"{labels_T.dtype} {tuple(labels_T.shape)}", f"int64 and ({T},)")
+    if labels_T.device != hidden_TC.device:
+        refuse(op, "labels' device", labels_T.device, f"{hidden_TC.device}")
     if token_weights_T is not None:
         w = token_weights_T
-        check_tensors(op, token_weights=w)
+        if not isinstance(w, Tensor):
+            refuse_types(op, token_weights=w)
         wide = torch.promote_types(hidden_TC.dtype, torch.float32)
         good = w.shape == (T,) and w.dtype == wide
-        check(good, op, "token_weights", f"{w.dtype} {tuple(w.shape)}", f"{wide} and ({{}},)", T)
-        check(w.device == hidden_TC.device, op, "token_weights' device", w.device, f"{hidden_TC.device}")
-        check(not w.requires_grad, op, "token_weights' requires_grad", True, "a constant: detach it")
+        if not good:
+            refuse(op, "token_weights", f"{w.dtype} {tuple(w.shape)}", f"{wide} and ({T},)")
+        if w.device != hidden_TC.device:
+            refuse(op, "token_weights' device", w.device, f"{hidden_TC.device}")
+        if w.requires_grad:
+            refuse(op, "token_weights' requires_grad", True, "a constant: detach it")
     if hidden_TC.is_cuda:
         check_kernel_dtype(op, "hidden", hidden_TC)
     good = chunk_bytes is None or (isinstance(chunk_bytes, int) and chunk_bytes > 0)
-    check(good, op, "chunk_bytes", chunk_bytes, "a number of bytes above 0, or None")
+    if not good:
+        refuse(op, "chunk_bytes", chunk_bytes, "a number of bytes above 0, or None")
     labelled_T = labels_T != ignore_index
     in_range_T = ((labels_T >= 0) & (labels_T < vocab_size)) | (labels_T == ignore_index)
     in_range = in_range_T.all()
@@ -517,7 +517,7 @@ def _loss(
         torch._assert_async(in_range, f"{op}: a label is out of range; needs 0 <= label < V, or ignore_index.")
     elif not in_range:
         need = f"0 <= label < {vocab_size}, or ignore_index = {ignore_index}"
-        check(False, op, "a label", int(labels_T[~in_range_T][0]), need)
+        refuse(op, "a label", int(labels_T[~in_range_T][0]), need)
     num_processes, process = (1, 0) if group is None else (group.size(), group.rank())
     most_rows = -(-vocab_size // num_processes)  # of any process: all of them must take the same chunks
     grad = torch.is_grad_enabled()
@@ -587,17 +587,20 @@ def linear_cross_entropy(
              backward, with create_graph=True: there is no second derivative.
     """
     op = "linear_cross_entropy"
-    check_tensors(op, hidden=hidden_TC, weight=weight_VC, labels=labels_T)
-    if autocast.is_on(hidden_TC):
+    if not (isinstance(hidden_TC, Tensor) and isinstance(weight_VC, Tensor) and isinstance(labels_T, Tensor)):
+        refuse_types(op, hidden=hidden_TC, weight=weight_VC, labels=labels_T)
+    if not hidden_TC.is_meta and torch.is_autocast_enabled(hidden_TC.device.type):
         with autocast.off(hidden_TC):
             return linear_cross_entropy(  # type: ignore[call-overload]
                 autocast.as_matmul(hidden_TC), autocast.as_matmul(weight_VC), labels_T, token_weights_T,
                 ignore_index=ignore_index, chunk_bytes=chunk_bytes, return_stats=return_stats,
             )  # fmt: skip
-    check(hidden_TC.ndim == 2 and hidden_TC.is_floating_point(), op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
+    if not (hidden_TC.ndim == 2 and hidden_TC.is_floating_point()):
+        refuse(op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
     C = hidden_TC.shape[1]
     fits = weight_VC.ndim == 2 and weight_VC.shape[0] >= 1 and weight_VC.shape[1] == C
-    check(fits, op, "weight's shape", tuple(weight_VC.shape), f"(V, {C}) with V >= 1, the width of hidden")
+    if not fits:
+        refuse(op, "weight's shape", tuple(weight_VC.shape), f"(V, {C}) with V >= 1, the width of hidden")
     return _loss(
         op, hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index, chunk_bytes, return_stats,
         len(weight_VC), None,
@@ -662,25 +665,35 @@ def vocab_parallel_linear_cross_entropy(
     Raises:  ValueError as there, when weight_RC does not hold this process's rows, or a process would hold none.
     """
     op = "vocab_parallel_linear_cross_entropy"
-    check_tensors(op, hidden=hidden_TC, weight=weight_RC, labels=labels_T)
-    check_count(op, "vocab_size", vocab_size)
-    check(isinstance(group, dist.ProcessGroup), op, "group", kind_of(group), "a torch.distributed.ProcessGroup")
-    if autocast.is_on(hidden_TC):
+    if not (isinstance(hidden_TC, Tensor) and isinstance(weight_RC, Tensor) and isinstance(labels_T, Tensor)):
+        refuse_types(op, hidden=hidden_TC, weight=weight_RC, labels=labels_T)
+    if not (isinstance(vocab_size, int) and vocab_size >= 1):
+        refuse(op, "vocab_size", vocab_size, "a whole number >= 1")
+    if not isinstance(group, dist.ProcessGroup):
+        refuse(op, "group", kind_of(group), "a torch.distributed.ProcessGroup")
+    if not hidden_TC.is_meta and torch.is_autocast_enabled(hidden_TC.device.type):
         with autocast.off(hidden_TC):
             return vocab_parallel_linear_cross_entropy(  # type: ignore[call-overload]
                 autocast.as_matmul(hidden_TC), autocast.as_matmul(weight_RC), labels_T, token_weights_T,
                 vocab_size=vocab_size, group=group, ignore_index=ignore_index, chunk_bytes=chunk_bytes,
                 return_stats=return_stats,
             )  # fmt: skip
-    check(hidden_TC.ndim == 2 and hidden_TC.is_floating_point(), op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
+    if not (hidden_TC.ndim == 2 and hidden_TC.is_floating_point()):
+        refuse(op, "hidden", tuple(hidden_TC.shape), "floats (T, C)")
     num_processes, C = group.size(), hidden_TC.shape[1]
     most_rows = -(-vocab_size // num_processes)
     good = most_rows * (num_processes - 1) < vocab_size
-    check(good, op, "vocab_size", vocab_size, f"a row for each of {num_processes} processes of {most_rows} at most")
+    if not good:
+        refuse(op, "vocab_size", vocab_size, f"a row for each of {num_processes} processes of {most_rows} at most")
     first_id = group.rank() * most_rows
     shape = (min(most_rows, vocab_size - first_id), C)
-    need = f"{shape}: rows {first_id}.. of {vocab_size} on process {group.rank()} of {num_processes}"
-    check(weight_RC.shape == shape, op, "weight's shape", tuple(weight_RC.shape), need)
+    if weight_RC.shape != shape:
+        refuse(
+            op,
+            "weight's shape",
+            tuple(weight_RC.shape),
+            f"{shape}: rows {first_id}.. of {vocab_size} on process {group.rank()} of {num_processes}",
+        )
     return _loss(
         op, hidden_TC, weight_RC, labels_T, token_weights_T, ignore_index, chunk_bytes, return_stats,
         vocab_size, group,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_tensors, on_device_of
+from eagle_kernels.checks import on_device_of, refuse, refuse_types
 from eagle_kernels.library import custom_op
 
 COLS = 1024  # elements a program copies: 8 a thread, one 16-byte load of bf16
@@ -87,9 +87,12 @@ def merge_2x2(patches_IPC: Tensor) -> Tensor:
     Returns: (I, P / 4, 4 * C), new and contiguous.
     Raises:  ValueError when patches are not as above.
     """
-    check_tensors("merge_2x2", patches=patches_IPC)
-    check(patches_IPC.ndim == 3, "merge_2x2", "patches' shape", tuple(patches_IPC.shape), "(I, P, C)")
+    if not isinstance(patches_IPC, Tensor):
+        refuse_types("merge_2x2", patches=patches_IPC)
+    if patches_IPC.ndim != 3:
+        refuse("merge_2x2", "patches' shape", tuple(patches_IPC.shape), "(I, P, C)")
     P = patches_IPC.shape[1]
     square = side_of(P) ** 2 == P and P % 2 == 0
-    check(square, "merge_2x2", "the number of patches a tile", P, "the square of an even side")
+    if not square:
+        refuse("merge_2x2", "the number of patches a tile", P, "the square of an even side")
     return _merge(patches_IPC, False) if patches_IPC.is_cuda else merge_2x2_ref(patches_IPC)

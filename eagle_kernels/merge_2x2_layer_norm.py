@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import autocast
-from eagle_kernels.checks import check, check_kernel_dtype, check_positive, check_same, check_tensors
+from eagle_kernels.checks import check_kernel_dtype, refuse, refuse_types, refuse_unlike
 from eagle_kernels.layer_norm import launch_bwd, launch_fwd, layer_norm_ref
 from eagle_kernels.library import custom_op
 from eagle_kernels.merge_2x2 import merge_2x2_ref, side_of
@@ -100,20 +100,26 @@ def merge_2x2_layer_norm(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, 
     Raises:  ValueError when an argument is not as above, or on a GPU the dtype is fp64 or 4 * C above 65536.
     """
     op = "merge_2x2_layer_norm"
-    check_tensors(op, patches=patches_IPC, weight=weight_E, bias=bias_E)
-    if autocast.is_on(patches_IPC):
+    if not (isinstance(patches_IPC, Tensor) and isinstance(weight_E, Tensor) and isinstance(bias_E, Tensor)):
+        refuse_types(op, patches=patches_IPC, weight=weight_E, bias=bias_E)
+    if not patches_IPC.is_meta and torch.is_autocast_enabled(patches_IPC.device.type):
         with autocast.off(patches_IPC):
             wide = autocast.at_least_fp32
             tokens_IQE = merge_2x2_layer_norm(wide(patches_IPC), wide(weight_E), wide(bias_E), eps)
             return autocast.as_norm(tokens_IQE, patches_IPC)
     good = patches_IPC.ndim == 3 and patches_IPC.is_floating_point()
-    check(good, op, "patches", f"{patches_IPC.dtype} {tuple(patches_IPC.shape)}", "a floating dtype and (I, P, C)")
+    if not good:
+        refuse(op, "patches", f"{patches_IPC.dtype} {tuple(patches_IPC.shape)}", "a floating dtype and (I, P, C)")
     _, P, C = patches_IPC.shape
-    check(side_of(P) ** 2 == P and P % 2 == 0, op, "the number of patches a tile", P, "the square of an even side")
+    if not (side_of(P) ** 2 == P and P % 2 == 0):
+        refuse(op, "the number of patches a tile", P, "the square of an even side")
     for name, tensor in (("weight", weight_E), ("bias", bias_E)):
-        check(tensor.shape == (4 * C,), op, f"{name}'s shape", tuple(tensor.shape), f"({4 * C},), 4 x patches' width")
-        check_same(op, name, tensor, "patches", patches_IPC)
-    check_positive(op, "eps", eps)
+        if tensor.shape != (4 * C,):
+            refuse(op, f"{name}'s shape", tuple(tensor.shape), f"({4 * C},), 4 x patches' width")
+        if tensor.dtype != patches_IPC.dtype or tensor.device != patches_IPC.device:
+            refuse_unlike(op, name, tensor, "patches", patches_IPC)
+    if not (isinstance(eps, int | float) and eps > 0):
+        refuse(op, "eps", eps, "a number > 0")
     if not patches_IPC.is_cuda:
         return merge_2x2_layer_norm_ref(patches_IPC, weight_E, bias_E, eps)
     check_kernel_dtype(op, "patches", patches_IPC)

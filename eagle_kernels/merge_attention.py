@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import autocast, native
-from eagle_kernels.checks import KERNEL_DTYPES, check, check_num_threads, check_same, check_tensors
+from eagle_kernels.checks import KERNEL_DTYPES, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 OP = "merge_attention"
@@ -92,8 +92,14 @@ def merge_attention(
     Raises:  ValueError when an argument is not as above or needs a gradient; RuntimeError for CUDA tensors in a build
              without CUDA.
     """
-    check_tensors(OP, out_a=out_a_THD, lse_a=lse_a_HT, out_b=out_b_THD, lse_b=lse_b_HT)
-    if autocast.is_on(out_a_THD):
+    if not (
+        isinstance(out_a_THD, Tensor)
+        and isinstance(lse_a_HT, Tensor)
+        and isinstance(out_b_THD, Tensor)
+        and isinstance(lse_b_HT, Tensor)
+    ):
+        refuse_types(OP, out_a=out_a_THD, lse_a=lse_a_HT, out_b=out_b_THD, lse_b=lse_b_HT)
+    if not out_a_THD.is_meta and torch.is_autocast_enabled(out_a_THD.device.type):
         with autocast.off(out_a_THD):
             out_a_THD, out_b_THD = autocast.widest(out_a_THD, out_b_THD)
             return merge_attention(out_a_THD, lse_a_HT, out_b_THD, lse_b_HT, num_threads=num_threads)
@@ -101,21 +107,32 @@ def merge_attention(
     lses = (("lse_a", lse_a_HT), ("lse_b", lse_b_HT))
     for name, x in outs + lses:
         wanted = torch.is_grad_enabled() and x.requires_grad
-        check(not wanted, OP, f"{name}'s requires_grad", True, "False, or torch.no_grad(): there is no backward")
-        check(x.device == out_a_THD.device, OP, f"{name}'s device", x.device, f"out_a's {out_a_THD.device}")
-    check(out_a_THD.dtype in KERNEL_DTYPES, OP, "out_a's dtype", out_a_THD.dtype, f"one of {KERNEL_DTYPES}")
+        if wanted:
+            refuse(OP, f"{name}'s requires_grad", True, "False, or torch.no_grad(): there is no backward")
+        if x.device != out_a_THD.device:
+            refuse(OP, f"{name}'s device", x.device, f"out_a's {out_a_THD.device}")
+    if out_a_THD.dtype not in KERNEL_DTYPES:
+        refuse(OP, "out_a's dtype", out_a_THD.dtype, f"one of {KERNEL_DTYPES}")
     shape = tuple(out_a_THD.shape)
-    check(len(shape) == 3, OP, "out_a's shape", shape, "three dimensions, (tokens, heads, head width)")
+    if len(shape) != 3:
+        refuse(OP, "out_a's shape", shape, "three dimensions, (tokens, heads, head width)")
     T, H, D = shape
-    check(D % 8 == 0 and 16 <= D <= 256, OP, "the head width", D, "a multiple of 8 from 16 to 256")
+    if not (D % 8 == 0 and 16 <= D <= 256):
+        refuse(OP, "the head width", D, "a multiple of 8 from 16 to 256")
     for name, x in outs:
-        check_same(OP, name, x, "out_a", out_a_THD)
-        check(tuple(x.shape) == shape, OP, f"{name}'s shape", tuple(x.shape), f"out_a's {shape}")
+        if x.dtype != out_a_THD.dtype or x.device != out_a_THD.device:
+            refuse_unlike(OP, name, x, "out_a", out_a_THD)
+        if tuple(x.shape) != shape:
+            refuse(OP, f"{name}'s shape", tuple(x.shape), f"out_a's {shape}")
         whole = all(n == 1 or stride % 8 == 0 for n, stride in zip(x.shape[:2], x.stride()[:2], strict=True))
-        check(x.stride(2) == 1 and whole, OP, f"{name}'s strides", x.stride(), "multiples of 8, then 1")
+        if not (x.stride(2) == 1 and whole):
+            refuse(OP, f"{name}'s strides", x.stride(), "multiples of 8, then 1")
     for name, x in lses:
-        check(x.dtype == torch.float32, OP, f"{name}'s dtype", x.dtype, "torch.float32")
-        check(tuple(x.shape) == (H, T), OP, f"{name}'s shape", tuple(x.shape), f"(heads, tokens), {(H, T)}")
-    check_num_threads(OP, num_threads)
+        if x.dtype != torch.float32:
+            refuse(OP, f"{name}'s dtype", x.dtype, "torch.float32")
+        if tuple(x.shape) != (H, T):
+            refuse(OP, f"{name}'s shape", tuple(x.shape), f"(heads, tokens), {(H, T)}")
+    if not (isinstance(num_threads, int) and num_threads >= 0):
+        refuse(OP, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
     out_THD, lse_HT = _fwd(out_a_THD, lse_a_HT, out_b_THD, lse_b_HT, num_threads)
     return out_THD, lse_HT

@@ -18,18 +18,15 @@ from torch import Tensor
 
 from eagle_kernels import autocast
 from eagle_kernels.checks import (
-    check,
-    check_count,
     check_kernel_dtype,
-    check_positions,
-    check_positive,
-    check_same,
-    check_tensors,
     inner_contiguous,
     on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
 )
 from eagle_kernels.library import custom_op
-from eagle_kernels.rope import rope_frequencies_on, rope_ref
+from eagle_kernels.rope import check_positions, rope_frequencies_on, rope_ref
 from eagle_kernels.sum_partials import sum_partials
 
 TILE = 1024  # pairs a program rotates at a time: 8 a thread, one 16-byte load of bf16 from each half
@@ -81,7 +78,7 @@ def _split(  # type: ignore[no-untyped-def]
     tl.store(out + HALF, b.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     qkv_ptr, bias_ptr, positions_ptr, frequencies_ptr, q_ptr, k_ptr, v_ptr, qkv_stride, position_stride, T,
     H: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, COLS: tl.constexpr,
@@ -142,7 +139,7 @@ def _join(  # type: ignore[no-untyped-def]
         tl.store(out + HALF, tl.sum(sum_b, axis=0), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dq_ptr, dk_ptr, dv_ptr, positions_ptr, frequencies_ptr, dqkv_ptr, partials_ptr,
     dq_stride_t, dq_stride_h, dk_stride_t, dk_stride_h, dv_stride_t, dv_stride_h, position_stride, T,
@@ -283,21 +280,29 @@ def qkv_rope(
     Raises:  ValueError when an argument is not as above, or qkv is fp64 on a GPU.
     """
     op = "qkv_rope"
-    check_tensors(op, qkv=qkv_TF, bias=bias_F, positions=positions_T)
-    if autocast.is_on(qkv_TF):
+    if not (isinstance(qkv_TF, Tensor) and isinstance(bias_F, Tensor) and isinstance(positions_T, Tensor)):
+        refuse_types(op, qkv=qkv_TF, bias=bias_F, positions=positions_T)
+    if not qkv_TF.is_meta and torch.is_autocast_enabled(qkv_TF.device.type):
         with autocast.off(qkv_TF):
             qkv_TF, bias_F = autocast.as_matmul(qkv_TF), autocast.as_matmul(bias_F)
             return qkv_rope(qkv_TF, bias_F, positions_T, theta, num_heads=num_heads, num_kv_heads=num_kv_heads)
-    check_count(op, "num_heads", num_heads)
-    check_count(op, "num_kv_heads", num_kv_heads)
+    if not (isinstance(num_heads, int) and num_heads >= 1):
+        refuse(op, "num_heads", num_heads, "a whole number >= 1")
+    if not (isinstance(num_kv_heads, int) and num_kv_heads >= 1):
+        refuse(op, "num_kv_heads", num_kv_heads, "a whole number >= 1")
     shape, num_all = tuple(qkv_TF.shape), num_heads + 2 * num_kv_heads
     fits = len(shape) == 2 and shape[1] % (2 * num_all) == 0
-    check(fits, op, "qkv's shape", shape, f"(T, F) with F = {num_all} heads of one even width")
-    check(qkv_TF.is_floating_point(), op, "qkv's dtype", qkv_TF.dtype, "a floating dtype")
-    check(bias_F.shape == shape[1:], op, "bias's shape", tuple(bias_F.shape), f"({shape[1]},), the width of qkv")
-    check_same(op, "bias", bias_F, "qkv", qkv_TF)
+    if not fits:
+        refuse(op, "qkv's shape", shape, f"(T, F) with F = {num_all} heads of one even width")
+    if not qkv_TF.is_floating_point():
+        refuse(op, "qkv's dtype", qkv_TF.dtype, "a floating dtype")
+    if bias_F.shape != shape[1:]:
+        refuse(op, "bias's shape", tuple(bias_F.shape), f"({shape[1]},), the width of qkv")
+    if bias_F.dtype != qkv_TF.dtype or bias_F.device != qkv_TF.device:
+        refuse_unlike(op, "bias", bias_F, "qkv", qkv_TF)
     check_positions(op, positions_T, shape[0], "qkv", qkv_TF)
-    check_positive(op, "theta", theta)
+    if not (isinstance(theta, int | float) and theta > 0):
+        refuse(op, "theta", theta, "a number > 0")
     if not qkv_TF.is_cuda:
         return qkv_rope_ref(qkv_TF, bias_F, positions_T, theta, num_heads=num_heads, num_kv_heads=num_kv_heads)
     check_kernel_dtype(op, "qkv", qkv_TF)

@@ -20,13 +20,12 @@ from torch import Tensor
 from eagle_kernels import autocast
 from eagle_kernels.checks import (
     as_rows,
-    check,
     check_kernel_dtype,
-    check_positive,
-    check_same,
-    check_tensors,
     inner_contiguous,
     on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
 )
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
@@ -56,7 +55,7 @@ def _load_h(x_ptr, residual_ptr, x_offsets, residual_offsets, mask, ADD: tl.cons
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr, rstd_ptr, x_stride, residual_stride, T, eps,
     C: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -85,7 +84,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
         tl.store(y_ptr + rows[:, None] * C + cols[None, :], (normed * weight).to(h.dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, dsum_ptr, h_ptr, weight_ptr, rstd_ptr, dh_ptr, partials_ptr, dy_stride, dsum_stride, h_stride, T,
     C: tl.constexpr, ADD: tl.constexpr, NEED_DH: tl.constexpr, NEED_DWEIGHT: tl.constexpr,
@@ -141,7 +140,8 @@ def _launch_fwd(
     T, C = x_TC.shape
     add = residual_TC is not None
     op = "add_rms_norm" if add else "rms_norm"
-    check(C <= MAX_WIDTH, op, "the width", C, f"{MAX_WIDTH} or less on a GPU")
+    if C > MAX_WIDTH:
+        refuse(op, "the width", C, f"{MAX_WIDTH} or less on a GPU")
     y_TC, rstd_T = x_TC.new_empty(T, C), x_TC.new_empty(T, dtype=torch.float32)
     h_TC = x_TC.new_empty(T, C) if add else y_TC
     if T and C:
@@ -240,11 +240,14 @@ _add_fwd.register_autograd(_add_grad, setup_context=_add_setup)
 
 
 def _check(op: str, x: Tensor, weight: Tensor, eps: float) -> None:
-    got, need = f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)"
-    check(x.is_floating_point() and x.ndim >= 1, op, "x", got, need)
-    check(weight.shape == x.shape[-1:], op, "weight's shape", tuple(weight.shape), f"({x.shape[-1]},), the width of x")
-    check_same(op, "weight", weight, "x", x)
-    check_positive(op, "eps", eps)
+    if not (x.is_floating_point() and x.ndim >= 1):
+        refuse(op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)")
+    if weight.shape != x.shape[-1:]:
+        refuse(op, "weight's shape", tuple(weight.shape), f"({x.shape[-1]},), the width of x")
+    if weight.dtype != x.dtype or weight.device != x.device:
+        refuse_unlike(op, "weight", weight, "x", x)
+    if not (isinstance(eps, int | float) and eps > 0):
+        refuse(op, "eps", eps, "a number > 0")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -261,8 +264,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
              computed in fp32: the result is fp32 on a GPU and of x's dtype on a CPU, as torch's layer_norm.
     Raises:  ValueError when an argument is not as above, or on a GPU x is fp64 or C above 65536.
     """
-    check_tensors("rms_norm", x=x, weight=weight)
-    if autocast.is_on(x):
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
+        refuse_types("rms_norm", x=x, weight=weight)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         with autocast.off(x):
             wide = autocast.at_least_fp32
             return autocast.as_norm(rms_norm(wide(x), wide(weight), eps), x)
@@ -287,16 +291,19 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Raises:  ValueError when an argument is not as above, or on a GPU x is fp64 or C above 65536.
     """
     op = "add_rms_norm"
-    check_tensors(op, x=x, residual=residual, weight=weight)
-    check(residual.shape == x.shape, op, "residual's shape", tuple(residual.shape), f"x's {tuple(x.shape)}")
-    if autocast.is_on(x):
+    if not (isinstance(x, Tensor) and isinstance(residual, Tensor) and isinstance(weight, Tensor)):
+        refuse_types(op, x=x, residual=residual, weight=weight)
+    if residual.shape != x.shape:
+        refuse(op, "residual's shape", tuple(residual.shape), f"x's {tuple(x.shape)}")
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         with autocast.off(x):
             h = x + residual
             wide_h, wide_weight = autocast.at_least_fp32(h), autocast.at_least_fp32(weight)
             _check(op, wide_h, wide_weight, eps)
             return autocast.as_norm(rms_norm(wide_h, wide_weight, eps), h), h
     _check(op, x, weight, eps)
-    check_same(op, "residual", residual, "x", x)
+    if residual.dtype != x.dtype or residual.device != x.device:
+        refuse_unlike(op, "residual", residual, "x", x)
     if not x.is_cuda:
         return add_rms_norm_ref(x, residual, weight, eps)
     check_kernel_dtype(op, "x", x)

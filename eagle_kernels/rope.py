@@ -12,8 +12,6 @@ Numbers The frequencies and angle are rounded to fp32 exactly as transformers' Q
 Source  Su et al. 2021, arXiv:2104.09864, in the layout of GPT-NeoX and Qwen2.
 """
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -21,14 +19,12 @@ from torch import Tensor
 
 from eagle_kernels import autocast
 from eagle_kernels.checks import (
-    check,
     check_kernel_dtype,
-    check_positions,
-    check_positive,
-    check_same,
-    check_tensors,
     inner_contiguous,
     on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
 )
 from eagle_kernels.library import custom_op
 
@@ -40,10 +36,27 @@ def rope_frequencies(head_dim: int, theta: float) -> Tensor:
     return 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim))
 
 
-@cache
+_UPLOADED: dict[tuple[torch.device, int, float], Tensor] = {}
+
+
 def rope_frequencies_on(device: torch.device, head_dim: int, theta: float) -> Tensor:
-    # Uploaded once per device: a copy from the host at every call would wait for the stream.
-    return rope_frequencies(head_dim, theta).to(device)
+    """Uploaded once per device: a copy from the host at every call would wait for the stream. A CUDA graph cannot hold
+    such a copy; captured before any upload, it writes the numbers itself, into memory of its own."""
+    key = device, head_dim, theta
+    if key not in _UPLOADED:
+        frequencies = rope_frequencies(head_dim, theta)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return _write(frequencies, device)
+        _UPLOADED[key] = frequencies.to(device)
+    return _UPLOADED[key]
+
+
+def _write(numbers: Tensor, device: torch.device) -> Tensor:
+    """The same on `device`, by a launch for each number, which carries it."""
+    written = torch.empty_like(numbers, device=device)
+    for i, number in enumerate(numbers.tolist()):
+        written[i].fill_(number)
+    return written
 
 
 def rope_ref(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tuple[Tensor, Tensor]:
@@ -71,7 +84,7 @@ def _rotate(x_ptr, x_stride_t, x_stride_h, out_ptr, NUM_HEADS, rows, i, cos, sin
         tl.store(out + HALF, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, positions_ptr, frequencies_ptr, q_out_ptr, k_out_ptr,
     q_stride_t, q_stride_h, k_stride_t, k_stride_h, position_stride, T, Q_HEADS, K_HEADS,
@@ -128,6 +141,25 @@ def _grad(ctx, dq_THD, dk_TKD):  # type: ignore[no-untyped-def]
 _rope.register_autograd(_grad, setup_context=_setup)
 
 
+def check_positions(op: str, positions_T: Tensor, num_tokens: int, like_name: str, like: Tensor) -> None:
+    """Raises ValueError unless they are a position for each token on like's device; on a CPU, where looking costs
+    nothing, also when one is negative."""
+    shape = tuple(positions_T.shape)
+    if len(shape) != 1 or shape[0] != num_tokens:
+        refuse(op, "positions' shape", shape, f"({num_tokens},)")
+    if positions_T.dtype not in (torch.int32, torch.int64):
+        refuse(op, "positions' dtype", positions_T.dtype, "int32 or int64")
+    if positions_T.device != like.device:
+        refuse(op, "positions' device", positions_T.device, f"{like_name}'s {like.device}")
+    if positions_T.device.type != "cpu" or not num_tokens:
+        return
+    is_wrong = (positions_T < 0).any()
+    if torch.compiler.is_compiling():
+        torch._assert_async(~is_wrong, f"{op}: a position is below 0; positions count from 0 in each document.")
+    elif is_wrong:
+        refuse(op, "a position", int(positions_T.min()), "0 or more: positions count from 0 in each document")
+
+
 def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tuple[Tensor, Tensor]:
     """Queries and keys rotated by their tokens' positions, in the half-split layout of GPT-NeoX and Qwen2.
 
@@ -146,18 +178,24 @@ def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, theta: float) -> tup
              the widest.
     Raises:  ValueError when an argument is not as above, or they are fp64 on a GPU.
     """
-    check_tensors("rope", q=q_THD, k=k_TKD, positions=positions_T)
-    if autocast.is_on(q_THD):
+    if not (isinstance(q_THD, Tensor) and isinstance(k_TKD, Tensor) and isinstance(positions_T, Tensor)):
+        refuse_types("rope", q=q_THD, k=k_TKD, positions=positions_T)
+    if not q_THD.is_meta and torch.is_autocast_enabled(q_THD.device.type):
         with autocast.off(q_THD):
             return rope(*autocast.widest(q_THD, k_TKD), positions_T, theta)
     q_shape, k_shape = tuple(q_THD.shape), tuple(k_TKD.shape)
-    check(q_THD.ndim == 3 and q_shape[2] % 2 == 0, "rope", "q's shape", q_shape, "(T, H, D) with D even")
-    check(q_THD.is_floating_point(), "rope", "q's dtype", q_THD.dtype, "a floating dtype")
+    if not (q_THD.ndim == 3 and q_shape[2] % 2 == 0):
+        refuse("rope", "q's shape", q_shape, "(T, H, D) with D even")
+    if not q_THD.is_floating_point():
+        refuse("rope", "q's dtype", q_THD.dtype, "a floating dtype")
     fits = k_TKD.ndim == 3 and k_shape[::2] == q_shape[::2]
-    check(fits, "rope", "k's shape", k_shape, "(T, K, D) with q's T = {} and D = {}", q_shape[0], q_shape[2])
-    check_same("rope", "k", k_TKD, "q", q_THD)
+    if not fits:
+        refuse("rope", "k's shape", k_shape, f"(T, K, D) with q's T = {q_shape[0]} and D = {q_shape[2]}")
+    if k_TKD.dtype != q_THD.dtype or k_TKD.device != q_THD.device:
+        refuse_unlike("rope", "k", k_TKD, "q", q_THD)
     check_positions("rope", positions_T, q_shape[0], "q", q_THD)
-    check_positive("rope", "theta", theta)
+    if not (isinstance(theta, int | float) and theta > 0):
+        refuse("rope", "theta", theta, "a number > 0")
     if not q_THD.is_cuda:
         return rope_ref(q_THD, k_TKD, positions_T, theta)
     check_kernel_dtype("rope", "q", q_THD)

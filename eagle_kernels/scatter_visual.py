@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import autocast, native
-from eagle_kernels.checks import check, check_same, check_tensors, inner_contiguous
+from eagle_kernels.checks import inner_contiguous, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 OP = "scatter_visual"
@@ -44,12 +44,10 @@ def _bwd(dout_TC: Tensor, rows_N: Tensor, need_dembeddings: bool, need_dvisual: 
 
 def _run(text_TC: Tensor, visual_NC: Tensor, rows_N: Tensor, whole_TC: Tensor, *, backward: bool) -> None:
     extension = native.load()
+    text, visual, rows = native.view(text_TC), native.view(visual_NC), native.view(rows_N)
+    whole, size = native.view(whole_TC), whole_TC.element_size()
     tensors = extension.ScatterVisual(
-        text=_bytes(text_TC),
-        visual=_bytes(visual_NC),
-        rows=native.view(rows_N),
-        whole=_bytes(whole_TC),
-        backward=backward,
+        text=_bytes(text, size), visual=_bytes(visual, size), rows=rows, whole=_bytes(whole, size), backward=backward
     )
     if not whole_TC.is_cuda:
         extension.scatter_visual_cpu(tensors, torch.get_num_threads())
@@ -59,10 +57,9 @@ def _run(text_TC: Tensor, visual_NC: Tensor, rows_N: Tensor, whole_TC: Tensor, *
     extension.scatter_visual_cuda(tensors, device.index, torch.cuda.current_stream(device).cuda_stream)
 
 
-def _bytes(x_RC: Tensor) -> native.View:
-    """Rows of bytes: what is copied has no dtype."""
-    address, (num_rows, width), (row_stride, _), _, bytes_left = native.view(x_RC)
-    size = x_RC.element_size()
+def _bytes(view_RC: native.View, size: int) -> native.View:
+    """Rows of bytes, `size` an element: what is copied has no dtype."""
+    address, (num_rows, width), (row_stride, _), _, bytes_left = view_RC
     return address, (num_rows, width * size), (row_stride * size, 1), "uint8", bytes_left
 
 
@@ -104,19 +101,27 @@ def scatter_visual(embeddings_TC: Tensor, visual_NC: Tensor, rows_N: Tensor) -> 
              rows would make the host wait, their order and range are an assertion on the device. RuntimeError for CUDA
              tensors in a build without CUDA.
     """
-    check_tensors(OP, embeddings=embeddings_TC, visual=visual_NC, rows=rows_N)
-    if autocast.is_on(embeddings_TC):
+    if not (isinstance(embeddings_TC, Tensor) and isinstance(visual_NC, Tensor) and isinstance(rows_N, Tensor)):
+        refuse_types(OP, embeddings=embeddings_TC, visual=visual_NC, rows=rows_N)
+    if not embeddings_TC.is_meta and torch.is_autocast_enabled(embeddings_TC.device.type):
         with autocast.off(embeddings_TC):
             return scatter_visual(*autocast.widest(embeddings_TC, visual_NC), rows_N)
-    check(embeddings_TC.ndim == 2, OP, "embeddings' shape", tuple(embeddings_TC.shape), "(T, C)")
+    if embeddings_TC.ndim != 2:
+        refuse(OP, "embeddings' shape", tuple(embeddings_TC.shape), "(T, C)")
     T, C = embeddings_TC.shape
     fits = visual_NC.ndim == 2 and visual_NC.shape[1] == C
-    check(fits, OP, "visual's shape", tuple(visual_NC.shape), f"(N, {C}), the width of the embeddings")
+    if not fits:
+        refuse(OP, "visual's shape", tuple(visual_NC.shape), f"(N, {C}), the width of the embeddings")
     integer = rows_N.ndim == 1 and rows_N.dtype in (torch.int32, torch.int64)
-    check(integer, OP, "rows", f"{rows_N.dtype} {tuple(rows_N.shape)}", "int32 or int64 and (N,)")
+    if not integer:
+        refuse(OP, "rows", f"{rows_N.dtype} {tuple(rows_N.shape)}", "int32 or int64 and (N,)")
     num_visual, num_rows = visual_NC.shape[0], rows_N.shape[0]
-    check(num_visual == num_rows, OP, "the number of visual tokens", num_visual, "{}, the number of rows", num_rows)
-    check(num_rows <= T, OP, "the number of rows", num_rows, "at most {}, one for each of the embeddings", T)
-    check_same(OP, "visual", visual_NC, "embeddings", embeddings_TC)
-    check(rows_N.device == embeddings_TC.device, OP, "rows' device", rows_N.device, f"{embeddings_TC.device}")
+    if num_visual != num_rows:
+        refuse(OP, "the number of visual tokens", num_visual, f"{num_rows}, the number of rows")
+    if num_rows > T:
+        refuse(OP, "the number of rows", num_rows, f"at most {T}, one for each of the embeddings")
+    if visual_NC.dtype != embeddings_TC.dtype or visual_NC.device != embeddings_TC.device:
+        refuse_unlike(OP, "visual", visual_NC, "embeddings", embeddings_TC)
+    if rows_N.device != embeddings_TC.device:
+        refuse(OP, "rows' device", rows_N.device, f"{embeddings_TC.device}")
     return _fwd(embeddings_TC, visual_NC, rows_N)

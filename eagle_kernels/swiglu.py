@@ -9,6 +9,7 @@ Numbers fp32 inside, one rounding on store. Backward recomputes s. Memory bound:
 Source  Shazeer 2020, arXiv:2002.05202, without biases, as in Qwen2.
 """
 
+import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
@@ -17,12 +18,12 @@ from torch import Tensor
 from eagle_kernels import autocast
 from eagle_kernels.checks import (
     as_rows,
-    check,
     check_kernel_dtype,
-    check_same,
-    check_tensors,
     inner_contiguous,
     on_device_of,
+    refuse,
+    refuse_types,
+    refuse_unlike,
 )
 from eagle_kernels.library import custom_op
 
@@ -34,7 +35,7 @@ def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, T, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
@@ -47,7 +48,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + rows * WIDTH + cols, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     dout_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, dout_stride, gate_stride, up_stride, T,
     WIDTH: tl.constexpr, NEED_DGATE: tl.constexpr, NEED_DUP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -143,14 +144,17 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     Raises:  ValueError when an argument is not as above, or they are fp64 on a GPU.
     """
     op = "swiglu"
-    check_tensors(op, gate=gate, up=up)
-    if autocast.is_on(gate):
+    if not (isinstance(gate, Tensor) and isinstance(up, Tensor)):
+        refuse_types(op, gate=gate, up=up)
+    if not gate.is_meta and torch.is_autocast_enabled(gate.device.type):
         with autocast.off(gate):
             return swiglu(*autocast.widest(gate, up))
-    got, need = f"{gate.dtype} {tuple(gate.shape)}", "a floating dtype and (..., F)"
-    check(gate.is_floating_point() and gate.ndim >= 1, op, "gate", got, need)
-    check(up.shape == gate.shape, op, "up's shape", tuple(up.shape), f"gate's {tuple(gate.shape)}")
-    check_same(op, "up", up, "gate", gate)
+    if not (gate.is_floating_point() and gate.ndim >= 1):
+        refuse(op, "gate", f"{gate.dtype} {tuple(gate.shape)}", "a floating dtype and (..., F)")
+    if up.shape != gate.shape:
+        refuse(op, "up's shape", tuple(up.shape), f"gate's {tuple(gate.shape)}")
+    if up.dtype != gate.dtype or up.device != gate.device:
+        refuse_unlike(op, "up", up, "gate", gate)
     if not gate.is_cuda:
         return swiglu_ref(gate, up)
     check_kernel_dtype(op, "gate", gate)

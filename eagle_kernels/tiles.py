@@ -11,7 +11,6 @@ Filter  Along one axis of scale s = in / out, output pixel i takes input pixel j
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -20,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eagle_kernels.checks import check, check_num_threads, kind_of
+from eagle_kernels.checks import kind_of, refuse
 
 Layout = Literal["patches", "tiles"]
 DTYPES = (torch.bfloat16, torch.float32, torch.uint8)
 MAX_TILE_PX = 16_384  # kMaxTile of csrc/tiles.cpp: no product in the kernels leaves its type
+MAX_VALUE = 1e30  # limit: of mean and std, so that no float32 overflows
 MAX_TILES = 1 << 20  # of a grid, kMaxTiles there
 
 
@@ -54,16 +54,23 @@ class Tiling:
     def __post_init__(self) -> None:
         for name in ("tile_px", "patch_px"):
             value = getattr(self, name)
-            check(isinstance(value, int), "Tiling", name, repr(value), "a whole number of pixels")
-        check(1 <= self.tile_px <= MAX_TILE_PX, "Tiling", "tile_px", self.tile_px, f"1 to {MAX_TILE_PX}")
+            if not isinstance(value, int) or isinstance(value, bool):
+                refuse("Tiling", name, repr(value), "a whole number of pixels, an int")
+        if not 1 <= self.tile_px <= MAX_TILE_PX:
+            refuse("Tiling", "tile_px", self.tile_px, f"1 to {MAX_TILE_PX}")
         divides = self.patch_px >= 1 and self.tile_px % self.patch_px == 0
-        check(divides, "Tiling", "patch_px", self.patch_px, f"a divisor of tile_px = {self.tile_px}")
+        if not divides:
+            refuse("Tiling", "patch_px", self.patch_px, f"a divisor of tile_px = {self.tile_px}")
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
-        check(all(v != 0 for v in self.std), "Tiling", "std", self.std, "no zero")
-        check(isinstance(self.thumbnail, bool), "Tiling", "thumbnail", repr(self.thumbnail), "True or False")
-        check(self.dtype in DTYPES, "Tiling", "dtype", self.dtype, "one of " + ", ".join(map(str, DTYPES)))
-        check(self.layout in get_args(Layout), "Tiling", "layout", repr(self.layout), "'patches' or 'tiles'")
+        if min(self.std) <= 0:
+            refuse("Tiling", "std", self.std, "numbers above 0")
+        if not isinstance(self.thumbnail, bool):
+            refuse("Tiling", "thumbnail", repr(self.thumbnail), "True or False")
+        if self.dtype not in DTYPES:
+            refuse("Tiling", "dtype", self.dtype, "one of " + ", ".join(map(str, DTYPES)))
+        if self.layout not in get_args(Layout):
+            refuse("Tiling", "layout", repr(self.layout), "'patches' or 'tiles'")
 
     def num_tiles(self, grid: tuple[int, int]) -> int:
         """Tiles of a frame that is cut into `grid`, (cols, rows): the thumbnail is counted."""
@@ -80,19 +87,22 @@ class Tiling:
 def _three_numbers(name: str, values: Any) -> tuple[float, ...]:
     need = f"three finite numbers, of red, green and blue: {name}=(0.5, 0.5, 0.5)"
     ok = isinstance(values, Sequence) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
-    check(ok and all(math.isfinite(v) for v in values), "Tiling", name, repr(values), need)
+    if not (ok and all(abs(v) < MAX_VALUE for v in values)):
+        refuse("Tiling", name, repr(values), need)
     return tuple(float(v) for v in values)
 
 
 def check_arguments(op: str, tiling: Any, grids: Sequence[Any], num_threads: Any) -> None:
     """What every op asks of the arguments beside its pixels. Raises ValueError in the name of `op`."""
     if not isinstance(tiling, Tiling):
-        check(False, op, "tiling", kind_of(tiling), "a Tiling, as Tiling(mean=..., std=...)")
+        refuse(op, "tiling", kind_of(tiling), "a Tiling, as Tiling(mean=..., std=...)")
     for grid in grids:
         ok = isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(n, int) and n >= 1 for n in grid)
         ok = ok and grid[0] * grid[1] <= MAX_TILES
-        check(ok, op, "grid", grid, f"(cols, rows), both >= 1 and at most {MAX_TILES} tiles")
-    check_num_threads(op, num_threads)
+        if not ok:
+            refuse(op, "grid", grid, f"(cols, rows), both >= 1 and at most {MAX_TILES} tiles")
+    if not (isinstance(num_threads, int) and num_threads >= 0):
+        refuse(op, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
 
 
 def patch_px_of(tiling: Tiling) -> int:

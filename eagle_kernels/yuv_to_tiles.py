@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.checks import check, check_tensors
+from eagle_kernels.checks import refuse, refuse_types
 from eagle_kernels.library import custom_op
 from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, patch_px_of, tiles_ref
 from eagle_kernels.video.colour import LUMA_WEIGHTS, TILED_MATRICES
@@ -153,6 +153,7 @@ def _fwd(
     )  # fmt: skip
     if out_IPK.numel() == 0:
         return out_IPK
+    in_colour = colours(matrix, full_range)
     extension = native.load()
     sizes = {"cols": cols, "rows": rows, "tile_px": tile_px, "patch_px": patch_px}
     tiling = extension.Tiling(thumbnail=thumbnail, pass_order="horizontal", mean=mean, std=std, **sizes)
@@ -161,7 +162,7 @@ def _fwd(
         y=native.view(y_LYX),
         u=native.view(u_LHW),
         v=native.view(v_LHW),
-        colours=colours(matrix, full_range),
+        colours=in_colour,
         cosited_across=cosited_across,
         cosited_down=cosited_down,
     )
@@ -235,38 +236,45 @@ def yuv_to_tiles(
     """
     op = "yuv_to_tiles"
     _check_planes(y_LYX, u_LHW, v_LHW)
-    check(matrix in TILED_MATRICES, op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
-    check(isinstance(full_range, bool), op, "full_range", repr(full_range), "True or False: what the stream says")
-    check(chroma in COSITED, op, "chroma", repr(chroma), "'left', 'center' or 'top_left'")
+    if matrix not in TILED_MATRICES:
+        refuse(op, "matrix", repr(matrix), "'bt601', 'bt709' or 'bt2020'")
+    if not isinstance(full_range, bool):
+        refuse(op, "full_range", repr(full_range), "True or False: what the stream says")
+    if chroma not in COSITED:
+        refuse(op, "chroma", repr(chroma), "'left', 'center' or 'top_left'")
     check_arguments(op, tiling, [grid], num_threads)
     out_IPK = _fwd(
         y_LYX, u_LHW, v_LHW, *grid, matrix, full_range, chroma, tiling.tile_px, patch_px_of(tiling), tiling.mean,
         tiling.std, tiling.thumbnail, tiling.dtype, num_threads,
     )  # fmt: skip
-    return out_IPK.view(tiling.shape(out_IPK.shape[0]))
+    return out_IPK if tiling.layout == "patches" else out_IPK.view(tiling.shape(out_IPK.shape[0]))
 
 
 def _check_planes(y_LYX: Tensor, u_LHW: Tensor, v_LHW: Tensor) -> None:
     op = "yuv_to_tiles"
-    check_tensors(op, y=y_LYX, u=u_LHW, v=v_LHW)
+    if not (isinstance(y_LYX, Tensor) and isinstance(u_LHW, Tensor) and isinstance(v_LHW, Tensor)):
+        refuse_types(op, y=y_LYX, u=u_LHW, v=v_LHW)
     shape = tuple(y_LYX.shape)
-    check(len(shape) == 3, op, "y's shape", shape, "(L, Y, X)")
-    check(shape[1] >= 1 and shape[2] >= 1, op, "y's size (Y, X)", shape[1:], "at least one sample")
+    if len(shape) != 3:
+        refuse(op, "y's shape", shape, "(L, Y, X)")
+    if not (shape[1] >= 1 and shape[2] >= 1):
+        refuse(op, "y's size (Y, X)", shape[1:], "at least one sample")
     half = (shape[0], (shape[1] + 1) // 2, (shape[2] + 1) // 2)
     for name, plane, needed, steps in (
         ("y", y_LYX, shape, (1,)),
         ("u", u_LHW, half, (1, 2)),
         ("v", v_LHW, half, (1, 2)),
     ):
-        check(plane.dtype == torch.uint8, op, f"{name}'s dtype", plane.dtype, "torch.uint8")
-        check(plane.device == y_LYX.device, op, f"{name}'s device", plane.device, f"y's {y_LYX.device}")
-        check(
-            tuple(plane.shape) == needed, op, f"{name}'s shape", tuple(plane.shape), f"{needed}, half of y's rounded up"
-        )
-        check(
-            plane.stride(2) in steps or needed[2] == 1,
-            op,
-            f"{name}'s stride along a row",
-            plane.stride(2),
-            " or ".join(map(str, steps)) + "; call .contiguous()",
-        )
+        if plane.dtype != torch.uint8:
+            refuse(op, f"{name}'s dtype", plane.dtype, "torch.uint8")
+        if plane.device != y_LYX.device:
+            refuse(op, f"{name}'s device", plane.device, f"y's {y_LYX.device}")
+        if tuple(plane.shape) != needed:
+            refuse(op, f"{name}'s shape", tuple(plane.shape), f"{needed}, half of y's rounded up")
+        if not (plane.stride(2) in steps or needed[2] == 1):
+            refuse(
+                op,
+                f"{name}'s stride along a row",
+                plane.stride(2),
+                " or ".join(map(str, steps)) + "; call .contiguous()",
+            )

@@ -1,6 +1,7 @@
 """Checkpoints as they are read: which there are, and whether every byte is as it was written.
 
-    newest = latest(Path("runs/first/checkpoints"), print)     # checked; None when there is none
+    newest = latest(Path("runs/first/checkpoints"), print)     # all of it checked; None when there is none
+    model = read_newest(Path("runs/first"), Eagle.from_pretrained)    # what is read is checked, and nothing else
 
     checkpoints/step-000123/                  complete: it got its name after everything in it was on the disk
         config.json, model.safetensors, ...   the model and its processor: what `Eagle.from_pretrained` loads
@@ -16,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +26,7 @@ from typing import Any, TypeVar
 from eagle_model.fields import MAX_NAMES, shown
 from eagle_model.files import os_reason, read_json, sha256
 
+Content = TypeVar("Content")
 Value = TypeVar("Value")
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 22  # 120 bytes a file: some ten thousand files
@@ -74,6 +77,30 @@ def verify(checkpoint: Path) -> Manifest:
     for name, entry in manifest.files.items():
         _check_bytes(checkpoint / name, entry)
     return manifest
+
+
+def listed_files(folder: Path) -> frozenset[str] | None:
+    """The files that the manifest in a folder lists; None where there is no manifest, as in a released model's folder.
+
+    Raises: CheckpointError for a manifest that cannot be read.
+    """
+    return frozenset(_parse(folder / MANIFEST).files) if (folder / MANIFEST).exists() else None
+
+
+def verify_listed(folder: Path, names: Iterable[str]) -> None:
+    """Checks files that are about to be read, and these alone, where a manifest stands beside them.
+
+    Example: verify_listed(folder, ["config.json"])
+    Raises:  CheckpointError when one is not listed, or not as it was written.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    files = _parse(folder / MANIFEST).files
+    for name in names:
+        if name not in files:
+            raise CheckpointError(f"{folder / name} is not listed in {MANIFEST}: it is no part of the checkpoint.")
+        _check_size(folder / name, files[name])
+        _check_bytes(folder / name, files[name])
 
 
 def _parse(path: Path) -> Manifest:
@@ -161,3 +188,37 @@ def latest(folder: Path, say: Callable[[str], None]) -> Path | None:
         more = f" And {len(refused) - MAX_REASONS:,} more." if len(refused) > MAX_REASONS else ""
         raise CheckpointError(f"No checkpoint in {folder} can be used. {' '.join(refused[:MAX_REASONS])}{more}")
     return None
+
+
+def read_newest(folder: Path, read: Callable[[Path], Content], say: Callable[[str], object] = warnings.warn) -> Content:
+    """What `read` makes of the newest checkpoint of a run's folder, or of `folder` itself where that is no run's.
+
+    Nothing is checked here: `read` checks what it reads, as `Eagle.from_pretrained` does, and need not wait for the
+    rest. A checkpoint that fails is passed over for the one before; one that a trainer deleted meanwhile is no error.
+
+    Args:    say: is told of each newer checkpoint that was passed over, and why.
+    Example: read_newest(Path("runs/first"), Processor.from_pretrained)
+    Raises:  CheckpointError when it is a run's folder and no checkpoint can be read, FileNotFoundError when it is none;
+             what `read` raises otherwise.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; needs that of a checkpoint or of a run.")
+    refused: list[str] = []
+    waiting = [folder] if not _is_run(folder) else list(steps(folder / "checkpoints").values())
+    while waiting:
+        path = waiting.pop()
+        try:
+            return read(path)
+        except (OSError, ValueError) as error:
+            if not path.is_dir():  # deleted between the look and the reading: by then there is a newer one
+                return read_newest(folder, read, say)
+            if path == folder or not isinstance(error, CheckpointError):
+                raise
+            refused.append(str(error))
+            if len(refused) <= MAX_NAMES:
+                say(f"Passing over {path.name}: {error}")
+    raise CheckpointError(f"{folder} is a run without a checkpoint that can be read. {' '.join(refused[:MAX_REASONS])}")
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").exists() or bool(steps(folder / "checkpoints"))

@@ -4,46 +4,54 @@
     eagle train tiny --run runs/first --set data.recipe=videos/recipe.json
     eagle chat runs/first film.mp4 --ask "Which way does the digit move?"
 
-A user's mistake ends in one sentence on stderr and exit code 2. Anything else is a defect of ours and shows its
-traceback. What a command needs is imported inside it: `eagle --help` and the shell's completion do not wait for torch.
+Exit codes: 0 done; 2 a user's mistake and 1 a machine without room, each with one sentence on stderr; 128 + a signal's
+number where that ended it. Anything else is a defect of ours and shows its traceback. What a command needs is imported
+inside it: `eagle --help` and the shell's completion do not wait for torch.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import importlib.util
 import os
-import platform
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 USAGE_ERROR = 2  # exit code, as other command lines have it
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
+CLOSED_PIPE = 141  # of one whose reader went away: 128 + SIGPIPE
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
-EXTRAS |= {"typer": "serve"}  # what `pip install .` alone leaves out, and the extra that brings it
-DEFAULT_NEW_TOKENS = 512  # of an answer: about a page of text
+EXTRAS |= {"simplejpeg": "serve", "typer": "serve"}  # what `pip install .` leaves out, and the extra that brings it
+NEEDED = ("numpy", "torch", "triton")  # what an installation that was cut short lacks
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 
 
-def _ask_for(missing: ModuleNotFoundError) -> None:
+def _say(problem: str, *, code: int = USAGE_ERROR) -> int:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"eagle: {problem}", file=sys.stderr)
+    return code
+
+
+def _ask_for(missing: ModuleNotFoundError) -> NoReturn:
     """Ends the program with the extra to install; raises what is no optional package."""
     package = (missing.name or "").partition(".")[0]
-    if package not in EXTRAS:
+    if package not in (*EXTRAS, *NEEDED):
         raise missing
-    print(f"eagle: {package} is not installed: pip install 'eagle-kernels[{EXTRAS[package]}]'", file=sys.stderr)
-    sys.exit(USAGE_ERROR)
+    source = f"'eagle-kernels[{EXTRAS[package]}]'" if package in EXTRAS else package
+    sys.exit(_say(f"{package} is not installed: pip install {source}"))
 
 
 try:
     import typer
-    from rich.console import Console
-    from rich.table import Table
+
+    from eagle_model.files import is_out_of_memory
 except ModuleNotFoundError as error:
     _ask_for(error)
+except KeyboardInterrupt:
+    sys.exit(INTERRUPTED)
 
 app = typer.Typer(
     help="Train and run Eagle 2.5, a vision-language model for long videos and large images.",
@@ -51,23 +59,45 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console(markup=False, highlight=False)
 
 
 def main() -> None:
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows each line as it comes
+    if sys.stdout is not None:  # as after `>&-`
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log file shows each line as it comes
+    code = _run()
     try:
-        sys.exit(app(prog_name="eagle", standalone_mode=False))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # Python would say so at its end, once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        return app(prog_name="eagle", standalone_mode=False) or 0
+    except SystemExit as stop:  # typer's, where a pipe is closed
+        return CLOSED_PIPE if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except typer.TyperException as error:
-        print(f"eagle: {_usage(error)}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        return _say(_usage(error))
     except ModuleNotFoundError as error:
         _ask_for(error)
-    except (ValueError, OSError) as error:  # ours are all ValueErrors: DataError, VideoError, ConfigError, ...
-        print(f"eagle: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+    except (
+        ImportError,
+        ValueError,
+        OSError,
+    ) as error:  # ours are all ValueErrors: DataError, VideoError, ConfigError, ...
+        return _say(str(error))
+    except RecursionError:
+        return _say("a file is nested too deeply to be read.")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).partition("\n")[0]
+        return _say(f"there is not enough memory{f' ({said})' if said else ''}.", code=1)
 
 
 def _usage(error: typer.TyperException) -> str:
@@ -94,7 +124,12 @@ def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if show:
-        print(_version("eagle-kernels") or "a source tree that was never installed")
+        from importlib import metadata
+
+        try:
+            print(metadata.version("eagle-kernels"))
+        except metadata.PackageNotFoundError:
+            print("a source tree that was never installed")
     elif context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -105,41 +140,9 @@ def doctor() -> None:
 
     Example:  eagle doctor
     """
-    import torch
+    from eagle_model.doctor import examine
 
-    from eagle_kernels import native
-
-    table = Table("part", "state", "what it gives", box=None)
-    table.add_row("eagle-kernels", _version("eagle-kernels") or "not installed", f"Python {platform.python_version()}")
-    build = native.build_info()
-    table.add_row("native module", "built", ", ".join(f"{key} {value}" for key, value in build.items() if value != ""))
-    table.add_row("torch", torch.__version__, f"{torch.get_num_threads()} threads on {os.cpu_count()} CPUs")
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            p = torch.cuda.get_device_properties(i)
-            table.add_row(f"GPU {i}", p.name, f"sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB: kernels run")
-    else:
-        table.add_row("GPU", "none", "ops run their CPU code; kernels run under Triton's interpreter in the tests")
-    for package, gives, extra in [
-        ("triton", "the Triton kernels", ""),
-        ("av", "video on the CPU", "video"),
-        ("nvidia-dali-cuda130", "video on a GPU", "dali"),
-        ("tokenizers", "text, `eagle plan` and `eagle chat`", "serve"),
-        ("matplotlib", "`eagle train` and its report", "train"),
-        ("pytest-benchmark", "`eagle bench`, from a checkout", "bench"),
-        ("flash-attn", "a rival in the benches", "flash-attn"),
-        ("liger-kernel", "a rival in the benches", "rivals"),
-    ]:
-        found = _version(package)
-        table.add_row(package, found or "missing", gives if found else f"{gives}: pip install 'eagle-kernels[{extra}]'")
-    console.print(table)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    print("\n".join(examine()))
 
 
 @app.command()
@@ -158,6 +161,7 @@ def plan(
 
     Example:  eagle plan film.mp4 --context 8192
     """
+    from eagle_model.checkpoints import read_newest
     from eagle_model.data.contact_sheet import captions, patches_to_pixels, write_contact_sheet
     from eagle_model.data.processor import Processor, ProcessorConfig
     from eagle_model.data.rows import parse_sample
@@ -169,7 +173,7 @@ def plan(
     if model is None:
         tokenizer, config = counting_tokenizer(), ProcessorConfig()
     else:
-        theirs = Processor.from_pretrained(_checkpoint_of(model))
+        theirs = read_newest(model, Processor.from_pretrained, print)
         tokenizer, config = theirs.tokenizer, theirs.config
     config = replace(config, sampling=replace(config.sampling, **limits))  # type: ignore[arg-type]
     processor = Processor(tokenizer, config)
@@ -220,15 +224,6 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
     return [{"type": kind, kind: str(path)} for kind, path in zip(kinds, files)]
 
 
-def _checkpoint_of(model: Path) -> Path:
-    """A checkpoint's folder: the one given, or the newest of the run given."""
-    from eagle_model.checkpoints import latest
-
-    if not model.is_dir():
-        raise ValueError(f"{model} is no folder; needs that of a checkpoint or of a run.")
-    return latest(model / "checkpoints", print) or model
-
-
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
     from eagle_model.data.clips import open_video
 
@@ -277,10 +272,12 @@ def train(
     from eagle_model.train.trainer import Trainer, TrainingError
 
     try:
-        Trainer(chosen, run, say=print).train()
+        trainer = Trainer(chosen, run, say=print)
+        done = trainer.train()
     except TrainingError as error:
-        print(f"eagle: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+        raise typer.Exit(_say(str(error), code=1)) from error
+    if not done and trainer.stopped_by:
+        raise typer.Exit(128 + trainer.stopped_by)
 
 
 @app.command()
@@ -297,34 +294,19 @@ def chat(
 
     Example:  eagle chat runs/first clip.mp4 --ask "Which way does the digit move?"
     """
-    import torch
+    from eagle_model.infer import Assistant
 
-    from eagle_model.data.processor import Processor
-    from eagle_model.model.eagle import Eagle
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = _checkpoint_of(model)
-    saved = Processor.from_pretrained(model)
-    context = saved.config.sampling.context_tokens
-    max_new_tokens = max_new_tokens or min(DEFAULT_NEW_TOKENS, context // 4)
-    room = context - max_new_tokens  # for the question and its media
-    if room < 1:
-        raise ValueError(f"--max-new-tokens is {max_new_tokens}; the model's context is {context}. Lower it.")
-    sampling = replace(saved.config.sampling, context_tokens=room)
-    processor = Processor(saved.tokenizer, replace(saved.config, sampling=sampling))
-    eagle = Eagle.from_pretrained(model, dtype=dtype, device=device)
+    shown = _parts(files or [])
+    assistant = Assistant(model, max_new_tokens=max_new_tokens, say=print)
     messages: list[dict[str, object]] = []
-    questions = [ask] if ask is not None else iter(_read_question, "")
-    for question in questions:
-        parts = _parts(files or []) if not messages else []
-        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
-        batch = processor(messages).to(device, dtype=dtype)
-        stop = [processor.encoder.turn_end_id]
-        (answer_ids,) = eagle.generate(batch, max_new_tokens=max_new_tokens, stop_token_ids=stop)
-        answer = processor.tokenizer.decode(answer_ids)
+    for question in [ask] if ask is not None else iter(_read_question, ""):
+        messages.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
+        shown, answer = [], ""
+        for text in assistant.stream(messages):
+            print(text, end="", flush=True)
+            answer += text
+        print()
         messages.append({"role": "assistant", "content": answer})
-        print(answer)
 
 
 def _read_question() -> str:
@@ -354,6 +336,8 @@ def bench(
 
     Example:  eagle bench rms_norm swiglu --out results
     """
+    import subprocess
+
     root = Path(__file__).resolve().parent.parent
     folder = root / "bench"
     if not (folder / "harness.py").is_file():

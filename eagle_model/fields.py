@@ -52,8 +52,11 @@ def few(names: Iterable[object]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for a message, however long."""
-    return _cut(repr(value))
+    """A value for a message, however long or deep."""
+    try:
+        return _cut(repr(value))
+    except RecursionError:
+        return f"{type(value).__name__} in {type(value).__name__}, and so on"
 
 
 def _cut(text: str) -> str:
@@ -75,7 +78,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     kind, raw = type(config), to_json(config)
     for assignment in assignments:
         path, equals, text = (part.strip() for part in assignment.partition("="))
-        if not equals:
+        if not (equals and path):
             raise ConfigError(f"{shown(assignment)} is no assignment; needs path.to.field=value, as in data.seed=1.")
         raw = _assign(kind, raw, [], path.split("."), text, kind)
     return from_json(kind, raw)  # built once: fields that are only right together may come in any order

@@ -78,6 +78,12 @@ def os_reason(error: OSError) -> str:
     return f"{said} ({error.filename})" if error.filename else said
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of Python, a GPU, or a CPU's tensors, for which torch has no class of its own."""
+    by_name = type(error).__name__ == "OutOfMemoryError"  # torch's, which need not be imported to ask
+    return isinstance(error, MemoryError) or by_name or "DefaultCPUAllocator" in str(error)
+
+
 def flush(path: Path) -> None:
     """Returns when a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

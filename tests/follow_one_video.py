@@ -96,7 +96,9 @@ def lines(files: list[str]) -> str:
 
 
 def _purpose(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    """The first line of a file's docstring, up to the first pause after four words."""
+    line = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    return re.sub(r"^((?:\S+ ){3,}?\S*?\w)[.:;](?: .*)?$", r"\1", line)
 
 
 def main() -> None:

@@ -4,12 +4,15 @@ import importlib.util
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.main import get_command
 
@@ -23,7 +26,6 @@ ROOT = Path(__file__).parent.parent
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr("sys.argv", ["eagle", *map(str, arguments)])
-    monkeypatch.setattr(cli.console, "_width", 300)  # no wrapping: the tests look for whole sentences
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     return exit_.value.code or 0
@@ -193,15 +195,37 @@ def test_train_then_chat_then_plan_with_its_model(monkeypatch, capsys, trained: 
     assert run(monkeypatch, "plan", film, "--model", trained, "--context", 512, "--out", tmp_path / "s.png") == 0
     assert "8 tiles x 4" in capsys.readouterr().out
     assert run(monkeypatch, "chat", trained, film, "--ask", "What?", "--max-new-tokens", 9999) == cli.USAGE_ERROR
-    assert "--max-new-tokens is 9999; the model's context is 512" in capsys.readouterr().err
+    assert "max_new_tokens is 9999; the model's context is 512" in capsys.readouterr().err
     assert run(monkeypatch, "report", trained) == 0
 
 
-def test_a_damaged_run_is_named(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_a_checkpoint_says_how_the_images_it_was_trained_on_were_prepared(trained: Path) -> None:
+    """The names that other programs read: of the trained limits, not of the released model's."""
+    about = json.loads((trained / "checkpoints/step-000002/config.json").read_text())
+    limit = recipe("tiny").processor.sampling.max_tiles
+    assert limit != 12
+    assert [about[key] for key in ("max_dynamic_tiles", "max_dynamic_patch", "min_dynamic_tiles")] == [limit, limit, 1]
+    assert about["use_thumbnail"] is about["dynamic_image_size"] is True
+
+
+def test_a_run_is_a_model_to_start_from(monkeypatch, capsys, trained: Path, film: Path, tmp_path: Path) -> None:
+    """Its newest checkpoint, checked as it is read."""
+    shutil.copytree(trained, tmp_path / "base")
+    settings = [f"model={tmp_path / 'base'}", f"data.recipe={film.parent / 'rows.jsonl'}", "max_steps=1"]
+    start = [part for setting in settings for part in ("--set", setting)]
+    assert run(monkeypatch, "train", "tiny", "--run", tmp_path / "run", *start) == 0
+    weights = tmp_path / "base/checkpoints/step-000002/model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    capsys.readouterr()
+    assert run(monkeypatch, "train", "tiny", "--run", tmp_path / "again", *start) == cli.USAGE_ERROR
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_named_and_reported(monkeypatch, capsys, tmp_path: Path) -> None:
     for name in ("run.json", "config.json"):
         (tmp_path / name).write_text("{")
-    assert run(monkeypatch, "report", tmp_path) == cli.USAGE_ERROR
-    assert re.search(r"config\.json cannot be read", capsys.readouterr().err)
+    assert run(monkeypatch, "report", tmp_path) == 0
+    assert re.search(r"config\.json is not JSON: .*\nReport: .*report\.html\n$", capsys.readouterr().out)
 
 
 def test_show_lists_every_field_and_trains_nothing(monkeypatch, capsys, tmp_path: Path) -> None:
@@ -237,6 +261,93 @@ def test_the_shell_completes_commands() -> None:
     code = "import sys; sys.argv = ['eagle']; from eagle_model.cli import main; main()"
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert (got.stdout.split(), got.stderr) == (["train"], "")
+
+
+def program(*arguments: object, folder: Path | None = None) -> subprocess.Popen:
+    """`eagle` as a process of its own; `folder` holds modules that are found before all others."""
+    path = os.pathsep.join(map(str, filter(None, [folder, ROOT])))
+    command = [sys.executable, "-m", "eagle_model.cli", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.parametrize("module", ["typer", "torch"])
+def test_ctrl_c_while_it_starts_is_no_traceback(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
+    process = program("doctor", folder=tmp_path)
+    assert process.communicate() == ("", "")
+    assert process.returncode == cli.INTERRUPTED
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError(), 1, "there is not enough memory."),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            1,
+            "there is not enough memory (CUDA out of memory. Tried).",
+        ),
+        (RecursionError("maximum recursion depth"), cli.USAGE_ERROR, "a file is nested too deeply to be read."),
+        (ImportError("eagle_kernels._native does not load"), cli.USAGE_ERROR, "eagle_kernels._native does not load"),
+        (ModuleNotFoundError(name="triton"), cli.USAGE_ERROR, "triton is not installed: pip install triton"),
+        (PermissionError(13, "Permission denied", "a.mp4"), cli.USAGE_ERROR, "[Errno 13] Permission denied: 'a.mp4'"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_sentence(monkeypatch, capsys, error: Exception, code: int, message: str) -> None:
+    def fail() -> list[str]:
+        raise error
+
+    monkeypatch.setattr("eagle_model.doctor.examine", fail)
+    assert run(monkeypatch, "doctor") == code
+    assert capsys.readouterr() == ("", f"eagle: {message}\n")
+
+
+def test_a_defect_shows_its_traceback(monkeypatch) -> None:
+    monkeypatch.setattr("eagle_model.doctor.examine", lambda: 1 / 0)
+    monkeypatch.setattr("sys.argv", ["eagle", "doctor"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    process = program("train", "tiny", "--show")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == cli.CLOSED_PIPE
+
+
+def test_without_a_stdout_it_still_works() -> None:
+    command = f'exec "{sys.executable}" -m eagle_model.cli train tiny --show >&-'
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("how", ["SIGHUP", "closed stdout"])
+def test_a_run_that_is_stopped_saves_and_says_so_by_its_exit_code(how: str, film: Path, tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A number."}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "a", "conversations": talk}) + "\n")
+    steps = ["--set", "max_steps=100000", "--set", "log_every_steps=1"]
+    process = program(
+        "train", "tiny", "--run", tmp_path / "r", "--set", f"data.recipe={tmp_path / 'rows.jsonl'}", *steps
+    )
+    assert process.stdout is not None and process.stderr is not None
+    while not process.stdout.readline().startswith("step 2/"):
+        assert process.poll() is None, process.stderr.read()
+    if how == "closed stdout":
+        process.stdout.close()
+        code, said = 128 + signal.SIGPIPE, "The output cannot be written (Broken pipe)"
+    else:
+        process.send_signal(signal.Signals[how])
+        code, said = 128 + signal.Signals[how], f"\n{how}"
+    error = process.stderr.read()
+    assert (process.wait(), error[: len(said)]) == (code, said)
+    assert len(error.strip().splitlines()) == 1
+    (saved,) = (path for path in (tmp_path / "r" / "checkpoints").iterdir() if path.name != "step-000100")
+    assert saved.name.startswith("step-")
+    assert (tmp_path / "r" / "report.html").exists()
+    assert (tmp_path / "r" / "run.lock").read_text() == ""
 
 
 @pytest.mark.parametrize(("module", "command"), [("tokenizers", "plan"), ("matplotlib", "report"), ("typer", "doctor")])

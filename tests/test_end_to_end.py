@@ -7,6 +7,7 @@ import base64
 import html
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -155,6 +156,64 @@ def test_killed_and_resumed_is_the_same_run_bit_for_bit(dataset, tmp_path, dtype
     assert_same_run(tmp_path / "straight", tmp_path / "killed", 8)
     weights = load_file(tmp_path / "killed" / "checkpoints" / "step-000008" / "model.safetensors")
     assert {str(w.dtype) for w in weights.values()} == {f"torch.{dtype}"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_again_and_again_it_is_the_same_run(dataset, tmp_path):
+    """SIGKILL at 25 random moments, of starts, of steps and of saves: the folder can always be gone on with."""
+    config = config_of(dataset, "max_steps=40", "save_every_steps=1", "keep_last=2")
+    run_here(config, tmp_path / "straight")
+    folder, chance, killed = tmp_path / "killed", random.Random(0), 0
+    command = [sys.executable, "-c", TRAIN, json.dumps(to_json(config)), str(folder), "-1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for _ in range(25):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        if chance.random() < 0.8:  # else it is killed while it imports, locks and plans
+            process.stdout.readline()
+        time.sleep(chance.uniform(0, 2))
+        process.kill()
+        _, error = process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0), error
+        killed += process.returncode == -signal.SIGKILL
+        left = [path.name for path in folder.glob("checkpoints/*")]
+        assert len(left) <= 2 + 2, left  # keep_last, one being written, one being deleted
+    assert killed > 10
+    run_here(config, folder)
+    assert_same_run(tmp_path / "straight", folder, 40)
+    assert sorted(path.name for path in folder.glob("checkpoints/*")) == ["step-000039", "step-000040"]
+
+
+FILL_DISK = """
+set -u
+mount -t tmpfs -o size="$SIZE" none "$DISK"
+"$PYTHON" -m eagle_model.cli train debug --run "$DISK/run" "$@" > "$DISK.out" 2> "$DISK.error"; echo "$?"
+ls "$DISK/run/checkpoints" 2> /dev/null | grep -v '^step-[0-9]*$'
+mount -o remount,size=100m "$DISK"
+"$PYTHON" -m eagle_model.cli train debug --run "$DISK/run" "$@" > "$DISK.out" 2> /dev/null; echo "$?"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["4k", "32k", "400k", "3m", "12m"])
+def test_a_disk_that_is_full_is_one_sentence_and_the_run_goes_on_with_room(dataset, tmp_path, size):
+    """A file system of its own, which an ordinary user may mount where user namespaces are on."""
+    may = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"mount -t tmpfs none {tmp_path}"]
+    if subprocess.run(may, capture_output=True).returncode:
+        pytest.skip("user namespaces, or mounts in them, are off on this machine")
+    (tmp_path / "disk").mkdir()
+    base = [f"data.recipe={dataset / 'recipe.json'}", f"tokenizer={dataset / 'tokenizer.json'}", "keep_last=100"]
+    base += ["processor.sampling.context_tokens=400", "max_steps=6", "save_every_steps=1"]
+    settings = [part for assignment in base for part in ("--set", assignment)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment |= {"SIZE": size, "DISK": str(tmp_path / "disk")}
+    done = subprocess.run([*may[:5], "-c", FILL_DISK, "sh", *settings], capture_output=True, text=True, env=environment)
+    first, *others, again = done.stdout.split()
+    error = (tmp_path / "disk.error").read_text()
+    assert (first, others, again) == ("2" if "cannot be used" in error else "1", [], "0"), error + done.stderr
+    assert re.fullmatch(r"eagle: [^\n]*No space left on device[^\n]*\n", error)
+    assert "Report: " in (tmp_path / "disk.out").read_text()
 
 
 def test_a_run_told_to_stop_saves_and_resumes(dataset, tmp_path):

@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle_model.fields import ConfigError, diff, from_json, listing, near_misses, override, require, to_json, to_text
+from eagle_model.fields import (
+    ConfigError,
+    diff,
+    few,
+    from_json,
+    listing,
+    near_misses,
+    override,
+    require,
+    shown,
+    to_json,
+    to_text,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +123,34 @@ def test_diff_names_nested_fields():
     a = Outer(name="x")
     assert diff(a, override(a, ["inner.low=0", "rate=2"])) == {"inner.low": (1, 0), "rate": (1.0, 2.0)}
     assert diff(a, a) == {}
+
+
+def test_many_names_and_long_values_stay_short():
+    assert few([]) == ""
+    assert few(["a", 1, "b\n"]) == "a, 1, 'b\\n'"
+    assert few(f"n{i}" for i in range(20)).endswith("n18, n19")
+    assert few(range(5965)).endswith("18, 19 and 5,945 more")
+    assert len(few(["x" * 10_000] * 3)) < 330
+    assert few(["caf\udce9"]) == "'caf\\udce9'"  # a name that is not UTF-8 can still be printed
+    assert shown("a" * 200) == "'" + "a" * 99 + "..."
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown(deep) == "list in list, and so on"
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [f"{'x' * 100_000}=1", f"inner.{'x' * 100_000}=1", "a" * 100_000, f"rate.{'y.' * 9999}=2", "rate=" + "z" * 9999],
+)
+def test_refusals_of_long_names_are_short_and_quick(assignment):
+    with pytest.raises(ConfigError) as caught:
+        override(Outer(name="x"), [assignment])
+    assert len(str(caught.value)) < 400
+    if "=" in assignment:
+        with pytest.raises(ConfigError) as caught:
+            from_json(Outer, {"name": "x", assignment: 1})
+        assert len(str(caught.value)) < 400
 
 
 def test_require_says_what_it_needs():

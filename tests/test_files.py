@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eagle_model.files import flush, sha256, write_json, write_text, write_whole
+from eagle_model.files import flush, os_error, os_reason, read_json, sha256, write_json, write_text, write_whole
 
 
 def test_text_and_json_are_replaced_whole(tmp_path):
@@ -53,6 +53,41 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     finally:
         os.umask(before)
     assert oct((tmp_path / "a").stat().st_mode & 0o777) == "0o640"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "a is not JSON: Expecting property name"),
+        (b"[" * 200_000, "a is not JSON: maximum recursion depth"),
+        (b'"\xe9"', "a is not JSON: 'utf-8' codec"),
+        (b"1" * 5000, "a is not JSON: Exceeds the limit"),
+        (b" " * 7000, "a has more than 6000 bytes; no file of its kind is so large"),
+    ],
+)
+def test_a_file_that_is_no_json_is_named(tmp_path, content, message):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_json(tmp_path / "a", max_bytes=max(6000, len(content) if content[:1] == b"[" else 0))
+    assert len(str(caught.value)) < 500
+
+
+def test_nothing_but_a_plain_file_is_read_as_json(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, tmp_path / "absent", Path("/dev/zero")):
+        with pytest.raises(ValueError, match=f"{path} is no file"):
+            read_json(path)
+    write_json(tmp_path / "a", {"b": [1]})
+    assert read_json(tmp_path / "a") == {"b": [1]}
+
+
+def test_what_the_system_said_is_one_sentence(tmp_path):
+    full = os_error(Exception("I/O error: No space left on device (os error 28)"), tmp_path / "a")
+    assert isinstance(full, OSError) and full.errno == 28
+    assert os_reason(full) == f"No space left on device ({tmp_path / 'a'})"
+    assert os_reason(OSError("in words")) == "in words"
+    other = Exception("invalid shape")
+    assert os_error(other, tmp_path) is other
 
 
 def test_flush_takes_files_and_folders(tmp_path):

@@ -101,6 +101,49 @@ def test_the_module_holds_code_for_three_architectures_and_ptx():
     assert re.findall(r"sm_\w+(?=\.ptx)", run(cuobjdump, "--list-ptx", module_file())) == ["sm_80"] * num_sources
 
 
+def test_a_missing_compiler_is_one_sentence(tmp_path):
+    """As with `pip install .` on a machine that has none; pip shows what the build printed last."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "CMAKE_ARGS")} | {"PATH": str(tmp_path)}
+    folders = ("--build-temp", tmp_path / "temporary", "--build-lib", tmp_path / "lib")
+    command = (sys.executable, "setup.py", "-q", "build_ext", *folders)
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: no C\+\+ compiler was found \(c\+\+, .*\); needs one of C\+\+20\. .*apt install g\+\+.*\n", done.stderr
+    )
+
+
+def make_sdist(folder: Path) -> Path:
+    """The source distribution, unpacked."""
+    command = ("setup.py", "-q", "egg_info", "--egg-base", folder, "sdist", "--dist-dir", folder)
+    run(sys.executable, *command, cwd=ROOT)
+    (archive,) = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+def test_the_source_distribution_is_complete(tmp_path):
+    """With its tests and all that they read; a part of the tests, as setuptools packs by itself, does not collect."""
+    root = make_sdist(tmp_path)
+    names = {"bench", "csrc", "docs", "eagle_kernels", "eagle_model", "examples", "tests", ".ci"}
+    wanted = {p for name in names for p in (ROOT / name).rglob("*") if p.is_file() and p.suffix not in (".pyc", ".so")}
+    wanted |= {
+        ROOT / name for name in ("Makefile", "MANIFEST.in", "constraints.txt", "CONTRIBUTING.md", ".clang-format")
+    }
+    packed = {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
+    assert sorted({path.relative_to(ROOT) for path in wanted} - packed) == []
+    assert not [path for path in packed if path.suffix in (".pyc", ".so")]
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_source_distribution_collect(tmp_path):
+    root = make_sdist(tmp_path)
+    shutil.copy(module_file(), root / "eagle_kernels")
+    collect = (sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests", "bench")
+    told = run(*collect, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+    assert "error" not in told.splitlines()[-1]
+
+
 def tool(name: str) -> str:
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:

@@ -73,3 +73,13 @@ def test_the_rows_of_the_data_page_are_read(tmp_path: Path) -> None:
             (tmp_path / name).touch()
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     assert [source.name for source in read_recipe(tmp_path / "recipe.json")] == ["pages", "films"]
+
+
+def test_one_video_is_followed_as_a_trace_finds_it() -> None:
+    """`python -m tests.follow_one_video --write` puts it right."""
+    pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
+    seen = subprocess.run([sys.executable, "-m", "tests.follow_one_video"], capture_output=True, text=True, cwd=ROOT)
+    assert seen.returncode == 0, seen.stderr
+    block = re.search(r"## Follow one video\n\n```\n(.*?)```\n", README, re.DOTALL)
+    assert block is not None
+    assert seen.stdout.partition("\n\n")[0] == block[1].rstrip()

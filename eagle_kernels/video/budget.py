@@ -26,17 +26,24 @@ class CallerHasGone(Exception):
 
 
 class Budget:
-    """One for all workers of a call. They look at it between packets:
-
-    if budget.stop.is_set() or time.monotonic() > budget.deadline:
-        budget.check()
-    """
+    """One for all workers of a call. They `look` at it between packets."""
 
     def __init__(self, path: Path, limit_seconds: float | None, stop: threading.Event | None = None) -> None:
         self.stop = stop or threading.Event()
         self.deadline = math.inf  # of time.monotonic()
         self.limit_seconds = limit_seconds
         self._path = path
+
+    def started(self) -> Budget:
+        """Itself, with the clock running from now on: for work that is one piece."""
+        if self.limit_seconds is not None:
+            self.deadline = time.monotonic() + self.limit_seconds
+        return self
+
+    def look(self) -> None:
+        """`check`, at little cost while nothing is due."""
+        if self.stop.is_set() or time.monotonic() > self.deadline:
+            self.check()
 
     def check(self) -> None:
         """Raises CancelledError when `stop` is set, CallerHasGone after `leave`, VideoError when the time is up."""

@@ -77,7 +77,7 @@ def decode(index: PacketIndex, info: VideoInfo, frames_M: NDArray[np.int64], dev
     with closing(PacketReader(index)) as reader:
         if reason := why_not(info, reader.format, "cuda"):
             raise refusal(index.path, reason)
-        index = with_starts_alone(reader, frames_M)
+        index = with_true_starts_only(reader, frames_M)
     device_id = torch.cuda.current_device() if device.index is None else device.index
     return _frames(index, info, frames_M, device_id)
 
@@ -106,7 +106,7 @@ def why_not(info: VideoInfo, form: StreamFormat, backend: str) -> str | None:
     return None
 
 
-def with_starts_alone(reader: PacketReader, frames_M: NDArray[np.int64]) -> PacketIndex:
+def with_true_starts_only(reader: PacketReader, frames_M: NDArray[np.int64]) -> PacketIndex:
     """The reader's index with no key frames but those that start afresh, the last one before each of these frames.
     Reads key frames of H.264: some that are marked as such are no IDR.
 

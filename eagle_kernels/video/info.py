@@ -80,11 +80,26 @@ class Samples:
 class Tables:
     """One video track, as the container's own tables or headers tell it."""
 
+    stream: int  # the track's number in the file, as libav counts
     time_base: Fraction
     samples: Samples
     duration_D: NDArray[np.int64]  # 0 if unknown
     is_shown_D: NDArray[np.bool_]  # False: decoded for the sake of others, and never shown or cut away by an edit list
     stated_seconds: float | None  # the end that the container states for all its tracks together, if it does so
+
+
+NO_TIME = -(1 << 63)  # of a packet that shows nothing
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PacketClock:
+    """Times and bounds of the packets where the container's own do not do (clock.py). These packets are counted from
+    the beginning of the file, and not sought by time."""
+
+    pts_D: NDArray[np.int64]  # NO_TIME: shows nothing
+    num_stored_D: NDArray[np.int32]  # packets of the container that make this one: 2 where each holds one field
+    is_key_D: NDArray[np.bool_]
+    is_damaged_D: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,8 +108,9 @@ class PacketIndex:
     is the order of decoding."""
 
     path: Path
+    stream: int  # its number in the file, as libav counts
     codec: str
-    time_base: Fraction
+    time_base: Fraction  # seconds of one tick
     pts_N: NDArray[np.int64]  # of each shown frame, ascending
     place_N: NDArray[np.int32]  # of each shown frame's packet
     last_duration: int  # ticks that the last frame is shown; 0 if unknown
@@ -106,7 +122,9 @@ class PacketIndex:
     orientation: Orientation
     rotation_degrees: int
     damage: str | None
+    decoder_tells_keys: bool  # the decoder marks the frames it can start at: what the container calls one is checked
     samples: Callable[[], Samples] | None  # None: the packets are found by libav's demuxer alone
+    clock: PacketClock | None  # None: the container's times do
 
 
 def describe(index: PacketIndex) -> VideoInfo:

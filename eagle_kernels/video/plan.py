@@ -107,8 +107,10 @@ def choose_frames(
     """
     if seek not in SEEKS:
         raise ValueError(f"video.choose: seek is {seek!r}; needs one of {', '.join(map(repr, SEEKS))}.")
-    if not 0 <= tolerance <= MAX_TOLERANCE:
-        raise ValueError(f"video.choose: tolerance is {tolerance}; needs a share of the spacing, 0 to {MAX_TOLERANCE}.")
+    if not (isinstance(tolerance, int | float) and 0 <= tolerance <= MAX_TOLERANCE):
+        raise ValueError(
+            f"video.choose: tolerance is {tolerance!r}; needs a share of the spacing, 0 to {MAX_TOLERANCE}."
+        )
     exact_M = frame_indices(info, timestamps_seconds)
     asked_M = np.asarray(timestamps_seconds, np.float64).reshape(-1)
     if seek == "exact" or len(exact_M) == 0:

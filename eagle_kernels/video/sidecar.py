@@ -29,33 +29,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eagle_kernels.video.info import Orientation, PacketIndex, Samples
+from eagle_kernels.video.info import Orientation, PacketClock, PacketIndex, Samples
 
-MAGIC = b"eagle-video-2\n"  # the number is the format's; another one is another file
+MAGIC = b"eagle-video-3\n"  # the number is the format's; another one is another file
 SUFFIX = ".eagleindex"
 COMPRESSION = 6  # zlib's own middle
-PLAIN = ("codec", "last_duration", "scaled_width_px", "scaled_height_px", "rotation_degrees", "damage")
+PLAIN = (
+    *("stream", "codec", "last_duration", "scaled_width_px", "scaled_height_px", "rotation_degrees", "damage"),
+    "decoder_tells_keys",
+)
 ARRAYS = ("pts_N", "place_N", "key_pts_K", "key_seek_K", "key_place_K")
 SAMPLE_ARRAYS = ("pts_D", "is_key_D", "offset_D", "size_D")
+CLOCK_ARRAYS = {"clock_pts_D": "pts_D", "num_stored_D": "num_stored_D", "clock_is_key_D": "is_key_D"} | {
+    "is_damaged_D": "is_damaged_D"
+}  # of a PacketClock, by their names here
 DTYPES = {"pts_N": "<i8", "key_pts_K": "<i8", "key_seek_K": "<i8", "pts_D": "<i8", "offset_D": "<i8"} | {
-    "place_N": "<i4", "key_place_K": "<i4", "size_D": "<i4", "is_key_D": "|b1"
+    "place_N": "<i4", "key_place_K": "<i4", "size_D": "<i4", "is_key_D": "|b1", "clock_pts_D": "<i8",
+    "num_stored_D": "<i4", "clock_is_key_D": "|b1", "is_damaged_D": "|b1",
 }  # fmt: skip
 STEP_DTYPES = ("|i1", "<i2", "<i4", "<i8")
 MAX_ARRAY_LENGTH = 1 << 24  # 77 hours at 60 frames a second: a damaged header must not ask for memory
 
 
-def sidecar_path(path: str | Path, index_folder: str | Path) -> Path:
-    """Where the sidecar of the video `path` lies: its name, and a hash of where it is."""
+def sidecar_path(path: str | Path, index_folder: str | Path, stream: int | None = None) -> Path:
+    """Where the sidecar of the video `path` lies: its name, and a hash of where it is and of the stream asked for."""
     whole = os.path.abspath(path)
-    digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(whole) + (b"" if stream is None else b"\0%d" % stream)).hexdigest()[:16]
     return Path(index_folder) / f"{os.path.basename(whole)[:100]}-{digest}{SUFFIX}"
 
 
-def read(path: str | Path, index_folder: str | Path) -> PacketIndex | None:
-    """The index kept for the video, or None if there is none, it is damaged, or the video was changed."""
+def read(path: str | Path, index_folder: str | Path, stream: int | None = None) -> PacketIndex | None:
+    """The index kept for the video, of that stream of it, or None if there is none, it is damaged, or the video was
+    changed."""
     path = Path(path)
     try:
-        content = sidecar_path(path, index_folder).read_bytes()
+        content = sidecar_path(path, index_folder, stream).read_bytes()
         if not content.startswith(MAGIC):
             return None
         start = len(MAGIC) + 8
@@ -70,6 +78,7 @@ def read(path: str | Path, index_folder: str | Path) -> PacketIndex | None:
         arrays: dict[str, Any] = {name: _unpack(header["arrays"][name], packed, name) for name in ARRAYS}
         lengths = {name: header["arrays"][name]["length"] for name in header["arrays"]}
         alike = [ARRAYS[:2], ARRAYS[2:], *([SAMPLE_ARRAYS] if header["head"] is not None else [])]
+        alike += [tuple(CLOCK_ARRAYS)] if header["has_clock"] else []
         if any(len({lengths[name] for name in names}) != 1 for names in alike) or lengths["pts_N"] < 1:
             return None
         samples: Callable[[], Samples] | None = None
@@ -83,11 +92,16 @@ def read(path: str | Path, index_folder: str | Path) -> PacketIndex | None:
 
             samples = unpacked
 
+        clock = None
+        if header["has_clock"]:
+            kept = {field: _unpack(header["arrays"][name], packed, name) for name, field in CLOCK_ARRAYS.items()}
+            clock = PacketClock(**kept)
         return PacketIndex(
             path=path,
             time_base=Fraction(*header["time_base"]),
             orientation=Orientation(*header["orientation"]),
             samples=samples,
+            clock=clock,
             **plain,
             **arrays,
         )
@@ -95,15 +109,20 @@ def read(path: str | Path, index_folder: str | Path) -> PacketIndex | None:
         return None
 
 
-def make(path: str | Path, index_folder: str | Path, read_index: Callable[[str | Path], PacketIndex]) -> PacketIndex:
-    """Reads the index of the video and keeps it; the folder is made if need be, and an older sidecar is replaced in one
-    step.
+def make(
+    path: str | Path,
+    index_folder: str | Path,
+    read_index: Callable[[str | Path], PacketIndex],
+    stream: int | None = None,
+) -> PacketIndex:
+    """Reads the index of the video, of that stream, and keeps it; the folder is made if need be, and an older sidecar
+    is replaced in one step.
 
     Raises what `read_index` does; OSError if the folder cannot be written.
     """
     video = _stamp(path) if os.path.exists(path) else None  # before it is read: a change meanwhile must be noticed
     index = read_index(path)
-    _write(index, video, sidecar_path(path, index_folder))
+    _write(index, video, sidecar_path(path, index_folder, stream))
     return index
 
 
@@ -118,6 +137,8 @@ def _write(index: PacketIndex, video: list[int] | None, target: Path) -> None:
     arrays = {name: getattr(index, name) for name in ARRAYS}
     if samples is not None:
         arrays |= {name: getattr(samples, name) for name in SAMPLE_ARRAYS}
+    if index.clock is not None:
+        arrays |= {name: getattr(index.clock, field) for name, field in CLOCK_ARRAYS.items()}
     described: dict[str, Any] = {}
     parts: list[bytes] = []
     for name, values in arrays.items():
@@ -129,6 +150,7 @@ def _write(index: PacketIndex, video: list[int] | None, target: Path) -> None:
         "time_base": [index.time_base.numerator, index.time_base.denominator],
         "orientation": list(index.orientation),
         "head": base64.b64encode(samples.head).decode() if samples is not None else None,
+        "has_clock": index.clock is not None,
         "num_head_samples": samples.num_head_samples if samples is not None else 0,
         "arrays": described,
         **{name: getattr(index, name) for name in PLAIN},

@@ -128,30 +128,46 @@ class Video:
         )
 
 
-def open(path: str | Path, *, index_folder: str | Path | None = None) -> Video:
-    """Opens the first video stream of a file (the one marked as default, if one is; cover art is not video).
+def open(
+    path: str | Path,
+    *,
+    stream: int | None = None,
+    index_folder: str | Path | None = None,
+    time_limit_seconds: float | None = None,
+    stop: Event | None = None,
+) -> Video:
+    """Opens one video stream of a file: of several the one that players show (libav's best: the one marked as default,
+    if one is, then by bit rate); cover art is not video.
 
-    Reads the tables of an MP4 or the block headers of a Matroska, or else every packet, but decodes one frame only. A
-    file that is damaged or cut short gives what can be read, and `info.damage` says what was wrong.
+    Reads the tables of an MP4 or the block headers of a Matroska, or else every packet, but decodes one frame only. All
+    of them are decoded where nothing else tells the order of frames: an AVI whose pictures are stored in another order
+    than shown, or several frames that bear one time. A file that is damaged or cut short gives what can be read, and
+    `info.damage` says what was wrong. Films that were joined without new time stamps go on one clock, in their order.
 
-    index_folder: a folder for what was found (sidecar.py). The next call there for the same unchanged file reads that
-    instead. Nothing is written without it.
-
-    Raises VideoError if there is no such file, it is no video (or audio only), or not one frame of it decodes;
-    ImportError without PyAV; OSError if `index_folder` cannot be written.
+    Args:    stream: the number of a video stream in the file, as libav (`ffprobe`) counts all streams.
+             index_folder: a folder for what was found (sidecar.py). The next call there for the same unchanged file
+             reads that instead. Nothing is written without it.
+             time_limit_seconds, stop: as for `Video.pictures`, looked at between packets.
+    Raises:  VideoError if there is no such file or stream, it is no video (or audio only, or a still picture), or not
+             one frame of it decodes, or the time is up; ImportError without PyAV; OSError if `index_folder` cannot be
+             written.
     """
+    check_options(1, time_limit_seconds)
     from eagle_kernels.video.libav.index import read_index  # here: the package imports without PyAV
 
+    def read(path: str | Path) -> PacketIndex:
+        return read_index(path, stream, Budget(Path(path), time_limit_seconds, stop).started())
+
     if index_folder is None:
-        index = read_index(path)
+        index = read(path)
     else:
-        index = sidecar.read(path, index_folder) or sidecar.make(path, index_folder, read_index)
+        index = sidecar.read(path, index_folder, stream) or sidecar.make(path, index_folder, read, stream)
     return Video(index, describe(index))
 
 
-def probe(path: str | Path, *, index_folder: str | Path | None = None) -> VideoInfo:
+def probe(path: str | Path, *, stream: int | None = None, index_folder: str | Path | None = None) -> VideoInfo:
     """What is in a video file: `open(path).info`, with its arguments and errors."""
-    return open(path, index_folder=index_folder).info
+    return open(path, stream=stream, index_folder=index_folder).info
 
 
 def decode(
@@ -180,7 +196,8 @@ def decode(
              H.264, HEVC and VP9, with the exceptions in dali.py; never yet run on a GPU.
              num_workers: threads that decode groups of pictures side by side, each with one codec thread and a few
              frames of look-ahead; 1 decodes in the caller's own thread. The frames are the same to the byte.
-             time_limit_seconds: for the file, counted while the caller waits for frames and looked at between packets.
+             time_limit_seconds: for opening the file, and again for its frames; counted while the caller waits for
+             them and looked at between packets.
     Raises:  VideoError at once if the file cannot be read or a time lies outside it (the message has both numbers), and
              on reaching a frame that is damaged or missing in the file: the message has its time and how many of the
              frames asked for were given before it; ask for the others in a new call. Nothing takes its place. (Video
@@ -190,7 +207,7 @@ def decode(
              ImportError without PyAV, or on a GPU DALI; NotImplementedError for a file that DALI cannot decode right.
     """
     check_options(num_workers, time_limit_seconds)
-    video = video if isinstance(video, Video) else open(video)
+    video = video if isinstance(video, Video) else open(video, time_limit_seconds=time_limit_seconds)
     return video.frames(
         timestamps_seconds, device=device, num_workers=num_workers, time_limit_seconds=time_limit_seconds
     )

@@ -11,8 +11,8 @@ Layout  ChatML: `<|im_start|>role\\n` text `<|im_end|>\\n` a turn, contents stri
         `The first video sampled with 2.00 fps: ` and for each frame `Frame 1 sample at 0.00s: <img>...</img>`, nothing
         between them. That is the layout of the released processor; beyond the tenth video, where the release has no
         word, we write `The 11-th video`.
-Labels  An assistant turn's text through its `<|im_end|>`, inclusive, is supervised; all else is IGNORE_INDEX. Ids and
-        labels are made together: nothing is tokenised twice and no offset is computed.
+Labels  An assistant turn's text through its `<|im_end|>`, inclusive, is supervised, unless the turn is not learned;
+        all else is IGNORE_INDEX. Ids and labels are made together: nothing is tokenised twice, no offset computed.
 Safety  Text never becomes a control token: `<|im_end|>` in a user's text is encoded as the characters it consists of.
         What annotations do write out as text keeps its own token: MARKUP_TOKENS and the tokenizer's non-special added
         tokens (Qwen's `<tool_call>`).
@@ -44,6 +44,8 @@ SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP_TOKENS)  # the 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 _CONTROL_TOKENS = (TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)  # what this file writes
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_PIECE_CHARS = 1 << 16  # of a long text, encoded one after the other
+_CUT_TOKENS = 64  # that cutting a text may add, where it falls into a word or a run of spaces
 _CACHED_CHARS = 128  # frame labels and role names come again and again; long texts do not
 
 
@@ -116,6 +118,8 @@ class ChatEncoder:
         self.system = system
         self.context_id = ids[IMAGE_CONTEXT]
         self.turn_end_id = ids[TURN_END]
+        end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+        self.stop_token_ids = {self.turn_end_id} | ({end_of_text} if end_of_text is not None else set())
         self._ids = ids
         added = tokenizer.get_added_tokens_decoder()
         self._markup_ids = {
@@ -164,6 +168,27 @@ class ChatEncoder:
         seen = seen_media(sample, repeat(Grid(1, 1)), timestamps_seconds, clip_seconds)
         spans = self._spans(sample, seen, 0, generation_prompt)
         return sum(len(self._span_ids(span)) for span in spans)
+
+    def spoken_ids(self, token_ids: Sequence[int]) -> list[int]:
+        """An answer's tokens without control tokens. Markup stays: it is what the model says, as in
+        `<ref>cat</ref><box>[[1,2,3,4]]</box>`, and belongs into the history of a chat."""
+        return [token_id for token_id in token_ids if token_id not in self._forbidden_ids]
+
+    def is_longer(self, sample: Sample, num_tokens: int) -> bool:
+        """Whether the text alone takes more than num_tokens, where its beginning tells so. False: encode it to know.
+
+        What this costs is bounded by num_tokens, however long the text is.
+        """
+        text = "".join(part.strip() for turn in sample.turns for part in turn.parts if isinstance(part, str))
+        if len(text) <= _PIECE_CHARS:
+            return False
+        num_found = 0
+        for start in range(0, len(text), _PIECE_CHARS):
+            piece = len(self._encode_text(text[start : start + _PIECE_CHARS]))
+            num_found += max(0, piece - _CUT_TOKENS)
+            if num_found > num_tokens:
+                return True
+        return False
 
     # -- spans
 
@@ -216,8 +241,8 @@ def _turn(turn: Turn, coming: Iterator[Seen], tokens_per_tile: int) -> Iterator[
     yield _control(TURN_START)
     if turn.role == "assistant":
         yield _text("assistant\n")
-        yield _Span("".join(part for part in turn.parts if isinstance(part, str)).strip(), None, 1, True)
-        yield _Span("", TURN_END, 1, True)
+        yield _Span(turn.text.strip(), None, 1, turn.learned)
+        yield _Span("", TURN_END, 1, turn.learned)
     else:
         label = f"{turn.role}\n"  # text that runs up to the next control token is encoded as one piece
         text, at_start = "", True

@@ -3,42 +3,77 @@
     image_size(Path("page.png"))       # (width_px, height_px)
     load_image(Path("page.png"))       # uint8 (Y, X, 3)
 
-Pillow decodes FORMATS. EXIF orientation is applied; EXIF that cannot be read is ignored, as viewers do; transparency
-goes onto white; 16-bit gray is scaled, not cut.
+JPEG is decoded by libjpeg-turbo (simplejpeg), the others of FORMATS by Pillow, HEIC where pillow-heif is installed.
+EXIF orientation is applied; EXIF that cannot be read is ignored, as viewers do; transparency goes onto white; gray of
+any depth is scaled by that depth, not cut. A file of several frames or pages is no image. Nothing but regular files is
+opened, and an image that would take more than MAX_DECODE_BYTES to decode is refused by its header.
 
 Dims    Y and X pixels.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import stat
 import struct
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from eagle_model.data.sample import DataError
 
-MAX_IMAGE_PX = 89_478_485  # width x height; 256 MiB as RGB, and where Pillow too begins to suspect a bomb
+try:
+    import pillow_heif
+except ImportError:  # the extra "heif"
+    pillow_heif = None
+
+MAX_DECODE_BYTES = 1 << 30  # limit: of one image while it is decoded, beside its file; as RGB it has a quarter of that
+_BYTES_A_PX = {"AVIF": 16, "JPEG2000": 28, "WEBP": 16}  # that decoding takes at most; measured: docs/notes/data.md
+_OTHER_BYTES_A_PX = 12  # so 89,478,485 px, where Pillow too begins to suspect a bomb
+MAX_FILE_BYTES = (
+    MAX_DECODE_BYTES  # limit: above 89 Mpx of four 16-bit channels, uncompressed; some decoders read it all
+)
+MAX_JPEG_SCANS = 200  # limit: each goes over all pixels again; encoders write about ten
+_MAX_PAGES = 64  # of a TIFF, looked at for one that is no smaller copy of the first
+_BAND_PX = 1 << 18  # converted at once: what a conversion makes in between stays in the cache
 
 Image.init()  # registers every format now: Pillow does it on demand, and not safely where several threads demand it
+if pillow_heif is not None:
+    pillow_heif.register_heif_opener()
 # Named, because among Pillow's others is EPS, which would run Ghostscript on what an annotation calls an image.
-_COMMON = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_COMMON = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 FORMATS = tuple(name for name in _COMMON if name in Image.OPEN)  # AVIF came with Pillow 11.3
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_OF_MANY = (
+    "AVIF",
+    "GIF",
+    "PNG",
+    "TIFF",
+    "WEBP",
+)  # formats that hold several pictures; JPEG's and HEIC's have one to show
 
 _ORIENTATION_TAG = 0x0112
-# What Pillow raises for damaged files; RuntimeError is AVIF's.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error)
-_TRANSPOSE = {  # EXIF orientation -> what makes it upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_SUBFILE_TAG, _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 254, 258, 262, 339  # of TIFF
+_END_OF_IMAGE = b"\xff\xd9"
+# Of damaged files Pillow's plugins raise whatever their parsing runs into: SyntaxError, TypeError, KeyError,
+# ZeroDivisionError, struct.error, zlib.error ... It stands around their calls alone.
+_DAMAGED = Exception
+_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> an upright array, seen as it is stored
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
 }
 
 
@@ -50,50 +85,130 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_still(path: Path) -> bool:
-    """Whether the file is a picture by its content, be it a damaged one; an animated GIF is a video."""
+    """Whether the file is a picture by its content, be it a damaged one; an animated GIF is a video.
+
+    What is no regular file counts as a picture too, so that `image_size` says what is wrong with it.
+    """
+    if not os.path.isfile(path):
+        return True
     try:
         with Image.open(path, formats=FORMATS) as image:
             return not (image.format == "GIF" and getattr(image, "is_animated", False))
     except UnidentifiedImageError:
-        return False
-    except (Image.DecompressionBombError, *_DAMAGED):  # `load_image` will say what is wrong with it
+        return _is_heif(path)
+    except _DAMAGED:  # `load_image` will say what is wrong with it
         return True
 
 
 def load_image(path: Path) -> Tensor:
-    """uint8 RGB (Y, X, 3), upright, on white where transparent. Raises DataError when it cannot be decoded."""
+    """uint8 RGB (Y, X, 3), upright, on white where transparent.
+
+    Raises DataError when it cannot be decoded. A JPEG that lacks its end marker alone is decoded, with a warning.
+    """
     with _open(path) as image:
+        width, height = image.size
         orientation = _orientation(image)  # before load, which makes some formats upright themselves
         try:
-            image.load()
-            rgb = _to_rgb(image, path)
+            if image.format in ("JPEG", "MPO"):
+                decoded = _load_jpeg(image, path)
+                if isinstance(decoded, np.ndarray) and orientation == 1:
+                    return torch.from_numpy(decoded)
+            else:
+                image.load()
+                decoded = image
+            sides = (width, height) if orientation >= 5 else (height, width)
+            upright_YX3 = np.empty((*sides, 3), np.uint8)
+            stored_YX3 = _STORED[orientation](upright_YX3)
+            if isinstance(decoded, np.ndarray):
+                stored_YX3[:] = decoded
+            else:
+                _fill(stored_YX3, decoded, path)
         except DataError:
             raise
         except _DAMAGED as error:
-            raise DataError(f"image {path} cannot be decoded: {error}.") from error
-        if orientation in _TRANSPOSE:
-            rgb = rgb.transpose(_TRANSPOSE[orientation])
-        return torch.from_numpy(np.array(rgb))
+            raise DataError(f"image {path} cannot be decoded: {str(error) or type(error).__name__}.") from error
+        return torch.from_numpy(upright_YX3)
+
+
+# ---- opening
 
 
 def _open(path: Path) -> Image.Image:
+    _need_file(path)
     try:
         image = Image.open(path, formats=FORMATS)
-    except FileNotFoundError as error:
-        raise DataError(f"image {path} does not exist.") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"image {path} is larger than {MAX_IMAGE_PX} pixels; scale it down. {error}") from error
+        raise DataError(
+            f"image {path} is larger than {MAX_DECODE_BYTES // _OTHER_BYTES_A_PX} pixels; scale it down. {error}"
+        ) from error
     except UnidentifiedImageError as error:
+        if _is_heif(path):
+            raise DataError(
+                f"image {path} is HEIC, which needs pillow-heif: pip install 'eagle-kernels[heif]', or convert it."
+            ) from error
         raise DataError(f"image {path} cannot be read: {error}; needs one of {', '.join(FORMATS)}.") from error
     except _DAMAGED as error:
         raise DataError(f"image {path} cannot be read: {error}.") from error
-    width, height = image.size
-    if width * height > MAX_IMAGE_PX:
+    try:
+        _need_one_of_a_size(image, path)
+    except BaseException:
         image.close()
-        raise DataError(
-            f"image {path} has {width} x {height} = {width * height} pixels, more than {MAX_IMAGE_PX}; scale it down."
-        )
+        raise
     return image
+
+
+def _need_file(path: Path) -> None:
+    """Raises DataError for pipes and devices, which would be waited for, and for what is too large."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError as error:
+        raise DataError(f"image {path} does not exist.") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero in the name
+        raise DataError(f"image {path} cannot be read: {error}.") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+        raise DataError(f"image {path} cannot be read: it is {kind}; needs a file.")
+    if found.st_size > MAX_FILE_BYTES:
+        raise DataError(f"image {path} has {found.st_size} bytes, more than {MAX_FILE_BYTES}; scale it down.")
+
+
+def _need_one_of_a_size(image: Image.Image, path: Path) -> None:
+    width, height = image.size
+    bytes_a_px = _BYTES_A_PX.get(image.format or "", 16 if image.mode == "CMYK" else _OTHER_BYTES_A_PX)
+    most = MAX_DECODE_BYTES // bytes_a_px
+    if width * height > most:
+        raise DataError(
+            f"image {path} has {width} x {height} = {width * height} pixels, more than {most}; scale it down."
+        )
+    try:
+        several = image.format in _OF_MANY and _has_several(image)
+    except _DAMAGED as error:
+        raise DataError(f"image {path} cannot be read: {error}.") from error
+    if several:
+        advice = "Give it as a video" if image.format == "GIF" else "Save each as an image, or all as a video"
+        raise DataError(f"image {path} has several frames or pages ({image.format}); an image has one. {advice}.")
+
+
+def _has_several(image: Image.Image) -> bool:
+    """Whether there is a second picture to see. In TIFF, smaller copies of the first and masks of it are none."""
+    if image.format != "TIFF":
+        return bool(getattr(image, "is_animated", False))
+    try:
+        for page in range(1, _MAX_PAGES):
+            image.seek(page)
+            if not image.tag_v2.get(_SUBFILE_TAG, 0) & 5:  # type: ignore[attr-defined]
+                return True
+    except _DAMAGED:  # EOFError: there are no more
+        pass
+    finally:
+        image.seek(0)
+    return False
+
+
+def _is_heif(path: Path) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:] in _HEIF_BRANDS
 
 
 def _orientation(image: Image.Image) -> int:
@@ -106,24 +221,150 @@ def _orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DAMAGED:
         return 1
-    return orientation if orientation in _TRANSPOSE else 1
+    return orientation if orientation in _STORED else 1
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit gray: I;16 and its byte orders, or I where the format has no other mode
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65_535:
-            raise DataError(
-                f"image {path} has gray values {values.min()} to {values.max()}; needs 8 or 16 bits. Convert it to PNG."
-            )
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 -> 255, rounded
+# ---- JPEG
+
+
+def _load_jpeg(image: Image.Image, path: Path) -> np.ndarray | Image.Image:
+    """RGB (height, width, 3) as stored, or the image, loaded, where libjpeg-turbo alone makes no RGB of it (CMYK)."""
+    data = path.read_bytes()
+    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise DataError(f"image {path} has more than {MAX_JPEG_SCANS} scans; save it again.")
+    if image.mode != "CMYK" and (rgb := _turbo(data, image)) is not None:
+        return rgb
+    try:
+        image.load()
+    except OSError:
+        data = data.rstrip(b"\xff") + _END_OF_IMAGE
+        rgb = _turbo(data, image)
+        if rgb is None:
+            raise
+        warnings.warn(f"image {path} lacks its end marker; all of its pixels are there, and it is used.", stacklevel=2)
+        if image.mode != "CMYK":
+            return rgb
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        image.load()
+    return image
+
+
+def _turbo(data: bytes, image: Image.Image) -> np.ndarray | None:
+    """RGB of a JPEG, of CMYK just something; None where libjpeg-turbo has anything to say against it."""
+    try:
+        if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
+            return None  # Pillow has read another header, and by that one we have decided
+        return simplejpeg.decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGB", strict=True)
+    except ValueError:
+        return None
+
+
+# ---- RGB of all other formats
+
+
+def _fill(rgb_YX3: np.ndarray, image: Image.Image, path: Path) -> None:
+    """A loaded image -> RGB on white, some rows at a time."""
+    convert = _converter(image, path)
+    width, height = image.size
+    step = max(1, _BAND_PX // width)
+    for top in range(0, height, step):
+        bottom = min(height, top + step)
+        rgb_YX3[top:bottom] = convert(image.crop((0, top, width, bottom)), top)
+
+
+def _converter(image: Image.Image, path: Path) -> Callable[[Image.Image, int], np.ndarray]:
+    """What makes RGB, or gray of one channel, of rows of the image; beside them it is given the first one's number."""
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        levels = _levels_of_16_bits(image, path)
+        return lambda rows, top: _gray(rows, levels, transparent)
     if image.mode == "F":
         raise DataError(f"image {path} has floating point pixels, whose white is unknown. Convert it to 8-bit PNG.")
+    if image.format == "TIFF" and 2 in image.tag_v2.get(_SAMPLE_FORMAT_TAG, ()):  # type: ignore[attr-defined]
+        raise DataError(f"image {path} has signed pixels, whose white is unknown. Convert it to 8-bit PNG.")
+    table = _table_of_few_bits(image)
+    if image.format == "PNG" and transparent is not None and image.mode in ("L", "RGB"):
+        rawmode, low = _png_rawmode(path)
+        if rawmode == "RGB;16B":
+            return lambda rows, top: _on_white_where(
+                rows, low.crop((0, top, rows.width, top + rows.height)), transparent
+            )
+        if rawmode in ("L;2", "L;4"):  # Pillow scales the pixels, and leaves the transparent one as it was
+            largest = 2 ** int(rawmode[2]) - 1
+            image.info["transparency"] = (transparent & largest) * 255 // largest
+    return lambda rows, top: np.asarray(_to_rgb(rows.point(table) if table else rows))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGB", rgba.size, (255, 255, 255))
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _gray(rows: Image.Image, levels: np.ndarray, transparent: int | None) -> np.ndarray:
+    values = np.asarray(rows)
+    gray = levels[values]
+    if transparent is not None:
+        gray[values == transparent] = 255
+    return gray[..., None]
+
+
+def _levels_of_16_bits(image: Image.Image, path: Path) -> np.ndarray:
+    """The 8-bit level of each value that Pillow gives where gray has more than 8 bits: 65,536 of them, uint8."""
+    bits, shift, is_negative = 16, 0, False
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, is_negative = tags[_BITS_TAG][0], tags.get(_PHOTOMETRIC_TAG) == 0
+    elif image.format == "JPEG2000":
+        bits = _jpeg2000_bits(path)[0]
+        shift = 16 - bits
+    if image.mode == "I" and image.format != "PPM":
+        least, most = image.getextrema()
+        raise DataError(
+            f"image {path} has gray values {least} to {most}; needs 8 or 16 bits, without sign. Convert it to PNG."
+        )
+    largest = 2**bits - 1
+    values = np.minimum(np.arange(65_536) >> shift, largest)
+    levels = ((values * 255 + largest // 2) // largest).astype(np.uint8)
+    return 255 - levels if is_negative else levels
+
+
+def _table_of_few_bits(image: Image.Image) -> list[int] | None:
+    """For Image.point, where JPEG 2000 has fewer than 8 bits: Pillow shifts them up, and white is gray then."""
+    if image.format != "JPEG2000" or image.mode not in ("L", "LA", "RGB", "RGBA"):
+        return None
+    bits = _jpeg2000_bits(Path(image.filename))[: len(image.getbands())]  # type: ignore[attr-defined]
+    if min(bits) >= 8:
+        return None
+    tables = [[(v >> max(0, 8 - b)) * 255 // (2 ** min(b, 8) - 1) for v in range(256)] for b in bits]
+    return [level for table in tables for level in table]
+
+
+def _jpeg2000_bits(path: Path) -> list[int]:
+    """Bits of each component, as the codestream's SIZ says."""
+    with path.open("rb") as file:
+        data = file.read(1 << 20)
+    start = data.index(b"\xff\x4f\xff\x51") + 2
+    (num_components,) = struct.unpack_from(">H", data, start + 38)
+    return [(data[start + 40 + 3 * i] & 127) + 1 for i in range(num_components)]
+
+
+def _png_rawmode(path: Path) -> tuple[str, Image.Image]:
+    """How a PNG's pixels are stored, as Pillow says it; and the image with the low bytes of its 16-bit RGB."""
+    image = Image.open(path, formats=("PNG",))
+    (tile,) = image.tile[:1]
+    if tile.args == "RGB;16B":
+        image.tile = [tile._replace(args="RGB;16L")]  # takes the second byte of each pair, the low one in PNG
+        image.load()
+    return str(tile.args), image
+
+
+def _on_white_where(high: Image.Image, low: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    """16-bit RGB's high bytes, white where the pixel, high and low, is the transparent colour."""
+    rgb, low_YX3 = np.array(high), np.asarray(low)
+    colour_3 = np.array(colour, np.uint16)
+    rgb[((rgb == colour_3 >> 8) & (low_YX3 == (colour_3 & 255))).all(-1)] = 255
+    return rgb

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from eagle_model.data.prefetch import Prefetch
 from eagle_model.data.processor import Processor, ProcessorConfig, SamplePlan
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
-from eagle_model.data.sample import DataError
+from eagle_model.data.sample import DataError, Sample, listed_names
 
 _PLANNED_AT_ONCE = 64  # samples that are read and not planned yet: bounds memory where reading is faster
 
@@ -28,7 +29,21 @@ _PLANNED_AT_ONCE = 64  # samples that are read and not planned yet: bounds memor
 @dataclass(frozen=True, slots=True)
 class Index:
     shown: tuple[SamplePlan, ...]  # what one epoch shows, in the recipe's order; a repeated sample stands repeatedly
-    skipped: tuple[tuple[str, str], ...]  # (sample id or file:line, reason) of those that could not be planned
+    skipped: tuple[tuple[str, str], ...]  # (sample id or file:line, reason) of each that could not be planned
+    num_images: int  # in all samples that could be, a repeated one counted once
+    num_videos: int
+    num_text_only: int  # samples that show neither
+    unused_fields: tuple[tuple[str, int], ...]  # of rows: names that nothing reads, and in how many rows, most first
+
+    def contents(self) -> str:
+        """What there is to see and learn, and what is in the rows beside it, in one sentence."""
+        counts = [
+            _counted(self.num_images, "image"),
+            _counted(self.num_videos, "video"),
+            _counted(self.num_text_only, "text-only sample"),
+        ]
+        names = [f"{name} ({num_rows})" for name, num_rows in self.unused_fields]
+        return ", ".join(counts) + (f"; fields not used: {listed_names(names)}." if names else ".")
 
     def fingerprint(self, config: ProcessorConfig, seed: int) -> str:
         """Of all that decides the stream of rows; a saved state continues only where it is the same.
@@ -46,8 +61,14 @@ class Index:
             add(plan.num_tokens, plan.visual.grids, plan.visual.timestamps_seconds)
             for turn in plan.sample.turns:
                 parts = [part if isinstance(part, str) else [part.number, part.path.name] for part in turn.parts]
-                add(turn.role, parts)
+                add(turn.role, parts, *([] if turn.learned else ["context"]))
         return digest.hexdigest()
+
+
+def skip_entry(sample: Sample, error: DataError) -> tuple[str, str]:
+    """(sample id, reason) of a sample that is left out; its file and line are in one of both, as ids may repeat."""
+    reason = str(error) if sample.where in ("", sample.id) else f"{sample.where}: {error}"
+    return sample.id, reason
 
 
 def plan_recipe(
@@ -58,22 +79,30 @@ def plan_recipe(
     skip_bad: bool = False,
     allow_outside_root: bool = False,
     index_folder: str | Path | None = None,
+    video_time_limit_seconds: float | None = None,
 ) -> Index:
     """All samples of a recipe, planned.
 
     Args:   skip_bad: leaves out rows and samples that cannot be read or planned, and lists them.
-            allow_outside_root: as `rows.read_samples`.  index_folder: as `Processor.plan_sample`.
+            allow_outside_root: as `rows.read_samples`.  The rest: as `Processor.plan_sample`.
     Raises: DataError for the first bad one, unless skip_bad; for a recipe that cannot be used, and where no sample is
             left, in either case.
     """
     shown: list[SamplePlan] = []
-    skipped: dict[tuple[str, str], None] = {}  # a set that keeps its order
+    skipped: list[tuple[str, str]] = []
+    counts = Counter[str]()
+    unused_fields = Counter[str]()
 
     def on_bad_row(where: str, error: DataError) -> None:
-        skipped[where, str(error)] = None
+        skipped.append((where, str(error)))
 
     for source in read_recipe(recipe):
-        plan = partial(processor.plan_sample, max_tiles=source.max_tiles, index_folder=index_folder)
+        plan = partial(
+            processor.plan_sample,
+            max_tiles=source.max_tiles,
+            index_folder=index_folder,
+            video_time_limit_seconds=video_time_limit_seconds,
+        )
         samples = read_samples(
             source, allow_outside_root=allow_outside_root, on_bad_row=on_bad_row if skip_bad else None
         )
@@ -83,10 +112,24 @@ def plan_recipe(
             except DataError as error:
                 if not skip_bad:
                     raise
-                skipped[sample.id, str(error)] = None
+                skipped.append(skip_entry(sample, error))
             else:
                 shown.extend([planned] * source.num_repeats(i))
+                images, videos = len(sample.images), len(sample.videos)
+                counts.update(images=images, videos=videos, text_only=int(images + videos == 0))
+                unused_fields.update(sample.unused_fields)
     if not shown:
-        first = f"; {len(skipped)} were skipped, the first: {next(iter(skipped))[1]}" if skipped else "."
+        first = f"; {len(skipped)} were skipped, the first: {skipped[0][1]}" if skipped else "."
         raise DataError(f"{recipe}: no sample to train on{first}")
-    return Index(tuple(shown), tuple(skipped))
+    return Index(
+        tuple(shown),
+        tuple(skipped),
+        num_images=counts["images"],
+        num_videos=counts["videos"],
+        num_text_only=counts["text_only"],
+        unused_fields=tuple(unused_fields.most_common()),
+    )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from eagle_model.batch import PackedBatch
-from eagle_model.data.index import plan_recipe
+from eagle_model.data.index import plan_recipe, skip_entry
 from eagle_model.data.packing import pack_row
 from eagle_model.data.prefetch import Prefetch
 from eagle_model.data.processor import Processor
@@ -39,6 +39,7 @@ class DataConfig:
     on_bad_sample: Literal["raise", "skip"] = "raise"  # skip: counted, listed in Loader.skipped and in the state
     num_workers: int = 2  # threads, and rows that are loaded ahead
     num_decode_workers: int = 1  # threads for each video that is being decoded, inside each of num_workers
+    video_time_limit_seconds: float | None = None  # to read or decode one video: one that takes longer is a bad sample
     index_folder: str | None = None  # keeps what planning finds in videos, for decoding and for the next start
     allow_outside_root: bool = False  # true: images and videos may lie outside their recipe's root
 
@@ -48,6 +49,10 @@ class DataConfig:
         for name in ("num_workers", "num_decode_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"DataConfig: {name} is {getattr(self, name)}; needs at least 1.")
+        if self.video_time_limit_seconds is not None and not self.video_time_limit_seconds > 0:
+            raise ValueError(
+                f"DataConfig: video_time_limit_seconds is {self.video_time_limit_seconds}; needs more than 0, or None."
+            )
 
 
 class _LoadedRow(NamedTuple):
@@ -87,12 +92,14 @@ class Loader:
                 skip_bad=config.on_bad_sample == "skip",
                 allow_outside_root=config.allow_outside_root,
                 index_folder=config.index_folder,
+                video_time_limit_seconds=config.video_time_limit_seconds,
             )
         except BaseException:
             self.close()
             raise
         self._plans = index.shown
-        self._skipped = dict.fromkeys(index.skipped)  # a set that keeps its order
+        self.contents = index.contents()  # how many images and videos, and fields of rows that are not used
+        self._skipped, self._known_bad = list(index.skipped), set(index.skipped)
         self._fingerprint = index.fingerprint(processor.config, config.seed)
         lengths = [plan.num_tokens for plan in self._plans]
         self._schedule = Schedule(lengths, processor.config.sampling.context_tokens, seed=config.seed)
@@ -118,7 +125,7 @@ class Loader:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """(sample id, reason), in the order of the stream; a sample that no batch has come to yet is not listed."""
+        """(sample id, reason with file and line), in the order of the stream: those that were come to until now."""
         return list(self._skipped)
 
     # -- rows
@@ -141,13 +148,14 @@ class Loader:
                     plan,
                     num_decode_workers=self.config.num_decode_workers,
                     index_folder=self.config.index_folder,
+                    video_time_limit_seconds=self.config.video_time_limit_seconds,
                     stop=self._prefetch.stop,
                 )
                 loaded.append(sample)
             except DataError as error:
                 if self.config.on_bad_sample == "raise":
                     raise
-                skipped.append((plan.sample.id, str(error)))
+                skipped.append(skip_entry(plan.sample, error))
         if not loaded:
             return _LoadedRow(None, skipped)
         patches_IPK = torch.cat([sample.patches_IPK for sample in loaded])
@@ -168,7 +176,10 @@ class Loader:
                 self._coming = self._load_ahead()  # so that a later `next` tries this row again
                 raise
             self._epoch, self._next_row = row.epoch, row.row + 1
-            self._skipped.update(dict.fromkeys(loaded.skipped))
+            for entry in loaded.skipped:
+                if entry not in self._known_bad:
+                    self._skipped.append(entry)
+                    self._known_bad.add(entry)
             if loaded.batch is not None:
                 return loaded.batch
             num_bad_rows += 1
@@ -199,7 +210,8 @@ class Loader:
             )
         self._epoch, self._next_row = state["epoch"], state["next_row"]
         self._coming = self._load_ahead()
-        self._skipped = dict.fromkeys((sample_id, reason) for sample_id, reason in state["skipped"])
+        self._skipped = [(where, reason) for where, reason in state["skipped"]]
+        self._known_bad = set(self._skipped)
 
     # -- end
 

@@ -17,6 +17,7 @@ import heapq
 import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def pack_row(samples: Sequence[TokenizedSample], patches_IPK: Tensor) -> PackedB
     if not samples:
         raise ValueError("pack_row: no samples; needs at least one.")
     lengths = [sample.token_ids_T.numel() for sample in samples]
-    starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    starts = [0, *accumulate(lengths)]
     shifted = [torch.cat([s.labels_T[1:], s.labels_T.new_full((1,), IGNORE_INDEX)]) for s in samples]
     return PackedBatch(
         token_ids_T=torch.cat([sample.token_ids_T for sample in samples]),

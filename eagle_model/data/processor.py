@@ -1,6 +1,6 @@
 """Samples and chat messages -> a plan, numbers alone; then the tokens and pixels that the plan asks for.
 
-    processor = Processor.from_pretrained("runs/first/checkpoints/step-000100")
+    processor = Processor.from_pretrained("runs/first")        # or a checkpoint's folder, or a released model's
     plan = processor.plan_sample(sample)              # which frames, which tiles, how many tokens: no pixel was read
     tokens, patches_IPK = processor.load_sample(plan)
 
@@ -13,7 +13,6 @@ Dims    T tokens, I tiles, P = (tile_px / patch_px)**2 patches a tile, K = 3 * p
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling
 from eagle_kernels.video import VideoError
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.checkpoints import read_newest, verify_listed
 from eagle_model.data import sampling
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, Seen, TokenizedSample, seen_media
 from eagle_model.data.clips import open_clip, open_video
@@ -41,11 +41,10 @@ from eagle_model.data.rows import parse_sample
 from eagle_model.data.sample import DataError, ImageRef, Sample, VideoRef
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
 from eagle_model.data.tiling import Grid
-from eagle_model.data.tokenizer import read_tokenizer
+from eagle_model.data.tokenizer import TOKENIZER_FILE, read_released_tokenizer, read_tokenizer
 from eagle_model.fields import from_json, to_json
-from eagle_model.files import write_json, write_text
+from eagle_model.files import read_json, write_json, write_text
 
-TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "eagle_processor.json"
 PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
@@ -109,6 +108,11 @@ class SamplePlan:
         return sum(_num_tiles(seen) for seen in self.seen)
 
 
+def _too_large(sample: Sample, error: BaseException) -> DataError:
+    what = "nested too deep" if isinstance(error, RecursionError) else "too large for the memory there is"
+    return DataError(f"sample {sample.id}: it, or a file of it, is {what}. Leave it out, or make it smaller.")
+
+
 def _num_tiles(seen: Seen) -> int:
     return seen.num_tiles if isinstance(seen, Grid) else len(seen.timestamps_seconds)
 
@@ -134,11 +138,13 @@ class Processor:
         max_tiles: int | None = None,
         generation_prompt: bool = False,
         index_folder: str | Path | None = None,
+        video_time_limit_seconds: float | None = None,
     ) -> SamplePlan:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
         index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
+        video_time_limit_seconds: for reading the index of one video.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
         limits = self.config.sampling
@@ -146,8 +152,19 @@ class Processor:
             limits = replace(limits, max_tiles=min(limits.max_tiles, max_tiles))
         count = partial(self.encoder.num_text_tokens, sample, generation_prompt=generation_prompt)
         try:
+            if self.encoder.is_longer(sample, limits.context_tokens):
+                raise DoesNotFit(
+                    f"its text alone takes more than context_tokens, which is {limits.context_tokens}. Shorten the "
+                    "text or raise context_tokens."
+                )
             images = [image_size(shown.path) for shown in sample.media if isinstance(shown, ImageRef)]
-            clip_of = partial(open_clip, seek=limits.seek, tolerance=limits.tolerance, index_folder=index_folder)
+            clip_of = partial(
+                open_clip,
+                seek=limits.seek,
+                tolerance=limits.tolerance,
+                index_folder=index_folder,
+                time_limit_seconds=video_time_limit_seconds,
+            )
             clips = [clip_of(shown) for shown in sample.media if isinstance(shown, VideoRef)]
             clip_seconds = [clip.duration_seconds for clip in clips]
             visual = sampling.plan(
@@ -161,6 +178,8 @@ class Processor:
             )
         except (DataError, DoesNotFit) as error:
             raise DataError(f"sample {sample.id}: {error}") from error
+        except (MemoryError, RecursionError) as error:
+            raise _too_large(sample, error) from error
         seen = seen_media(sample, visual.grids, visual.timestamps_seconds, clip_seconds)
         return SamplePlan(sample, visual, seen, visual.num_tokens, generation_prompt)
 
@@ -184,12 +203,13 @@ class Processor:
         *,
         num_decode_workers: int = 1,
         index_folder: str | Path | None = None,
+        video_time_limit_seconds: float | None = None,
         stop: threading.Event | None = None,
     ) -> LoadedSample:
         """Tokens and pixels of a planned sample.
 
         num_decode_workers: threads that decode one video; index_folder: where planning kept the indexes of videos.
-        Neither changes a bit.
+        Neither changes a bit. video_time_limit_seconds: for each video; DataError where it takes longer.
         stop: set by another thread, it ends the work early with CancelledError: at the next image, or the next packet
         of a video.
         Raises DataError, naming the sample, when a file cannot be decoded as planned.
@@ -208,18 +228,21 @@ class Processor:
                     patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
                 else:
                     decode_tiles(
-                        open_video(shown.path, index_folder),
+                        open_video(shown.path, index_folder, video_time_limit_seconds),
                         seen.timestamps_seconds,
                         (1, 1),
                         self.tiling,
                         out=patches_IPK[start:end],
                         num_workers=num_decode_workers,
+                        time_limit_seconds=video_time_limit_seconds,
                         stop=stop,
                     )
             except DataError as error:
                 raise DataError(f"sample {plan.sample.id}: {error}") from error
             except (VideoError, OSError) as error:
                 raise DataError(f"sample {plan.sample.id}: video {shown.path} cannot be decoded: {error}") from error
+            except (MemoryError, RecursionError) as error:
+                raise _too_large(plan.sample, error) from error
         return LoadedSample(tokens, patches_IPK)
 
     def __call__(self, messages: Sequence[dict], *, root: str | Path | None = None) -> PackedBatch:
@@ -249,19 +272,27 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Processor:
-        """Reads what `save_pretrained` wrote. Raises ValueError for missing or damaged files, and for fields that are
-        unknown, missing or of a wrong type."""
-        folder = Path(folder)
+        """Reads what `save_pretrained` wrote, from a checkpoint's folder or the newest checkpoint of a run's; or what a
+        released model has instead.
+
+        Files that a checkpoint's manifest lists are checked against it. Raises FileNotFoundError for no folder,
+        ValueError for missing or damaged files, and for fields that are unknown, missing or of a wrong type.
+        """
+        return read_newest(Path(folder), cls._read)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Processor:
+        if not (folder / CONFIG_FILE).is_file() and (folder / "config.json").is_file():
+            return cls(read_released_tokenizer(folder), _released_config(folder))
         for name in (TOKENIZER_FILE, CONFIG_FILE):
             if not (folder / name).is_file():
                 raise ValueError(
                     f"{folder} has no {name}; needs a folder that Processor.save_pretrained wrote, as a run's is."
                 )
+        verify_listed(folder, [TOKENIZER_FILE, CONFIG_FILE])
+        values = read_json(folder / CONFIG_FILE)
         try:
-            values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             config = from_json(ProcessorConfig, values)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
         except ValueError as error:
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
         if missing := _first_missing(to_json(config), values):
@@ -274,6 +305,36 @@ class Processor:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
         write_json(folder / CONFIG_FILE, to_json(self.config))
+
+
+def _released_config(folder: Path) -> ProcessorConfig:
+    """What a released model's config.json and preprocessor_config.json say of the images that it was trained on."""
+    path = folder / "preprocessor_config.json"
+    fields, images = read_json(folder / "config.json"), read_json(path) if path.is_file() else {}
+    if (
+        not isinstance(fields, dict)
+        or not isinstance(images, dict)
+        or not isinstance(fields.get("vision_config"), dict)
+    ):
+        raise ValueError(
+            f"{folder} has neither {CONFIG_FILE} nor a config.json with a vision_config; needs one of them."
+        )
+    vision, both = fields["vision_config"], {**fields, **images}
+    if both.get("use_thumbnail") is False:
+        raise ValueError(f"{folder}: use_thumbnail is false; images are prepared here with a thumbnail alone.")
+    given = {
+        "tile_px": vision.get("image_size"),
+        "patch_px": vision.get("patch_size"),
+        "mean": images.get("image_mean"),
+        "std": images.get("image_std"),
+    }
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    tiles = both.get("max_dynamic_tiles", both.get("max_dynamic_patch"))
+    values["sampling"] = {} if tiles is None else {"max_tiles": tiles}
+    try:
+        return from_json(ProcessorConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} or {path.name}: {error}") from error
 
 
 def _first_missing(whole: dict[str, Any], given: dict[str, Any]) -> str | None:

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from eagle_model.data.annotations import is_json_list, need_file, without_duplicates
 from eagle_model.data.sample import DataError, shown
 
+MAX_RECIPE_BYTES = 16 << 20  # limit: a source takes about 100 bytes
 _RECIPE_FIELDS = {
     "root",
     "annotation",
@@ -63,18 +65,17 @@ def read_recipe(path: str | Path) -> list[Source]:
     is not built: a weight other than 1 (the public release accepts it and ignores it) and `data_augment`.
     """
     path = Path(path)
-    if path.suffix == ".jsonl":
-        _need_file(path, f"{path}: the recipe")
-        return [Source(path.stem, path.parent, (path,))]
-    text = read_text(path)
-    if text.lstrip()[:1] == "[":
+    need_file(path, "the recipe")
+    if path.suffix == ".jsonl" or is_json_list(path):
         return [Source(path.stem, path.parent, (path,))]
     try:
-        recipe = json.loads(text, object_pairs_hook=_without_duplicates)
+        recipe = json.loads(_read_text(path), object_pairs_hook=without_duplicates)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}.") from error
     except RecursionError:
         raise DataError(f"{path}: nested too deep.") from None
+    except MemoryError:
+        raise DataError(f"{path}: there is not enough memory to read it.") from None
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     if not isinstance(recipe, dict) or not recipe:
@@ -82,17 +83,11 @@ def read_recipe(path: str | Path) -> list[Source]:
     return [_source(name, fields, path) for name, fields in recipe.items()]
 
 
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    for i, (name, _) in enumerate(pairs):
-        if any(name == earlier for earlier, _ in pairs[:i]):
-            raise ValueError(f"the name {name!r} is given twice; rename one or remove it.")
-    return dict(pairs)
-
-
 def _source(name: str, fields: object, recipe: Path) -> Source:
     where = f"{recipe}: source {name!r}"
     if not isinstance(fields, dict):
         raise DataError(f"{where} is {shown(fields)}; needs an object with root and annotation.")
+    fields = {field: value for field, value in fields.items() if value is not None}
     if unknown := sorted(set(fields) - _RECIPE_FIELDS):
         raise DataError(f"{where} has the unknown field {unknown[0]!r}; known are {', '.join(sorted(_RECIPE_FIELDS))}.")
     if missing := [field for field in ("root", "annotation") if field not in fields]:
@@ -110,7 +105,7 @@ def _source(name: str, fields: object, recipe: Path) -> Source:
         raise DataError(f"{where}: annotation is {shown(annotation)}; needs a path or a list of paths.")
     annotation_paths = tuple(recipe.parent / a for a in annotation)
     for annotation_path in annotation_paths:
-        _need_file(annotation_path, f"{where}: annotation")
+        need_file(annotation_path, f"{where}: annotation")
         if annotation_path.suffix not in (".jsonl", ".json"):
             raise DataError(f"{where}: annotation {annotation_path} must end in .jsonl or .json.")
 
@@ -138,20 +133,20 @@ def _source(name: str, fields: object, recipe: Path) -> Source:
     )
 
 
-def read_text(path: Path) -> str:
-    """A file's text, UTF-8 with or without a byte order mark. Raises DataError with the file, and the line."""
+def _read_text(path: Path) -> str:
+    """A recipe's text, UTF-8 with or without a byte order mark. Raises DataError with the file, and the line."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(MAX_RECIPE_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    if len(data) > MAX_RECIPE_BYTES:
+        raise DataError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; no recipe. Rows one a line are named .jsonl.")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{path}:{line}: not UTF-8.") from error
-
-
-def _need_file(path: Path, what: str) -> None:
-    if not os.path.isfile(path):  # pathlib's raises where a folder may not be looked into
-        raise DataError(f"{what} {path} does not exist or is not a file.")
 
 
 def is_number(value: object) -> bool:

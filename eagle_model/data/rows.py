@@ -4,10 +4,12 @@ r"""Rows of annotation files -> samples: who speaks, what is said, and which fil
     sample = parse_sample({"image": "a.png", "conversations": turns}, root=Path("photos"), where="rows.jsonl:1")
     sample.turns[0].parts       # (ImageRef(Path("photos/a.png")), "\nWhat is it?")
 
-Files   JSON Lines (one row a line) or JSON (one list of rows, as LLaVA writes it).
 Rows    `conversations` (from/value) with media listed beside them in `image`, `video` or `data`, as Eagle and LLaVA
         write them; or chat `messages` (role/content) with media as content parts (OpenAI), or listed beside them in
-        `images` and `videos` (ms-swift).
+        `images` and `videos` (ms-swift). `system` is the text of a first system turn; `start` and `end` (seconds) of a
+        row are those of its one video. An assistant's turn with `loss` (or `train`, `weight`) false is context alone.
+        A null field is no field. Any other field of a turn or a medium is an error; of a row, it is refused where it
+        would change what is seen or learned (row_fields.py), else listed in `Sample.unused_fields`.
 Tags    Where media are listed beside the turns, a turn's `<image-k>` or `<video-k>` shows the k-th of the list,
         `<image>` or `<video>` the next one, and what no tag shows comes at the start of the first user turn. A
         backslash makes a tag text: `\<image>` is read as `<image>`, and `\\<image>` as a backslash and an image. All
@@ -20,16 +22,19 @@ Errors  DataError, its message starting with "file:line: " wherever there is a l
 
 from __future__ import annotations
 
-import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from eagle_model.data.recipe import Source, is_number, read_text
-from eagle_model.data.sample import DataError, ImageRef, Media, Sample, Turn, VideoRef, shown
+from eagle_model.data.annotations import json_rows
+from eagle_model.data.recipe import Source, is_number
+from eagle_model.data.row_fields import refusal, says_nothing
+from eagle_model.data.sample import DataError, ImageRef, Media, Sample, Turn, VideoRef, listed_names, shown
 
 _ROLES = {  # as rows name them -> as a Turn does
     "system": "system",
@@ -39,10 +44,13 @@ _ROLES = {  # as rows name them -> as a Turn does
     "assistant": "assistant",
     "observation": "observation",
 }
-_TAG = re.compile(r"(\\*)<(image|video)(?:-([0-9]{1,9}))?>")
+_TAG = re.compile("<(image|video)(?:-([0-9]{1,9}))?>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _VIDEO_STARTS = ("start_seconds", "start_time", "start", "video_start")
 _VIDEO_ENDS = ("end_seconds", "end_time", "end", "video_end")
+_VIDEO_BOUNDS = (*_VIDEO_STARTS, *_VIDEO_ENDS)
+_LEARNED = ("loss", "train", "weight")  # of an assistant's turn, as ms-swift, axolotl and OpenAI name it
+_ROW_FIELDS = {"id", "conversations", "messages", "system", "image", "images", "video", "videos", "data"}
 
 
 def read_samples(
@@ -55,15 +63,13 @@ def read_samples(
     """
     num_rows = 0
     for path in source.annotation:
-        rows = _json_lines(path) if path.suffix == ".jsonl" else _json_list(path)
-        for where, row in rows:
+        for where, row in json_rows(path):
             num_rows += 1
             try:
                 if isinstance(row, DataError):
                     raise row
                 sample = parse_sample(row, root=source.root, where=where, allow_outside_root=allow_outside_root)
-                if not any(turn.role == "assistant" for turn in sample.turns):
-                    raise DataError(f"{where}: no turn of the assistant (gpt); there is nothing to learn from.")
+                _need_answers(sample)
             except DataError as error:
                 if on_bad_row is None:
                     raise
@@ -71,96 +77,56 @@ def read_samples(
             else:
                 yield sample
     if source.length is not None and num_rows != source.length:
-        names = ", ".join(str(path) for path in source.annotation)
+        names = listed_names([str(path) for path in source.annotation])
         raise DataError(
             f"{names}: {num_rows} rows, but the recipe's length for source {source.name!r} is {source.length}. "
             f"Correct the length or remove it."
         )
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """("file:line", row) of every line that is not blank; a malformed line's row is its DataError."""
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                where = f"{path}:{number}"
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    if text.strip():
-                        yield where, json.loads(text.rstrip("\r\n"))
-                except UnicodeDecodeError as error:
-                    yield where, DataError(f"{where}: not UTF-8: byte {error.start + 1} of the line is wrong.")
-                except json.JSONDecodeError as error:
-                    yield where, DataError(f"{where}: not JSON: {error.msg} at column {error.colno}.")
-                except RecursionError:
-                    yield where, DataError(f"{where}: nested too deep.")
-                except ValueError as error:  # Python reads no integer of more than 4300 digits
-                    yield where, DataError(f"{where}: not JSON that can be read: {error}.")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-
-
-def _json_list(path: Path) -> Iterator[tuple[str, object]]:
-    """("file:line", row) of a JSON list, row by row so that the line of each is known."""
-    text = read_text(path)
-    decoder = json.JSONDecoder()
-    line, counted = 1, 0
-
-    def skip_space(position: int) -> int:
-        while position < len(text) and text[position] in " \t\r\n":
-            position += 1
-        return position
-
-    def wrong(position: int, message: str) -> DataError:
-        error = json.JSONDecodeError(message, text, position)
-        return DataError(f"{path}:{error.lineno}: not JSON: {message} at column {error.colno}.")
-
-    position = skip_space(0)
-    if text[position : position + 1] != "[":
-        raise DataError(f"{path}:1: needs a JSON list of rows, '[{{...}}, ...]'; for one row a line name it .jsonl.")
-    position = skip_space(position + 1)
-    if text[position : position + 1] != "]":
-        while True:
-            line += text.count("\n", counted, position)
-            counted = position
-            try:
-                row, position = decoder.raw_decode(text, position)
-            except json.JSONDecodeError as error:
-                raise wrong(error.pos, error.msg) from error
-            except RecursionError:
-                raise DataError(f"{path}:{line}: nested too deep.") from None
-            except ValueError as error:
-                raise DataError(f"{path}:{line}: not JSON that can be read: {error}.") from error
-            yield f"{path}:{line}", row
-            position = skip_space(position)
-            if text[position : position + 1] == "]":
-                break
-            if text[position : position + 1] != ",":
-                raise wrong(position, "Expecting ',' or ']'")
-            position = skip_space(position + 1)
-    if skip_space(position + 1) != len(text):
-        raise wrong(skip_space(position + 1), "Extra data")
+def _need_answers(sample: Sample) -> None:
+    """Raises DataError where a sample teaches nothing, or an answer that is to be learned is empty."""
+    learned = [turn for turn in sample.turns if turn.role == "assistant" and turn.learned]
+    if not learned:
+        raise DataError(f"{sample.where}: no turn of the assistant (gpt) to learn; there is nothing to learn from.")
+    if not all(any(isinstance(part, str) and part.strip() for part in turn.parts) for turn in learned):
+        raise DataError(
+            f"{sample.where}: a turn of the assistant (gpt) is empty; there is nothing to learn from it. "
+            f"Give it a text, or 'loss': false where it is context alone."
+        )
 
 
 def parse_sample(row: object, *, root: Path, where: str, allow_outside_root: bool = False) -> Sample:
-    """One row -> Sample, paths joined to `root`; no file is opened. `where` starts messages.
+    """One row -> Sample, paths joined to `root`; no file is opened. `where` starts messages."""
+    try:
+        return _parse_row(row, _RowReader(root, where, allow_outside_root))
+    except RecursionError:
+        raise DataError(f"{where}: nested too deep.") from None
+    except MemoryError:
+        raise DataError(f"{where}: there is not enough memory for the row.") from None
 
-    Unknown fields of the row itself are ignored (data sets keep scores and origins there); unknown fields of a media
-    entry are refused, since they would change what is seen.
-    """
+
+def _parse_row(row: object, reader: _RowReader) -> Sample:
+    where = reader.where
     if not isinstance(row, dict):
         raise DataError(f"{where}: the row is {shown(row)}; needs an object.")
+    row = _given(row)
     if ("conversations" in row) == ("messages" in row):
         found = "both" if "messages" in row else "neither"
         raise DataError(f"{where}: the row has {found} of 'conversations' and 'messages'; needs one of them.")
-    turns = _RowReader(root, where, allow_outside_root).turns(row)
+    turns = reader.turns(row)
     for i, turn in enumerate(turns):
         if turn.role == "system" and i > 0:
             raise DataError(f"{where}: turn {i + 1} is a system turn; only the first may be.")
-    name = where if row.get("id") is None else row["id"]
+    name = row.get("id", where)
     if not isinstance(name, (str, int)) or isinstance(name, bool) or name == "":
         raise DataError(f"{where}: id is {shown(name)}; needs a string or an integer.")
-    return Sample(str(name), tuple(turns))
+    return Sample(str(name), tuple(turns), where, reader.unused_fields(row))
+
+
+def _given(entry: dict) -> dict:
+    """Without its null fields: Hugging Face's `datasets` gives every row the fields of all rows."""
+    return {name: value for name, value in entry.items() if value is not None}
 
 
 class _Tag(NamedTuple):
@@ -182,22 +148,48 @@ class _RowReader:
         return DataError(f"{self.where}: {message}")
 
     def turns(self, row: dict) -> list[Turn]:
-        listed = self.listed_media(row)
+        listed = self.clipped(row, self.listed_media(row))
         if "conversations" in row:
             spoken = self.turn_objects(row["conversations"], "from", "value")
-            return self.placed(listed, [(self.role(turn, "from"), self.text(turn["value"])) for turn in spoken])
-        turns = [self.message(message) for message in self.turn_objects(row["messages"], "role", "content")]
-        if not listed:
-            return turns
-        if any(not isinstance(part, str) for turn in turns for part in turn.parts):
-            raise self.fail("media are listed beside the messages and are parts of them too; needs one of both.")
-        return self.placed(listed, [(turn.role, turn.text) for turn in turns])
+            turns = [self.turn(turn, self.role(turn, "from"), [self.text(turn["value"])]) for turn in spoken]
+            turns = self.placed(listed, turns)
+        else:
+            turns = [self.message(message) for message in self.turn_objects(row["messages"], "role", "content")]
+            if listed and any(not isinstance(part, str) for turn in turns for part in turn.parts):
+                raise self.fail("media are listed beside the messages and are parts of them too; needs one of both.")
+            if listed:
+                turns = self.placed(listed, turns)
+        if bounds := [name for name in _VIDEO_BOUNDS if name in row and self.num_media["video"] and not listed]:
+            raise self.fail(f"the row has {bounds[0]!r}, but its videos are parts of messages; write it there.")
+        return [*self.system(row, turns), *turns]
+
+    def system(self, row: dict, turns: list[Turn]) -> list[Turn]:
+        """The turn that a row's `system` says; an empty one says nothing."""
+        text = self.text(row.get("system", ""))
+        if not text.strip():
+            return []
+        if turns[0].role == "system":
+            raise self.fail("the row has 'system' and a system turn too; needs one of them.")
+        return [Turn("system", (text,))]
+
+    def unused_fields(self, row: dict) -> tuple[str, ...]:
+        """The row's fields that nothing reads. Raises where one would change what is seen or learned."""
+        has_video = self.num_media["video"] > 0
+        has_media = has_video or self.num_media["image"] > 0
+        unused = []
+        for name, value in row.items():
+            if name in _ROW_FIELDS or (has_video and name in _VIDEO_BOUNDS):
+                continue
+            if why := refusal(str(name), value, has_media=has_media, has_video=has_video):
+                raise self.fail(f"the row has the field {shown(name)}: {why}. Change it, or take it out.")
+            unused.append(sys.intern(str(name)[:80]))  # once for all rows
+        return tuple(unused)
 
     # -- media
 
     def listed_media(self, row: dict) -> list[Media]:
         """What the row lists beside its turns, in its order."""
-        keys = [key for key in ("image", "images", "video", "videos", "data") if row.get(key) is not None]
+        keys = [key for key in ("image", "images", "video", "videos", "data") if key in row]
         for a, b in (("image", "images"), ("video", "videos")):
             if a in keys and b in keys:
                 raise self.fail(f"the row has both {a!r} and {b!r}; needs one of them.")
@@ -212,12 +204,24 @@ class _RowReader:
                 listed += [self.medium(key.removesuffix("s"), entry) for entry in entries]
         return listed
 
+    def clipped(self, row: dict, listed: list[Media]) -> list[Media]:
+        """With the clip that the row itself gives, of its one video."""
+        videos = [medium for medium in listed if isinstance(medium, VideoRef)]
+        bounds = [name for name in _VIDEO_BOUNDS if name in row]
+        if not videos or not bounds:
+            return listed
+        if len(videos) > 1 or (videos[0].start_seconds, videos[0].end_seconds) != (None, None):
+            raise self.fail(f"the row has {bounds[0]!r}, and {len(videos)} videos or a clip of its own in its video.")
+        start, end = self.clip(row, videos[0].path)
+        return [replace(m, start_seconds=start, end_seconds=end) if isinstance(m, VideoRef) else m for m in listed]
+
     def data_groups(self, groups: object) -> Iterator[Media]:
         if not isinstance(groups, list):
             raise self.fail(
                 f"data is {shown(groups)}; needs a list of {{'type': ..., 'image_list' or 'video_list': [...]}}."
             )
         for group in groups:
+            group = _given(group) if isinstance(group, dict) else group
             kind = group.get("type") if isinstance(group, dict) else None
             if kind not in ("image", "video"):
                 raise self.fail(f"an entry of data is {shown(group)}; needs an object of type 'image' or 'video'.")
@@ -234,24 +238,29 @@ class _RowReader:
             entry = {"path": entry}
         if not isinstance(entry, dict):
             raise self.fail(f"{kind} is {shown(entry)}; needs a path.")
+        entry = _given(entry)
         if "lmdb_file" in entry or "lmdb_key" in entry:
             raise self.fail(f"{kind} is in LMDB, which is not supported yet; write it to a file and give its path.")
         names = [name for name in ("path", kind, "url") if name in entry]
         if len(names) != 1:
             raise self.fail(f"{kind} is {shown(entry)}; needs exactly one of the fields 'path', {kind!r} and 'url'.")
-        times = (*_VIDEO_STARTS, *_VIDEO_ENDS) if kind == "video" else ()
+        times = _VIDEO_BOUNDS if kind == "video" else ()
         self.known_fields(entry, {*names, *times}, f"a {kind}" if kind == "video" else "an image")
         path = self.path(kind, entry[names[0]])
         self.num_media[kind] += 1
         if kind == "image":
             return ImageRef(path, self.num_media[kind])
+        start, end = self.clip(entry, path)
+        return VideoRef(path, start, end, self.num_media[kind])
+
+    def clip(self, entry: dict, path: Path) -> tuple[float | None, float | None]:
         start, end = self.seconds(entry, _VIDEO_STARTS), self.seconds(entry, _VIDEO_ENDS)
         if end is not None and end <= (start or 0.0):
             raise self.fail(f"the clip of {path.name} ends at {end:g} s, not after its start at {start or 0:g} s.")
-        return VideoRef(path, start, end, self.num_media[kind])
+        return start, end
 
     def seconds(self, entry: dict, names: tuple[str, ...]) -> float | None:
-        given = [name for name in names if entry.get(name) is not None]
+        given = [name for name in names if name in entry]
         if len(given) > 1:
             raise self.fail(f"a video has both {given[0]!r} and {given[1]!r}; needs one of them.")
         if not given:
@@ -289,17 +298,33 @@ class _RowReader:
 
     def known_fields(self, entry: dict, known: set[str], what: str) -> None:
         if unknown := sorted(str(field) for field in set(entry) - known):
-            raise self.fail(f"{what} has the unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+            raise self.fail(f"{what} has the unknown field {shown(unknown[0])}; known are {', '.join(sorted(known))}.")
 
     # -- turns
 
     def turn_objects(self, turns: object, *fields: str) -> list[dict]:
         if not isinstance(turns, list) or not turns:
             raise self.fail(f"the conversation is {shown(turns)}; needs a list of at least one turn.")
+        found = []
         for turn in turns:
-            if not isinstance(turn, dict) or any(field not in turn for field in fields):
+            given = _given(turn) if isinstance(turn, dict) else {}
+            self.known_fields({k: v for k, v in given.items() if not says_nothing(v)}, {*fields, *_LEARNED}, "a turn")
+            if any(field not in given for field in fields):
                 raise self.fail(f"a turn is {shown(turn)}; needs an object with {' and '.join(map(repr, fields))}.")
-        return turns
+            found.append(given)
+        return found
+
+    def turn(self, turn: dict, role: str, parts: Sequence[str | Media]) -> Turn:
+        """A turn with its parts, learned unless it says otherwise."""
+        given = [name for name in _LEARNED if name in turn]
+        if len(given) > 1:
+            raise self.fail(f"a turn has both {given[0]!r} and {given[1]!r}; needs one of them.")
+        for name in given:
+            if not isinstance(turn[name], (bool, int, float)) or turn[name] not in (0, 1):
+                raise self.fail(f"{name} of a turn is {shown(turn[name])}; needs true or false, 1 or 0.")
+            if turn[name] and role != "assistant":
+                raise self.fail(f"{name} of a turn of role {role!r} is {turn[name]}; only the assistant's are learned.")
+        return Turn(role, _without_empty(parts), learned=all(turn[name] for name in given))
 
     def role(self, turn: dict, field: str) -> str:
         role = turn[field]
@@ -318,11 +343,12 @@ class _RowReader:
         """A chat message: its content is a text, or parts in their order."""
         role, content = self.role(message, "role"), message["content"]
         if isinstance(content, str):
-            return Turn(role, _without_empty([self.text(content)]))
+            return self.turn(message, role, [self.text(content)])
         if not isinstance(content, list):
             raise self.fail(f"content is {shown(content)}; needs a string or a list of parts.")
         parts: list[str | Media] = []
         for part in content:
+            part = _given(part) if isinstance(part, dict) else part
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "text":
                 self.known_fields(part, {"type", "text"}, "a text part")
@@ -338,33 +364,33 @@ class _RowReader:
                 parts.append(self.medium(kind, {name: value for name, value in part.items() if name != "type"}))
             else:
                 raise self.fail(f"a part is {shown(part)}; needs type text, image, image_url, video or video_url.")
-        return Turn(role, _without_empty(parts))
+        return self.turn(message, role, parts)
 
     # -- tags
 
-    def placed(self, listed: list[Media], spoken: list[tuple[str, str]]) -> list[Turn]:
-        """Turns of (role, text), every medium of the list shown once: where its tag stands, else at the start."""
-        cut = [[text] if role == "assistant" else _split_at_tags(text) for role, text in spoken]
+    def placed(self, listed: list[Media], turns: list[Turn]) -> list[Turn]:
+        """Turns of text alone, every medium of the list shown once: where its tag stands, else at the start."""
+        cut = [[turn.text] if turn.role == "assistant" else _split_at_tags(turn.text) for turn in turns]
         tags = [piece for pieces in cut for piece in pieces if isinstance(piece, _Tag)]
         by_kind: dict[str, list[Media]] = {
             "image": [medium for medium in listed if isinstance(medium, ImageRef)],
             "video": [medium for medium in listed if isinstance(medium, VideoRef)],
         }
         tagged = {kind: self.tagged(kind, [tag for tag in tags if tag.kind == kind], by_kind[kind]) for kind in by_kind}
-        untagged = [medium for medium in listed if medium not in chain(*tagged.values())]
+        shown_there = set(chain(*tagged.values()))
+        untagged = [medium for medium in listed if medium not in shown_there]
         coming = {kind: iter(media) for kind, media in tagged.items()}
-        turns = []
-        for (role, _), pieces in zip(spoken, cut, strict=True):
+        placed = []
+        for turn, pieces in zip(turns, cut, strict=True):
             parts = [next(coming[piece.kind]) if isinstance(piece, _Tag) else piece for piece in pieces]
-            if role == "user" and untagged:
+            if turn.role == "user" and untagged:
                 parts, untagged = [*untagged, *parts], []
-            turns.append(Turn(role, _without_empty(parts)))
+            placed.append(replace(turn, parts=_without_empty(parts)))
         if untagged:
-            names = ", ".join(
-                str(_Tag("image" if isinstance(medium, ImageRef) else "video", medium.number)) for medium in untagged
-            )
-            raise self.fail(f"there is no user (human) turn to show {names} in.")
-        return turns
+            kinds = ["image" if isinstance(medium, ImageRef) else "video" for medium in untagged]
+            names = [str(_Tag(kind, medium.number)) for kind, medium in zip(kinds, untagged, strict=True)]
+            raise self.fail(f"there is no user (human) turn to show {listed_names(names)} in.")
+        return placed
 
     def tagged(self, kind: str, tags: list[_Tag], media: list[Media]) -> list[Media]:
         """What each of the tags of one kind shows."""
@@ -378,28 +404,35 @@ class _RowReader:
             )
         if plain:
             return media
-        for i, tag in enumerate(tags):
+        named: set[_Tag] = set()
+        for tag in tags:
             if not 1 <= (tag.number or 0) <= len(media):
                 raise self.fail(f"the text names {tag} but the row lists {len(media)} {kind}s.")
-            if tag in tags[:i]:
+            if tag in named:
                 raise self.fail(f"the text names {tag} twice; each {kind} is shown once.")
+            named.add(tag)
         return [media[tag.number - 1] for tag in tags if tag.number is not None]
 
 
 def _split_at_tags(text: str) -> list[str | _Tag]:
     """A turn's text, cut where its tags stand; escaped tags are text, without the backslash."""
     pieces: list[str | _Tag] = []
-    before, end = "", 0
+    since_tag: list[str] = []  # texts
+    end = 0
     for match in _TAG.finditer(text):
-        backslashes, kind, number = match.groups()
-        before += text[end : match.start()] + backslashes[: len(backslashes) // 2]
+        start = match.start()
+        while start > end and text[start - 1] == "\\":  # here, as a regular expression would look at each many times
+            start -= 1
+        num_backslashes = match.start() - start
+        since_tag += [text[end:start], "\\" * (num_backslashes // 2)]
         end = match.end()
-        if len(backslashes) % 2:
-            before += match[0][len(backslashes) :]
+        kind, number = match.groups()
+        if num_backslashes % 2:
+            since_tag.append(match[0])
         else:
-            pieces += [before, _Tag(kind, None if number is None else int(number))]
-            before = ""
-    return [*pieces, before + text[end:]]
+            pieces += ["".join(since_tag), _Tag(kind, None if number is None else int(number))]
+            since_tag = []
+    return [*pieces, "".join([*since_tag, text[end:]])]
 
 
 def _without_empty(parts: Sequence[str | Media]) -> tuple[str | Media, ...]:

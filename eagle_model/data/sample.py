@@ -9,6 +9,7 @@ other. `rows.parse_sample` makes samples of a data set's rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Turn:
 
     role: str  # one of ROLES
     parts: tuple[str | Media, ...]
+    learned: bool = True  # of an assistant's turn: whether its text is supervised, or context alone
 
     @property
     def text(self) -> str:
@@ -55,6 +57,8 @@ class Turn:
 class Sample:
     id: str  # the row's own `id`, else "file:line"
     turns: tuple[Turn, ...]
+    where: str = field(default="", compare=False)  # "file:line", since several rows may have one id
+    unused_fields: tuple[str, ...] = field(default=(), compare=False)  # of the row: what it holds and nothing reads
 
     media: tuple[Media, ...] = field(init=False)  # images and videos in the order shown: the order of tiles, everywhere
 
@@ -81,5 +85,13 @@ class Sample:
 
 def shown(value: object) -> str:
     """A value as error messages show it: its repr, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value[:80] if isinstance(value, str) else value)
+    except (RecursionError, MemoryError, ValueError):  # nested deeper than repr goes; an integer of 4300 digits
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """Names as a sentence lists them: at most 20, then how many more."""
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -43,8 +43,9 @@ class SamplingConfig:
     frames_per_second: float = 2.0  # no video is sampled faster than this
     min_frames: int = 8  # a video
     max_frames: int = 512  # a video
-    # keyframe: take key frames alone, cheap to decode, unevenly spread; tolerance: near the even times, cheap ones
-    seek: Literal["exact", "keyframe", "tolerance"] = "exact"
+    seek: Literal["exact", "keyframe", "tolerance"] = (
+        "exact"  # keyframe: these alone, cheap; tolerance: cheap ones near
+    )
     tolerance: float = 0.25  # of the mean distance of a video's frames, 0 to 0.5: how far one may be off its even time
 
     def __post_init__(self) -> None:

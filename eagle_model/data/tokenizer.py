@@ -10,9 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from eagle_model.data.chat import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START
+from eagle_model.files import read_json
+
+TOKENIZER_FILE = "tokenizer.json"
+OLD_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")  # what a folder without tokenizer.json has
+QWEN_WORDS = (  # how Qwen2.5 splits text into words, before it makes tokens of them
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 _TEXT_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)  # what every Qwen2.5 tokenizer has, in its order
 
@@ -25,6 +33,42 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{path} is no tokenizer.json: {error}.") from None
+
+
+def read_released_tokenizer(folder: Path) -> Tokenizer:
+    """From a released model's folder: its tokenizer.json, or else the files that Qwen2.5's first tokenizer had.
+
+    Raises ValueError that names what is missing, or is no tokenizer.
+    """
+    if (folder / TOKENIZER_FILE).is_file() or not all((folder / name).is_file() for name in OLD_FILES):
+        return read_tokenizer(folder / TOKENIZER_FILE)
+    vocab, merges, about = (folder / name for name in OLD_FILES)
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{vocab} and {merges.name} are no tokenizer: {error}.") from None
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    try:
+        added = {int(token_id): token for token_id, token in read_json(about)["added_tokens_decoder"].items()}
+        for _, token in sorted(added.items()):
+            tokenizer.add_tokens([AddedToken(token["content"], special=token["special"], normalized=False)])
+        wrong = [
+            token["content"] for token_id, token in added.items() if tokenizer.token_to_id(token["content"]) != token_id
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{about} has no added_tokens_decoder that can be read ({error!r}).") from None
+    if wrong:
+        raise ValueError(
+            f"{about} gives {wrong[0]!r} an id that does not follow {vocab.name}'s; they do not belong together."
+        )
+    return tokenizer
 
 
 def add_special_tokens(tokenizer: Tokenizer) -> int:
@@ -70,11 +114,7 @@ def counting_tokenizer() -> Tokenizer:
     Exact for frame labels (their words are single tokens there, their digits one token each), a lower bound for rare
     words. All pieces have one id, so its ids say nothing.
     """
-    words = Regex(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
     tokenizer = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(words, "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
     add_special_tokens(tokenizer)
     return tokenizer

@@ -13,13 +13,15 @@ Dims     T tokens of this call, H query heads, K key/value heads, W head width, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor
 
-from eagle_kernels.attention import Backend, varlen_attention
+from eagle_kernels.attention import Backend, varlen_attention, varlen_attention_ref
 from eagle_kernels.attention_plan import AttentionPlan
-from eagle_kernels.decode_attention import decode_attention
+from eagle_kernels.decode_attention import decode_attention, decode_attention_ref
+
+KERNEL_HEAD_WIDTHS = range(16, 257, 8)  # what attention's kernels take; on a CPU the references take any
 
 
 class Attend(Protocol):
@@ -36,7 +38,7 @@ class Packed:
     backend: Backend = "eagle"
 
     def __call__(self, layer: int, q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor) -> Tensor:
-        return varlen_attention(q_THW, k_TKW, v_TKW, self.plan, causal=self.causal, backend=self.backend)
+        return _attention(q_THW, k_TKW, v_TKW, self.plan, causal=self.causal, backend=self.backend)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,7 @@ class Prefill:
 
     def __call__(self, layer: int, q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor) -> Tensor:
         keys_LKW, values_LKW = self.cache.write(layer, self.rows_T, k_TKW, v_TKW)
-        return varlen_attention(q_THW, keys_LKW, values_LKW, self.plan, causal=True)
+        return _attention(q_THW, keys_LKW, values_LKW, self.plan, causal=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,4 +87,19 @@ class Decode:
 
     def __call__(self, layer: int, q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor) -> Tensor:
         keys_LKW, values_LKW = self.cache.write(layer, self.rows_S, k_TKW, v_TKW)
+        if _needs_reference(q_THW):
+            return decode_attention_ref(q_THW, keys_LKW, values_LKW, self.start_S, self.length_S)[0]
         return decode_attention(q_THW, keys_LKW, values_LKW, self.start_S, self.length_S, max_k_len=self.longest)
+
+
+def _needs_reference(q_THW: Tensor) -> bool:
+    """The ops refuse other widths everywhere; small models on a CPU may have any (a GPU: `eagle.check_device`)."""
+    return not q_THW.is_cuda and q_THW.shape[2] not in KERNEL_HEAD_WIDTHS
+
+
+def _attention(
+    q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor, plan: AttentionPlan, *, causal: bool, backend: Backend = "eagle"
+) -> Tensor:
+    if _needs_reference(q_THW):
+        return cast(Tensor, varlen_attention_ref(q_THW, k_TKW, v_TKW, plan, causal=causal))  # no lse is asked for
+    return varlen_attention(q_THW, k_TKW, v_TKW, plan, causal=causal, backend=backend)

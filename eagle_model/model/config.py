@@ -7,20 +7,26 @@ Source  nvidia/Eagle2.5-8B's config.json (class Eagle2_5_VLConfig of NVlabs/Eagl
         Qwen2Config. Fields keep the names they have there, except pixels, which carry their unit.
 
 Reading: `text_config` or its old name `llm_config`; `rope_theta` or transformers 5's `rope_parameters`;
-`max_dynamic_tiles` or vLLM's `max_dynamic_patch`. An absent field has the default of transformers' class, because
+`max_dynamic_tiles` or vLLM's `max_dynamic_patch`. An absent field has the default of its released class, because
 transformers leaves defaults out when it writes. A field that asks for another computation than this model's is an
-error. Fields that the model does not need are kept in `other` and written back, so that a round trip loses nothing.
+error, and so is a value of a wrong type; both are named with their path. Fields that the model does not need are kept
+in `other` and written back, so that a round trip loses nothing.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from eagle_kernels.attention import BACKENDS, Backend
+from eagle_model.checkpoints import verify_listed
+from eagle_model.fields import shown
+from eagle_model.files import read_json
+
+_OUR_NAMES = {"image_token_index": "image_token_id"}
 
 # What the model computes, and nothing else: key -> the one value allowed. Written on save.
 _ONLY_VISION = {
@@ -45,7 +51,11 @@ _ONLY_EAGLE = {
     "mlp_connector_layers": 2,
 }
 
-# What transformers' classes assume of absent fields.
+# Not written, but where a file has them they must say what the model computes.
+_ONLY_TEXT_IF_GIVEN = {"attention_bias": True, "mlp_bias": False, "partial_rotary_factor": 1.0}
+_ONLY_EAGLE_IF_GIVEN = {"quantization_config": None}
+
+# What the released classes assume of absent fields (transformers' two and Eagle2_5_VLConfig), each of its field's type.
 _DEFAULT_VISION = {
     "image_size": 224,
     "patch_size": 16,
@@ -67,12 +77,29 @@ _DEFAULT_TEXT = {
     "rope_theta": 10_000.0,
     "tie_word_embeddings": False,
 }
-# Fields of the released configuration that other programs read and the model does not.
+_DEFAULT_EAGLE = {
+    "image_token_index": 151667,
+    "select_layer": -4,
+    "min_dynamic_tiles": 1,
+    "max_dynamic_tiles": 6,
+    "initializer_range": 0.02,
+}
 _DEFAULT_EAGLE_OTHER = {
-    "template": "qwen2-chat",
-    "dynamic_image_size": True,
-    "use_thumbnail": True,
+    "template": None,
+    "dynamic_image_size": False,
+    "use_thumbnail": False,
     "pad2square": False,
+    "loss_version": "v1",
+    "mlp_checkpoint": False,
+    "use_backbone_lora": 0,
+    "use_llm_lora": 0,
+}
+# How images are prepared here, in the words of other programs: whole, resized to a grid of tiles, a thumbnail last.
+_OUR_IMAGES = {"dynamic_image_size": True, "use_thumbnail": True, "pad2square": False}
+# Fields of the released configuration that other programs read and the model does not; a model of our own has these.
+_OUR_EAGLE_OTHER = {
+    "template": "qwen2-chat",
+    **_OUR_IMAGES,
     "loss_version": "efficient_v2_cp_head",
     "mlp_checkpoint": False,
     "use_backbone_lora": 0,
@@ -94,7 +121,7 @@ class VisionConfig:
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
-        _need_positive(self, "tile_px", "patch_px", "hidden_size", "intermediate_size", "num_hidden_layers")
+        _need_numbers(self, {"tile_px": 1, "patch_px": 1, **_without(_DEFAULT_VISION, "image_size", "patch_size")})
         _need_heads(self)
         if self.tile_px % (2 * self.patch_px):
             raise ValueError(
@@ -121,8 +148,14 @@ class VisionConfig:
         """From the `vision_config` part of config.json. Raises ValueError as the file's docstring says."""
         other = _without_fixed("vision_config", fields, _ONLY_VISION)
         other.pop("vision_use_head", None)  # the pooling head is never part of this model
-        known = {key: other.pop(key, default) for key, default in _DEFAULT_VISION.items()}
+        known = _known("vision_config", other, _DEFAULT_VISION)
         return cls(tile_px=known.pop("image_size"), patch_px=known.pop("patch_size"), **known, other=other)
+
+    @property
+    def num_parameters(self) -> int:
+        C, F = self.hidden_size, self.intermediate_size
+        layer = 4 * (C * C + C) + 2 * C * F + F + C + 4 * C
+        return self.num_patch_values * C + C + self.num_patches * C + self.num_hidden_layers * layer + 2 * C
 
     def to_dict(self) -> dict[str, Any]:
         known = {key: getattr(self, key) for key in _DEFAULT_VISION if key not in ("image_size", "patch_size")}
@@ -143,45 +176,55 @@ class TextConfig:
     max_position_embeddings: int = 32768
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
+    head_dim: int = field(init=False)
     tie_word_embeddings: bool = False
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
-        _need_positive(
-            self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads"
-        )
+        _need_numbers(self, _DEFAULT_TEXT)
         _need_heads(self)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"TextConfig: num_key_value_heads is {self.num_key_value_heads}; needs a divisor of "
                 f"num_attention_heads, {self.num_attention_heads}."
             )
+        object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
             raise ValueError(f"TextConfig: the head width is {self.head_dim}; rotary positions need an even one.")
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TextConfig:
         """From the `text_config` part of config.json. Raises ValueError as the file's docstring says."""
         other = _without_fixed("text_config", fields, _ONLY_TEXT)
+        _without_fixed("text_config", other, _ONLY_TEXT_IF_GIVEN)
         rope = _without_fixed("text_config.rope_parameters", other.pop("rope_parameters", None) or {}, {})
         if rope.get("rope_type", "default") != "default":
-            raise ValueError(f"config.json: text_config.rope_parameters is {rope}; needs rope_type 'default'.")
+            raise ValueError(f"config.json: text_config.rope_parameters is {shown(rope)}; needs rope_type 'default'.")
+        _without_fixed("text_config.rope_parameters", rope, {"partial_rotary_factor": 1.0})
+        kinds = other.get("layer_types") or []
+        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+            raise ValueError(
+                f"config.json: text_config.layer_types is {shown(kinds)}; this model computes 'full_attention' only."
+            )
         if "rope_theta" in rope:
             other["rope_theta"] = rope["rope_theta"]
-        known = {key: other.pop(key, default) for key, default in _DEFAULT_TEXT.items()}
-        if known["num_key_value_heads"] is None:  # transformers' way to say: as many as query heads
-            known["num_key_value_heads"] = known["num_attention_heads"]
-        config = cls(**known, other=other)
+        if other.get("num_key_value_heads", 1) is None:  # transformers' way to say: as many as query heads
+            other["num_key_value_heads"] = other.get("num_attention_heads", _DEFAULT_TEXT["num_attention_heads"])
+        config = cls(**_known("text_config", other, _DEFAULT_TEXT), other=other)
         if other.get("head_dim", config.head_dim) not in (None, config.head_dim):
             raise ValueError(
-                f"config.json: text_config.head_dim is {other['head_dim']}; needs hidden_size / num_attention_heads "
-                f"= {config.head_dim}."
+                f"config.json: text_config.head_dim is {shown(other['head_dim'])}; needs hidden_size / "
+                f"num_attention_heads = {config.head_dim}."
             )
         return config
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the decoder and its output head."""
+        D, F, kv_width = self.hidden_size, self.intermediate_size, self.num_key_value_heads * self.head_dim
+        layer = 2 * D * D + D + 2 * (D + 1) * kv_width + 3 * D * F + 2 * D
+        tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * D
+        return tables + self.num_hidden_layers * layer + D
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.other, **_ONLY_TEXT, **{key: getattr(self, key) for key in _DEFAULT_TEXT}}
@@ -212,7 +255,15 @@ class EagleConfig:
     def __post_init__(self) -> None:
         if self.attention_backend not in BACKENDS:
             raise ValueError(
-                f"EagleConfig: attention_backend is {self.attention_backend!r}; needs one of {', '.join(BACKENDS)}."
+                f"EagleConfig: attention_backend is {shown(self.attention_backend)}; needs one of "
+                f"{', '.join(BACKENDS)}."
+            )
+        values = {name: getattr(self, _OUR_NAMES.get(name, name)) for name in _DEFAULT_EAGLE}
+        _check_types("EagleConfig: ", values, _DEFAULT_EAGLE)
+        if not self.min_dynamic_tiles <= self.max_dynamic_tiles:
+            raise ValueError(
+                f"EagleConfig: min_dynamic_tiles is {self.min_dynamic_tiles}, max_dynamic_tiles "
+                f"{self.max_dynamic_tiles}; needs the first no greater than the second."
             )
         layers = self.vision.num_hidden_layers
         if not -(layers + 1) <= self.select_layer <= layers:
@@ -230,43 +281,58 @@ class EagleConfig:
     def tokens_per_tile(self) -> int:
         return self.vision.num_patches // 4
 
+    @property
+    def num_parameters(self) -> int:
+        E, D = 4 * self.vision.hidden_size, self.text.hidden_size
+        connector = 2 * E + E * D + D + D * D + D
+        return self.vision.num_parameters + connector + self.text.num_parameters
+
+    def trained_on_tiles(self, max_tiles: int) -> EagleConfig:
+        """The config that tells other programs how this library prepared a model's images: up to `max_tiles` tiles and
+        a thumbnail."""
+        other = {**self.other, **_OUR_IMAGES}
+        return replace(self, min_dynamic_tiles=1, max_dynamic_tiles=max_tiles, other=other)
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EagleConfig:
         """From the content of config.json. Raises ValueError as the file's docstring says."""
         other = _without_fixed("", fields, _ONLY_EAGLE)
+        _without_fixed("", other, _ONLY_EAGLE_IF_GIVEN)
         if "vision_config" not in other:
             raise ValueError("config.json has no vision_config; needs one of model_type siglip_vision_model.")
         vision = VisionConfig.from_dict(other.pop("vision_config"))
         if "text_config" not in other and "llm_config" not in other:
             raise ValueError("config.json has neither text_config nor llm_config; needs one of model_type qwen2.")
         llm_config = other.pop("llm_config", None)
-        text = TextConfig.from_dict(other.pop("text_config", llm_config))
+        text_config = other.pop("text_config", llm_config)
+        if llm_config not in (None, text_config):
+            raise ValueError(
+                "config.json has both text_config and its old name llm_config, and they differ; needs one."
+            )
+        text = TextConfig.from_dict(text_config)
         tile_px = other.pop("force_image_size", None)
         if tile_px not in (None, vision.tile_px):
             raise ValueError(
-                f"config.json: force_image_size is {tile_px}; needs vision_config.image_size, {vision.tile_px}: the "
-                f"position table has one row a patch."
+                f"config.json: force_image_size is {shown(tile_px)}; needs vision_config.image_size, {vision.tile_px}: "
+                f"the position table has one row a patch."
             )
-        if "image_token_index" not in other:
-            raise ValueError("config.json has no image_token_index, the id of the token <IMG_CONTEXT>.")
         other.pop("tie_word_embeddings", None)  # transformers copies it from text_config
+        for name in ("min_dynamic_tiles", "max_dynamic_tiles"):
+            _join_alias(other, name, name.replace("tiles", "patch"))
+        known = _known("", other, _DEFAULT_EAGLE)
         return cls(
             vision=vision,
             text=text,
-            image_token_id=other.pop("image_token_index"),
-            select_layer=other.pop("select_layer", -1),
-            min_dynamic_tiles=_pop_either(other, "min_dynamic_tiles", "min_dynamic_patch", 1),
-            max_dynamic_tiles=_pop_either(other, "max_dynamic_tiles", "max_dynamic_patch", 12),
-            initializer_range=other.pop("initializer_range", 0.02),
             attention_backend=other.pop("attention_backend", "eagle"),
-            other=other,
+            other={**_DEFAULT_EAGLE_OTHER, **other},
+            **{_OUR_NAMES.get(name, name): value for name, value in known.items()},
         )
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds. vLLM reads min/max_dynamic_patch, others min/max_dynamic_tiles: both are there."""
         backend = {} if self.attention_backend == "eagle" else {"attention_backend": self.attention_backend}
         return {
-            **_DEFAULT_EAGLE_OTHER,
+            **_OUR_EAGLE_OTHER,
             **self.other,
             **_ONLY_EAGLE,
             **backend,
@@ -285,14 +351,14 @@ class EagleConfig:
 
     @classmethod
     def read(cls, path: Path | str) -> EagleConfig:
-        """From a config.json. Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
+        """From a config.json, which is checked first where a checkpoint's manifest stands beside it.
+
+        Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.")
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}.") from error
+        verify_listed(path.parent, [path.name])
+        fields = read_json(path)
         if not isinstance(fields, dict):
             raise ValueError(f"{path} holds a {type(fields).__name__}; needs a JSON object.")
         try:
@@ -352,30 +418,57 @@ def eagle2_5_8b() -> EagleConfig:
 def _without_fixed(section: str, fields: Mapping[str, Any], only: Mapping[str, Any]) -> dict[str, Any]:
     """`fields` less the keys of `only`, whose values must be those of `only` where present."""
     if not isinstance(fields, Mapping):
-        raise ValueError(f"config.json: {section} is {fields!r}; needs an object.")
+        raise ValueError(f"config.json: {section} is {shown(fields)}; needs an object.")
     for key, value in only.items():
         if key in fields and fields[key] != value:
             name = f"{section}.{key}" if section else key
-            raise ValueError(f"config.json: {name} is {fields[key]!r}; this model computes {value!r} only.")
+            raise ValueError(f"config.json: {name} is {shown(fields[key])}; this model computes {value!r} only.")
     return {key: value for key, value in fields.items() if key not in only}
 
 
-def _pop_either(fields: dict[str, Any], name: str, alias: str, default: int) -> int:
+def _join_alias(fields: dict[str, Any], name: str, alias: str) -> None:
+    """Puts the value of two names for one field under the first, in place."""
     first, second = fields.pop(name, None), fields.pop(alias, None)
     if first is not None and second is not None and first != second:
-        raise ValueError(f"config.json: {name} is {first} but {alias} is {second}; they mean the same and must agree.")
-    return first if first is not None else second if second is not None else default
+        raise ValueError(
+            f"config.json: {name} is {shown(first)} but {alias} is {shown(second)}; they mean the same and must agree."
+        )
+    if first is not None or second is not None:
+        fields[name] = second if first is None else first
 
 
-def _need_positive(config: VisionConfig | TextConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{type(config).__name__}: {name} is {value!r}; needs a whole number of at least 1.")
+def _known(section: str, fields: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes the fields that have defaults out of `fields`; each is there afterwards, and of its default's type."""
+    known = {name: fields.pop(name, default) for name, default in defaults.items()}
+    _check_types(f"config.json: {section}." if section else "config.json: ", known, defaults)
+    return known
+
+
+def _check_types(where: str, values: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        kind = type(like[name])
+        if kind is bool:
+            ok, need = type(value) is bool, "true or false"
+        elif kind is float:
+            ok = type(value) in (int, float) and 0 < value < math.inf
+            need = "a number above 0"
+        else:
+            least = {"image_token_index": 0, "select_layer": -math.inf}.get(name, 1)
+            ok = type(value) is int and value >= least
+            need = "a whole number" if least < 0 else f"a whole number of at least {least}"
+        if not ok:
+            raise ValueError(f"{where}{name} is {shown(value)}; needs {need}.")
+
+
+def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def _need_numbers(config: VisionConfig | TextConfig, like: Mapping[str, Any]) -> None:
+    _check_types(f"{type(config).__name__}: ", {name: getattr(config, name) for name in like}, like)
 
 
 def _need_heads(config: VisionConfig | TextConfig) -> None:
-    _need_positive(config, "num_attention_heads")
     heads = config.num_attention_heads
     if config.hidden_size % heads:
         raise ValueError(

@@ -4,7 +4,7 @@
     loss = model(batch, mass)                                        # training; mass: see loss.py
     new_ids = model.generate(batch, max_new_tokens=64)               # or what follows each document
 
-    model = build(EagleConfig.read("Eagle2.5-8B/config.json"))       # the same model in steps: names and shapes,
+    model = build(read_model_config("Eagle2.5-8B"))                        # the same model in steps: names and shapes,
     load(model, "Eagle2.5-8B", dtype=torch.bfloat16, device="cuda")  # then weights; between them, its place is chosen
 
 Dims     T tokens, D LLM width, I tiles, P patches a tile, K numbers a patch, C vision width, Q = P / 4 tokens a tile,
@@ -16,7 +16,7 @@ Source   Chen et al. 2025, arXiv:2504.15271.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -25,16 +25,19 @@ from torch import Tensor, nn
 from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_model.batch import PackedBatch
+from eagle_model.checkpoints import read_newest
 from eagle_model.files import write_json
 from eagle_model.model import weights
-from eagle_model.model.attend import Packed
+from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Packed
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
-from eagle_model.model.generate import greedy
-from eagle_model.model.linear import Linear, LinearSkipBiasAdd
+from eagle_model.model.generate import greedy, tokens
+from eagle_model.model.linear import Linear
 from eagle_model.model.llm import Decoder
 from eagle_model.model.loss import LMHead, token_weights
-from eagle_model.model.vision import VisionEncoder
+from eagle_model.model.vision import GeluBias, VisionEncoder
+
+MAX_TIMES_STORED = 2  # parameters of a config to numbers in its files: beyond, they are of different models
 
 
 class Eagle(nn.Module):
@@ -59,7 +62,7 @@ class Eagle(nn.Module):
     def _draw(self) -> None:
         """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
         for module in self.modules():
-            if isinstance(module, Linear | LinearSkipBiasAdd):
+            if isinstance(module, Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -80,8 +83,9 @@ class Eagle(nn.Module):
 
         Raises ValueError, before anything is computed, unless there is one row for each visual token.
 
-        A batch without tiles still runs the vision tower, on one zero tile of which no token is taken. So every
-        parameter has a gradient (exactly zero) on every rank, which collective operations on gradients rely on.
+        Where several processes train, a batch without tiles still runs the vision tower, on one zero tile of which no
+        token is taken. So every parameter has a gradient (exactly zero) on every rank, which collective operations on
+        gradients rely on.
         """
         num_tiles, num_rows = batch.patches_IPK.shape[0], batch.visual_rows_N.numel()
         num_visual = num_tiles * self.tokens_per_tile
@@ -94,6 +98,8 @@ class Eagle(nn.Module):
         embeddings_TD = self.llm.embed_tokens(batch.token_ids_T)
         patches_IPK = batch.patches_IPK
         if num_tiles == 0:
+            if not (torch.is_grad_enabled() and _num_processes() > 1):
+                return embeddings_TD
             patches_IPK = embeddings_TD.new_zeros(1, self.vision.num_patches, self.vision.num_patch_values)
         visual_ND = self.encode_tiles(patches_IPK, checkpoint_activations=checkpoint_activations)[:num_visual]
         return scatter_visual(embeddings_TD, visual_ND, batch.visual_rows_N)
@@ -121,8 +127,16 @@ class Eagle(nn.Module):
     def generate(
         self, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int] = ()
     ) -> list[list[int]]:
-        """The likeliest continuation of each document, token by token: `generate.greedy`."""
+        """The likeliest continuation of each document: `generate.greedy`."""
         return greedy(
+            self.embed, self.llm, self.lm_head, batch, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids
+        )
+
+    def stream(
+        self, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int] = ()
+    ) -> Iterator[list[tuple[int, int]]]:
+        """The same, token by token as they come: `generate.tokens`."""
+        return tokens(
             self.embed, self.llm, self.lm_head, batch, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids
         )
 
@@ -130,13 +144,19 @@ class Eagle(nn.Module):
     def from_pretrained(
         cls, folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> Eagle:
-        """From a folder with config.json and safetensors under the released names; dtype None keeps the files' own.
+        """From a folder with config.json and safetensors under the released names, or from a run's folder, whose newest
+        checkpoint is taken. dtype None keeps the files' own.
 
-        Raises FileNotFoundError or ValueError where `EagleConfig.read` and `weights.read` do.
+        Files that a checkpoint's manifest lists are checked against it. Raises FileNotFoundError or ValueError where
+        `read_model_config`, `load` and `checkpoints.read_newest` do.
         """
-        model = build(EagleConfig.read(Path(folder) / "config.json"))
-        load(model, folder, dtype=dtype, device=device)
-        return model
+
+        def read(checkpoint: Path) -> Eagle:
+            model = build(read_model_config(checkpoint))
+            load(model, checkpoint, dtype=dtype, device=device)
+            return model
+
+        return read_newest(Path(folder), read)
 
     def save_pretrained(self, folder: Path | str, *, max_shard_bytes: int = weights.MAX_SHARD_BYTES) -> None:
         """Writes safetensors and then config.json, each file whole or not at all. Creates `folder`.
@@ -146,13 +166,52 @@ class Eagle(nn.Module):
         folder = Path(folder)
         weights.save(folder, dict(self.named_parameters()), weights.EAGLE, max_shard_bytes=max_shard_bytes)
         dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
-        write_json(folder / "config.json", {**self.cfg.to_dict(), "torch_dtype": dtype})
+        fields = {**self.cfg.to_dict(), "dtype": dtype, "torch_dtype": dtype}  # transformers' name, and its old one
+        for part in (fields["vision_config"], fields["text_config"]):
+            part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
+        write_json(folder / "config.json", fields)
+
+
+def _num_processes() -> int:
+    dist = torch.distributed
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def read_model_config(folder: Path | str) -> EagleConfig:
+    """The config of a model's folder, which has its weights too.
+
+    Raises FileNotFoundError and ValueError where `EagleConfig.read` does, and where it describes a model far larger
+    than the files hold: that is known from their headers, before a layer is built.
+    """
+    cfg, held = EagleConfig.read(Path(folder) / "config.json"), weights.num_stored(Path(folder))
+    if cfg.num_parameters > MAX_TIMES_STORED * held:
+        raise ValueError(
+            f"{folder}: config.json describes a model of {cfg.num_parameters} parameters, but the safetensors files "
+            f"hold {held} numbers. They do not belong together."
+        )
+    return cfg
 
 
 def build(cfg: EagleConfig, device: torch.device | str = "meta") -> Eagle:
-    """The model of a config: on "meta" its names and shapes alone, for `load`; elsewhere with new weights."""
+    """The model of a config: on "meta" its names and shapes alone, for `load`; elsewhere with new weights.
+
+    Raises ValueError where `check_device` does.
+    """
+    check_device(cfg, device)
     with torch.device(device):
         return Eagle(cfg)
+
+
+def check_device(cfg: EagleConfig, device: torch.device | str) -> None:
+    """Raises ValueError for a GPU where attention has no kernel for the heads of a config; a CPU takes any width."""
+    if torch.device(device).type != "cuda":
+        return
+    for name, width in (("vision", cfg.vision.head_dim), ("text", cfg.text.head_dim)):
+        if width not in KERNEL_HEAD_WIDTHS:
+            raise ValueError(
+                f"Eagle: the {name} heads are {width} wide (hidden_size / num_attention_heads); on a GPU attention "
+                f"needs a multiple of 8 from 16 to 256. Use the CPU, or another number of heads."
+            )
 
 
 def load(
@@ -161,6 +220,7 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    is_verified: bool = False,
 ) -> None:
     """Gives a model that was built on "meta" its weights, on `device` and in `dtype`; None keeps the source's own.
 
@@ -168,20 +228,27 @@ def load(
     shard by shard: the memory is the weights' and one shard's. None: new weights, drawn on the CPU from torch's global
     generator, so that a seed means the same on every device, and the same as a model that was built on the CPU.
 
-    Raises ValueError when the model has weights already, FileNotFoundError or ValueError where `weights.read` does.
+    is_verified: a checkpoint's files were checked against its manifest just now; else those that are read are.
+
+    Raises ValueError when the model has weights already and where `check_device` does, FileNotFoundError or ValueError
+    where `weights.read` does.
     """
+    check_device(model.cfg, device)
     parameters = dict(model.named_parameters())
     if held := [name for name, parameter in parameters.items() if not parameter.is_meta]:
         raise ValueError(f'load: {held[0]} holds numbers already; needs a model from build(cfg, "meta").')
     if source is None:
         model.to_empty(device="cpu")
         for module in model.modules():  # as their constructors do off "meta"
-            if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm):
+            if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm | GeluBias):
                 module.reset_parameters()
         model._draw()
         model.to(device=device, dtype=dtype)
     else:
-        for name, tensor in weights.read(Path(source), parameters, weights.EAGLE, dtype=dtype, device=device):
+        tensors = weights.read(
+            Path(source), parameters, weights.EAGLE, dtype=dtype, device=device, is_verified=is_verified
+        )
+        for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, parameters[name].requires_grad))
     model._tie()

@@ -2,6 +2,7 @@
 
     new_ids = greedy(eagle.embed, eagle.llm, eagle.lm_head, batch, max_new_tokens=64, stop_token_ids={eos})
     # one list of token ids a document; `Eagle.generate` does the same
+    for step in tokens(...the same...):              # token by token: [(document, token id), ...] of each step
 
 Dims     T tokens of this step, S documents, D width.
 Cache    Each document owns a run of rows as long as its prompt plus all that it may generate, so that a step writes one
@@ -10,7 +11,7 @@ Cache    Each document owns a run of rows as long as its prompt plus all that it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ from eagle_model.model.llm import Decoder
 from eagle_model.model.loss import LMHead
 
 
-@torch.no_grad()
 def greedy(
     embed: Callable[[PackedBatch], Tensor],
     llm: Decoder,
@@ -32,8 +32,27 @@ def greedy(
     max_new_tokens: int,
     stop_token_ids: Collection[int],
 ) -> list[list[int]]:
-    """The new token ids of each document of `batch`, at most `max_new_tokens`. A document ends with the first token of
-    `stop_token_ids`, which is the last of its list.
+    """The new token ids of each document of `batch`, as `tokens` yields them."""
+    new_ids: list[list[int]] = [[] for _ in range(batch.cu_seqlens.numel() - 1)]
+    for step in tokens(embed, llm, lm_head, batch, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids):
+        for document, token_id in step:
+            new_ids[document].append(token_id)
+    return new_ids
+
+
+@torch.no_grad()
+def tokens(
+    embed: Callable[[PackedBatch], Tensor],
+    llm: Decoder,
+    lm_head: LMHead,
+    batch: PackedBatch,
+    *,
+    max_new_tokens: int,
+    stop_token_ids: Collection[int],
+) -> Iterator[list[tuple[int, int]]]:
+    """The likeliest next token of each document of `batch` that goes on, step by step: (document, token id) of each.
+
+    A document has at most `max_new_tokens`, and ends with its first token of `stop_token_ids`, which is yielded too.
 
     embed: the prompts' embeddings, (T, D).
     Raises ValueError for max_new_tokens < 1, for a document without tokens, and where `embed` does.
@@ -65,17 +84,16 @@ def greedy(
     hidden_TD = llm(embeddings_TD, batch.positions_T, Prefill(cache=cache, rows_T=rows_T.long(), plan=plan))
     last_SD = hidden_TD[batch.cu_seqlens[1:].long() - 1]
 
-    new_ids: list[list[int]] = [[] for _ in lengths]
     active = list(range(len(lengths)))  # documents still going on, in the order of last_SD's rows
-    while True:
+    for num_new in range(1, max_new_tokens + 1):
         next_ids = lm_head(last_SD).argmax(dim=1).tolist()
-        for i, token_id in zip(active, next_ids, strict=True):
-            new_ids[i].append(token_id)
-        active = [i for i in active if new_ids[i][-1] not in stop_token_ids and len(new_ids[i]) < max_new_tokens]
-        if not active:
-            return new_ids
+        yield list(zip(active, next_ids, strict=True))
+        goes_on = [token_id not in stop_token_ids for token_id in next_ids]
+        active = [i for i, on in zip(active, goes_on, strict=True) if on]
+        if not active or num_new == max_new_tokens:
+            return
         # One token a document goes on: its position is the number of tokens before it.
-        positions = [lengths[i] + len(new_ids[i]) - 1 for i in active]
+        positions = [lengths[i] + num_new - 1 for i in active]
         attend = Decode(
             cache=cache,
             rows_S=ints([run_starts[i] + position for i, position in zip(active, positions, strict=True)]).long(),
@@ -83,5 +101,5 @@ def greedy(
             length_S=ints(positions) + 1,
             longest=max(positions) + 1,
         )
-        embeddings_SD = llm.embed_tokens(ints([new_ids[i][-1] for i in active]).long())
-        last_SD = llm(embeddings_SD, ints(positions), attend)
+        ids = [token_id for token_id, on in zip(next_ids, goes_on, strict=True) if on]
+        last_SD = llm(llm.embed_tokens(ints(ids).long()), ints(positions), attend)

@@ -20,7 +20,7 @@ from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
 from eagle_model.model.attend import Attend, Packed
 from eagle_model.model.config import EagleConfig, VisionConfig
-from eagle_model.model.linear import Linear, LinearSkipBiasAdd
+from eagle_model.model.linear import Linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -45,14 +45,30 @@ class VisionAttention(nn.Module):
         return self.out_proj(attend(self.layer, q_RHD, k_RHD, v_RHD).flatten(1))
 
 
+class GeluBias(nn.Module):
+    """gelu(x + bias) in one pass. The bias is that of the projection before it, in a file that projection's own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x_RF: Tensor) -> Tensor:
+        return gelu_bias(x_RF, self.bias)
+
+
 class VisionMLP(nn.Module):
     def __init__(self, cfg: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = LinearSkipBiasAdd(cfg.hidden_size, cfg.intermediate_size)
+        self.fc1 = Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
+        self.act = GeluBias(cfg.intermediate_size)
         self.fc2 = Linear(cfg.intermediate_size, cfg.hidden_size)
 
     def forward(self, x_RC: Tensor) -> Tensor:
-        return self.fc2(gelu_bias(self.fc1(x_RC), self.fc1.bias))
+        return self.fc2(self.act(self.fc1(x_RC)))
 
 
 class VisionLayer(nn.Module):
@@ -81,6 +97,9 @@ class VisionEncoder(nn.Module):
         # hidden_states[k] is what comes out of the first k layers; -1 means all of them and the norm after them
         self.takes_norm = cfg.select_layer == -1
         self.num_layers_run = cfg.select_layer % (self.cfg.num_hidden_layers + 1)
+        self.unused: tuple[nn.Module, ...] = tuple(self.layers[self.num_layers_run :])  # in the file, and never called
+        if not self.takes_norm:
+            self.unused += (self.post_layernorm,)
 
     def forward(self, patches_IPK: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
         """(I, P, K), normalised pixels -> (I, P, C). I may be 0. Pixels are cast to the parameters' dtype.

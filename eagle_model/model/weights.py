@@ -10,12 +10,13 @@ Rules    A rule says which released tensors become which of ours, and back: rena
 Unused   A rule without names of ours tells what the files hold and the model does not: it is skipped when read, and not
          written. So it is with `vision_model.vision_model.head.*`, SigLIP's pooling head, which gets no gradient in
          Eagle (config.json then says `vision_use_head: false`).
-Safety   Files are there whole or not at all (eagle_model/files.py). Nothing here unpickles.
+Safety   Files are there whole or not at all (eagle_model/files.py). Nothing here unpickles. Where a checkpoint's
+         manifest stands beside the weights, only files that it lists are read, and only as they were written.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eagle_model.files import os_error, write_json, write_whole
+from eagle_model.checkpoints import CheckpointError, listed_files, verify_listed
+from eagle_model.fields import MAX_NAMES, few
+from eagle_model.files import os_error, read_json, write_json, write_whole
 
 MAX_SHARD_BYTES = 5_000_000_000  # what the released model's shards stay below
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_LINE_CHARS = 200  # of a refusal: the longest released name has 75, and shapes come after it
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # no quantised ones
+# What stands in names that were saved through a wrapper, and how to save without it.
+_WRAPPERS = {
+    "module.": "DistributedDataParallel or DataParallel saves them; save model.module",
+    "_orig_mod.": "torch.compile saves them; save model._orig_mod",
+    "_fsdp_wrapped_module.": "FSDP saves them; save its full state_dict",
+    "_checkpoint_wrapped_module.": "torch's checkpoint_wrapper saves them; save the module inside",
+    "base_model.model.": "peft saves them; save merge_and_unload()'s model",
+}
+# Names of other layouts of the same model: what they begin with, what is needed, and who writes them.
+_LAYOUTS = (
+    ("vision_model.", "vision_model.vision_model.", "as transformers 5 does"),
+    ("model.vision_model.", "vision_model.vision_model.", "as transformers 5 does"),
+    ("model.language_model.", "language_model.model.", "as transformers 5 does"),
+    ("language_model.", "language_model.model.", "as transformers 5 does"),
+    ("model.", "", "as a model that holds this one does"),
+)
 
 
 def _unchanged(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -80,9 +101,11 @@ SIGLIP2 = (
     ),
     _rename(f"{_VISION}.embeddings.patch_embedding.bias", "vision.patch_embedding.bias"),
     _rename(f"{_VISION}.embeddings.position_embedding.weight", "vision.position_embedding.weight"),
+    _rename(f"{_VISION}.encoder.layers.{{i}}.mlp.fc1.bias", "vision.layers.{i}.mlp.act.bias"),
     _rename(f"{_VISION}.encoder.layers.{{rest}}", "vision.layers.{rest}"),
     _rename(f"{_VISION}.post_layernorm.{{rest}}", "vision.post_layernorm.{rest}"),
     Rule(theirs=(f"{_VISION}.head.{{rest}}",)),
+    Rule(theirs=(f"{_VISION}.embeddings.position_ids",)),  # a buffer: 0, 1, 2, ...
 )
 CONNECTOR = (
     _rename("mlp1.0.{rest}", "connector.norm.{rest}"),
@@ -97,13 +120,15 @@ QWEN2 = (
     ),
     _rename(f"{_LLM}.model.{{rest}}", "llm.{rest}"),
     _rename(f"{_LLM}.lm_head.weight", "lm_head.weight"),
+    Rule(theirs=(f"{_LLM}.model.{{rest}}rotary_emb.inv_freq",)),  # buffers, computed from rope_theta
+    Rule(theirs=(f"{_LLM}.model.rotary_emb.inv_freq",)),
 )
 EAGLE = SIGLIP2 + CONNECTOR + QWEN2
 _GROOT = ("backbone.eagle_model.", "backbone.model.")  # Isaac GR00T and LeRobot hold the model under one of these
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Group:
+class _Applied:
     """A rule applied: the tensors that are made of each other."""
 
     theirs: tuple[str, ...]
@@ -165,25 +190,31 @@ def read(
     *,
     dtype: torch.dtype | None,
     device: torch.device | str,
+    is_verified: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """(our name, tensor) for each of `parameters` (only the shapes matter, they may be on the meta device).
 
-    Every name and shape is checked before the first tensor is read. Then the files are read one after another: what is
-    held at a time is one shard, and tensors that wait for the rest of their rule in a later one. `dtype` None keeps the
-    file's. Names under `backbone.eagle_model.` or `backbone.model.` (Isaac GR00T) count without that prefix; what such
-    a checkpoint holds beside the prefix is not Eagle's and is skipped.
+    Every name, shape and dtype is checked before the first tensor is read, and where a manifest stands beside the files
+    their bytes, unless `is_verified`. Then the files are read one after another: what is held at a time is one shard,
+    and tensors that wait for the rest of their rule in a later one. `dtype` None keeps the files', which must be one.
+    Names under `backbone.eagle_model.` or `backbone.model.` (Isaac GR00T) count without that prefix; what such a
+    checkpoint holds beside the prefix is not Eagle's and is skipped.
 
-    Raises FileNotFoundError if there are no weights or a shard is missing. Raises ValueError, naming the file or all
-    tensors concerned, if a file is damaged, or a tensor is missing, unknown or of another shape.
+    Raises FileNotFoundError if there are no weights or a shard is missing. Raises ValueError, naming the file or the
+    tensors concerned (20 and how many more), if a file is damaged, or a tensor is missing, unknown, of another shape or
+    of a dtype that cannot be computed in; CheckpointError, a ValueError, if a file is not what the manifest says.
     """
-    stored, shapes = _contents(folder)
+    stored = _contents(folder)
     groups = _groups(parameters, rules)
-    again = _check_fit(folder, groups, parameters, rules, shapes)
+    again = _check_fit(folder, groups, parameters, rules, stored, dtype)
+    paths = sorted({tensor.path for tensor in stored.values()})
+    if not is_verified:
+        verify_listed(folder, [path.name for path in paths])
     waiting: dict[str, Tensor] = {}
-    for path in sorted({path for path, _ in stored.values()}):
+    for path in paths:
         with _open(path, str(device)) as file:
             for group in groups:
-                here = {key: stored[key][1] for key in group.theirs if stored[key][0] == path}
+                here = {key: stored[key].key for key in group.theirs if stored[key].path == path}
                 waiting |= {key: file.get_tensor(stored_key) for key, stored_key in here.items()}
                 if not here:
                     continue
@@ -203,9 +234,17 @@ def read(
             )
 
 
-def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Group]:
+def num_stored(folder: Path) -> int:
+    """How many numbers the safetensors files of a folder hold by their headers, of which no more is read.
+
+    Raises FileNotFoundError and ValueError as `read` does.
+    """
+    return sum(math.prod(tensor.shape) for tensor in _contents(folder).values())
+
+
+def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Applied]:
     """The rules applied to all parameters; the first rule that has a name takes it."""
-    groups: dict[str, _Group] = {}
+    groups: dict[str, _Applied] = {}
     for name in parameters:
         if name in groups:
             continue
@@ -221,7 +260,7 @@ def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Gr
         )
         if missing := [name for name in ours if name not in parameters]:
             raise ValueError(f"{name} belongs with {', '.join(missing)} by its rule; the model has no such parameter.")
-        groups |= dict.fromkeys(ours, _Group(theirs=theirs, ours=ours, again=again, rule=rule))
+        groups |= dict.fromkeys(ours, _Applied(theirs=theirs, ours=ours, again=again, rule=rule))
     return list({id(group): group for group in groups.values()}.values())
 
 
@@ -232,28 +271,39 @@ def _match(template: str, name: str) -> dict[str, str] | None:
     return None if found is None else found.groupdict()
 
 
-def _contents(folder: Path) -> tuple[dict[str, tuple[Path, str]], dict[str, tuple[int, ...]]]:
-    """By released name: the file and the name in that file, and the shape."""
-    stored: dict[str, tuple[Path, str]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor as a file's header describes it."""
+
+    path: Path
+    key: str  # its name in that file
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors spells it: "BF16"
+
+
+def _contents(folder: Path) -> dict[str, _Stored]:
+    """All tensors of a folder's files by released name."""
+    stored: dict[str, _Stored] = {}
     for path in _files(folder):
         with _open(path, "cpu") as file:
             for key in file.keys():  # noqa: SIM118  (not a dict)
-                stored[key] = (path, key)
-                shapes[key] = tuple(file.get_slice(key).get_shape())
+                if key in stored:
+                    raise ValueError(f"{path} and {stored[key].path.name} both hold {key}; needs it once.")
+                header = file.get_slice(key)
+                stored[key] = _Stored(path, key, tuple(header.get_shape()), header.get_dtype())
     for prefix in _GROOT:
         if any(key.startswith(prefix) for key in stored):
             stored = {key.removeprefix(prefix): at for key, at in stored.items() if key.startswith(prefix)}
-            shapes = {key: shapes[at[1]] for key, at in stored.items()}
-    return stored, shapes
+    return stored
 
 
 def _check_fit(
     folder: Path,
-    groups: Sequence[_Group],
+    groups: Sequence[_Applied],
     parameters: Mapping[str, Tensor],
     rules: Sequence[Rule],
-    shapes: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, _Stored],
+    dtype: torch.dtype | None,
 ) -> dict[str, str]:
     """Raises ValueError unless the files hold what the model needs.
 
@@ -261,30 +311,70 @@ def _check_fit(
     """
     meta = {name: torch.empty(parameter.shape, device="meta") for name, parameter in parameters.items()}
     wanted = {key: tuple(tensor.shape) for group in groups for key, tensor in group.released(meta).items()}
-    unused = [template for rule in rules if not rule.ours for template in rule.theirs]
-    problems = [f"missing: {key}" for key in wanted if key not in shapes]
-    again: dict[str, str] = {}
+    missing = [key for key in wanted if key not in stored]
     twice = {key: group.theirs[0] for group in groups for key in group.again}
-    for key, shape in shapes.items():
-        if key in wanted:
-            if shape != wanted[key]:
-                problems.append(f"shape: {key} is {shape}, needs {wanted[key]}")
-        elif key in twice:
-            again[key] = twice[key]
-        elif all(_match(template, key) is None for template in unused):
-            problems.append(f"unknown: {key}")
+    again = {key: twice[key] for key in stored if key in twice and key not in wanted}
+    unused = [template for rule in rules if not rule.ours for template in rule.theirs]
+    unknown = [
+        key
+        for key in stored
+        if key not in wanted and key not in again and all(_match(template, key) is None for template in unused)
+    ]
+    if hint := _naming(unknown, set(missing)):
+        raise ValueError(f"{folder}: {hint}")
+    problems = [f"missing: {key}" for key in missing]
+    for key, tensor in stored.items():
+        if key in wanted and tensor.shape != wanted[key]:
+            problems.append(f"shape: {key} is {tensor.shape}, needs {wanted[key]}")
+        if (key in wanted or key in again) and tensor.dtype not in DTYPES:
+            problems.append(f"dtype: {key} is {tensor.dtype}, needs one of {', '.join(DTYPES)}: no quantised weights")
+    problems += [f"unknown: {key}" for key in unknown]
     if problems:
         raise ValueError(
             f"{folder}: the weights do not fit the model of its config.json ({len(problems)} tensors):\n  "
-            + "\n  ".join(problems)
+            + "\n  ".join(_first(problems))
         )
+    kinds = {dtype: [key for key in wanted if stored[key].dtype == dtype] for dtype in DTYPES}
+    kinds = {dtype: keys for dtype, keys in kinds.items() if keys}
+    if dtype is None and len(kinds) > 1:
+        counts = ", ".join(
+            f"{len(keys)} {dtype} ({keys[0]}{', ...' * (len(keys) > 1)})" for dtype, keys in kinds.items()
+        )
+        raise ValueError(f"{folder}: the weights have several dtypes: {counts}. Give one, as in dtype=torch.bfloat16.")
     return again
 
 
-def _tensor(at: tuple[Path, str], dtype: torch.dtype | None) -> Tensor:
-    path, key = at
-    with _open(path, "cpu") as file:
-        return file.get_tensor(key).to(dtype=dtype)
+def _naming(unknown: Sequence[str], missing: set[str]) -> str:
+    """What is different about all names, if that explains them: one line instead of a line a tensor; "" if not."""
+    for wrapper, advice in _WRAPPERS.items():
+        held = [key for key in unknown if wrapper in key]
+        if any(_unwrapped(key) in missing for key in held):
+            return f"{len(held)} tensors have {wrapper!r} in their names, as {advice}, or rename the tensors."
+    for theirs, needed, writer in _LAYOUTS:
+        held = [key for key in unknown if key.startswith(theirs) and needed + key.removeprefix(theirs) in missing]
+        if held:
+            return (
+                f"{len(held)} tensors have names that begin with {theirs!r} {writer}; needs the released names, which "
+                f"begin with {needed or _VISION + '.'!r} there, as in {needed + held[0].removeprefix(theirs)}."
+            )
+    return ""
+
+
+def _unwrapped(key: str) -> str:
+    for wrapper in _WRAPPERS:
+        key = key.replace(wrapper, "")
+    return key
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    """The first MAX_NAMES of many lines, none of them endless, and how many more there are."""
+    shown = [line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS] + "..." for line in lines[:MAX_NAMES]]
+    return shown + [f"and {len(lines) - MAX_NAMES:,} more"] * (len(lines) > MAX_NAMES)
+
+
+def _tensor(at: _Stored, dtype: torch.dtype | None) -> Tensor:
+    with _open(at.path, "cpu") as file:
+        return file.get_tensor(at.key).to(dtype=dtype)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -298,21 +388,32 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """The safetensors files of a model's folder, as its index names them."""
-    index_path = folder / INDEX
-    if not index_path.is_file():
-        if not (folder / SINGLE).is_file():
-            raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}; needs the weights of a model.")
-        return [folder / SINGLE]
+    index_path, listed = folder / INDEX, listed_files(folder)
+    if index_path.is_file() and (
+        listed is None or INDEX in listed
+    ):  # an index that came later is none of the checkpoint
+        verify_listed(folder, [INDEX])
+        names = _named_by(index_path)
+    elif (folder / SINGLE).is_file():
+        names = [SINGLE]
+    else:
+        raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}; needs the weights of a model.")
+    if listed is not None and (unlisted := [name for name in names if name not in listed]):
+        raise CheckpointError(f"{folder} holds {few(unlisted)}, which its manifest does not list.")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{index_path} names {few(missing)}, which {folder} does not hold.")
+    return [folder / name for name in names]
+
+
+def _named_by(index_path: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index_path)["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index_path} is damaged: needs JSON with a weight_map ({error!r}).") from error
     if outside:
-        raise ValueError(f"{index_path} names {', '.join(outside)}; shards must lie in the same folder.")
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{index_path} names {', '.join(missing)}, which {folder} does not hold.")
-    return [folder / name for name in names]
+        raise ValueError(f"{index_path} names {few(outside)}; shards must lie in the same folder.")
+    return names
 
 
 def _open(path: Path, device: str) -> Any:

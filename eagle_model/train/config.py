@@ -7,6 +7,7 @@ assert read_config(run / "config.json") == config
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,7 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0  # longer gradients are scaled down to it
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a number above 0")
         require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
         require(self.eps > 0, "eps", self.eps, "more than 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
@@ -86,6 +87,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "data.recipe",  # the data may have moved; that it is the same data, the loader's state checks
         "data.num_workers",
         "data.num_decode_workers",
+        "data.video_time_limit_seconds",
         "data.index_folder",
         "data.on_bad_sample",
     }

@@ -59,7 +59,14 @@ class Optimizer:
         return nn.utils.clip_grad_norm_(self.masters.by_name.values(), self.config.max_grad_norm)
 
     def step(self, lr: float) -> None:
-        """One update with learning rate `lr`; the gradients are then gone."""
+        """One update with learning rate `lr`; the gradients are then gone.
+
+        A parameter without a gradient, as the vision tower's after rows of text alone, counts as one with a gradient of
+        zero, which it has where several processes train: the numbers must not depend on how many do.
+        """
+        for master in self.masters.by_name.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()

@@ -22,6 +22,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from eagle_model.batch import PackedBatch
-from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_manifest, steps
+from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_manifest, read_newest, steps, verify_listed
 from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
-from eagle_model.data.tokenizer import read_tokenizer, train_tokenizer
+from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff, few, shown
-from eagle_model.files import os_reason, read_json, write_json
+from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
 from eagle_model.model.config import EagleConfig, tiny
-from eagle_model.model.eagle import Eagle, build, load
+from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
@@ -92,7 +93,7 @@ class Trainer:
         """
         if not config.data.recipe:
             raise ConfigError("data.recipe is empty; needs a recipe or an annotation file: --set data.recipe=FILE.")
-        self.config, self.run_folder = config, Path(run_folder)
+        self.config, self.run_folder = with_absolute_paths(config), Path(run_folder)
         self._stop = Stop()
         self._say = self._stop.when_closed(say)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -125,7 +126,7 @@ class Trainer:
         config = self.config
         self.run_id = secrets.token_hex(8)
         torch.manual_seed(config.seed)
-        self.model, processor = new_model(config, device=self.device)
+        self.model, processor = new_model(config, device=self.device, say=self._say)
         self._prepare(processor)
         if (self.run_folder / "run.json").exists():
             self._say(f"{self.run_folder} holds a run without a complete checkpoint: starting it anew.")
@@ -138,7 +139,7 @@ class Trainer:
         self._check_same_config(read_config(folder / "training" / "config.json"), folder)
         self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
         tensors = load_file(folder / "training" / "optimizer.safetensors")
-        self.model = _placed(EagleConfig.read(folder / "config.json"), folder, self.device)
+        self.model = _placed(read_model_config(folder), folder, self.device, is_verified=True)
         self._prepare(Processor.from_pretrained(folder))
         self.optimizer.load_state_dict(tensors)
         self.loader.load_state_dict(state["loader"])
@@ -155,8 +156,8 @@ class Trainer:
         says = (state["run"], state["step"])
         if says != (manifest.run, manifest.step):
             raise CheckpointError(
-                f"{folder}: its manifest is of run {few([manifest.run])}, step {manifest.step}; its state.json says run "
-                f"and step {few(says)}. Move the checkpoint away."
+                f"{folder}: manifest.json is of run and step {few([manifest.run, manifest.step])}, "
+                f"training/state.json of {few(says)}. Move the checkpoint away."
             )
         about = self.run_folder / "run.json"
         try:
@@ -185,6 +186,8 @@ class Trainer:
         """What a new run and a resumed one have in common, once there is a model."""
         config = self.config
         self.model.vision.requires_grad_(config.train_vision)
+        for module in self.model.vision.unused:  # AdamW would decay what no gradient reaches
+            module.requires_grad_(False)
         self.model.connector.requires_grad_(config.train_connector)
         self.model.llm.requires_grad_(config.train_llm)
         self.model.lm_head.requires_grad_(config.train_llm)
@@ -194,6 +197,7 @@ class Trainer:
         num_skipped = len(self.loader.skipped)
         left_out = f", {num_skipped} skipped" if num_skipped else ""
         self._say(f"{self.loader.num_samples} samples in {self.loader.num_rows} rows an epoch{left_out}.")
+        self._say(self.loader.contents)
         self.processor = self.loader.processor
 
     def _write_about(self) -> None:
@@ -237,7 +241,8 @@ class Trainer:
         )
         with contextlib.closing(log), self._stop, progress:
             while self.step < config.max_steps and not self._stop.requested:
-                metrics = self._train_step()
+                with self._fitting_into_memory():
+                    metrics = self._train_step()
                 with self._writing("metrics.jsonl"):
                     log.write(metrics)
                 progress.show(metrics)
@@ -267,9 +272,8 @@ class Trainer:
             with self._writing("samples/"):
                 self._save_samples(batches)
 
-        with self._fitting_into_memory():
-            batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
-            loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
+        batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
+        loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
         grad_norm = self.optimizer.clip()
         loss_value, norm_value = loss.item(), grad_norm.item()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -300,9 +304,9 @@ class Trainer:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             said = str(error).partition("\n")[0]
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in said:
-                raise  # torch has no class of its own for a CPU's memory
             raise TrainingError(
                 f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
                 "another machine, or, in a new run, a smaller processor.sampling.context_tokens or rows_per_step, or "
@@ -326,8 +330,9 @@ class Trainer:
         with self._writing(f"The checkpoint of step {self.step}"):
             path = checkpoint.save(self.checkpoints, self.step, self.run_id, self._write_checkpoint)
         self._saved_step = self.step
-        with self._writing("skipped.json"):
+        with self._writing("checkpoints/"):
             checkpoint.prune(self.checkpoints, self.run_id, self.config.keep_last, self._say)
+        with self._writing("skipped.json"):
             write_json(self.run_folder / "skipped.json", self.loader.skipped)
         return path
 
@@ -369,31 +374,59 @@ def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint
     return total
 
 
-def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tuple[Eagle, Processor]:
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The config with its files and folders as seen from here, so that it means the same from anywhere else."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).absolute()) if path else path
+
+    data = config.data
+    return replace(
+        config,
+        model=config.model if config.model in PRESETS else absolute(config.model),
+        tokenizer=absolute(config.tokenizer),
+        data=replace(
+            data,
+            recipe=absolute(data.recipe),
+            index_folder=None if data.index_folder is None else absolute(data.index_folder),
+        ),
+    )
+
+
+def new_model(
+    config: TrainConfig, *, device: torch.device | str = "cpu", say: Callable[[str], object] = print
+) -> tuple[Eagle, Processor]:
     """The model that a new run starts from, fp32, and its processor. New weights come from torch's global generator.
 
+    say: is told of damaged checkpoints of another run, from which this one starts, that were passed over.
     Raises: ConfigError when the model, its tokenizer and the processor do not fit each other, ValueError when one of
             their files cannot be read.
     """
     folder, ours = Path(config.model), config.processor
-    if config.model in PRESETS:
-        own = not config.tokenizer
-        tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
-        cfg = PRESETS[config.model](
-            vocab_size=tokenizer.get_vocab_size(),
-            image_token_id=ChatEncoder(tokenizer).context_id,
-            tile_px=ours.tile_px,
-            patch_px=ours.patch_px,
-        )
-        return _placed(cfg, None, device), Processor(tokenizer, ours)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
-        )
-    tokenizer_file = Path(config.tokenizer or folder / TOKENIZER_FILE)
-    tokenizer = read_tokenizer(tokenizer_file)
+    if config.model not in PRESETS:
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
+            )
+        return read_newest(folder, lambda checkpoint: _model_of(checkpoint, config, device), say)
+    own = not config.tokenizer
+    tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
+    cfg = PRESETS[config.model](
+        vocab_size=tokenizer.get_vocab_size(),
+        image_token_id=ChatEncoder(tokenizer).context_id,
+        tile_px=ours.tile_px,
+        patch_px=ours.patch_px,
+    )
+    return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), None, device), Processor(tokenizer, ours)
+
+
+def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> tuple[Eagle, Processor]:
+    """The model of a folder, to be trained with a config's processor."""
+    ours = config.processor
+    verify_listed(folder, [] if config.tokenizer else [TOKENIZER_FILE])
+    tokenizer = read_tokenizer(Path(config.tokenizer)) if config.tokenizer else read_released_tokenizer(folder)
     theirs = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ours
-    cfg = EagleConfig.read(folder / "config.json")
+    cfg = read_model_config(folder)
     for name, got, need in (
         ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
         ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
@@ -405,16 +438,16 @@ def new_model(config: TrainConfig, *, device: torch.device | str = "cpu") -> tup
             raise ConfigError(f"{name} is {got}; the model in {folder} needs {need}.")
     if tokenizer.get_vocab_size() > cfg.text.vocab_size:
         raise ConfigError(
-            f"{tokenizer_file} has {tokenizer.get_vocab_size()} tokens; the model in {folder} has room for "
-            f"{cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
+            f"The tokenizer of {config.tokenizer or folder} has {tokenizer.get_vocab_size()} tokens; the model in "
+            f"{folder} has room for {cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    return _placed(cfg, folder, device), Processor(tokenizer, ours)
+    return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), folder, device), Processor(tokenizer, ours)
 
 
-def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str) -> Eagle:
+def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str, *, is_verified: bool = False) -> Eagle:
     """Built, laid over the processes, then loaded, in fp32: what masters are taken from."""
     model = parallelize(build(cfg), Layout())
-    load(model, source, dtype=torch.float32, device=device)
+    load(model, source, dtype=torch.float32, device=device, is_verified=is_verified)
     return model
 
 

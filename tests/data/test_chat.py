@@ -152,6 +152,29 @@ def test_cut_after_the_role_changes_no_token(any_tokenizer: Tokenizer, question:
     assert token_ids == any_tokenizer.encode(whole, add_special_tokens=False).ids
 
 
+def test_a_turn_that_is_context_alone_is_not_supervised(tokenizer: Tokenizer) -> None:
+    encoder = ChatEncoder(tokenizer)
+    turns = [Turn("user", ("Hi",)), Turn("assistant", ("Wrong.",), learned=False), Turn("assistant", ("Right.",))]
+    token_ids, labels = encode(encoder, *turns)
+    assert supervised_texts(tokenizer, labels) == ["Right.<|im_end|>"]
+    assert token_ids == encode(encoder, *(Turn(turn.role, turn.parts) for turn in turns))[0]
+
+
+@pytest.mark.parametrize("text", ["word " * 400_000, "x" * 2_000_000, "x" + " " * 2_000_000 + "x", "\n\n a" * 500_000])
+def test_a_text_that_is_too_long_is_known_by_its_beginning(
+    tokenizer: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = ChatEncoder(tokenizer)
+    encode_text, encoded = encoder._encode_text, []
+    monkeypatch.setattr(encoder, "_encode_text", lambda piece: encoded.append(len(piece)) or encode_text(piece))
+    sample = Sample("s", (Turn("user", ("Hi",)), Turn("assistant", (text,))))
+    assert encoder.is_longer(sample, 1000)
+    assert sum(encoded) < 300_000
+    short = Sample("s", (Turn("user", (text[:200_000],)),))
+    for num_tokens in (encoder.num_text_tokens(short, [], []), 1_000_000):
+        assert not encoder.is_longer(short, num_tokens)  # never what fits
+
+
 def test_a_tag_in_a_text_shows_nothing(tokenizer: Tokenizer) -> None:
     encoder = ChatEncoder(tokenizer, system="")
     picture = ImageRef(Path("a.png"), 3)

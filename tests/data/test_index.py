@@ -35,13 +35,13 @@ def test_a_recipe_s_own_tile_limit_holds(recipe: Recipe, processor: Processor) -
     assert {plan.num_tiles for plan in shown} == {0, 1}
 
 
-def test_bad_rows_and_samples_raise_or_are_listed_once(recipe: Recipe, processor: Processor) -> None:
+def test_bad_rows_and_samples_raise_or_are_listed_each(recipe: Recipe, processor: Processor) -> None:
     path = recipe([ROWS[0], chat_row("<image>"), *[chat_row(image="none.png", id="gone")] * 2, ROWS[1]])
     with pytest.raises(DataError, match=r"rows\.jsonl:2: the text has 1 <image>"):
         index_of(path, processor)
     index = index_of(path, processor, skip_bad=True)
     assert [plan.sample.id for plan in index.shown] == ["s0", "s1"]
-    assert [name for name, _ in index.skipped] == [f"{path.parent}/rows.jsonl:2", "gone"]
+    assert [name for name, _ in index.skipped] == [f"{path.parent}/rows.jsonl:2", "gone", "gone"]
     with pytest.raises(DataError, match=r"recipe\.json: no sample to train on; 1 were skipped, the first: .*none\.png"):
         index_of(recipe([chat_row(image="none.png")]), processor, skip_bad=True)
     with pytest.raises(DataError, match=r"recipe\.json: no sample to train on\."):

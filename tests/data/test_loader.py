@@ -170,12 +170,18 @@ def test_resume_is_exact_after_every_batch_and_across_epochs(recipe: Recipe, pro
         assert_same(next(fresh), batches[4])
 
 
+def context_alone(row: dict) -> list[dict]:
+    """Its turns, and one more time as context."""
+    return [*({**turn, "loss": False} for turn in row["conversations"]), *row["conversations"]]
+
+
 def test_a_state_of_other_data_is_refused(recipe: Recipe, processor: Processor) -> None:
     path = recipe(ROWS)
     with loader_of(path, processor) as loader:
         state = loader.state_dict()
     for rows, seed, changes in [
         (ROWS[:-1], 0, {}),
+        ([*ROWS[:-1], {**ROWS[-1], "conversations": context_alone(ROWS[-1])}], 0, {}),
         ([chat_row("Another 0?", id="s0"), *ROWS[1:]], 0, {}),
         (ROWS, 1, {}),
         (ROWS, 0, {"context_tokens": 600}),
@@ -265,6 +271,31 @@ def test_skip_while_planning_and_loading(recipe: Recipe, processor: Processor) -
         assert_same(next(again), batch)
 
 
+def test_samples_of_one_id_are_skipped_one_by_one(recipe: Recipe, processor: Processor) -> None:
+    """Missing ones while planning, damaged ones while loading, each with its file and line."""
+    names = ["none.png"] * 3 + ["cut.png"] * 2
+    rows = [chat_row(id="fine"), *(chat_row(image=name, id="dup") for name in names)]
+    path = recipe(rows, repeat_time=2)
+    line = f"{path.parent}/rows.jsonl"
+    with loader_of(path, processor, on_bad_sample="skip") as loader:
+        epoch_of(loader)
+        assert [name for name, _ in loader.skipped] == ["dup"] * 5
+        reasons = sorted(reason for _, reason in loader.skipped)
+        assert [reason.split(": sample dup: image ")[0] for reason in reasons] == [f"{line}:{k}" for k in range(2, 7)]
+
+
+def test_what_the_rows_hold_is_told(recipe: Recipe, processor: Processor) -> None:
+    rows = [chat_row(image=["wide.png", "square.png"], score=1, origin="web"), chat_row(score=2), chat_row(score=None)]
+    rows += [chat_row(video="clip.mp4", image="none.png", score=1)]
+    with loader_of(recipe(rows, repeat_time=3), processor, on_bad_sample="skip") as loader:
+        assert loader.contents == "2 images, 0 videos, 2 text-only samples; fields not used: score (2), origin (1)."
+    with loader_of(recipe([chat_row(video="clip.mp4")]), processor) as loader:
+        assert loader.contents == "0 images, 1 video, 0 text-only samples."
+    many = {f"field_{k:03}": k for k in range(1000)}
+    with loader_of(recipe([chat_row(**many)]), processor) as loader:
+        assert loader.contents.endswith("field_019 (1) and 980 more.")
+
+
 def test_raise_while_loading_names_the_sample_and_can_be_tried_again(recipe: Recipe, processor: Processor) -> None:
     path = recipe([chat_row(image="cut.png", id="cut image")])
     with loader_of(path, processor) as loader:
@@ -287,7 +318,9 @@ def test_no_sample_left_is_an_error_not_an_endless_search(recipe: Recipe, proces
     path = recipe([chat_row(image="cut.png", id="cut")])
     with (
         loader_of(path, processor, on_bad_sample="skip") as loader,
-        pytest.raises(DataError, match=r"no sample of an epoch could be loaded; the last: sample cut: image"),
+        pytest.raises(
+            DataError, match=r"no sample of an epoch could be loaded; the last: .*rows\.jsonl:1: sample cut: image"
+        ),
     ):
         next(loader)
     with pytest.raises(DataError, match=r"recipe\.json: no sample to train on; 1 were skipped, the first: .*none\.png"):
@@ -327,6 +360,26 @@ def test_an_interrupt_loses_no_row(recipe: Recipe, processor: Processor, monkeyp
     assert got == want
 
 
+def test_a_video_that_takes_too_long_is_a_bad_sample(
+    recipe: Recipe, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eagle_kernels.video.libav import reader
+
+    decode = reader.decode
+    path = recipe([chat_row(video="long.mp4", id="film"), chat_row(id="text")])
+    with loader_of(path, processor, on_bad_sample="skip", video_time_limit_seconds=60.0) as loader:
+        monkeypatch.setattr(reader, "decode", lambda *fed: time.sleep(0.2) or decode(*fed))
+        loader.config = replace(loader.config, video_time_limit_seconds=0.3)
+        next(loader)
+        assert [sample_id for sample_id, _ in loader.skipped] == ["film"]
+        assert "decoding took more than time_limit_seconds = 0.3 s" in loader.skipped[0][1]
+    with (
+        pytest.raises(DataError, match=r"sample film: .* time_limit_seconds = 1e-09 s"),
+        loader_of(path, processor, video_time_limit_seconds=1e-9),
+    ):
+        pass
+
+
 # ---- threads
 
 
@@ -337,10 +390,10 @@ def test_close_ends_threads_promptly_in_the_middle_of_a_video(
 
     decode, started = reader.decode, threading.Event()
 
-    def slow(packet: object) -> object:
+    def slow(packet: object, decoder: object) -> object:
         started.set()
         time.sleep(0.1)
-        return decode(packet)
+        return decode(packet, decoder)
 
     before = set(threading.enumerate())
     rows = [chat_row(video=["long.mp4"] * 4, id=f"s{i}") for i in range(8)]
@@ -397,6 +450,7 @@ def test_wrong_configs(recipe: Recipe, processor: Processor) -> None:
         ({"on_bad_sample": "ignore"}, "on_bad_sample is 'ignore'; needs 'raise' or 'skip'"),
         ({"num_workers": 0}, "num_workers is 0; needs at least 1"),
         ({"num_decode_workers": 0}, "num_decode_workers is 0; needs at least 1"),
+        ({"video_time_limit_seconds": 0.0}, "video_time_limit_seconds is 0.0; needs more than 0, or None"),
     ]:
         with pytest.raises(ValueError, match=message):
             config_of(path, **changes)

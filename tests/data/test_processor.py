@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -130,6 +131,34 @@ def test_sample_that_cannot_fit_names_itself_and_the_numbers(tokenizer: Tokenize
     small = Processor(tokenizer, tiny_config(context_tokens=40))
     with pytest.raises(DataError, match=r"sample s: the sample needs at least \d+ tokens and context_tokens is 40"):
         small.plan_sample(sample_of(media, chat_row("long " * 50, id="s")))
+
+
+def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(tokenizer: Tokenizer, media: Path) -> None:
+    started = time.process_time()
+    with pytest.raises(
+        DataError, match=r"sample s: its text alone takes more than context_tokens, which is 1024\. Sho"
+    ):
+        Processor(tokenizer, tiny_config()).plan_sample(sample_of(media, chat_row("many words " * 2_000_000, id="s")))
+    assert (
+        time.process_time() - started < 5
+    )  # about 0.3 on an idle core, of which half is the row's; all of it takes 20
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+def test_what_is_too_large_is_a_bad_sample(
+    processor: Processor, media: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    plan = processor.plan_sample(sample_of(media, chat_row(id="s", image="wide.png")))
+    message = r"sample s: it, or a file of it, is (nested too deep|too large for the memory there is)\. Leave it out"
+    monkeypatch.setattr(processor_module, "load_image", fail)
+    with pytest.raises(DataError, match=message):
+        processor.load_sample(plan)
+    monkeypatch.setattr(processor_module, "open_clip", fail)
+    with pytest.raises(DataError, match=message):
+        processor.plan_sample(sample_of(media, chat_row(id="s", video="clip.mp4")))
 
 
 def test_source_may_lower_max_tiles_not_raise_it(tokenizer: Tokenizer, media: Path) -> None:

@@ -98,6 +98,24 @@ def test_malformed_recipes(tmp_path: Path, text: str | bytes, message: str) -> N
     assert str(error.value).startswith(f"{recipe}{message}")
 
 
+def test_null_fields_count_as_absent(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", "")
+    fields = {"root": ".", "annotation": "a.jsonl"}
+    more = dict.fromkeys(["weight", "repeat_time", "length", "modality", "max_dynamic_tiles", "data_augment", "other"])
+    (bare,) = read_recipe(write(tmp_path, "recipe.json", json.dumps({"s": fields})))
+    assert read_recipe(write(tmp_path, "recipe.json", json.dumps({"s": fields | more}))) == [bare]
+
+
+def test_a_recipe_has_a_bound(tmp_path: Path) -> None:
+    with (tmp_path / "recipe.json").open("wb") as file:
+        file.truncate(3 << 30)  # zeros, which take no room on the disk
+    with pytest.raises(DataError, match=r"recipe\.json: larger than 16777216 bytes; no recipe\. Rows one a line are"):
+        read_recipe(tmp_path / "recipe.json")
+    many = ", ".join(f'"{i}": {{}}' for i in range(100_000))
+    with pytest.raises(DataError, match="source '0' lacks the field 'root'"):  # a check of names was quadratic
+        read_recipe(write(tmp_path, "recipe.json", f"{{{many}}}"))
+
+
 def test_missing_recipe(tmp_path: Path) -> None:
     for name in ("no.json", "no.jsonl"):
         with pytest.raises(DataError, match=r"no\.jsonl? (does not exist|.*No such file)|no\.json: cannot be read"):

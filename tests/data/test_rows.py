@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,11 @@ ROWS = {  # a row, and the parts of its first turn
         (image("a.png"), r" <image>, <video-2> and \<image>."),
     ),
     "a backslash before an image": (chat_row(r"C:\\<image> \n", image="a.png"), ("C:\\", image("a.png"), r" \n")),
+    "a clip that the row gives": (
+        chat_row("<video>What?", video="v.mp4", video_start=0.5, end_time=2),
+        (video("v.mp4", 0.5, 2.0), "What?"),
+    ),
+    "times that belong to no video": (chat_row("Hi", start=3, end="later"), ("Hi",)),
     "escaped, without media": (chat_row(r"What is \<image>?"), ("What is <image>?",)),
 }
 
@@ -132,6 +138,53 @@ def test_every_form_of_a_row(name: str) -> None:
     sample = parse(row)
     assert sample.turns[0] == Turn("user", parts)
     assert sample.media == tuple(part for part in parts if not isinstance(part, str))
+
+
+def with_nulls(value: object) -> object:
+    """As Hugging Face's `datasets` writes rows: every object has the fields of all of its kind."""
+    if isinstance(value, list):
+        return [with_nulls(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    fields = ["id", "system", "image", "images", "video", "videos", "data", "tools", "audios", "loss", "start", "crop"]
+    fields += ["conversations", "messages", "text", "image_url", "path", "bytes", "video_list", "lmdb_file", "from"]
+    return dict.fromkeys(fields) | {name: with_nulls(entry) for name, entry in value.items()}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_null_fields_count_as_absent_everywhere(name: str) -> None:
+    row, _ = ROWS[name]
+    assert parse(with_nulls(row)).turns == parse(row).turns
+
+
+def test_a_rows_system_is_its_first_turn() -> None:
+    for row in (chat_row(system="Be <image> brief."), {"messages": user("Hi"), "system": "Be <image> brief."}):
+        assert parse(row).turns[0] == Turn("system", ("Be <image> brief.",))
+        assert len(parse(row).turns) == 3
+    assert parse(chat_row(system=" ")).turns == parse(chat_row()).turns
+
+
+@pytest.mark.parametrize("name", ["loss", "train", "weight"])
+def test_turns_may_be_context_alone(name: str) -> None:
+    for on, off in ((True, False), (1, 0), (1.0, 0.0)):
+        turns = [
+            {"role": "user", "content": "q", name: off},
+            {"role": "assistant", "content": "WRONG", name: off},
+            {"role": "user", "content": "no"},
+            {"role": "assistant", "content": [{"type": "text", "text": "right"}], name: on},
+        ]
+        assert [turn.learned for turn in parse({"messages": turns}).turns] == [False, False, True, True]
+        turns = [{"from": turn["role"], "value": "x", name: turn.get(name)} for turn in turns]
+        assert [turn.learned for turn in parse({"image": "a", "conversations": turns}).turns] == [
+            False, False, True, True,
+        ]  # fmt: skip
+
+
+def test_fields_that_change_nothing_are_told() -> None:
+    sample = parse(chat_row(image="a.png", score=0.5, origin="web", tools=[], audios=None, url="http://x/a.png"))
+    assert sample.unused_fields == ("score", "origin", "tools", "url")
+    assert parse(chat_row(start=3)).unused_fields == ("start",)
+    assert parse(chat_row(video="v.mp4", start=3)).unused_fields == ()
 
 
 def test_roles_ids_and_fields_that_are_not_ours() -> None:
@@ -174,6 +227,13 @@ def test_any_text_can_be_said_by_escaping_its_tags(pieces: list[str]) -> None:
     escaped = re.sub(r"(\\*)(<(?:image|video)(?:-[0-9]+)?>)", r"\1\1\\\2", text)
     assert parse(chat_row(escaped)).turns[0].text == text
     assert parse({"messages": user(text)}).turns[0].text == text
+
+
+def deep(levels: int) -> list:
+    nested: list = ["x"]
+    for _ in range(levels):
+        nested = [nested]
+    return nested
 
 
 BAD_ROWS = {
@@ -229,8 +289,48 @@ BAD_ROWS = {
     "backwards": (chat_row(video={"video": "v", "start": 5, "end": 5}), "ends at 5 s, not after its start at 5 s"),
     "part": ({"messages": user([{"type": "audio"}])}, "needs type text, image, image_url, video or video_url"),
     "part field": ({"messages": user([{"type": "text", "text": "", "x": 1}])}, "a text part has the unknown field 'x'"),
-    "content": ({"messages": user(None)}, "content is None; needs a string or a list of parts."),
+    "a turn's field": (
+        {"messages": [{"role": "user", "content": "q", "images": ["a.png"]}]},
+        "a turn has the unknown field 'images'; known are content, loss, role, train, weight.",
+    ),
+    "tool calls": (
+        {"messages": [*user("q"), {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]},
+        "a turn has the unknown field 'tool_calls'",
+    ),
+    "loss": ({"messages": [{"role": "assistant", "content": "", "loss": 0.5}]}, "loss of a turn is 0.5; needs true or"),
+    "loss of a user": ({"messages": [{"role": "user", "content": "", "loss": 1}]}, "only the assistant's are learned."),
+    "loss and weight": (
+        {"messages": [{"role": "assistant", "content": "", "loss": 1, "weight": 1}]},
+        "a turn has both 'loss' and 'weight'; needs one of them.",
+    ),
+    "two systems": (
+        {"system": "a", "messages": [{"role": "system", "content": "a"}]},
+        "the row has 'system' and a system turn too; needs one of them.",
+    ),
+    "system": (chat_row(system=["a"]), "a turn's text is ['a']; needs a string."),
+    "two clips": (chat_row(video={"video": "v", "end": 2}, start=1), "the row has 'start', and 1 videos or a clip of"),
+    "a clip of two": (chat_row(video=["v", "w"], start=1), "the row has 'start', and 2 videos or a clip of its own"),
+    "a clip beside parts": (
+        {"messages": user([{"type": "video", "video": "v"}]), "video_end": 2},
+        "the row has 'video_end', but its videos are parts of messages; write it there.",
+    ),
+    "a clip backwards": (chat_row(video="v", start=1, end=1), "the clip of v ends at 1 s, not after its start at 1 s."),
+    "near miss": (chat_row(image_path="a.png"), "the row has the field 'image_path': media are read from 'image', "),
+    "nested images": (chat_row(images=[["a.png"]]), "image is ['a.png']; needs a path."),
+    "nested deeper than Python goes": (chat_row(extra=deep(3000)), "nested too deep."),
+    "a deep medium": (chat_row(image=deep(3000)), "needs a path."),
+    "content": ({"messages": user(None)}, "a turn is {'role': 'user', 'content': None}; needs an object with"),
 }
+
+
+def test_rows_made_to_be_slow_take_no_longer() -> None:
+    """Each of these was quadratic: minutes, at a megabyte."""
+    started = time.process_time()
+    parse(chat_row("\\" * 1_000_000))
+    parse(chat_row("".join(f"<image-{k}>" for k in range(1, 30_001)), image=["a.png"] * 30_000))
+    with pytest.raises(DataError, match="and 29980 more in"):
+        parse({"image": ["a.png"] * 30_000, "conversations": [{"from": "gpt", "value": "x"}]})
+    assert time.process_time() - started < 20  # about 2 on an idle core
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
@@ -344,6 +444,31 @@ def test_bad_rows_can_be_left_out_and_are_told(tmp_path: Path) -> None:
     assert [s.id for s in good] == [f"{tmp_path}/r.jsonl:1", f"{tmp_path}/r.jsonl:4"]
     assert [where for where, _ in bad] == [f"{tmp_path}/r.jsonl:2", f"{tmp_path}/r.jsonl:3"]
     assert all(reason.startswith(f"{where}: ") for where, reason in bad)
+
+
+ONE_TURN = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x", "loss": False}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            chat_row(answer=" \n"),
+            "r.jsonl:1: a turn of the assistant (gpt) is empty; there is nothing to learn from it.",
+        ),
+        ({"messages": ONE_TURN}, "r.jsonl:1: no turn of the assistant (gpt) to learn"),
+        ({"messages": [*user("q"), {"role": "assistant", "content": "", "loss": 0}]}, ""),
+    ],
+)
+def test_training_needs_something_to_learn(tmp_path: Path, row: dict, message: str) -> None:
+    (source,) = read_recipe(write(tmp_path, "r.jsonl", json.dumps(row)))
+    assert parse(row)  # a chat may hold an empty answer
+    if not message:
+        assert len(list(read_samples(source))) == 1
+        return
+    with pytest.raises(DataError) as error:
+        list(read_samples(source))
+    assert str(error.value).startswith(f"{tmp_path}/{message}")
 
 
 def test_length_is_checked(tmp_path: Path) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from eagle_model.data.chat import SPECIAL_TOKENS, ChatEncoder
 from eagle_model.data.sample import Sample, Turn
-from eagle_model.data.tokenizer import add_special_tokens, counting_tokenizer, read_tokenizer, train_tokenizer
+from eagle_model.data.tokenizer import (
+    add_special_tokens,
+    counting_tokenizer,
+    read_released_tokenizer,
+    read_tokenizer,
+    train_tokenizer,
+)
 from tests.data.conftest import TEXTS
 
 
@@ -57,3 +65,51 @@ def test_files_that_hold_no_tokenizer_are_named(tokenizer: Tokenizer, tmp_path: 
         read_tokenizer(tmp_path / "t.json")
     tokenizer.save(str(tmp_path / "t.json"))
     assert read_tokenizer(tmp_path / "t.json").to_str() == tokenizer.to_str()
+
+
+def write_old_files(folder: Path) -> dict[str, dict]:
+    """A tokenizer in Qwen2.5's first three files; returns what they say of added tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = ["Ġ a", "c a", "ca t", "Ġa n"]
+    vocabulary = {piece: i for i, piece in enumerate([*alphabet, *(merge.replace(" ", "") for merge in merges)])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", *SPECIAL_TOKENS]
+    added = {
+        str(len(vocabulary) + i): {"content": name, "special": name != "<tool_call>"} for i, name in enumerate(names)
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    return added
+
+
+def test_a_released_folder_without_tokenizer_json_is_read_as_transformers_does(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    added = write_old_files(tmp_path)
+    ours = read_released_tokenizer(tmp_path)
+    theirs = transformers.Qwen2Tokenizer.from_pretrained(tmp_path)
+    text = "<|im_start|>user\nA cat, and 12 caf\u00e9s\u0301!  <box>[[1]]</box><|im_end|>"
+    assert ours.encode(text).ids == theirs(text)["input_ids"]
+    assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
+    assert {str(ours.token_to_id(token["content"])) for token in added.values()} == added.keys()
+    ChatEncoder(ours)  # has all that a chat needs
+
+
+def test_old_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    write_old_files(tmp_path)
+    for content, message in [
+        (
+            {"added_tokens_decoder": {"999": {"content": "<img>", "special": True}}},
+            "gives '<img>' an id that does",
+        ),
+        ({}, "has no added_tokens_decoder that can be read"),
+        ({"added_tokens_decoder": {"x": {}}}, "has no added_tokens_decoder that can be read"),
+    ]:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            read_released_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("no merge")
+    with pytest.raises(ValueError, match="are no tokenizer"):
+        read_released_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json does not exist"):
+        read_released_tokenizer(tmp_path)

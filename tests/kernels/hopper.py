@@ -10,6 +10,7 @@ elements of a tensor that the op handed over may be touched, not what lies betwe
 from __future__ import annotations
 
 import atexit
+import copy
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,7 @@ from tests.ptx.translate import Program
 ROOT = Path(__file__).resolve().parents[2]
 OPS = (
     "attention_gluon",
+    "attention_gluon_bwd",
     "attention_triton",
     "gelu_bias",
     "layer_norm",
@@ -67,6 +69,23 @@ class Compiled:
     cluster: int
 
 
+@dataclass
+class Job:
+    """What a launch hands to the machine; `fresh_memory` is the memory as it was then."""
+
+    program: Program
+    arguments: list[Any]
+    grid: tuple[int, int, int]
+    num_threads: int
+    shared_bytes: int
+    cluster: int
+    blocks: Sequence[int]
+    memory_before: Memory
+
+    def fresh_memory(self) -> Memory:
+        return copy.deepcopy(self.memory_before)
+
+
 @dataclass(frozen=True)
 class Launched:
     """One launch that ran. `constants` are those the kernel's source marks, not what was specialised."""
@@ -76,6 +95,7 @@ class Launched:
     constants: tuple[tuple[str, Any], ...]
     num_warps: int
     num_blocks: int
+    job: Job = field(repr=False)
 
 
 class Compiler:
@@ -124,6 +144,9 @@ class StandIn:
         self.arg_names = list(self.original.arg_names)
         self.fn = self.original.fn
         self.constant_names = _constant_names(self.fn)
+        # Integers whose values no code depends on. Gluon's kernels keep their names, the interpreter's all options.
+        original = self.original
+        self.general = getattr(original, "do_not_specialize", None) or original.kwargs.get("do_not_specialize") or ()
 
     def __getitem__(self, grid: Sequence[int]) -> Callable[..., None]:
         return lambda *args, **kwargs: self.run(self, grid, args, kwargs)
@@ -151,6 +174,16 @@ class Run:
         arguments += [None] * (len(ready.program.kernel.params) - len(arguments))
         shape = (*grid, 1, 1)[:3]
         num_blocks = int(np.prod(shape))
+        job = Job(
+            program=ready.program,
+            arguments=arguments,
+            grid=shape,
+            num_threads=ready.num_threads,
+            shared_bytes=ready.shared_bytes,
+            cluster=ready.cluster,
+            blocks=range(0, num_blocks, ready.cluster) if self.pick is None else self.pick(num_blocks),
+            memory_before=copy.deepcopy(memory),
+        )
         launch(
             ready.program,
             memory,
@@ -160,12 +193,12 @@ class Run:
             shared_bytes=ready.shared_bytes,
             cluster=ready.cluster,
             schedule=self.schedule(),
-            blocks=None if self.pick is None else self.pick(num_blocks),
+            blocks=job.blocks,
         )
         _take_back(memory, [values[name] for name in taken])
         constants = tuple(sorted((name, values[name]) for name in kernel.constant_names if name in values))
         num_warps = options.get("num_warps", 4)
-        self.launches.append(Launched(kernel.module.__name__, kernel.name, constants, num_warps, num_blocks))
+        self.launches.append(Launched(kernel.module.__name__, kernel.name, constants, num_warps, num_blocks, job))
 
 
 def _is_descriptor(value: Any) -> bool:
@@ -194,7 +227,7 @@ def _request(kernel: StandIn, values: dict[str, Any], options: dict[str, Any]) -
     signature, constants, divisible, taken = {}, {}, [], []
     for name in kernel.arg_names:
         value = values[name]
-        special = name not in getattr(kernel.original, "do_not_specialize", ())
+        special = name not in kernel.general
         if name in kernel.constant_names or value is None or (special and type(value) is int and value == 1):
             signature[name] = "constexpr"
             constants[name] = value

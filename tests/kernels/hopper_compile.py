@@ -2,8 +2,8 @@
 
     python -m tests.kernels.hopper_compile      one request a line on stdin (JSON), one answer a line on stdout
 
-A request names a module, a kernel in it, each argument's type and the options of a launch; the answer holds the PTX, the
-bytes of shared memory, and the threads. Results stay in Triton's own cache on disk. ptxas does not run.
+A request names a module, a kernel in it, each argument's type and the options of a launch; the answer holds the PTX,
+the bytes of shared memory, and the threads. Results stay in Triton's own cache on disk. ptxas does not run.
 """
 
 from __future__ import annotations

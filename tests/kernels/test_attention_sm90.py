@@ -1,6 +1,7 @@
 """Who takes attention on sm_90, how its descriptors are made, and what a launch costs the host."""
 
 import random
+import threading
 import time
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from eagle_kernels import attention, attention_sm90, attention_triton
+from eagle_kernels import attention, attention_gluon, attention_gluon_bwd, attention_sm90, attention_triton
 from tests.kernels.plans import plan_of
+from tests.numerics import randn
 
 
 @pytest.fixture
@@ -79,6 +81,7 @@ def test_ops_follow_the_table(sm90, monkeypatch, dtype, taker):
             monkeypatch.setattr(
                 module, name, lambda *args, module=module, name=name, **kwargs: went.append((module, name))
             )
+    monkeypatch.setattr(attention_triton, "launch_delta", lambda *args: (None, None))
     q = torch.zeros(4, 2, 64, dtype=dtype, requires_grad=True)
     attention._varlen_attention(q, q, q, plan_of([4]), True, 0.1)[0].sum().backward()
     assert went == [(taker, "launch_fwd"), (taker, "launch_bwd")]
@@ -121,9 +124,7 @@ def compilations(monkeypatch):
         get_current_device=lambda: 0,
         get_current_stream=lambda device: 0,
     )
-    from eagle_kernels import attention_gluon
-
-    for kernel in (attention_gluon.fwd_kernel, attention_gluon.dq_kernel, attention_gluon.dkdv_kernel):
+    for kernel in (attention_gluon.fwd_kernel, attention_gluon_bwd.dq_kernel, attention_gluon_bwd.dkdv_kernel):
         monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
     monkeypatch.setattr(type(attention_gluon.fwd_kernel), "_do_compile", compile)
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
@@ -164,3 +165,50 @@ def test_a_launch_costs_the_host_little(sm90, compilations):
         launch()
         best = min(best, time.perf_counter() - begin)
     assert best < 2e-3
+
+
+@pytest.fixture
+def hopper_gpu():
+    """Inputs of a call that Gluon takes: q, k, v that take gradients, and dout."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a GPU of sm_90")
+    heads = (7, 1, 1, 7)
+    q, k, v, dout = (randn(300, n, 128, dtype=torch.bfloat16, device="cuda", seed=i) for i, n in enumerate(heads))
+    assert attention_sm90.why_triton(q, k, v, dout) is None
+    return [q, k, v], dout.detach()
+
+
+def gradients(inputs, dout):
+    plan = plan_of([65, 0, 235], device="cuda")
+    out, lse = attention._varlen_attention(*inputs, plan, True, 0.1)
+    return [out.detach(), lse.detach(), *torch.autograd.grad(out, inputs, dout)]
+
+
+@pytest.mark.gpu
+def test_triton_computes_the_same(hopper_gpu, monkeypatch):
+    got = gradients(*hopper_gpu)
+    monkeypatch.setattr(attention_sm90, "why_triton", lambda *tensors: "asked for")
+    for a, b in zip(got, gradients(*hopper_gpu), strict=True):
+        torch.testing.assert_close(a, b, rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.gpu
+def test_a_fresh_thread(hopper_gpu):
+    """Autograd's own has none of what Triton keeps for a thread."""
+    results = []
+    thread = threading.Thread(target=lambda: results.extend(gradients(*hopper_gpu)))
+    thread.start()
+    thread.join()
+    assert all(map(torch.equal, results, gradients(*hopper_gpu))) and len(results) == 5
+
+
+@pytest.mark.gpu
+def test_captured_at_the_first_call(hopper_gpu):
+    (q, k, v), _ = hopper_gpu
+    plan = plan_of([65, 0, 235], device="cuda")
+    attention_gluon.fwd_kernel.device_caches.clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        captured = attention._varlen_attention(q, k, v, plan, True, 0.1)
+    graph.replay()
+    assert all(map(torch.equal, captured, attention._varlen_attention(q, k, v, plan, True, 0.1)))

@@ -44,12 +44,8 @@ from tests.video.make import (
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 PICTURES = {**HALF, "dtype": torch.uint8, "layout": "tiles"}  # what can be looked at
 TILES_28 = Tiling(tile_px=28, **HALF)
-BY_RGB = {"444.mp4", "10_bit.mp4", "hevc_10_bit.mp4", "odd.mp4"} | {
-    "turned_90.mp4",
-    "turned_180.mp4",
-    "turned_270.mp4",
-    "mirrored.mp4",
-}
+BY_RGB = {"444.mp4", "10_bit.mp4", "hevc_10_bit.mp4", "odd.mp4"}
+TURNED = {"turned_90.mp4": -1, "turned_180.mp4": 2, "turned_270.mp4": 1, "mirrored.mp4": 0}  # quarters, anticlockwise
 STRETCHED = {"wide_pixels.mp4", "wide_pixels.mkv"}  # by `decode`, before they can be tiled
 LEFT = {"h264", "hevc", "mpeg2video", "mpeg4"}
 
@@ -112,7 +108,35 @@ def test_the_stream_alone_decides_between_planes_and_rgb(golden: GoldenSet, name
     y, u, v = (torch.stack(planes) for planes in zip(*(all_planes[i] for i in wanted)))
     colours = {"matrix": "bt601", "full_range": name in ("full_range.mp4", "mjpeg.avi")}
     chroma = "left" if video.codec in LEFT else "center"
-    assert torch.equal(tiles, yuv_to_tiles_ref(y, u, v, (2, 1), tiling, chroma=chroma, **colours))
+    stored_grid = (1, 2) if name in ("turned_90.mp4", "turned_270.mp4") else (2, 1)
+    want = yuv_to_tiles_ref(y, u, v, stored_grid, tiling, chroma=chroma, **colours)
+    if name in TURNED:
+        want = torch.cat([turned(frame, stored_grid, (2, 1), TURNED[name]) for frame in want.unflatten(0, (-1, 3))])
+    assert torch.equal(tiles, want)
+
+
+def turned(tiles_IXYC: Tensor, stored: tuple[int, int], shown: tuple[int, int], quarters: int) -> Tensor:
+    """Whole tiles of a frame, with its thumbnail last: put together, turned, and cut again. 0 quarters: mirrored."""
+
+    def turn(picture_CYX: np.ndarray) -> np.ndarray:
+        return np.rot90(picture_CYX, quarters, (1, 2)) if quarters else picture_CYX[:, :, ::-1]
+
+    *tiles, thumbnail = tiles_IXYC.numpy()
+    whole = np.concatenate([np.concatenate(tiles[r::1][: stored[0]], 2) for r in range(0, len(tiles), stored[0])], 1)
+    rows = np.split(turn(whole), shown[1], 1)
+    cut = [tile for row in rows for tile in np.split(row, shown[0], 2)]
+    return torch.from_numpy(np.stack([*cut, turn(thumbnail)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8])
+@pytest.mark.parametrize("name", TURNED)
+def test_turned_patches_are_those_of_turned_tiles(golden: GoldenSet, name: str, dtype: torch.dtype) -> None:
+    how = {"tile_px": 28, "thumbnail": True, "dtype": dtype, **HALF}
+    path, times = golden.good[name].path, [0.0, 0.6]
+    for grid in ((3, 2), (1, 1)):
+        patches = decode_tiles(path, times, grid, Tiling(patch_px=7, **how)).tiles_IPK
+        tiles = decode_tiles(path, times, grid, Tiling(layout="tiles", **how)).tiles_IPK
+        assert torch.equal(patches, tiles.unfold(2, 7, 7).unfold(3, 7, 7).permute(0, 2, 3, 1, 4, 5).reshape_as(patches))
 
 
 @pytest.mark.parametrize("full_range", [False, True])
@@ -283,7 +307,7 @@ def test_a_missing_frame_is_named_as_by_decode(golden: GoldenSet, num_workers: i
 def test_a_time_limit_ends_the_work(golden: GoldenSet, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = reader.decode
     path = golden.good["long_gop.mp4"].path
-    monkeypatch.setattr(reader, "decode", lambda packet: time.sleep(0.02) or whole(packet))
+    monkeypatch.setattr(reader, "decode", lambda packet, decoder: time.sleep(0.02) or whole(packet, decoder))
     with pytest.raises(VideoError, match=r"decoding took more than time_limit_seconds = 0\.2 s"):
         decode_tiles(path, [0.0, 11.0], (1, 1), TILES_28, num_workers=num_workers, time_limit_seconds=0.2)
 
@@ -293,12 +317,12 @@ def test_another_thread_can_stop_the_work(golden: GoldenSet, num_workers: int, m
     stop, whole = threading.Event(), reader.decode
     num_fed = 0
 
-    def slowly(packet: av.Packet) -> list[av.VideoFrame] | None:
+    def slowly(packet: av.Packet, decoder: av.VideoCodecContext) -> list[av.VideoFrame] | None:
         nonlocal num_fed
         num_fed += 1
         if num_fed == 40:
             stop.set()
-        return whole(packet)
+        return whole(packet, decoder)
 
     monkeypatch.setattr(reader, "decode", slowly)
     path = golden.good["long_gop.mp4"].path  # 300 pictures

@@ -1,5 +1,5 @@
-"""Every Triton launch that bench/static_cases.py has for sm_90, run by its machine code on a CPU (tests/ptx): as good as
-torch, the same bits under two schedules. Attention's nasty shapes are in test_hopper_attention.py."""
+"""Every Triton launch that bench/static_cases.py has for sm_90, run by its machine code on a CPU (tests/ptx): as good
+as torch, the same bits under two schedules. Attention's nasty shapes are in test_hopper_attention.py."""
 
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +18,12 @@ from tests.kernels.plans import plan_of
 from tests.numerics import randn
 from tests.ptx.machine import Schedule
 
-CASES = {case.name: case for case in static_cases.cases() if 90 in case.capabilities}
+# Gluon's are in test_attention_gluon.py.
+CASES = {
+    case.name: case
+    for case in static_cases.cases()
+    if 90 in case.capabilities and not case.name.startswith("attention_sm90")
+}
 BF16 = torch.bfloat16
 EPS = 1e-6
 

@@ -285,7 +285,7 @@ def test_matmuls_beyond_32_bits(far_one, over_tokens, device):
 
 @pytest.mark.parametrize(("start", "labelled_rows"), [(0, 130), (64, 66), (128, 2), (130, 0), (192, 0)])
 def test_ignored_tokens_are_not_multiplied(start, labelled_rows, device):
-    """A chunk of 140 tokens with 130 labelled in all: what lies behind them is neither read (NaN) nor written."""
+    """A chunk of 140 tokens with 130 labelled in all: what lies after them is neither read (NaN) nor written."""
     num_labelled = torch.tensor(130, device=device)
     a, b = randn(140, 20, device=device).detach(), randn(20, 70, device=device, seed=1).detach()
     a[labelled_rows:] = torch.nan

@@ -1,7 +1,9 @@
+from importlib import import_module
+
 import pytest
 import torch
 
-from eagle_kernels.rope import _rope, rope, rope_ref
+from eagle_kernels.rope import _rope, _write, rope, rope_frequencies, rope_ref
 from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, far_tensor
 from tests.numerics import randn
 
@@ -147,3 +149,21 @@ Q, K, AT = torch.ones(3, 4, 8), torch.ones(3, 2, 8), torch.arange(3)
 def test_refuses(args, message):
     with pytest.raises(ValueError, match=message):
         rope(*args)
+
+
+def test_a_graph_writes_the_frequencies_itself():
+    """Bit for bit those that are uploaded elsewhere."""
+    frequencies = rope_frequencies(128, 1e6)
+    assert torch.equal(_write(frequencies, torch.device("cpu")), frequencies)
+
+
+@pytest.mark.gpu
+def test_captured_before_any_upload(monkeypatch, device):
+    q, k, positions = randn(5, 3, 128, device=device), randn(5, 1, 128, device=device), torch.arange(5, device=device)
+    want = _rope(q, k, positions, 1e6, False)  # compiles the kernel
+    monkeypatch.setattr(import_module("eagle_kernels.rope"), "_UPLOADED", {})  # eagle_kernels.rope is the function too
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = _rope(q, k, positions, 1e6, False)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

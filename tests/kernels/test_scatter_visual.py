@@ -22,6 +22,10 @@ from tests.numerics import randn
 SHAPES = [(1, 1, 1), (17, 5, 100), (6, 4, 3584)]  # tokens, visual tokens, width: one, ragged, the language model's own
 
 
+def rows_of_bytes(x: Tensor) -> native.View:
+    return _bytes(native.view(x), x.element_size())
+
+
 def inputs(T, N, C, dtype, device):
     return randn(T, C, dtype=dtype, device=device), randn(N, C, dtype=dtype, device=device, seed=1)
 
@@ -160,7 +164,12 @@ def test_more_rows_than_a_block_of_a_thread():
 
 def run_on_cpu(text, visual, rows, whole, *, backward, num_threads=1):
     core = native.load()
-    views = {"text": _bytes(text), "visual": _bytes(visual), "rows": native.view(rows), "whole": _bytes(whole)}
+    views = {
+        "text": rows_of_bytes(text),
+        "visual": rows_of_bytes(visual),
+        "rows": native.view(rows),
+        "whole": rows_of_bytes(whole),
+    }
     core.scatter_visual_cpu(core.ScatterVisual(**views, backward=backward), num_threads)
 
 
@@ -213,14 +222,24 @@ def test_compiled_code_refuses_wrong_rows():
 
 
 def test_the_core_refuses_what_does_not_agree():
-    good = {"text": _bytes(E5), "visual": _bytes(V2), "whole": _bytes(E5), "rows": native.view(torch.arange(2))}
+    good = {
+        "text": rows_of_bytes(E5),
+        "visual": rows_of_bytes(V2),
+        "whole": rows_of_bytes(E5),
+        "rows": native.view(torch.arange(2)),
+    }
     core = native.load()
     for name, wrong, backward, message in [
         ("rows", native.view(torch.zeros(2)), False, "rows needs int32 or int64 and 1 dim"),
         ("rows", native.view(torch.arange(3)), False, r"visual is \(2, 12\); needs \(3, 12\)\."),
-        ("text", _bytes(E5[:4]), False, r"text is \(4, 12\); needs \(5, 12\)\."),
-        ("text", _bytes(E5.new_empty(0, 0)), False, r"text is \(0, 0\); needs \(5, 12\)\."),
-        ("visual", _bytes(V2[:, :2]), True, r"visual is \(2, 8\); needs \(2, 12\), or \(0, 0\) where it is not wanted"),
+        ("text", rows_of_bytes(E5[:4]), False, r"text is \(4, 12\); needs \(5, 12\)\."),
+        ("text", rows_of_bytes(E5.new_empty(0, 0)), False, r"text is \(0, 0\); needs \(5, 12\)\."),
+        (
+            "visual",
+            rows_of_bytes(V2[:, :2]),
+            True,
+            r"visual is \(2, 8\); needs \(2, 12\), or \(0, 0\) where it is not wanted",
+        ),
         ("whole", native.view(E5), False, "whole needs uint8 and 2 dims, the bytes of a row side by side"),
         ("whole", native.view(torch.zeros(5, 24, dtype=torch.uint8)[:, ::2]), False, "whole needs uint8 and 2 dims"),
     ]:

@@ -40,7 +40,7 @@ def test_is_a_value():
         ({"mean": "abc"}, "mean is 'abc'; needs three finite numbers"),
         ({"std": (0.5, 0.5)}, "std is .* three finite numbers"),
         ({"std": None}, "std is None; needs three finite numbers"),
-        ({"std": (0.5, 0.0, 0.5)}, r"std is \(0.5, 0.0, 0.5\); needs no zero"),
+        ({"std": (0.5, 0.0, 0.5)}, r"std is \(0.5, 0.0, 0.5\); needs numbers above 0"),
         ({"thumbnail": None}, "thumbnail is None; needs True or False"),
         ({"dtype": torch.float16}, "dtype is torch.float16; needs one of torch.bfloat16, torch.float32, torch.uint8"),
         ({"dtype": "bfloat16"}, "dtype is bfloat16; needs one of torch.bfloat16"),

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig, eagle2_5_8b, tiny
+from eagle_model.model.eagle import build
 
 # The fields of a released config.json, as transformers 4 writes them.
 RELEASED = {
@@ -156,10 +157,44 @@ def test_absent_fields_have_transformers_defaults():
         ("vision_config.image_size", 392, "force_image_size is 448; needs vision_config.image_size, 392"),
         ("vision_config.patch_size", 13, "needs to be a multiple of 2 * patch_px = 26"),
         ("vision_config.num_hidden_layers", 0, "num_hidden_layers is 0; needs a whole number of at least 1"),
-        ("text_config.hidden_size", 64.0, "TextConfig: hidden_size is 64.0; needs a whole number of at least 1"),
+        (
+            "text_config.hidden_size",
+            64.0,
+            "config.json: text_config.hidden_size is 64.0; needs a whole number of at least 1",
+        ),
         ("vision_config.num_attention_heads", True, "num_attention_heads is True; needs a whole number of at least 1"),
         ("vision_config", [1], "config.json: vision_config is [1]; needs an object"),
         ("text_config.rope_parameters", "yarn", "text_config.rope_parameters is 'yarn'; needs an object"),
+        ("text_config.rope_theta", "big", "config.json: text_config.rope_theta is 'big'; needs a number above 0"),
+        ("text_config.rms_norm_eps", None, "config.json: text_config.rms_norm_eps is None; needs a number above 0"),
+        ("text_config.rope_theta", 1e999, "text_config.rope_theta is inf; needs a number above 0"),
+        ("text_config.rope_theta", True, "text_config.rope_theta is True; needs a number above 0"),
+        (
+            "text_config.max_position_embeddings",
+            1.5,
+            "text_config.max_position_embeddings is 1.5; needs a whole number",
+        ),
+        ("text_config.tie_word_embeddings", "no", "text_config.tie_word_embeddings is 'no'; needs true or false"),
+        ("text_config.num_key_value_heads", "4", "text_config.num_key_value_heads is '4'; needs a whole number of at"),
+        ("vision_config.layer_norm_eps", 0, "vision_config.layer_norm_eps is 0; needs a number above 0"),
+        ("vision_config.image_size", "448", "config.json: vision_config.image_size is '448'; needs a whole number of"),
+        (
+            "image_token_index",
+            151667.0,
+            "config.json: image_token_index is 151667.0; needs a whole number of at least 0",
+        ),
+        ("select_layer", "-1", "config.json: select_layer is '-1'; needs a whole number"),
+        ("max_dynamic_tiles", [12], "config.json: max_dynamic_tiles is [12]; needs a whole number of at least 1"),
+        ("min_dynamic_tiles", 13, "min_dynamic_tiles is 13, max_dynamic_tiles 12; needs the first no greater"),
+        (
+            "initializer_range",
+            "x" * 999,
+            "config.json: initializer_range is '" + "x" * 99 + "...; needs a number above 0",
+        ),
+        ("quantization_config", {"bits": 4}, "quantization_config is {'bits': 4}; this model computes None only"),
+        ("text_config.layer_types", ["sliding_attention"], "text_config.layer_types is ['sliding_attention'];"),
+        ("text_config.attention_bias", False, "text_config.attention_bias is False; this model computes True only"),
+        ("llm_config", {"vocab_size": 7}, "both text_config and its old name llm_config, and they differ; needs one"),
         ("select_layer", 28, "select_layer is 28; needs -28 to 27"),
         ("max_dynamic_patch", 6, "max_dynamic_tiles is 12 but max_dynamic_patch is 6"),
     ],
@@ -174,7 +209,6 @@ def test_refuses_what_it_does_not_compute(path, value, message):
     [
         ("vision_config", "no vision_config"),
         ("text_config", "neither text_config nor llm_config"),
-        ("image_token_index", "no image_token_index"),
     ],
 )
 def test_names_the_part_that_is_missing(key, message):
@@ -189,6 +223,8 @@ def test_read_names_the_file(tmp_path):
     for text, message in [
         ('{"model_type": ', "is not JSON"),
         ("[1]", "holds a list; needs a JSON object"),
+        ("[" * 100_000, "is not JSON"),
+        (" " * (1 << 26) + "{}", "has more than 67108864 bytes"),
         (json.dumps(changed("select_layer", 99)), "select_layer is 99"),
         (json.dumps(changed("text_config.hidden_size", "big")), r"config\.json: "),
     ]:
@@ -215,3 +251,28 @@ def test_attention_backend():
     assert EagleConfig.from_dict(config.to_dict()).attention_backend == "eagle"
     with pytest.raises(ValueError, match="attention_backend is 'fastest'; needs one of eagle, flash_attn"):
         replace(config, attention_backend="fastest")
+
+
+def test_absent_fields_have_the_released_classes_defaults():
+    """Eagle2_5_VLConfig's: not what the released 8B has, which writes all of them."""
+    fields = {key: RELEASED[key] for key in ("vision_config", "text_config")}
+    config = EagleConfig.from_dict(fields)
+    assert (config.image_token_id, config.select_layer, config.initializer_range) == (151667, -4, 0.02)
+    assert (config.min_dynamic_tiles, config.max_dynamic_tiles) == (1, 6)
+    written = config.to_dict()
+    assert (written["use_thumbnail"], written["dynamic_image_size"], written["template"]) == (False, False, None)
+
+
+def test_a_trained_model_says_how_its_images_were_prepared():
+    config = EagleConfig.from_dict({**RELEASED, "use_thumbnail": False, "min_dynamic_tiles": 2})
+    written = config.trained_on_tiles(6).to_dict()
+    assert written["use_thumbnail"] is written["dynamic_image_size"] is True
+    assert [written[key] for key in ("min_dynamic_tiles", "min_dynamic_patch")] == [1, 1]
+    assert [written[key] for key in ("max_dynamic_tiles", "max_dynamic_patch")] == [6, 6]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_num_parameters_is_the_models(tied):
+    for config in (tiny(vocab_size=300, image_token_id=7), eagle2_5_8b()):
+        config = replace(config, text=replace(config.text, tie_word_embeddings=tied))
+        assert config.num_parameters == sum(p.numel() for p in build(config).parameters())

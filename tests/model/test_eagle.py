@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from eagle_model.batch import PackedBatch
 from eagle_model.model.config import eagle2_5_8b, tiny
-from eagle_model.model.eagle import Eagle, build, load
+from eagle_model.model.eagle import Eagle, build, check_device, load
 from eagle_model.model.loss import sqrt_mass, token_weights
 from tests.model.samples import (
     IMAGE_TOKEN_ID,
@@ -18,6 +22,7 @@ from tests.model.samples import (
     pack,
     small_model,
     with_text,
+    with_vision,
 )
 
 CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
@@ -58,7 +63,7 @@ def test_every_module_with_parameters_is_called_in_training(checkpoint_activatio
     row = pack(mixed_documents(CFG))
     mass = sqrt_mass(row.labels_T, row.cu_seqlens)
     names = called(model, lambda: model(row, mass, checkpoint_activations=checkpoint_activations).backward())
-    assert len(owners(model)) == 52
+    assert len(owners(model)) == 54
     assert owners(model).keys() - names == set()
     assert "" in names  # the model itself
 
@@ -149,7 +154,16 @@ def test_count_mismatch_names_both_numbers_and_the_samples(num_rows):
     assert "sample-1, sample-2" in message
 
 
-def test_text_only_batch_gives_every_parameter_a_gradient():
+@pytest.fixture
+def two_processes():
+    """As one of two that train: torch's process group that sends nothing."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_text_only_batch_gives_every_parameter_a_gradient_where_another_rank_needs_it():
     model = small_model(CFG)
     batch = document(CFG, 12, 0, 0, seed=3)
     for checkpoint_activations in (False, True):
@@ -161,14 +175,57 @@ def test_text_only_batch_gives_every_parameter_a_gradient():
             assert (grad.abs().max() == 0) == is_tower, name
 
 
+@pytest.mark.usefixtures("two_processes")
 def test_zero_tile_changes_nothing():
     model = small_model(CFG)
     batch = document(CFG, 12, 0, 0, seed=3)
+    before = model.hidden(batch)
     with torch.no_grad():
-        before = model.hidden(batch)
         for parameter in [*model.vision.parameters(), *model.connector.parameters()]:
             parameter.fill_(torch.nan)  # even an infinity or a NaN of the tower stays out of a text
-        assert torch.equal(model.hidden(batch), before)
+    assert torch.equal(model.hidden(batch), before)
+
+
+def test_text_alone_does_not_run_the_vision_tower_in_one_process():
+    model = small_model(CFG)
+    batch = document(CFG, 12, 0, 0, seed=3)
+    for step in (lambda: loss_sum(model, batch).backward(), lambda: model.generate(batch, max_new_tokens=2)):
+        assert not [name for name in called(model, step) if name.startswith(("vision", "connector"))]
+    assert {name.split(".")[0] for name in gradients(model)} == {"llm", "lm_head"}
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_text_alone_does_not_run_the_vision_tower_without_gradients():
+    model = small_model(CFG)
+    batch = document(CFG, 12, 0, 0, seed=3)
+    names = called(model, lambda: model.generate(batch, max_new_tokens=2))
+    assert "llm.norm" in names
+    assert "vision" not in names
+
+
+# ---- head widths that no kernel takes
+
+
+WIDE = with_vision(with_text(CFG, hidden_size=48), num_attention_heads=32)  # heads of 12 and 2
+
+
+def test_any_head_width_runs_on_a_cpu():
+    assert (WIDE.text.head_dim, WIDE.vision.head_dim) == (12, 2)
+    model, row = small_model(WIDE), pack(mixed_documents(WIDE))
+    loss_sum(model, row).backward()
+    assert gradients(model).keys() == dict(model.named_parameters()).keys()
+    packed = model.generate(row, max_new_tokens=3)
+    assert packed == [model.generate(one, max_new_tokens=3)[0] for one in mixed_documents(WIDE)]
+
+
+def test_a_gpu_is_refused_before_anything_is_built_or_loaded(tmp_path):
+    with pytest.raises(ValueError, match=r"the vision heads are 2 wide .* a multiple of 8 from 16 to 256\. Use the"):
+        build(WIDE, "cuda")
+    model = build(with_vision(WIDE, num_attention_heads=2))
+    with pytest.raises(ValueError, match=r"the text heads are 12 wide"):
+        load(model, tmp_path, device="cuda:1")
+    check_device(CFG, "cuda")
+    check_device(eagle2_5_8b(), "cuda")  # 72 and 128
 
 
 @pytest.mark.parametrize("frozen", ["", "vision.", "llm."])
@@ -312,3 +369,20 @@ def test_kernels_give_the_references_loss_and_gradients(checkpoint_activations):
     for name, grad in want.items():
         error = (got[name].cpu() - grad).abs().max()
         assert error <= 1e-4 * (1 + grad.abs().max()), (name, error)
+
+
+def test_any_module_alone_may_be_sharded(tmp_path):
+    """FSDP gathers a module's parameters for that module's call: one that lends them to another's would fail."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        row = pack(mixed_documents(CFG))
+        mass = sqrt_mass(row.labels_T, row.cu_seqlens)
+        want = small_model(CFG)(row, mass)
+        for name in owners(small_model(CFG)):
+            model = small_model(CFG)
+            fully_shard(model.get_submodule(name), mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            torch.testing.assert_close(model(row, mass), want, msg=lambda text, name=name: f"{name}: {text}")
+    finally:
+        dist.destroy_process_group()

@@ -127,3 +127,12 @@ def test_attention_backend_reaches_the_op():
     ours = VisionEncoder(replace(BASE, attention_backend="flash_attn"))
     with pytest.raises(ValueError, match="q's device is cpu; needs a CUDA device for backend='flash_attn'"):
         ours(torch.zeros(1, BASE.vision.num_patches, BASE.vision.num_patch_values))
+
+
+def test_layers_that_are_not_run_are_not_trained():
+    """They stay in the file; without a gradient AdamW would only let them decay."""
+    cfg = replace(tiny(vocab_size=97, image_token_id=96), select_layer=-2)
+    encoder = VisionEncoder(cfg)
+    names = {name for name, module in encoder.named_modules() if module in encoder.unused}
+    assert names == {"layers.1", "post_layernorm"}
+    assert not VisionEncoder(replace(cfg, select_layer=-1)).unused

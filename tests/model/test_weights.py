@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from eagle_model.checkpoints import CheckpointError
 from eagle_model.model import weights
-from eagle_model.model.config import tiny
+from eagle_model.model.config import EagleConfig, tiny
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.weights import Rule
+from eagle_model.train import checkpoint
 from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model, with_text
 
 CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
@@ -74,6 +77,7 @@ def test_round_trip_is_bit_equal(tmp_path, dtype):
     assert all(p.requires_grad and not p.is_meta for p in again.parameters())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     row = pack(mixed_documents(CFG))
     with torch.no_grad():
         assert torch.equal(model.hidden(row), again.hidden(row))
@@ -85,6 +89,16 @@ def test_names_and_shapes_are_the_released_ones(saved):
     patch_embedding = tensors["vision_model.vision_model.embeddings.patch_embedding.weight"]
     assert patch_embedding.shape == (64, 3, 7, 7)
     assert torch.equal(patch_embedding.flatten(1), small_model(CFG).vision.patch_embedding.weight)
+
+
+def test_saved_config_names_the_dtype_of_the_weights_alone(tmp_path):
+    """Whatever the config that the model came with said."""
+    fields = CFG.to_dict() | {"dtype": "float16"}
+    fields["vision_config"]["torch_dtype"] = fields["text_config"]["dtype"] = "float16"
+    small_model(EagleConfig.from_dict(fields)).bfloat16().save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert text.count('"bfloat16"') == 4
+    assert '"float16"' not in text
 
 
 def test_dtype_on_load(saved):
@@ -121,6 +135,7 @@ def test_shards(tmp_path):
         ("[]", "is damaged"),
         ('{"weight_map": 3}', "is damaged"),
         ('{"weight_map": {"a": 3}}', "is damaged"),
+        ("[" * 100_000, "is damaged"),
         ('{"weight_map": {"a": "../model.safetensors"}}', "shards must lie in the same folder"),
     ],
 )
@@ -199,8 +214,11 @@ def test_garbage_is_no_pickle(saved):
 
 
 def test_missing_files(tmp_path, saved):
-    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is no folder; needs that of a checkpoint"):
         Eagle.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        Eagle.from_pretrained(tmp_path / "empty")
     (saved / weights.SINGLE).unlink()
     with pytest.raises(FileNotFoundError, match=r"holds neither model\.safetensors nor model\.safetensors\."):
         Eagle.from_pretrained(saved)
@@ -243,6 +261,168 @@ def test_loaded_weights_do_not_depend_on_the_file(saved):
 def test_a_parameter_without_a_rule_is_named():
     with pytest.raises(ValueError, match=r"adapter\.weight has no rule in the table of weight names"):
         weights.released({"adapter.weight": torch.zeros(1)}, weights.EAGLE)
+
+
+# ---- dtypes, names, sizes
+
+
+def test_mixed_dtypes_are_cast_or_refused(saved):
+    def change(tensors):
+        for key in ("mlp1.0.weight", "mlp1.0.bias"):
+            tensors[key] = tensors[key].bfloat16()
+
+    rewrite(saved, change)
+    with pytest.raises(
+        ValueError, match=r"several dtypes: 80 F32 \(.*, \.\.\.\), 2 BF16 \(mlp1\.0\.weight, \.\.\.\)\. Give"
+    ):
+        Eagle.from_pretrained(saved)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert {p.dtype for p in Eagle.from_pretrained(saved, dtype=dtype).parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.int64, "I64")]
+)
+def test_quantised_weights_are_refused(saved, dtype, name):
+    key = "language_model.model.layers.0.mlp.up_proj.weight"
+    rewrite(saved, lambda tensors: tensors.update({key: tensors[key].to(dtype)}))
+    with pytest.raises(
+        ValueError, match=rf"dtype: {re.escape(key)} is {name}, needs one of F64, F32, F16, BF16: no quant"
+    ):
+        Eagle.from_pretrained(saved, dtype=torch.float32)
+
+
+def renamed(folder: Path, rename) -> None:
+    tensors = {rename(key): tensor for key, tensor in load_file(folder / weights.SINGLE).items()}
+    save_file(tensors, folder / weights.SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (lambda key: f"module.{key}", r"\d+ tensors have 'module\.' in their names, as DistributedDataParallel"),
+        (lambda key: f"_orig_mod.{key}", r"have '_orig_mod\.' in their names, as torch\.compile saves them; save"),
+        (lambda key: f"module._orig_mod.{key}", r"have 'module\.' in their names"),
+        (lambda key: key.replace("mlp1.", "mlp1._orig_mod."), r"^\S+: 6 tensors have '_orig_mod\.'"),
+        (lambda key: f"base_model.model.{key}", r"as peft saves them; save merge_and_unload\(\)'s model"),
+        (
+            lambda key: key.replace("vision_model.vision_model.", "vision_model."),
+            r"begin with 'vision_model\.' as transformers 5 does; .* begin with 'vision_model\.vision_model\.'",
+        ),
+        (
+            lambda key: f"model.{key}",
+            r"tensors have names that begin with 'model\.' as a model that holds this one does",
+        ),
+    ],
+)
+def test_other_names_for_all_tensors_are_one_line(saved, rename, message):
+    renamed(saved, rename)
+    with pytest.raises(ValueError, match=message) as raised:
+        Eagle.from_pretrained(saved)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_buffers_that_are_computed_do_not_stop_a_load(saved):
+    buffers = {
+        "vision_model.vision_model.embeddings.position_ids": torch.arange(16)[None],
+        "language_model.model.rotary_emb.inv_freq": torch.ones(16),
+        "language_model.model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(16),
+    }
+    rewrite(saved, lambda tensors: tensors.update(buffers))
+    assert_same(Eagle.from_pretrained(saved), small_model(CFG))
+
+
+def test_a_refusal_has_20_names_and_a_count(saved):
+    renamed(saved, lambda key: "x" * 5_000 + key)
+    with pytest.raises(ValueError, match=r"\(1\d\d tensors\)") as raised:
+        Eagle.from_pretrained(saved)
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 22
+    assert re.fullmatch(r"  and 1\d\d more", lines[-1])
+    assert max(map(len, lines)) < 400
+    names = {f"{i}": f"shard-{i}" for i in range(1000)}
+    (saved / weights.INDEX).write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(FileNotFoundError, match=r"shard-999|and 980 more") as raised:
+        Eagle.from_pretrained(saved)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("text_config", "num_hidden_layers", 10**9),
+        ("vision_config", "num_hidden_layers", 10**9),
+        ("text_config", "intermediate_size", 10**18),
+        ("text_config", "vocab_size", 10**18),
+    ],
+)
+def test_absurd_sizes_are_refused_before_a_layer_is_built(saved, part, field, value):
+    fields = json.loads((saved / "config.json").read_text())
+    fields[part][field] = value
+    (saved / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(
+        ValueError, match=r"a model of \d{13,} parameters, but the safetensors files hold 7\d{5} numbers"
+    ):
+        Eagle.from_pretrained(saved)
+
+
+def test_a_tensor_in_two_shards_is_named(saved):
+    tensors = load_file(saved / weights.SINGLE)
+    save_file({"mlp1.0.bias": tensors["mlp1.0.bias"] + 1}, saved / "more.safetensors")
+    index = {"weight_map": {"mlp1.0.bias": "more.safetensors", "mlp1.0.weight": weights.SINGLE}}
+    (saved / weights.INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"both hold mlp1\.0\.bias; needs it once"):
+        Eagle.from_pretrained(saved)
+
+
+# ---- beside a manifest
+
+
+@pytest.fixture
+def step(tmp_path: Path) -> Path:
+    """A checkpoint of a run."""
+    folder = tmp_path / "run" / "checkpoints"
+    return checkpoint.save(folder, 1, "run", lambda partial: small_model(CFG).save_pretrained(partial))
+
+
+def test_an_unlisted_index_is_not_read(step):
+    zeros = {key: torch.zeros_like(tensor) for key, tensor in load_file(step / weights.SINGLE).items()}
+    save_file(zeros, step / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(zeros, "model-00001-of-00001.safetensors")}
+    (step / weights.INDEX).write_text(json.dumps(index))
+    assert_same(Eagle.from_pretrained(step), small_model(CFG))
+
+
+@pytest.mark.parametrize("name", ["config.json", weights.SINGLE])
+def test_what_is_read_is_checked(step, name):
+    content = bytearray((step / name).read_bytes())
+    content[-20] ^= 1
+    (step / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name} has SHA-256 \w+; the manifest says"):
+        Eagle.from_pretrained(step)
+
+
+def test_what_is_not_read_is_not_checked(tmp_path):
+    """So that answering a question does not wait for the optimizer's bytes, of which there are four times as many."""
+
+    def write(folder: Path) -> None:
+        small_model(CFG).save_pretrained(folder)
+        (folder / "optimizer.safetensors").write_bytes(b"good")
+
+    step = checkpoint.save(tmp_path, 1, "run", write)
+    (step / "optimizer.safetensors").write_bytes(b"baad")
+    assert_same(Eagle.from_pretrained(step), small_model(CFG))
+
+
+def test_weights_that_the_manifest_does_not_list_are_refused(tmp_path):
+    def write(folder: Path) -> None:
+        small_model(CFG).save_pretrained(folder)
+        (folder / weights.SINGLE).rename(folder / "other")
+
+    step = checkpoint.save(tmp_path, 1, "run", write)
+    (step / "other").rename(step / weights.SINGLE)
+    with pytest.raises(CheckpointError, match=r"holds model\.safetensors, which its manifest does not list"):
+        Eagle.from_pretrained(step)
 
 
 # ---- memory

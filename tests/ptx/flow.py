@@ -23,6 +23,7 @@ WAITS = (
     "barrier.cluster.wait",
     "mbarrier.try_wait",
     "mbarrier.test_wait",
+    "setmaxnreg",
 )
 ENDS = ("bra", "brx.idx", "ret", "exit", "trap", "call")
 
@@ -41,7 +42,6 @@ class Segment:
     live_out: int = 0
     products: int = 0  # registers that its wgmma instructions name
     touched: int = 0  # registers of any wgmma of the kernel that its other instructions read or write
-    changes: int = 0  # those that they write
 
     @property
     def next(self) -> int:
@@ -168,7 +168,6 @@ def segments(kernel: Kernel, registers: Registers) -> list[Segment]:
         for instr in kernel.code[segment.first : segment.last]:
             if ".mma_async" not in instr.op:
                 segment.touched |= (read(instr, registers) | written(instr, registers)) & all_products
-        segment.changes = segment.writes & all_products
         instr = kernel.code[segment.last - 1]
         if segment.kind == "branch" and instr.op.startswith("br"):
             label = instr.args[-1]

@@ -69,10 +69,44 @@ def launch(
     block_shape: tuple[int, int, int] | None = None,
     schedule: Schedule | None = None,
     blocks: Iterable[int] | None = None,
+    executed: set[int] | None = None,
 ) -> int:
     """Runs the grid, or only the blocks of it with these numbers (x fastest; with clusters, the first of each). Returns
-    how many instructions ran, counted once for warps that go together."""
+    how many instructions ran, counted once for warps that go together; `executed` takes the numbers of the segments
+    that did."""
     params, maps = pack(program, arguments)
+    return launch_packed(
+        program,
+        memory,
+        params,
+        maps,
+        grid=grid,
+        num_threads=num_threads,
+        shared_bytes=shared_bytes,
+        cluster=cluster,
+        block_shape=block_shape,
+        schedule=schedule,
+        blocks=blocks,
+        executed=executed,
+    )
+
+
+def launch_packed(
+    program: Program,
+    memory: Memory,
+    params: bytes,
+    maps: dict[int, TensorMap],
+    *,
+    grid: Sequence[int],
+    num_threads: int,
+    shared_bytes: int = 0,
+    cluster: int = 1,
+    block_shape: tuple[int, int, int] | None = None,
+    schedule: Schedule | None = None,
+    blocks: Iterable[int] | None = None,
+    executed: set[int] | None = None,
+) -> int:
+    """`launch` with the parameters' bytes."""
     x, y, z = (*grid, 1, 1)[:3]
     numbers = range(0, x * y * z, cluster) if blocks is None else blocks
     schedule = schedule or Schedule()
@@ -92,6 +126,8 @@ def launch(
         )
         machine.run((number % x, number // x % y, number // (x * y)))
         total += machine.num_instructions
+        if executed is not None:
+            executed |= machine.executed
     return total
 
 

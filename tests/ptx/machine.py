@@ -42,13 +42,14 @@ class Schedule:
     """Who goes when, and when asynchronous work takes place.
 
     order      "together": warps that stand at one place step at once, the rearmost first; "random": any warp, alone or
-               with its neighbours, for a random while
+               with its neighbours, for a random while; "unfair": always the warp group that is first in an order drawn
+               once, as long as it can go on
     landing    "early": at once; "late": when it is waited for, or nothing else can go on; "random": in between
     races      check for every access to shared memory that something orders it (order.py)
     """
 
     seed: int = 0
-    order: Literal["together", "random"] = "random"
+    order: Literal["together", "random", "unfair"] = "random"
     landing: Literal["early", "late", "random"] = "random"
     races: bool = True
     max_steps: int = 10_000_000
@@ -121,6 +122,8 @@ class Machine:
         self.cluster_done: Array | None = None
         self.cluster_seen = [0] * self.num_warps
         self.pc = [0] * self.num_warps
+        self.favour = list(range(-(-self.num_warps // 4)))  # warp groups, the first one favoured
+        self.executed: set[int] = set()  # segments
         self.blocked: list[str] = [""] * self.num_warps
         self.waits: list[Any] = [None] * self.num_warps
         self.let_go = [False] * self.num_warps
@@ -131,6 +134,8 @@ class Machine:
             self.mask &= np.tile(threads < num_threads, (num_blocks, 1))
             self.is_full = [bool(row.all()) for row in self.mask]
         self.frames = [[Frame(NEVER, 0, row.copy())] for row in self.mask]
+        self.registers = [program.kernel.max_registers or 0] * self.num_warps  # of a thread
+        self.free_registers = [0] * num_blocks
         self.num_parted = 0  # frames beyond the first, of all warps
         self.num_steps = 0
         self.num_instructions = 0
@@ -193,10 +198,12 @@ class Machine:
         """Until every warp has ended. Raises what went wrong, with the warp and instruction."""
         functions = self.functions(first_block)
         segments, schedule = self.program.segments, self.schedule
-        together = schedule.order == "together"
+        together, unfair = schedule.order == "together", schedule.order == "unfair"
+        if unfair:
+            schedule.random.shuffle(self.favour)
         with np.errstate(all="ignore"):
             while True:
-                group = self.rearmost() if together else self.any_group()
+                group = self.rearmost() if together else self.most_favoured() if unfair else self.any_group()
                 if group is None:
                     if all(pc == EXIT for pc in self.pc):
                         break
@@ -243,6 +250,17 @@ class Machine:
             z += 1
         return a, z
 
+    def most_favoured(self) -> tuple[int, int] | None:
+        for group in self.favour:
+            ready = [w for w in range(4 * group, min(4 * group + 4, self.num_warps)) if self.is_ready(w)]
+            if ready:
+                a = min(ready, key=lambda w: (self.pc[w], w))
+                z = a + 1
+                while z in ready and self.pc[z] == self.pc[a] and self.block_of[z] == self.block_of[a]:
+                    z += 1
+                return a, z
+        return None
+
     def any_group(self) -> tuple[int, int] | None:
         ready = [w for w in range(self.num_warps) if self.is_ready(w)]
         if not ready:
@@ -269,12 +287,13 @@ class Machine:
     def step(self, a: int, z: int, functions: list[Any], segments: list[Segment]) -> None:
         segment = segments[self.pc[a]]
         self.num_steps += 1
+        self.executed.add(segment.index)
         self.num_instructions += segment.last - segment.first
         if self.num_steps > self.schedule.max_steps:
             raise Deadlock(f"{self.num_steps} steps and no end; " + self.describe())
         try:
             if self.program.has_products:
-                self.products.guard(a, z, segment.touched, segment.changes)
+                self.products.guard(a, z, segment.touched)
             m = None if all(self.is_full[a:z]) else self.mask[a:z]
             result = functions[segment.index](m, a, z)
             if segment.kind == "wait":
@@ -376,6 +395,8 @@ class Machine:
                 self.named_wait(warp, _row(number, row), None if count is None else _row(count, row))
             elif kind == "cluster":
                 self.cluster_wait(warp)
+            elif kind == "registers":
+                self.set_registers(warp, operands[0])
             else:
                 lanes = self.mask[warp]
                 address = whole_number(np.broadcast_to(operands[0], (z - a, 32))[row][lanes])
@@ -420,11 +441,28 @@ class Machine:
             barrier.join(self.order.release(warp) if self.order else None)
             self._fill(warp, n, barrier)
 
+    def set_registers(self, warp: int, count: int) -> None:
+        """setmaxnreg: what a warp gives back is free for others of its block; who asks for more waits until it is."""
+        if count % 8 or not 24 <= count <= 256:
+            raise BarrierError(f"setmaxnreg of {count}; multiples of 8 from 24 to 256")
+        block = int(self.block_of[warp])
+        if self.program.kernel.max_registers is not None:
+            missing = 32 * (count - self.registers[warp])
+            if missing > self.free_registers[block]:
+                self.blocked[warp] = f"{missing} registers, of which {self.free_registers[block]} are free"
+                return
+            self.free_registers[block] -= missing
+            self.registers[warp] = count
+            for other in range(self.num_warps):
+                if missing < 0 and self.blocked[other].endswith("are free"):
+                    self.blocked[other] = ""
+        self.go(warp, self.after(warp))
+
     def phase_wait(self, warp: int, kind: str, address: int, parity: int, target: int) -> None:
-        barrier = self.mbarrier_at(self.place_in(address, int(self.block_of[warp])), "a wait")
+        barrier = self.use_mbarrier(warp, address, "a wait")
         complete = barrier.is_complete(parity)
         if not complete and kind == "try":
-            gives_up = self.schedule.order == "random" and self.schedule.random.random() < 0.1
+            gives_up = self.schedule.order != "together" and self.schedule.random.random() < 0.1
             if not gives_up:
                 self.blocked[warp] = f"mbarrier {barrier.index}, phase {barrier.phase} of parity {parity}"
                 self.waits[warp] = barrier
@@ -453,10 +491,23 @@ class Machine:
             raise AccessError(f"block {rank - 1} of a cluster of {self.num_blocks}")
         return (rank - 1 if rank else block) * self.shared.size + (address & ((1 << RANK_SHIFT) - 1))
 
+    def address_in(self, place: int) -> int:
+        """The shared::cluster address of a byte of `shared.bytes`."""
+        return (place // self.shared.size + 1) << RANK_SHIFT | place % self.shared.size
+
     def mbarrier_at(self, place: int, what: str) -> MBarrier:
         if place not in self.mbarriers:
             raise BarrierError(f"{what}: no mbarrier at byte {place % self.shared.size} of shared memory")
         return self.mbarriers[place]
+
+    def use_mbarrier(self, warp: int, address: int, what: str, *, proxy: bool = False) -> MBarrier:
+        """The mbarrier at an address, which the warp must have seen made."""
+        place = self.place_in(address, int(self.block_of[warp]))
+        barrier = self.mbarrier_at(place, what)
+        if self.order is not None:
+            cells = self.shared.cells(np.array([place]), 8).reshape(-1)
+            self.order.uses_barrier(warp, cells, what, proxy=proxy)
+        return barrier
 
     def overwrite(self, at: Array, width: int) -> None:
         """Data is written where mbarriers were: they are no more. Compilers reuse the bytes of barriers left alone."""
@@ -507,14 +558,12 @@ class Machine:
 
     def mbarrier_expect(self, a: int, z: int, m: Any, guard: Any, address: Any, num_bytes: Any) -> None:
         for warp, (place, count), times in self._lanes(a, z, m, guard, address, num_bytes):
-            at = self.place_in(place, int(self.block_of[warp]))
-            self.mbarrier_at(at, "mbarrier.expect_tx").bytes_due += count * times
+            self.use_mbarrier(warp, place, "mbarrier.expect_tx").bytes_due += count * times
 
     def mbarrier_arrive(self, a: int, z: int, m: Any, guard: Any, address: Any, number: Any, expects: bool) -> None:
         number = 1 if number is None else number
         for warp, (place, value), times in self._lanes(a, z, m, guard, address, number):
-            at = self.place_in(place, int(self.block_of[warp]))
-            barrier = self.mbarrier_at(at, "mbarrier.arrive")
+            barrier = self.use_mbarrier(warp, place, "mbarrier.arrive")
             given = self.order.release(warp) if self.order else None
             if expects:
                 barrier.bytes_due += value * times

@@ -11,6 +11,7 @@ An access outside every tensor, to a tensor it may not write, or not aligned to 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,6 +130,43 @@ class Memory:
                 else "lies outside"
             )
             raise AccessError(f"{what}: {width} bytes at {place}: {reason}")
+
+
+class HostMemory(Memory):
+    """The arrays themselves, at their own addresses: for launches whose arguments were packed with those.
+
+    HostMemory([(x, False), (out, True)])      (array, writable); contiguous arrays
+    """
+
+    def __init__(self, arrays: Sequence[tuple[NDArray[Any], bool]]) -> None:
+        self.arrays = [array for array, _ in arrays if array.nbytes]
+        spans = sorted(
+            (array.__array_interface__["data"][0], array.nbytes, READABLE | (WRITABLE if writable else 0))
+            for array, writable in arrays
+            if array.nbytes
+        )
+        self.tensors = [
+            Tensor(f"array {i}", address, (size,), np.dtype(np.uint8), self)
+            for i, (address, size, _) in enumerate(spans)
+        ]
+        self.starts = np.array([address for address, _, _ in spans] or [0])
+        self.ends = np.array([address + size for address, size, _ in spans] or [0])
+        self.span_rights = np.array([rights for _, _, rights in spans] or [0])
+        self.views: dict[tuple[type, int], NDArray[Any]] = {}
+        # All of memory from the first to the last array as one; offsets() lets nobody touch what lies between.
+        self.first = int(self.starts[0]) // 256 * 256
+        size = -(-(int(self.ends[-1]) - self.first) // 256) * 256
+        self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 256)).from_address(self.first or self.first))
+
+    def offsets(self, addresses: NDArray[Any], width: int, right: int, what: str) -> NDArray[np.int64]:
+        span = np.searchsorted(self.starts, addresses, "right") - 1
+        inside = (span >= 0) & (addresses + width <= self.ends[span]) & (self.span_rights[span] & right != 0)
+        if not inside.all():
+            address = int(addresses[~inside].flat[0])
+            near = min(self.tensors, key=lambda t: _distance(address, t.address, t.address + t.num_bytes))
+            place = f"byte {address - near.address} of {near.name}, which has {near.num_bytes}"
+            raise AccessError(f"{what}: {width} bytes at {place}: outside, or may not be written")
+        return addresses - self.first
 
 
 def _distance(address: int, start: int, end: int) -> int:

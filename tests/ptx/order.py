@@ -153,6 +153,15 @@ class Order:
         self.writer[cells] = self.loads + barrier
         self.written[cells] = clock
 
+    def uses_barrier(self, warp: int, cells: NDArray[np.int64], what: str, *, proxy: bool = False) -> None:
+        """The warp must have seen the mbarrier in these cells made; for TMA, through the asynchronous proxy."""
+        known = self.proxy if proxy else self.seen
+        writer = self.writer[cells]
+        ok = known[warp, writer] >= self.written[cells]
+        if not ok.all():
+            warps = np.full(len(cells), warp)
+            self._fail(ok, warps, cells, writer, f"{what} uses the mbarrier in", "made", proxy=proxy)
+
     def _fail(
         self,
         ok: Any,

@@ -122,6 +122,7 @@ class Kernel:
     name: str
     params: list[Param] = field(default_factory=list)
     num_threads: int | None = None  # .reqntid
+    max_registers: int | None = None  # .maxnreg
     cluster: int = 1  # .reqnctapercluster
     num_registers: dict[str, int] = field(default_factory=dict)  # by class
     shared: list[Variable] = field(default_factory=list)
@@ -221,6 +222,8 @@ def _directives(text: str, kernel: Kernel) -> None:
     if found := re.search(r"\.reqntid\s+([\d, ]+)", text):
         dims = [int(x) for x in found[1].split(",")]
         kernel.num_threads = dims[0] * (dims[1] if len(dims) > 1 else 1) * (dims[2] if len(dims) > 2 else 1)
+    if found := re.search(r"\.maxnreg\s+(\d+)", text):
+        kernel.max_registers = int(found[1])
     if found := re.search(r"\.reqnctapercluster\s+(\d+)", text):
         kernel.cluster = int(found[1])
 

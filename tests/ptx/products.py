@@ -51,14 +51,14 @@ class Products:
         self.committed: list[list[list[Product]]] = [[] for _ in range(groups)]
         self.clock = [0] * groups  # groups committed so far
         self.held = [0] * groups  # registers in flight
-        self.changed = [0] * groups  # product registers written since the last wgmma.fence
+        self.changed = [-1] * groups  # product registers read or written since the last wgmma.fence; at first all
 
-    def guard(self, a: int, z: int, touched: int, writes: int) -> None:
+    def guard(self, a: int, z: int, touched: int) -> None:
         """Before a segment runs: none of its registers may be in flight."""
         for group in range(a // 4, (z + 3) // 4):
             if self.held[group] & touched:
                 raise ProductError(f"warp {max(a, 4 * group)} uses registers of a wgmma that nobody waited for")
-            self.changed[group] |= writes
+            self.changed[group] |= touched
 
     def fence(self, a: int, z: int, m: Mask, guard: Any) -> None:
         for group in range(a // 4, z // 4):
@@ -112,7 +112,7 @@ class Products:
         for group in range(a // 4, z // 4):
             own = slice(4 * group - a, 4 * group - a + 4)
             if self.changed[group] & held:
-                raise ProductError(f"warp group {group}: wgmma uses registers written since the last wgmma.fence")
+                raise ProductError(f"warp group {group}: wgmma without wgmma.fence after its registers were used")
             add = bool(whole_number(scale if np.ndim(scale) == 0 else np.asarray(scale)[own]))
             descriptors = [
                 None if in_registers else whole_number(_part(left, own)),

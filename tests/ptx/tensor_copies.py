@@ -99,7 +99,10 @@ class TensorCopies:
                 machine.overwrite(places, tensor_map.element_bytes)
                 if machine.order is not None:
                     machine.order.start_load(warp, cells, "TMA load")
-                load = Load(tensor_map, position, places, cells, machine.mbarrier_at(barrier_place, "TMA load"))
+                # A barrier of another block was made there; barrier.cluster orders that.
+                target = at_barrier if block == own else machine.address_in(barrier_place)
+                barrier_used = machine.use_mbarrier(warp, target, "TMA load", proxy=True)
+                load = Load(tensor_map, position, places, cells, barrier_used)
                 if machine.schedule.lands_now():
                     self.land(load)
                 else:

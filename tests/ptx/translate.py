@@ -32,8 +32,8 @@ TYPES = {
 FILE_TYPES = {"16": ("u16", "s16"), "32": ("u32", "s32", "f32"), "64": ("u64", "s64", "f64"), "pred": ("pred",)}
 SPACES = ("global", "shared", "local", "param", "const")
 IGNORED: tuple[str, ...] = (
+    "nop",
     "bar.warp",
-    "setmaxnreg",
     "prefetch",
     "griddepcontrol",
     "nanosleep",
@@ -92,10 +92,14 @@ class Program:
         self.kernel = found[0]
         self.registers = Registers(self.kernel)
         self._place_variables()
-        self.segments = segments(self.kernel, self.registers)
-        self.has_products = any(segment.products for segment in self.segments)
         widths = [SIZES[i.parts[-1]] for i in self.kernel.code if i.op.startswith(("ld.shared", "st.shared"))]
         self.cell_bytes = min([4, *widths])
+        self.translate()
+
+    def translate(self) -> None:
+        """Makes functions of the kernel's code."""
+        self.segments = segments(self.kernel, self.registers)
+        self.has_products = any(segment.products for segment in self.segments)
         self.source = "\n".join(_Emitter(self, segment).text() for segment in self.segments)
         self.code = compile(self.source, f"<{self.kernel.name}>", "exec")
 
@@ -198,6 +202,11 @@ class _Emitter:
             return int(value.view(np.uint32 if kind == "f32" else np.uint64))
         return operand.value
 
+    @staticmethod
+    def literal_of(operand: Operand) -> int:
+        assert isinstance(operand, Imm), operand
+        return operand.value
+
     def special(self, name: str, kind: str) -> str:
         local = "S_" + name[1:].replace(".", "_")
         if local not in self.specials:
@@ -261,7 +270,7 @@ class _Emitter:
         elif base == "brx":
             self.result = self.read(instr.args[0], "u32")
         elif base in ("trap", "call"):
-            self.call("trap", instr, repr(instr.text))
+            self.do("trap", instr, repr(instr.text))
         elif base in ("ld", "ldu"):
             self.load(instr)
         elif base == "st":
@@ -563,10 +572,15 @@ class _Emitter:
         op, args = instr.op, instr.args
         if op.startswith("barrier.cluster.wait"):
             return f"({guard}, 'cluster')"
+        if op.startswith("setmaxnreg"):
+            return f"({guard}, 'registers', {self.literal_of(args[0])})"
         if op.startswith("mbarrier"):
             assert isinstance(args[0], Reg)
             kind = "try" if "try_wait" in op else "test"
-            return f"({guard}, {kind!r}, {self.address(args[1])}, {self.read(args[2], 'u32')}, {args[0].index})"
+            parity = self.read(args[2], "u32")
+            if "flipped" in op:  # faults.py's; not PTX
+                parity = f"{parity} ^ {self.program.constant(1, 'u32')}"
+            return f"({guard}, {kind!r}, {self.address(args[1])}, {parity}, {args[0].index})"
         if ".red" in op:
             raise UnknownInstruction(f"{instr.text!r}: barriers that reduce are not read")
         count = self.read(args[1], "u32") if len(args) > 1 else "None"

@@ -42,7 +42,7 @@ def test_everything_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", lambda a, b: (events.append("rename"), real_rename(a, b)))
     save(tmp_path, 1, "run", write_some)
     at = events.index("rename")
-    needed = {"step-000001.partial-1", "model.safetensors", "training", "state.json", "manifest.json"}
+    needed = {"step-000001.partial", "model.safetensors", "training", "state.json", "manifest.json"}
     assert set(events[:at]) == needed
     assert events[at + 1 :] == [tmp_path.name]
 
@@ -66,9 +66,18 @@ def test_a_failed_write_leaves_no_checkpoint_and_loses_nothing(tmp_path):
 
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2, "run", disk_is_full)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]  # half a checkpoint would keep the disk full
     assert latest(tmp_path, must_not_speak).name == "step-000001"
-    assert save(tmp_path, 2, "run", write_some).name == "step-000002"  # the rest of the first try is not in the way
-    assert (tmp_path / "step-000002.partial-1" / "model.safetensors").exists()  # and not deleted
+    assert save(tmp_path, 2, "run", write_some).name == "step-000002"
+
+
+def test_what_kills_have_left_is_deleted_by_the_next_save(tmp_path):
+    for name in ("step-000001.partial", "step-000007.partial", "step-000003.removing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("x")
+    (tmp_path / "step-000002.damaged-1").mkdir()
+    save(tmp_path, 1, "run", write_some)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000002.damaged-1"]
 
 
 def test_writing_nothing_is_an_error(tmp_path):
@@ -91,11 +100,11 @@ def test_prune_deletes_only_older_complete_ones_of_this_run(tmp_path):
         save(tmp_path, step, "run", write_some)
     os.truncate(tmp_path / "step-000003" / "model.safetensors", 1)
     (tmp_path / "step-000004" / "notes.txt").write_text("mine")
-    (tmp_path / "step-000008.partial-1").mkdir()
+    (tmp_path / "step-000008.damaged-1").mkdir()
     said: list[str] = []
     prune(tmp_path, "run", 2, said.append)
     names = sorted(p.name for p in tmp_path.iterdir())
-    kept = ["step-000001", "step-000003", "step-000004", "step-000006", "step-000007", "step-000008.partial-1"]
+    kept = ["step-000001", "step-000003", "step-000004", "step-000006", "step-000007", "step-000008.damaged-1"]
     assert names == kept
     assert len(said) == 1
     assert "step-000003" in said[0]

@@ -2,10 +2,23 @@
 
 import json
 import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes, read_metrics
+from eagle_model.train.metrics import (
+    MAX_LINE_BYTES,
+    MetricsLog,
+    StepMetrics,
+    StepProgress,
+    peak_rss_bytes,
+    read_metrics,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 def metrics(step: int, loss: float = 1.0) -> StepMetrics:
@@ -62,13 +75,61 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
     assert [m["step"] for m in read_metrics(path)] == [1, 2, 4]
 
 
-@pytest.mark.parametrize("line", ["not json\n", "[]\n", "{}\n", "3\n"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not json\n",
+        b"[]\n",
+        b"{}\n",
+        b"3\n",
+        b"\xff\n",
+        b"\0\0\n",  # what a crash of the machine leaves
+        b"[" * 60_000 + b"\n",
+        b"x" * (MAX_LINE_BYTES - 1) + b"\n",
+        json.dumps(asdict(metrics(2)) | {"step": 1e999}).encode() + b"\n",
+        json.dumps(asdict(metrics(2)) | {"loss": "4"}).encode() + b"\n",
+        json.dumps(asdict(metrics(2)) | {"loss": float("nan")}).encode() + b"\n",
+    ],
+)
 def test_other_damage_is_named_with_its_line(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     write(path, 0, 1)
-    path.write_text(path.read_text() + line + path.read_text())
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: is no line of metrics"):
+    path.write_bytes(path.read_bytes() + line + path.read_bytes())
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: is no line of metrics .* Move the file away") as caught:
         read_metrics(path)
+    assert len(str(caught.value)) < 400
+    said: list[str] = []
+    assert [m["step"] for m in read_metrics(path, said.append)] == ([1] if len(line) == MAX_LINE_BYTES else [1, 1])
+    assert len(said) == 1
+
+
+def test_a_line_without_an_end_is_not_read_whole(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte of zeros, none of it on the disk
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1: is no line of metrics"):
+        read_metrics(path)
+
+
+def test_a_full_disk_takes_a_part_of_a_line_that_is_left_out_later(tmp_path):
+    """The file may have 1000 bytes, as under `ulimit -f`: a line fits, the next does not."""
+    code = f"""
+import resource
+from pathlib import Path
+from tests.train.test_metrics import MetricsLog, metrics
+log = MetricsLog(Path({str(tmp_path / "metrics.jsonl")!r}), steps_done=0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+log.write(metrics(1))
+try:
+    log.write(metrics(2))
+except OSError as error:
+    print(error.strerror)
+log.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("File too large\n", "")
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 400
+    assert [m["step"] for m in read_metrics(tmp_path / "metrics.jsonl")] == [1]
 
 
 def test_what_is_not_finite_is_never_written(tmp_path):

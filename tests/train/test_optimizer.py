@@ -128,3 +128,18 @@ def test_state_of_another_model_is_refused():
         optimizer.load_state_dict(state | {"exp_avg.0.weight": torch.zeros(2, 2)})
     with pytest.raises(ValueError, match=r"0\.weight has no master; training in this dtype needs one"):
         Optimizer(Masters(model(), torch.bfloat16), CONFIG).load_state_dict(state)
+
+
+def test_no_gradient_counts_as_zero():
+    """After rows of text alone the vision tower has none in one process, and one of zeros in several: one result."""
+    nets = model(), model()
+    optimizers = [Optimizer(Masters(net, torch.float32), CONFIG) for net in nets]
+    for step in range(3):
+        for net, optimizer, zero in zip(nets, optimizers, (None, torch.zeros(8, 6)), strict=True):
+            backward(net, step)
+            if step != 1:
+                net[0].weight.grad = None if zero is None else zero.clone()
+            optimizer.clip()
+            optimizer.step(1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    assert not torch.equal(nets[0][0].weight, model()[0].weight)

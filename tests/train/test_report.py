@@ -1,6 +1,9 @@
 """The report shows the pixels and tokens of the batch itself, escapes all text, and needs no other file."""
 
+import base64
+import html
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -120,6 +123,61 @@ def test_report_of_a_run_that_has_just_begun(tmp_path):
     page = write_report(make_run(tmp_path / "run", steps=0)).read_text()
     for text in ("No step is done yet.", "None were saved.", "None yet.", "None."):
         assert text in page
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("run.json", lambda p: p.unlink(), None),  # nothing of it is shown
+        ("config.json", lambda p: p.unlink(), r"config\.json does not exist"),
+        ("config.json", lambda p: p.write_text("{"), r"config\.json is not JSON"),
+        ("metrics.jsonl", lambda p: p.write_text("no metrics\n" + p.read_text()), r"metrics\.jsonl:1: is no line"),
+        ("metrics.jsonl", lambda p: (p.unlink(), p.mkdir()), r"Is a directory \(.*metrics\.jsonl\)"),
+        ("samples/samples.json", lambda p: p.write_text("["), r"samples\.json is not JSON"),
+        ("samples/samples.json", lambda p: p.write_text("3"), r"samples\.json: TypeError"),
+        ("samples/samples.json", lambda p: p.write_text('[{"id": 1}]'), r"samples\.json: KeyError"),
+        ("samples/samples.json", lambda p: edit(p, tiles=["../../../secret.png"]), r"names \.\./\.\./\.\./secret\.png"),
+        ("samples/sample-0-tile-00.png", lambda p: p.unlink(), r"names sample-0-tile-00\.png; needs a PNG file"),
+        ("skipped.json", lambda p: p.write_text("{]"), r"skipped\.json is not JSON"),
+        ("skipped.json", lambda p: p.write_text('[["only an id"]]'), r"skipped\.json: not enough values"),
+        ("skipped.json", lambda p: p.write_text("7"), r"skipped\.json: 'int' object"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path, name, damage, message):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    save(run / "samples", batch_of([[False, True]], [1]))
+    (run / "skipped.json").write_text('[["a", "why"]]')
+    damage(run / name)
+    said: list[str] = []
+    page = write_report(run, said.append).read_text()
+    if message is None:
+        assert said == [] and "Damaged" not in page
+    else:
+        assert len(said) == 1 and re.search(message, said[0]), said
+        assert f"<strong>Damaged:</strong> {html.escape(said[0])}" in page
+    shown = {
+        "config.json": "<th>optimizer.learning_rate</th>",
+        "metrics.jsonl": "<th>loss, first and last</th>",
+        "samples": 'class="tile"',
+        "skipped.json": "<td>why</td>",
+    }
+    lost = "" if message is None or "is no line" in message else name.partition("/")[0]
+    assert [part for part in shown if shown[part] not in page] == [part for part in shown if part == lost]
+    assert base64.b64encode(b"secret").decode() not in page
+
+
+def edit(samples, **change):
+    (sample,) = json.loads(samples.read_text())
+    samples.write_text(json.dumps([sample | change]))
+
+
+def test_many_skipped_samples_leave_a_page_that_opens(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "skipped.json").write_text(json.dumps([["a", "why"]] * 5000))
+    page = write_report(run).read_text()
+    assert "<p>5000</p>" in page
+    assert page.count("<td>why</td>") == report.MAX_SKIPPED
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):

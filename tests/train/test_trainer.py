@@ -3,7 +3,10 @@
 The data are small: chats about one-colour images and chats about nothing, no video.
 """
 
+import contextlib
 import json
+import re
+import resource
 import shutil
 import signal
 import threading
@@ -17,16 +20,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
-from eagle_model.checkpoints import CheckpointError, steps
+from eagle_model.checkpoints import CheckpointError, FileEntry, Manifest, read_manifest, steps
 from eagle_model.data.loader import Loader
 from eagle_model.data.packing import pack_row
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
+from eagle_model.data.sample import DataError
 from eagle_model.fields import ConfigError, override
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
 from eagle_model.train.recipes import debug
-from eagle_model.train.trainer import Trainer, TrainingError, _Stop, accumulate_gradients, new_model
+from eagle_model.train.trainer import Trainer, TrainingError, accumulate_gradients, new_model, with_absolute_paths
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
@@ -146,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(chats, tmp_path):
     with torch.no_grad():
         trainer.model.connector.out.bias.fill_(float("nan"))
     with pytest.raises(
-        TrainingError, match=r"Step 3: loss is nan, gradient norm nan; .*the newest checkpoint is step 2's"
+        TrainingError, match=r"Step 3: loss is nan, gradient norm nan; .*The newest checkpoint is step 2's"
     ):
         trainer.train()
     (path,) = (tmp_path / "run").glob("not-finite-step-000003.json")
@@ -160,23 +164,156 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(chats, tmp_path):
     assert_equal(weights_of(tmp_path / "run", 3), weights_of(tmp_path / "straight", 3))
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt here even where the shell started us in the background, which ignores it."""
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, inherited)
+def test_a_signal_ends_it_after_the_step_with_a_checkpoint(chats, tmp_path):
+    said: list[str] = []
+
+    def say(message: str) -> None:
+        said.append(message)
+        if message.startswith("step 2/"):
+            signal.raise_signal(signal.SIGHUP)
+
+    trainer = Trainer(config_of(chats, "max_steps=9", "save_every_steps=9"), tmp_path / "run", say=say)
+    assert not trainer.train()
+    assert trainer.stopped_by == signal.SIGHUP
+    assert list(steps(tmp_path / "run" / "checkpoints")) == [2]
+    assert said[-2:] == [
+        "Stopped after step 2 of 9; it is saved. The same command resumes.",
+        f"Report: {tmp_path / 'run' / 'report.html'}",
+    ]
+    run(config_of(chats, "max_steps=3"), tmp_path / "run")
 
 
-def test_the_first_signal_asks_the_second_acts(capfd, interruptible):
-    before = signal.getsignal(signal.SIGINT)
-    with _Stop() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert capfd.readouterr().err == "\nSIGINT: stopping after this step, then saving. Once more stops at once.\n"
-    assert signal.getsignal(signal.SIGINT) is before
+def test_a_reader_that_went_away_ends_it_as_a_signal_does(chats, tmp_path):
+    def say(message: str) -> None:
+        if message.startswith("step 2/"):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    trainer = Trainer(config_of(chats, "max_steps=9", "save_every_steps=9"), tmp_path / "run", say=say)
+    assert not trainer.train()
+    assert trainer.stopped_by == signal.SIGPIPE
+    assert list(steps(tmp_path / "run" / "checkpoints")) == [2]
+
+
+# ---- the run folder
+
+
+def test_a_second_trainer_is_refused_and_harms_nothing(chats, tmp_path):
+    folder = tmp_path / "run"
+    run(config_of(chats), folder)
+    first = Trainer(config_of(chats, "max_steps=6"), folder, say=quiet)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"run is in use by process \d+ of .* on .*, since \d{4}-"):
+        Trainer(config_of(chats, "max_steps=6"), folder, say=quiet)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert first.train()
+    run(config_of(chats, "max_steps=7"), folder)  # given back
+
+
+def test_a_trainer_that_cannot_be_made_gives_the_folder_back(chats, tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        Trainer(config_of(chats, "data.recipe=/nowhere.jsonl"), tmp_path / "run", say=quiet)
+    run(config_of(chats, "max_steps=1"), tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_planning(chats, tmp_path):
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    with pytest.raises(ConfigError, match=r"file/run cannot be used: Not a directory"):
+        Trainer(config_of(chats), tmp_path / "file" / "run", say=said.append)
+    assert said == []
+
+
+def test_run_json_may_be_lost_where_checkpoints_hold_all(chats, tmp_path):
+    folder = tmp_path / "run"
+    run(config_of(chats), folder)
+    about = (folder / "run.json").read_bytes()
+    (folder / "run.json").write_text("{")
+    run(config_of(chats, "max_steps=5"), folder)
+    assert (folder / "run.json").read_bytes() == about
+    for name in ("run.json", "run.lock", "config.json"):
+        (folder / name).unlink()
+    run(config_of(chats, "max_steps=6"), folder)
+    assert (folder / "run.json").read_bytes() == about
+    assert [m["step"] for m in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_of_another_run_is_refused(chats, tmp_path):
+    run(config_of(chats), tmp_path / "one")
+    foreign = tmp_path / "one" / "checkpoints" / "step-000004"
+    manifest = read_manifest(foreign)
+    (tmp_path / "one" / "run.json").write_text('{"run": "other"}')
+    with pytest.raises(
+        CheckpointError, match=r"step-000004 is of run \w+, and .*run\.json of run \w+\. Move away what"
+    ):
+        Trainer(config_of(chats), tmp_path / "one", say=quiet)
+    (foreign / "manifest.json").write_text(json.dumps(replace(manifest, run="other").to_json()))
+    with pytest.raises(
+        CheckpointError, match=r"manifest\.json is of run and step other, 4, training/state\.json of \w+, 4"
+    ):
+        Trainer(config_of(chats), tmp_path / "one", say=quiet)
+
+
+def test_what_the_manifest_does_not_list_is_not_read(chats, tmp_path):
+    run(config_of(chats), tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-000004"
+    manifest = read_manifest(newest)
+    for name in ("training/rng.safetensors", "config.json"):
+        files = {n: entry for n, entry in manifest.files.items() if n != name}
+        (newest / "manifest.json").write_text(json.dumps(replace(manifest, files=files).to_json()))
+        with pytest.raises(CheckpointError, match=rf"holds {name}, which its manifest does not list"):
+            Trainer(config_of(chats), tmp_path / "run", say=quiet)
+
+
+@contextlib.contextmanager
+def no_file_larger_than(num_bytes: int) -> Iterator[None]:
+    """As under `ulimit -f`: the system refuses the rest of a file, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_with_room(chats, tmp_path):
+    folder, config = tmp_path / "run", config_of(chats)
+
+    def fails(num_bytes: int) -> str:
+        trainer = Trainer(config, folder, say=quiet)
+        with pytest.raises(TrainingError) as caught, no_file_larger_than(num_bytes):
+            trainer.train()
+        assert [path for path in folder.rglob("*") if "tmp" in path.suffix or "partial" in path.name] == []
+        return str(caught.value)
+
+    goes_on = r"\. Make room or mend the folder; the same command then goes on from there\.$"
+    assert re.match(rf"samples/ could not be written: File too large\. There is no checkpoint{goes_on}", fails(100))
+    run(replace(config, max_steps=2), folder)
+    newest = r"\. The newest checkpoint is step 2's"
+    assert re.match(rf"metrics\.jsonl could not be written: File too large{newest}{goes_on}", fails(1000))
+    model = r"\(.*step-000004\.partial/model\.safetensors\)"
+    assert re.match(rf"The checkpoint of step 4 could not .*: File too large {model}{newest}{goes_on}", fails(200_000))
+    assert list(steps(folder / "checkpoints")) == [2]
+    run(config, folder)
+    run(config, tmp_path / "straight")
+    assert_equal(weights_of(folder, 4), weights_of(tmp_path / "straight", 4))
+    assert [m["step"] for m in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_step_that_does_not_fit_into_memory_is_named(chats, tmp_path, monkeypatch):
+    trainer = Trainer(config_of(chats), tmp_path / "run", say=quiet)
+    monkeypatch.setattr(trainer.model, "forward", lambda *_, **__: torch.empty(2**60))
+    with pytest.raises(
+        TrainingError, match=r"Step 1 does not fit into memory \(.*DefaultCPUAllocator.*\)\. There is no che"
+    ):
+        trainer.train()
+    trainer = Trainer(config_of(chats), tmp_path / "run", say=quiet)
+    monkeypatch.setattr(trainer.model, "forward", lambda *_, **__: [0] * 2**60)
+    with pytest.raises(TrainingError, match=r"Step 1 does not fit into memory\. There is no checkpoint"):
+        trainer.train()
+    trainer = Trainer(config_of(chats), tmp_path / "run", say=quiet)
+    monkeypatch.setattr(trainer.model, "forward", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # a defect stays one
+        trainer.train()
 
 
 def test_trains_in_a_thread_too(chats, tmp_path):
@@ -250,8 +387,9 @@ def test_a_run_of_an_older_version_is_refused(chats, tmp_path):
     for folder in (old, old.with_name("step-000002")):
         (folder / "training" / "config.json").unlink()
         manifest = json.loads((folder / "manifest.json").read_text())
-        del manifest["files"]["training/config.json"]
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        files = {n: FileEntry(**entry) for n, entry in manifest["files"].items() if n != "training/config.json"}
+        older = Manifest(step=manifest["step"], run=manifest["run"], files=files)
+        (folder / "manifest.json").write_text(json.dumps(older.to_json()))
     before = (old / "manifest.json").read_bytes()
     with pytest.raises(
         ConfigError,
@@ -318,12 +456,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_step_trained_again(chats, tmp
 
 
 def test_a_run_that_never_saved_starts_anew(chats, tmp_path):
-    Trainer(config_of(chats), tmp_path / "run", say=quiet).loader.close()
+    Trainer(config_of(chats), tmp_path / "run", say=quiet).close()
     said: list[str] = []
     trainer = Trainer(config_of(chats, "seed=5", "max_steps=1"), tmp_path / "run", say=said.append)
     assert said == [
         f"Planning the samples of {chats / 'chats.jsonl'}.",
         "8 samples in 2 rows an epoch.",
+        "4 images, 0 videos, 4 text-only samples.",
         f"{tmp_path / 'run'} holds a run without a complete checkpoint: starting it anew.",
     ]
     assert trainer.train()
@@ -331,15 +470,6 @@ def test_a_run_that_never_saved_starts_anew(chats, tmp_path):
 
 
 # ---- where it starts
-
-
-def test_a_folder_of_something_else_is_refused(chats, tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds files but no run: thesis\.tex\. Give a new or an empty folder"):
-        Trainer(config_of(chats), tmp_path, say=quiet)
-    with pytest.raises(ConfigError, match=r"thesis\.tex is a file; a run needs a folder"):
-        Trainer(config_of(chats), tmp_path / "thesis.tex", say=quiet)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_recipe_is_needed(tmp_path):
@@ -434,3 +564,15 @@ def test_epochs_are_counted(chats, tmp_path):
     rows.close()
     assert [m["epoch"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")] == epochs
     assert max(epochs) >= 1
+
+
+def test_a_config_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = debug()
+    typed = replace(config, tokenizer="t.json", data=replace(config.data, recipe="d/rows.jsonl", index_folder="i"))
+    there = with_absolute_paths(typed)
+    assert (there.model, there.tokenizer) == ("tiny", str(tmp_path / "t.json"))
+    assert (there.data.recipe, there.data.index_folder) == (str(tmp_path / "d/rows.jsonl"), str(tmp_path / "i"))
+    assert with_absolute_paths(replace(typed, model="released")).model == str(tmp_path / "released")
+    monkeypatch.chdir("/")
+    assert with_absolute_paths(there) == there

@@ -25,7 +25,7 @@ def test_a_time_limit_ends_the_work(golden: GoldenSet, num_workers: int, monkeyp
     path = golden.good["long_gop.mp4"].path
     frames = decode(path, [0.0, 11.0], num_workers=num_workers, time_limit_seconds=1.5)
     whole = reader.decode
-    monkeypatch.setattr(reader, "decode", lambda packet: time.sleep(0.05) or whole(packet))
+    monkeypatch.setattr(reader, "decode", lambda packet, decoder: time.sleep(0.05) or whole(packet, decoder))
     assert next(frames).timestamp_seconds == 0.0
     time.sleep(1.6 if num_workers == 1 else 0.5)  # the caller's own time does not count
     with pytest.raises(VideoError, match=r"long_gop\.mp4: decoding took more than time_limit_seconds = 1\.5 s"):

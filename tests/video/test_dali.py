@@ -120,9 +120,11 @@ NAMES = {1: "bt709", 2: "undef", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8
 def test_takes_colours_that_are_linear_in_what_dali_gives(tmp_path: Path, matrix: int) -> None:
     path = tmp_path / "colours.mp4"
     write_video(path, [draw(0)], options={"x264-params": f"colormatrix={NAMES[matrix]}"})
-    reason = why(path)
-    assert (reason is None) == (matrix not in (8, 10))
-    assert reason is None or f"its colours are those of matrix {matrix} and not one of 1, 2, 5," in reason
+    if matrix in (8, 10):  # nor does swscale know these: the file cannot be opened
+        with pytest.raises(VideoError, match=rf"colours\.mp4: its colours \(MatrixCoefficients {matrix}, yuv420p\)"):
+            why(path)
+    else:
+        assert why(path) is None
 
 
 def test_takes_full_range_from_the_codec_s_headers_alone(golden: GoldenSet, tmp_path: Path) -> None:

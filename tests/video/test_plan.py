@@ -23,6 +23,7 @@ def make_index(num_frames: int = 120, group: int = 24, leading: int = 0) -> Pack
     place_N = np.argsort(order)
     return PacketIndex(
         path=Path("made.mp4"),
+        stream=0,
         codec="h264",
         time_base=Fraction(1, 25),
         pts_N=np.arange(num_frames),
@@ -36,7 +37,9 @@ def make_index(num_frames: int = 120, group: int = 24, leading: int = 0) -> Pack
         orientation=Orientation(),
         rotation_degrees=0,
         damage=None,
+        decoder_tells_keys=False,
         samples=None,
+        clock=None,
     )
 
 

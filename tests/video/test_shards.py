@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from eagle_kernels.video import dali
 from eagle_kernels.video import open as open_video
 from eagle_kernels.video.bitstream.pictures import Syntax, picture
-from eagle_kernels.video.dali import streams, with_starts_alone
+from eagle_kernels.video.dali import streams, with_true_starts_only
 from eagle_kernels.video.info import PacketIndex
 from eagle_kernels.video.libav.index import index_from_packets
 from eagle_kernels.video.libav.source import PacketReader
@@ -46,7 +46,7 @@ def made_of(
     index: PacketIndex, frames: np.ndarray, num_shards: int, backend: str = "cuda"
 ) -> list[tuple[Stream, bytes]]:
     with closing(PacketReader(index)) as reader:
-        index = with_starts_alone(reader, frames)
+        index = with_true_starts_only(reader, frames)
     with closing(PacketReader(index)) as reader:
         laid_out = streams(reader, frames, num_shards=num_shards, backend=backend)
         return [(stream, reader.matroska(stream.packets)) for stream in laid_out]

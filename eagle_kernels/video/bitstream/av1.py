@@ -30,6 +30,7 @@ SEQUENCE_HEADER, TEMPORAL_DELIMITER, FRAME_HEADER, TILE_GROUP, METADATA, FRAME, 
 )
 KEY, INTER, INTRA_ONLY, SWITCH = range(4)  # frame_type
 CHOSEN_BY_FRAME = 2  # SELECT_SCREEN_CONTENT_TOOLS, SELECT_INTEGER_MV
+SEQUENCE_HEADER_BYTES = 64  # as far as it is read here: at most 40 bytes
 HEADER_BYTES = 32  # a frame header has told its references by then: at most 25 bytes of those understood here
 MAX_SIZE_BYTES = 8  # of a size, 4.10.5
 EARLIER = -1  # a slot that holds a frame of an earlier call
@@ -58,17 +59,14 @@ class FrameHeader(NamedTuple):
 
 def sequence_header(payload: Content) -> SequenceHeader:
     """Raises NotUnderstood for still pictures, several layers, and decoder model information."""
-    bits = Bits(payload)
+    bits = Bits(payload[:SEQUENCE_HEADER_BYTES])
     bits.read(3)  # profile
     if bits.read(2):
         raise NotUnderstood("a still picture")
     if bits.read(1):
         bits.read(64)  # clock
         if bits.read(1):
-            num_zeros = 0
-            while not bits.read(1):
-                num_zeros += 1
-            bits.read(num_zeros)
+            bits.read_golomb()
         if bits.read(1):
             raise NotUnderstood("decoder model information")
     has_display_delay = bits.read(1)

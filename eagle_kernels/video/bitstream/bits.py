@@ -1,10 +1,12 @@
 """Reads bits of a coded header, the most significant first.
 
-bits = Bits(bytes([0b10110000]))
+bits = Bits(bytes([0b10110000]))          # a header, not the whole unit: a read costs as much as there are bytes
 bits.read(1), bits.read(3)                # 1, 3
 """
 
 from __future__ import annotations
+
+MAX_ZEROS = 32  # before a variable-length number: both standards stop there
 
 
 class NotUnderstood(Exception):
@@ -22,3 +24,12 @@ class Bits:
         if self._num_left < 0:
             raise NotUnderstood("a header that is cut short")
         return self._number >> self._num_left & (1 << num_bits) - 1
+
+    def read_golomb(self) -> int:
+        """ue(v) of ITU-T H.264, 9.1, and uvlc() of AV1, 4.10.3. Raises NotUnderstood after MAX_ZEROS zeros."""
+        num_zeros = 0
+        while not self.read(1):
+            num_zeros += 1
+            if num_zeros == MAX_ZEROS:
+                raise NotUnderstood("a number of more than 32 bits")
+        return (1 << num_zeros) - 1 + self.read(num_zeros)

@@ -56,3 +56,33 @@ def nal_starts(packet: bytes, length_bytes: int) -> list[int]:
         starts.append(at)
         at += num_bytes
     return starts
+
+
+def parameter_sets(codec: str, extradata: bytes | None) -> list[bytes]:
+    """The units of the decoder configuration record, or of headers with start codes; [] where it is cut short."""
+    record = extradata or b""
+    if record.startswith((START_CODE, b"\0" + START_CODE)):
+        starts = nal_starts(record, 0)
+        ends = [at - len(START_CODE) for at in starts[1:]]
+        return [record[at:end].rstrip(b"\0") for at, end in zip(starts, [*ends, len(record)]) if at < len(record)]
+    units: list[bytes] = []
+    at = 5 if codec == "h264" else 23
+    num_arrays = 2 if codec == "h264" else record[22] if len(record) > 22 else 0
+    for i in range(num_arrays):
+        if codec == "h264":
+            num_units, at = int.from_bytes(record[at : at + 1], "big") & (31 if i == 0 else 255), at + 1
+        else:
+            num_units, at = int.from_bytes(record[at + 1 : at + 3], "big"), at + 3
+        for _ in range(num_units):
+            num_bytes = int.from_bytes(record[at : at + 2], "big")
+            if num_bytes == 0 or at + 2 + num_bytes > len(record):
+                return []
+            units.append(record[at + 2 : at + 2 + num_bytes])
+            at += 2 + num_bytes
+    return units
+
+
+def unescaped(unit: bytes | memoryview) -> bytes:
+    """Without the bytes that keep start codes out of a unit (emulation_prevention_three_byte)."""
+    content = bytes(unit)
+    return content.replace(b"\0\0\3", b"\0\0") if b"\0\0\3" in content else content

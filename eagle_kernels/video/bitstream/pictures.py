@@ -23,6 +23,8 @@ HEVC_ACCESS = {2: "TSA", 3: "TSA", 4: "STSA", 5: "STSA"}
 HEVC_IRAPS, HEVC_LAST_SLICE = range(16, 22), 31
 SEQUENCE_HEADERS = {"h264": 7, "hevc": 33}
 VP9_HEADER_BYTES = 16  # as far as the size
+VOP = b"\0\0\1\xb6"  # MPEG-4: begins a picture
+MPEG4_HEADER_BYTES = 1024  # headers and user data that may stand before the picture
 
 
 def needed(
@@ -189,3 +191,24 @@ def _vp9_frame_starts(packet: bytes) -> list[int]:
 def vp8_is_shown(packet: bytes | memoryview) -> bool:
     """VP8 stores pictures that are only referred to in packets of their own; RFC 6386, 9.1: bit 4 is show_frame."""
     return bool(packet[0] & 0x10)
+
+
+def is_no_start(codec: str, packet: bytes | memoryview) -> bool:
+    """Whether the picture's own first bits deny that a decoder can start at it, whatever the container says. Of codecs
+    whose decoders would paint gray there; False for all others. MPEG-4: ISO/IEC 14496-2, 6.2.5 (vop_coding_type);
+    Sorenson Spark: SWF specification 10, H.263 video packets; Microsoft's MPEG-4: the first two bits."""
+    if codec == "mpeg4":
+        head = bytes(packet[:MPEG4_HEADER_BYTES])
+        at = head.find(VOP)
+        return 0 <= at < len(head) - len(VOP) and head[at + len(VOP)] >> 6 != 0
+    if codec == "flv1":
+        bits = Bits(bytes(packet[:16]))
+        try:
+            bits.read(17 + 5 + 8)  # start code, version, temporal reference
+            bits.read({0: 16, 1: 32}.get(bits.read(3), 0))  # width and height, where they are written out
+            return bits.read(2) != 0
+        except NotUnderstood:
+            return False
+    if codec in ("msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"):
+        return len(packet) > 0 and packet[0] >> (7 if codec == "wmv2" else 6) != 0
+    return False

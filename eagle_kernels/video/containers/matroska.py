@@ -107,6 +107,7 @@ def _read(file: BinaryIO) -> Tables:
     _require(len(steps) == 0 or int(steps.min()) > 0, "two frames at one time")
     num_head_samples = max(1, int((np.cumsum(size_D[:HEAD_FRAMES], dtype=np.int64) <= MAX_HEAD_BYTES).sum()))
     return Tables(
+        stream=video[0],
         time_base=time_base,
         samples=Samples(
             pts_D=pts_D,

@@ -18,8 +18,9 @@ A player's clock is kept: the time of a sample is its composition time, less whe
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,11 +30,18 @@ from numpy.typing import NDArray
 from eagle_kernels.video.info import Samples, Tables
 
 FORMATS = (b"avc1", b"avc3", b"hvc1", b"hev1", b"vp09", b"av01")  # codecs of one picture a sample
+FIRST_BOXES = (b"ftyp", b"moov", b"wide", b"mdat", b"free", b"skip")
 MAX_MOOV_BYTES = 1 << 28  # read at once: a damaged size must not ask for memory
 MAX_TOP_BOXES = 256  # looked at: a file of tiny boxes must not take for ever
+BOXES_A_CHECK = 256  # of time and stop: some milliseconds of work
+MAX_BOXES = 1 << 20  # looked at for refusals: ten days of fragments of a second
+MOST_SOUND_SAMPLES = 16  # of QuickTime's compressed sound to a byte: its tables count waves
 MAX_SAMPLES = 1 << 24  # 77 hours at 60 frames a second: a damaged count must not ask for memory
 HEAD_SAMPLES = 16  # in the small file that opens a decoder: libav learns from them how far pictures are reordered
 MAX_HEAD_BYTES = 1 << 20  # of these samples: large ones tell no more
+
+
+Boxes = dict[bytes, list[memoryview]]
 
 
 class _NotSimple(Exception):
@@ -72,7 +80,7 @@ def _read(file: BinaryIO) -> Tables:
 
     size_D = _sizes(stbl)
     num_samples = len(size_D)
-    _require(0 < num_samples <= MAX_SAMPLES and int(size_D.min()) > 0, "sizes")
+    _require(0 < num_samples <= min(MAX_SAMPLES, file_bytes) and int(size_D.min()) > 0, "sizes")
     duration_D = _runs(_one(stbl, b"stts"), ">u4", num_samples)
     pts_D = np.zeros(num_samples, np.int64)
     np.cumsum(duration_D[:-1], out=pts_D[1:])
@@ -90,6 +98,7 @@ def _read(file: BinaryIO) -> Tables:
     _require(len(steps) == 0 or int(steps.min()) > 0, "two samples at one time")
     num_head_samples = max(1, int((np.cumsum(size_D[:HEAD_SAMPLES], dtype=np.int64) <= MAX_HEAD_BYTES).sum()))
     return Tables(
+        stream=tracks.index(track),
         time_base=Fraction(1, timescale),
         samples=Samples(
             pts_D=pts_D + (delay - start),
@@ -105,14 +114,59 @@ def _read(file: BinaryIO) -> Tables:
     )
 
 
-def _require(condition: bool, why_not: str) -> None:
-    if not condition:
-        raise _NotSimple(why_not)
+def refusal(path: Path, check: Callable[[], None]) -> str | None:
+    """Why the file must not be given to any reader: it is a still picture in a container for video, or its tables state
+    more samples than it has bytes for, and a reader would take memory without bounds. None for all other files, be
+    they no MP4 at all. check: called between boxes; what it raises passes."""
+    try:
+        with open(path, "rb") as file:
+            return _refusal(file, check)
+    except (OSError, struct.error, _NotSimple):  # damaged: others will say so
+        return None
 
 
-def _moov(file: BinaryIO, file_bytes: int) -> memoryview:
+def _refusal(file: BinaryIO, check: Callable[[], None]) -> str | None:
+    file_bytes = file.seek(0, 2)
+    names: set[bytes] = set()
+    num_in_fragments = 0
+    for top_number, (name, at, end) in enumerate(islice(_top_boxes(file, file_bytes), MAX_BOXES)):
+        if top_number % BOXES_A_CHECK == BOXES_A_CHECK - 1:
+            check()
+        names.add(name)
+        if name not in (b"moov", b"moof") or end - at > MAX_MOOV_BYTES:
+            continue
+        file.seek(at)
+        content = memoryview(file.read(end - at))
+        for number, (kind, box) in enumerate(_boxes(content)):
+            if number % BOXES_A_CHECK == BOXES_A_CHECK - 1:
+                check()
+            if kind == b"trak" and _is_too_much(_children(box), file_bytes):
+                return f"its tables state more samples than its {file_bytes} bytes can hold: they overlap."
+            if kind == b"traf":
+                num_in_fragments += sum(_u32(trun, 4) for trun in _children(box).get(b"trun", ()))
+        if num_in_fragments > file_bytes:
+            return f"its fragments state {num_in_fragments} samples, its {file_bytes} bytes cannot hold them."
+    if b"meta" in names and not names & {b"moov", b"moof"}:
+        return "is a still picture (HEIF: .heic, .avif), no video. Give it as an image."
+    return None
+
+
+def _is_too_much(track: Boxes, file_bytes: int) -> bool:
+    mdia = _children(_one(track, b"mdia"))
+    stbl = _children(_one(_children(_one(mdia, b"minf")), b"stbl"))
+    if b"stsz" in stbl:
+        same, count = _u32(_one(stbl, b"stsz"), 4), _u32(_one(stbl, b"stsz"), 8)
+    else:
+        same, count = 0, _u32(_one(stbl, b"stz2"), 8)
+    if _one(mdia, b"hdlr")[8:12] == b"vide":
+        return max(1, same) * count > file_bytes
+    return count > MOST_SOUND_SAMPLES * file_bytes
+
+
+def _top_boxes(file: BinaryIO, file_bytes: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, where its content begins, where it ends) of each box of a file that begins as an MP4 does."""
     at = 0
-    for _ in range(MAX_TOP_BOXES):
+    while at + 8 <= file_bytes:
         file.seek(at)
         head = file.read(16)
         num_bytes, name = struct.unpack_from(">I4s", head)
@@ -122,14 +176,26 @@ def _moov(file: BinaryIO, file_bytes: int) -> memoryview:
             head_bytes = 16
         elif num_bytes == 0:
             num_bytes = file_bytes - at
-        _require(head_bytes <= num_bytes <= file_bytes - at, "cut short")
-        _require(at > 0 or name in (b"ftyp", b"moov", b"wide", b"mdat", b"free", b"skip"), "no MP4")
+        if num_bytes < head_bytes or (at == 0 and name not in FIRST_BOXES):
+            return
+        yield name, at + head_bytes, min(at + num_bytes, file_bytes)
+        at += num_bytes
+
+
+def _require(condition: bool, why_not: str) -> None:
+    if not condition:
+        raise _NotSimple(why_not)
+
+
+def _moov(file: BinaryIO, file_bytes: int) -> memoryview:
+    for number, (name, at, end) in enumerate(_top_boxes(file, file_bytes)):
+        _require(number < MAX_TOP_BOXES, "too many boxes")
         _require(name != b"moof", "fragmented")
         if name == b"moov":
-            _require(num_bytes <= MAX_MOOV_BYTES, "moov too large")
-            file.seek(at + head_bytes)
-            return memoryview(file.read(num_bytes - head_bytes))
-        at += num_bytes
+            _require(end - at <= MAX_MOOV_BYTES, "moov too large")
+            file.seek(at)
+            content = memoryview(file.read(end - at))
+            return content
     raise _NotSimple("no moov")
 
 
@@ -148,14 +214,14 @@ def _boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at += num_bytes
 
 
-def _children(content: memoryview) -> dict[bytes, list[memoryview]]:
-    found: dict[bytes, list[memoryview]] = {}
+def _children(content: memoryview) -> Boxes:
+    found: Boxes = {}
     for name, child in _boxes(content):
         found.setdefault(name, []).append(child)
     return found
 
 
-def _one(boxes: dict[bytes, list[memoryview]], name: bytes) -> memoryview:
+def _one(boxes: Boxes, name: bytes) -> memoryview:
     _require(len(boxes.get(name, ())) == 1, f"not one {name!r}")
     return boxes[name][0]
 
@@ -182,7 +248,7 @@ def _runs(box: memoryview, dtype: str, num_samples: int) -> NDArray[np.int64]:
     return np.repeat(np.ascontiguousarray(pairs[:, 1]).view(dtype).astype(np.int64), counts)
 
 
-def _sizes(stbl: dict[bytes, list[memoryview]]) -> NDArray[np.int32]:
+def _sizes(stbl: Boxes) -> NDArray[np.int32]:
     if b"stsz" in stbl:
         box = _one(stbl, b"stsz")
         same, count = _u32(box, 4), _u32(box, 8)
@@ -201,7 +267,7 @@ def _sizes(stbl: dict[bytes, list[memoryview]]) -> NDArray[np.int32]:
     return sizes.astype(np.int32)
 
 
-def _offsets(stbl: dict[bytes, list[memoryview]], size_D: NDArray[np.int32]) -> NDArray[np.int64]:
+def _offsets(stbl: Boxes, size_D: NDArray[np.int32]) -> NDArray[np.int64]:
     """Where each sample begins: its chunk's place, and the sizes of those before it in the chunk."""
     wide = b"co64" in stbl
     box = _one(stbl, b"co64" if wide else b"stco")
@@ -219,7 +285,7 @@ def _offsets(stbl: dict[bytes, list[memoryview]], size_D: NDArray[np.int32]) -> 
     return before_D + np.repeat(chunk_offsets - before_D[first_of_chunk], per_chunk)
 
 
-def _keys(stbl: dict[bytes, list[memoryview]], num_samples: int) -> NDArray[np.bool_]:
+def _keys(stbl: Boxes, num_samples: int) -> NDArray[np.bool_]:
     """stss (without one every sample is a sync sample), and the sample groups that mark open random access points."""
     if b"stss" not in stbl:
         return np.ones(num_samples, np.bool_)
@@ -239,7 +305,7 @@ def _keys(stbl: dict[bytes, list[memoryview]], num_samples: int) -> NDArray[np.b
     return is_key_D
 
 
-def _edit(track: dict[bytes, list[memoryview]], timescale: int, movie_timescale: int) -> tuple[int, int, int]:
+def _edit(track: Boxes, timescale: int, movie_timescale: int) -> tuple[int, int, int]:
     """(delay, start, end) in ticks: the track's media from `start` to `end` is shown, `delay` after the movie's 0."""
     if b"edts" not in track:
         return 0, 0, 1 << 62
@@ -263,10 +329,10 @@ def _box(name: bytes, *parts: bytes | memoryview) -> bytes:
 
 
 def _head(
-    top: dict[bytes, list[memoryview]],
-    track: dict[bytes, list[memoryview]],
-    mdia: dict[bytes, list[memoryview]],
-    minf: dict[bytes, list[memoryview]],
+    top: Boxes,
+    track: Boxes,
+    mdia: Boxes,
+    minf: Boxes,
     stsd: memoryview,
     sizes: list[int],
 ) -> bytes:

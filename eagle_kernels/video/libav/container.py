@@ -2,12 +2,17 @@
 
 with closing(open_file(path)) as container:
     stream = video_stream(container, path)
+    decoder = open_decoder(stream)
+
+libav's own errors end here: `named` makes VideoErrors of them, which say the file.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -16,6 +21,21 @@ from eagle_kernels.video.info import Samples, VideoError
 
 # Containers only. Left to itself libav also opens playlists (HLS, DASH, concat), which name other files and hosts.
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg,mxf,ivf,h264,hevc,obu,gif"
+# Of a picture: a few bytes of header must not ask for any amount of memory. AV1's headers may state more than is used.
+MAX_PIXELS = 1 << 28
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # libav's own pass over the alpha that WebM keeps beside frames
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Makes a VideoError, with the file's name, of what PyAV, libav or numpy raises on a file that it cannot take."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise VideoError(f"{path}: cannot be read as a video ({type(error).__name__}: {reason}).") from error
 
 
 def check_is_file(path: Path) -> None:
@@ -46,8 +66,10 @@ def open_head(samples: Samples, path: Path) -> tuple[av.container.InputContainer
 
 def _open(source: str | io.BytesIO, path: Path) -> av.container.InputContainer:
     try:
-        return av.open(source, options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
-    except (av.error.FFmpegError, ValueError) as error:
+        # Tags are not used, and need not be UTF-8.
+        options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+        return av.open(source, options=options, metadata_errors="replace")
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(
             f"{path}: cannot be opened as a video ({reason}). It is damaged or cut short, or no video container; "
@@ -55,8 +77,9 @@ def _open(source: str | io.BytesIO, path: Path) -> av.container.InputContainer:
         ) from error
 
 
-def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    """The first video stream marked as default, else the first; cover art is none. The others will not be read.
+def video_stream(container: av.container.InputContainer, path: Path, number: int | None = None) -> av.VideoStream:
+    """The stream of that number in the file; by default the one that players show: libav's best (marked as default,
+    then by what its first seconds hold and its bit rate). Cover art is none. The others will not be read.
 
     Raises VideoError if there is none, or libav does not know its codec.
     """
@@ -65,16 +88,32 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
     if not streams:
         kinds = ", ".join(s.type for s in container.streams) or "none"
         raise VideoError(f"{path}: holds no video (streams: {kinds}).")
-    stream = max(streams, key=lambda s: bool(s.disposition & av.stream.Disposition.default))  # ties: the first
+    if number is None:
+        best = container.streams.best("video")
+        stream = best if best in streams else streams[0]
+    else:
+        chosen = [s for s in streams if s.index == number]
+        if not chosen:
+            there = ", ".join(str(s.index) for s in streams)
+            raise VideoError(f"{path}: has no video stream {number}; its video streams are {there}.")
+        (stream,) = chosen
     if stream.codec_context is None:
         raise VideoError(f"{path}: its video codec is unknown to this build of libav.")
     for other in container.streams:
         other.discard = av.stream.Discard.default if other is stream else av.stream.Discard.all
-    if not stream.codec_context.is_open:
-        stream.codec_context.thread_count = 1
-        # Damage raises instead of being painted over: a picture that libav made up would pass for the frame asked for.
-        stream.codec_context.options = {"err_detect": "explode"}
     return stream
+
+
+def open_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
+    """The stream's own decoder, set to name damage; for transparent WebM the one that knows alpha."""
+    decoder, alpha = stream.codec_context, ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name)
+    if alpha in av.codecs_available and stream.metadata.get("alpha_mode") == "1":
+        decoder = av.CodecContext.create(alpha, "r")
+    if not decoder.is_open:
+        decoder.thread_count = 1
+        # Damage raises instead of being painted over: a picture that libav made up would pass for the frame asked for.
+        decoder.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+    return decoder
 
 
 def is_end(packet: av.Packet) -> bool:

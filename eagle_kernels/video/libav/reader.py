@@ -11,6 +11,9 @@
   started from may lean on pictures that it never saw (open GOP), so such frames are never taken.
 - If that pts does not come out (the demuxer landed too late, as in MPEG-TS; the pictures after the key frame are not
   clean yet, as with intra refresh), start earlier, finally from the beginning of the file.
+- The first frame taken after a seek must be a key frame to the decoder too: containers lie, and some decoders begin
+  anywhere, on gray.
+- A packet that is refused is tried without what in it is no picture and malformed (bitstream/junk.py).
 - After damage nothing is taken until the next key frame, and what then never comes out is missing.
 """
 
@@ -25,6 +28,7 @@ import numpy as np
 
 from eagle_kernels.video.bitstream.av1 import References
 from eagle_kernels.video.bitstream.bits import NotUnderstood
+from eagle_kernels.video.bitstream.junk import Junk
 from eagle_kernels.video.bitstream.nal import nal_format
 from eagle_kernels.video.bitstream.pictures import needed, vp8_is_shown
 from eagle_kernels.video.budget import Budget
@@ -48,21 +52,59 @@ def packet_of(unit: Unit, content: Content, stream: av.VideoStream) -> av.Packet
     return packet
 
 
-def decode(packet: av.Packet) -> list[av.VideoFrame] | None:
+def decode(packet: av.Packet, decoder: av.VideoCodecContext) -> list[av.VideoFrame] | None:
     """The frames that come out when `packet` goes in; None if it is damaged."""
     if packet.is_corrupt:
         return None
     try:
-        return packet.decode()
+        return decoder.decode(packet)
     except av.error.FFmpegError:
         return None
 
 
-def drain(stream: av.VideoStream) -> list[av.VideoFrame]:
+def drain(decoder: av.VideoCodecContext) -> list[av.VideoFrame]:
     try:
-        return stream.codec_context.decode(None)
+        return decoder.decode(None)
     except av.error.FFmpegError:  # nothing was fed, or it was drained before
         return []
+
+
+def junk_of(stream: av.VideoStream) -> Junk | None:
+    """What may be left out of the stream's packets where the decoder refuses one. None: nothing."""
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
+    if nal_format(codec, extradata) is None:
+        return None
+
+    def is_valid(parameter_sets: bytes) -> bool:
+        decoder = av.CodecContext.create(codec, "r")
+        # The zeros: libav reads past the end of what is cut short, and PyAV leaves there what was there.
+        decoder.extradata, decoder.options = parameter_sets + bytes(64), {"err_detect": "explode"}
+        try:
+            decoder.open()
+        except (av.error.FFmpegError, ValueError):
+            return False
+        return True
+
+    junk = Junk(codec, extradata, is_valid)
+    set_headers(stream, junk)
+    return junk
+
+
+def set_headers(stream: av.VideoStream, junk: Junk) -> None:
+    """Gives a decoder that is not open yet, maybe as it refused its own headers, those of them that are sound."""
+    codec, decoder = stream.codec_context.codec.canonical_name, stream.codec_context
+    starts_with_code = nal_format(codec, decoder.extradata) == nal_format(codec, junk.headers) is not None
+    if starts_with_code and not decoder.is_open:
+        decoder.extradata = junk.headers
+
+
+def without_junk(packet: av.Packet, junk: Junk) -> av.Packet:
+    content = bytes(packet)
+    clean = junk.without(content)
+    if clean == content:
+        return packet
+    unit = Unit(packet.pts, packet.is_keyframe, content, packet)
+    return packet_of(unit, clean, packet.stream)
 
 
 class Reader:
@@ -75,6 +117,8 @@ class Reader:
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._broke_at: int | None = None  # pts of the first packet since the last seek that the decoder refused
+        self._junk: Junk | None = None  # once the decoder refused a packet that holds such
+        self._no_junk: Junk | None = None  # before
         self.num_missed = 0  # frames that the plan did not lead to
 
     def close(self) -> None:
@@ -85,11 +129,14 @@ class Reader:
         wanted = [int(self._index.pts_N[i]) for i in group.frames]
         self._start(group.key, set(wanted), drop=drop)
         by_plan = True
-        for pts in wanted:
+        for i, pts in enumerate(wanted):
             if self._shown is not None and self._shown.pts == pts:
                 yield self._shown
                 continue
+            had_junk = self._junk is not None
             by_plan = by_plan and self._forward_to(pts)
+            if not by_plan and self._junk is not None and not had_junk:
+                by_plan = self._start(group.key, set(wanted[i:]), drop=drop) and self._forward_to(pts)
             self.num_missed += not by_plan
             yield self._shown if by_plan else self._only(pts) or self._from_earlier(pts)
 
@@ -145,6 +192,12 @@ class Reader:
                 return bool(frame.pts == pts)
         return False
 
+    def _look_for_junk(self, refused: Content) -> None:
+        """From now on leaves it out, if it may be why the decoder refused that packet."""
+        self._no_junk = self._no_junk or junk_of(self._source.stream)
+        if self._no_junk is not None and self._no_junk.without(bytes(refused)) != refused:
+            self._junk = self._no_junk
+
     # -- what is fed, and what of it is taken
 
     def _needed_units(
@@ -184,8 +237,11 @@ class Reader:
         wanted:       end when packets of all these pts were fed, or can no longer come; None: at the end of the file.
         drop:         feed only what the wanted frames need, by what the packets say of themselves.
         """
-        stream, budget, trust = self._source.stream, self._budget, _Trust(trusted_from)
+        stream, decoder, budget = self._source.stream, self._source.decoder, self._budget
+        trust = _Trust(trusted_from, must_tell_keys=self._index.decoder_tells_keys)
         self._broke_at = None
+        if self._junk is not None:
+            set_headers(stream, self._junk)
         last_wanted = max(wanted) if wanted else math.inf
         num_later_keys = 0
         for unit, content in self._needed_units(window, wanted, drop=drop):
@@ -200,11 +256,15 @@ class Reader:
             # VP8's encoders give a picture that is not shown the time of the next one that is.
             if wanted is not None and (self._index.codec != "vp8" or at_end or vp8_is_shown(content)):
                 wanted.discard(unit.pts)
-            frames = drain(stream) if at_end else decode(packet_of(unit, content, stream))
+            if self._junk is not None and not at_end:
+                content = self._junk.without(bytes(content))
+            frames = drain(decoder) if at_end else decode(packet_of(unit, content, stream), decoder)
+            if frames is None and self._junk is None:
+                self._look_for_junk(content)
             if not trust.feed(unit.pts, is_refused=frames is None) and self._broke_at is None:
                 self._broke_at = unit.pts
             if wanted is not None and not at_end and (not wanted or num_later_keys > 1):
-                frames, at_end = (frames or []) + drain(stream), True
+                frames, at_end = (frames or []) + drain(decoder), True
             for frame in frames or ():
                 if trust.takes(frame):
                     yield frame
@@ -215,30 +275,34 @@ class Reader:
 class _Trust:
     """Which of the frames that come out of a decoder show what they should."""
 
-    def __init__(self, since: float | None) -> None:
+    def __init__(self, since: float | None, *, must_tell_keys: bool) -> None:
+        """must_tell_keys: the first frame after a seek must be one that the decoder itself calls a key frame."""
         self.since = since  # frames before this pts may lean on pictures the decoder never saw; None: no key frame yet
+        self._must_tell_keys = must_tell_keys
+        self._is_start_sure = since is not None or not must_tell_keys
         self._broken = False
         self._clean: set[int] = set()  # pts fed in good order and not yet out
 
     def meet_key(self, pts: int) -> None:
         if self.since is None or self._broken:
-            self.since, self._broken = pts, False
+            self.since, self._broken, self._is_start_sure = pts, False, not self._must_tell_keys
 
     def feed(self, pts: int | None, *, is_refused: bool) -> bool:
         """False if the decoder refused a packet that frames were to come of."""
-        if self.since is None or pts is None or pts < self.since:
+        if self.since is None or (pts is not None and pts < self.since):
             return True
         if is_refused:
             self._broken = True
-        elif not self._broken:
+        elif not self._broken and pts is not None:
             self._clean.add(pts)
         return not is_refused
 
     def takes(self, frame: av.VideoFrame) -> bool:
-        if self.since is not None and frame.is_corrupt and frame.pts >= self.since:
+        if self.since is not None and frame.is_corrupt and frame.pts is not None and frame.pts >= self.since:
             self._broken = True
             self._clean.clear()
         elif frame.pts in self._clean:
             self._clean.remove(frame.pts)
-            return True
+            self._is_start_sure = self._is_start_sure or bool(frame.key_frame)
+            return self._is_start_sure
         return False

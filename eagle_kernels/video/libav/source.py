@@ -11,6 +11,7 @@ containers it finds them. `PacketReader` gives the packets of planned groups to 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,8 @@ import av
 
 from eagle_kernels.video.bitstream.pictures import Syntax, syntax
 from eagle_kernels.video.budget import Budget
-from eagle_kernels.video.info import PacketIndex, Samples
-from eagle_kernels.video.libav.container import is_end, open_file, open_head, video_stream
+from eagle_kernels.video.info import NO_TIME, PacketClock, PacketIndex, Samples
+from eagle_kernels.video.libav.container import is_end, open_decoder, open_file, open_head, video_stream
 from eagle_kernels.video.plan import Group
 from eagle_kernels.video.shards import NumberedPacket, Packet
 
@@ -50,56 +51,72 @@ class Source:
     def __init__(self, index: PacketIndex) -> None:
         self.index = index
         self.stream: av.VideoStream = None  # None until it is open
+        self.decoder: av.VideoCodecContext = None
         self._container: av.container.InputContainer | None = None
         self._samples: Samples | None = None
         self._file: io.FileIO | None = None  # where there are samples: read at their places, without a demuxer
         self._units: Iterator[Unit] = iter(())
+        self._next_place = 0  # where the index has a clock: the packet that comes next
 
     def close(self) -> None:
         if self._container is not None:
             self._container.close()
         if self._file is not None:
             self._file.close()
-        self._container = self.stream = self._file = None
+        self._container = self.stream = self.decoder = self._file = None
 
     def open(self) -> None:
         """A container that a decoder can be set up from; the packets come from it, or from the samples' places."""
         path = self.index.path
         if self.index.samples is None:
             self._container = open_file(path)
+            self.stream = video_stream(self._container, path, self.index.stream)
         else:
             self._samples = self.index.samples()
             self._container, self._file = open_head(self._samples, path)
-        self.stream = video_stream(self._container, path)
+            self.stream = video_stream(self._container, path)
+        self.decoder = open_decoder(self.stream)
 
     def rewind(self) -> None:
         """To the beginning. Opens the file anew: right for every container, also for those that seek badly."""
         self.close()
         self.open()
-        self._units = self._from(0)
+        self._units, self._next_place = self._from(0), 0
 
-    def seek(self, key: int) -> bool:
+    def seek(self, key: int, budget: Budget) -> bool:
         """To the key frame of that number; False where the container has no index, and the caller starts earlier."""
         if self.stream is None:
             self.open()
-        if self._samples is None:
+        place = int(self.index.key_place_K[key])
+        if self.index.clock is not None:
+            if self._next_place == 0 or self._next_place > place:
+                self.rewind()
+            while self._next_place < place:
+                if budget.stop.is_set() or time.monotonic() > budget.deadline:
+                    budget.check()
+                if not next(self._units).content:  # the file became shorter
+                    return False
+        elif self._samples is not None:
+            self._units = self._from(place)
+        else:
             try:
                 self.stream.container.seek(int(self.index.key_seek_K[key]), stream=self.stream)
             except av.error.FFmpegError:
                 return False
-        else:
-            self.stream.codec_context.flush_buffers()
-        self._units = self._from(int(self.index.key_place_K[key]))
+            self._units = self._from(place)
+        if self.decoder.is_open:
+            self.decoder.flush_buffers()
         return True
 
     def _from(self, place: int) -> Iterator[Unit]:
+        if self.index.clock is not None:
+            return self._counted(self.index.clock)
         if self._samples is None or self._file is None:
-            return self._demuxed(self.stream)
+            return self._demuxed()
         return self._read_at_places(place, self._samples, self._file.fileno())
 
-    @staticmethod
-    def _demuxed(stream: av.VideoStream) -> Iterator[Unit]:
-        demuxed = stream.container.demux(stream)
+    def _demuxed(self) -> Iterator[Unit]:
+        demuxed = self.stream.container.demux(self.stream)
         while True:
             try:
                 packet = next(demuxed)
@@ -110,6 +127,25 @@ class Source:
                 yield Unit(packet.pts, packet.is_keyframe, memoryview(packet) if packet.size else b"", packet)
             if at_end:
                 return
+
+    def _counted(self, clock: PacketClock) -> Iterator[Unit]:
+        """All packets from the beginning on, with the clock's own times; those of one picture joined."""
+        units = self._demuxed()
+        for place, num_stored in enumerate(clock.num_stored_D.tolist()):
+            parts = list(itertools.islice(units, num_stored))
+            if len(parts) < num_stored or not parts[-1].content:
+                break
+            packet = parts[0].packet
+            if packet is None or num_stored > 1:
+                packet = av.Packet(b"".join(bytes(part.content) for part in parts))
+            pts, is_key = int(clock.pts_D[place]), bool(clock.is_key_D[place])
+            packet.pts = None if pts == NO_TIME else pts
+            packet.dts = None
+            packet.is_corrupt, packet.is_keyframe = bool(clock.is_damaged_D[place]), is_key
+            packet.stream, packet.time_base = self.stream, self.index.time_base
+            self._next_place = place + 1
+            yield Unit(packet.pts, is_key, memoryview(packet), packet)
+        yield Unit(None, False, b"", None)
 
     @staticmethod
     def _read_at_places(first_place: int, samples: Samples, fd: int) -> Iterator[Unit]:
@@ -129,7 +165,7 @@ class Source:
         """
         if key is not None and key <= 0:
             self.rewind()
-        elif key is not None and not self.seek(key):
+        elif key is not None and not self.seek(key, budget):
             return []
         left: set[int | None] | None = None if wanted is None else {*wanted}
         most_packets = FEW_PACKETS if left is None else WINDOW_PACKETS
@@ -148,13 +184,13 @@ class Source:
                 break
         return window
 
-    def read_group(self, group: Group) -> list[Unit]:
+    def read_group(self, group: Group, budget: Budget) -> list[Unit]:
         """All that the group's first to last packet span, in the order of storage; [] if no way leads to the first."""
         first_pts = self.index.key_pts_K[group.key] if group.key >= 0 else None
         for rewinds in (False, True) if group.key > 0 else (True,):
             if rewinds:
                 self.rewind()
-            elif not self.seek(group.key):
+            elif not self.seek(group.key, budget):
                 continue
             found: list[Unit] = []
             num_left = group.end_place - group.first_place
@@ -165,8 +201,8 @@ class Source:
                     break
                 if found or is_first:
                     found.append(unit)
-                    # What an edit list hides has no place in the index that libav's demuxer gave.
-                    num_left -= unit.packet is None or not unit.packet.is_discard
+                    # What an edit list hides has no place in the index, unless that counts for itself.
+                    num_left -= unit.packet is None or self.index.clock is not None or not unit.packet.is_discard
                     if num_left == 0:
                         return found
         return []
@@ -209,7 +245,7 @@ class PacketReader:
 
     def packets(self, group: Group) -> list[Packet]:
         """[] if no way leads to the first of them, or one of them has no time."""
-        stored = [(unit.content, unit.pts) for unit in self._source.read_group(group)]
+        stored = [(unit.content, unit.pts) for unit in self._source.read_group(group, Budget(self.index.path, None))]
         found = [Packet(bytes(content), pts) for content, pts in stored if pts is not None]
         return found if len(found) == len(stored) else []
 

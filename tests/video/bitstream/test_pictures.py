@@ -2,6 +2,7 @@
 
 import struct
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 
 from eagle_kernels.video import open as open_video
+from eagle_kernels.video import probe
 from eagle_kernels.video.bitstream.nal import NalFormat
-from eagle_kernels.video.bitstream.pictures import Syntax, needed, picture, syntax
+from eagle_kernels.video.bitstream.pictures import Syntax, is_no_start, needed, picture, syntax
 from eagle_kernels.video.libav.source import PacketReader
 from eagle_kernels.video.plan import Group
-from tests.video.make import (
-    GoldenSet,
-)
+from tests.video.make import GoldenSet, draw, write_video
+from tests.video.remake import packets_of
 
 
 def nal_units(*units: bytes) -> bytes:
@@ -247,3 +248,29 @@ def test_syntax_follows_the_codec_s_headers() -> None:
     assert syntax("hevc", annex_b, (64, 48)) == Syntax("hevc", 0, annex_b)
     assert syntax("hevc", b"\x01", (64, 48)) is None
     assert syntax("h264", None, (64, 48)) is None
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("mpeg4", {}),
+        ("mpeg4", {"bf": "2"}),
+        ("flv", {}),
+        ("msmpeg4v2", {}),
+        ("msmpeg4", {}),
+        ("wmv1", {}),
+        ("wmv2", {}),
+    ],
+)
+@pytest.mark.parametrize("size", [(64, 48), (352, 288), (300, 700)])
+def test_pictures_that_are_no_place_to_start(tmp_path: Path, codec: str, options: dict, size: tuple[int, int]) -> None:
+    """As the encoder's own key flags have it."""
+    path = tmp_path / "a.avi"
+    options = {"q": "5", "g": "5", **options}
+    write_video(path, (draw(i, *size) for i in range(12)), codec=codec, options=options)
+    name = probe(path).codec
+    packets = packets_of(path)
+    assert 2 <= sum(p.is_key for p in packets) < len(packets)
+    assert [is_no_start(name, p.content) for p in packets] == [not p.is_key for p in packets]
+    assert not any(is_no_start(name, p.content[:cut]) for p in packets if p.is_key for cut in range(12))
+    assert not any(is_no_start("h264", p.content) for p in packets)

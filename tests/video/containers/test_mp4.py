@@ -2,6 +2,7 @@
 
 import random
 import struct
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,7 @@ pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 import av
 
-from eagle_kernels.video import decode, probe
+from eagle_kernels.video import VideoError, decode, probe
 from eagle_kernels.video.containers import mp4
 from eagle_kernels.video.libav.index import index_from_packets, read_index
 from tests.video.make import GOOD_NAMES, GoldenSet, draw, read, write_video
@@ -202,3 +203,39 @@ def test_wide_boxes_and_tables_at_the_front(tmp_path: Path) -> None:
     path.write_bytes(rewritten)
     assert mp4.read_tables(path) is not None
     assert [read(f.rgb_YX3.numpy()) for f in decode(path, probe(path).frame_times_seconds.tolist())] == list(range(30))
+
+
+def box(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", len(content) + 8, name) + content
+
+
+def test_a_still_picture_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "photo.heic"
+    meta = box(b"meta", bytes(4) + box(b"hdlr", bytes(8) + b"pict" + bytes(13)))
+    for brand in (b"heic", b"mif1", b"avif"):
+        path.write_bytes(box(b"ftyp", brand + bytes(4) + brand) + meta + box(b"mdat", bytes(100)))
+        with pytest.raises(VideoError, match=r"photo\.heic: is a still picture .* Give it as an image"):
+            read_index(path)
+
+
+@pytest.mark.parametrize("same_bytes", [0, 1000])
+def test_samples_that_overlap_are_refused(golden: GoldenSet, tmp_path: Path, same_bytes: int) -> None:
+    """A table of a few bytes may state any number of samples; what reads it would take memory for each."""
+    content = bytearray(golden.good["b_frames.mp4"].path.read_bytes())
+    at = content.index(b"stsz") + 8
+    struct.pack_into(">II", content, at, same_bytes, 1 << 24)
+    path = tmp_path / "many.mp4"
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(VideoError, match=r"many\.mp4: its tables state more samples than its \d+ bytes can hold"):
+        read_index(path)
+    assert tracemalloc.get_traced_memory()[1] < 10 * len(content) + (1 << 20)
+    tracemalloc.stop()
+
+
+def test_fragments_that_state_too_many_samples_are_refused(golden: GoldenSet, tmp_path: Path) -> None:
+    content = bytearray(golden.good["fragmented.mp4"].path.read_bytes())
+    struct.pack_into(">I", content, content.index(b"trun") + 8, 1 << 24)
+    (tmp_path / "many.mp4").write_bytes(content)
+    with pytest.raises(VideoError, match=r"its fragments state \d+ samples"):
+        read_index(tmp_path / "many.mp4")

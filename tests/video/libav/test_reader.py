@@ -11,6 +11,7 @@ pytest.importorskip("av", reason="needs PyAV (the extra `video`)")
 
 
 from eagle_kernels.video import Frame, VideoError, decode, probe
+from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.containers import mp4
 from eagle_kernels.video.libav.index import read_index
 from eagle_kernels.video.libav.source import Source
@@ -124,9 +125,9 @@ def test_reads_one_group_of_pictures_too_early_rather_than_a_wrong_frame(
     real = Source.seek
     landed = []
 
-    def too_late(source: Source, key: int) -> bool:
+    def too_late(source: Source, key: int, budget: Budget) -> bool:
         landed.append(key)
-        return real(source, len(source.index.key_seek_K) - 1)
+        return real(source, len(source.index.key_seek_K) - 1, budget)
 
     monkeypatch.setattr(Source, "seek", too_late)
     assert [read(f.rgb_YX3.numpy()) for f in decode(path, times[[60, 80, 30]])] == [60, 80, 30]

@@ -22,7 +22,7 @@ from tests.video.make import (
 
 def test_an_unseekable_container_is_read_from_its_start(golden: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     path = golden.good["b_frames.mp4"].path
-    monkeypatch.setattr(Source, "seek", lambda reader, timestamp: False)
+    monkeypatch.setattr(Source, "seek", lambda source, key, budget: False)
     assert [read(f.rgb_YX3.numpy()) for f in decode(path, [3.0, 1.0])] == [75, 25]
 
 

@@ -1,0 +1,219 @@
+"""Plants faults in the machine code of the library's kernels (tests/ptx/faults.py) and reports how many a run notices.
+
+    python -m tests.kernels.plant_faults --out bench/results/static      writes faults_sm90.json and faults_sm90.md
+    python -m tests.kernels.plant_faults --only gluon_fwd --kind wait    prints alone
+
+Each fault is run under up to six schedules, until one raises or gives other bits than the sound kernel. The faults
+that none notices are listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is decorated
+
+import torch
+
+from eagle_kernels import attention_sm90
+from eagle_kernels.attention import _varlen_attention
+from eagle_kernels.attention_plan import AttentionPlan
+from tests.kernels import hopper
+from tests.kernels.plans import plan_of
+from tests.numerics import randn
+from tests.ptx.barriers import BarrierError
+from tests.ptx.faults import Fault, faults, planted
+from tests.ptx.launch import launch
+from tests.ptx.machine import Deadlock, Schedule
+from tests.ptx.memory import AccessError
+from tests.ptx.order import RaceError
+from tests.ptx.products import ProductError
+from tests.ptx.translate import Program
+
+SCHEDULES: list[dict[str, Any]] = [
+    {"order": "random", "landing": "random", "seed": 1},
+    {"order": "together", "landing": "late"},
+    {"order": "unfair", "landing": "random", "seed": 1},
+    {"order": "unfair", "landing": "late", "seed": 2},
+    {"order": "random", "landing": "early", "seed": 2},
+    {"order": "random", "landing": "late", "seed": 3},
+]
+NOTICES = (AccessError, BarrierError, Deadlock, ProductError, RaceError)
+KINDS = ("wait", "arrive", "fence", "bytes", "slot", "count")
+
+
+@dataclass
+class Sound:
+    """A launch as it was handed to the machine, and what it leaves in memory."""
+
+    name: str
+    job: hopper.Job
+    after: np.ndarray
+    executed: set[int]  # segments
+
+    def faults(self) -> list[Fault]:
+        """In code that this launch runs."""
+        ran = [s for s in self.job.program.segments if s.index in self.executed]
+        lines = {at for segment in ran for at in range(segment.first, segment.last)}
+        return [fault for fault in faults(self.job.program) if fault.at in lines]
+
+
+def attention(gluon: bool, D: int) -> None:
+    attention_sm90._is_sm90 = lambda x: gluon  # type: ignore[assignment]
+    attention_sm90._num_multiprocessors = lambda device: 1  # type: ignore[assignment]
+    # Gluon: one program takes five items of up to five blocks, so that its rings and barriers go round within an item
+    # and between them.
+    plan = AttentionPlan.uniform(1, 520, device="cpu") if gluon else plan_of([400])
+    T = plan.num_tokens
+    q, k, v = (randn(T, 1, D, dtype=torch.bfloat16, seed=seed) for seed in range(3))
+    out, _ = _varlen_attention(q, k, v, plan, True, D**-0.5)
+    out.backward(randn(T, 1, D, dtype=torch.bfloat16, seed=3).detach())
+
+
+def linear_cross_entropy() -> None:
+    module = import_module("eagle_kernels.linear_cross_entropy")
+    hidden, weight = (
+        randn(40, 400, dtype=torch.bfloat16).detach(),
+        randn(300, 400, dtype=torch.bfloat16, seed=1).detach(),
+    )
+    module._fwd(hidden, weight, torch.arange(40), None, -100, True, True, True, 128)
+
+
+def layer_norm() -> None:
+    module = import_module("eagle_kernels.layer_norm")
+    x, dy = randn(9, 1152, dtype=torch.bfloat16).detach(), randn(9, 1152, dtype=torch.bfloat16, seed=1).detach()
+    _, mean, rstd = module.launch_fwd(x, x[0], x[1], 1e-6, 0)
+    module.NUM_PARTIALS = 2
+    module.launch_bwd(dy, x, x[0], mean, rstd, 0, (True, True))
+
+
+SOURCES: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
+    "gluon_128": (lambda: attention(True, 128), ("fwd_kernel", "dq_kernel", "dkdv_kernel")),
+    "gluon_72": (lambda: attention(True, 72), ("fwd_kernel", "dq_kernel", "dkdv_kernel")),
+    "triton_128": (lambda: attention(False, 128), ("_fwd_kernel", "_dq_kernel", "_dkdv_kernel")),
+    "linear_cross_entropy": (linear_cross_entropy, ("_matmul_kernel",)),
+    "layer_norm": (layer_norm, ("_bwd_kernel",)),
+}
+
+
+def sound_launches(source: str) -> list[Sound]:
+    make, kernels = SOURCES[source]
+    found: dict[str, Sound] = {}
+    with hopper.machine(Schedule(order="together")) as launches:
+        make()
+        for launched in launches:
+            job = launched.job
+            name = f"{source} {launched.kernel.strip('_').removesuffix('_kernel')}"
+            if launched.kernel in kernels and (name not in found or launched.kernel == "_matmul_kernel"):
+                name += f" {len(found)}" if name in found else ""
+                job.blocks = job.blocks[:2]  # the longest
+                executed: set[int] = set()
+                after = run(job, job.program, Schedule(order="together"), executed)
+                found[name] = Sound(name, job, after, executed)
+    return list(found.values())
+
+
+def run(job: hopper.Job, program: Program, schedule: Schedule, executed: set[int] | None = None) -> np.ndarray:
+    memory = job.fresh_memory()
+    schedule.max_steps = 200_000
+    launch(
+        program,
+        memory,
+        job.arguments,
+        grid=job.grid,
+        num_threads=job.num_threads,
+        shared_bytes=job.shared_bytes,
+        cluster=job.cluster,
+        schedule=schedule,
+        blocks=job.blocks,
+        executed=executed,
+    )
+    return memory.bytes
+
+
+def notice(sound: Sound, fault: Fault) -> str | None:
+    """What the first schedule says that notices the fault."""
+    broken = planted(sound.job.program, fault)
+    for options in SCHEDULES:
+        try:
+            after = run(sound.job, broken, Schedule(**options))
+        except NOTICES as error:
+            return type(error).__name__
+        if not np.array_equal(after, sound.after):
+            return "other bits"
+    return None
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    kernels = sorted({r["kernel"] for r in results})
+    lines = [
+        "Faults planted in the PTX of sm_90a kernels, one at a time, and noticed by tests/ptx: noticed / planted.",
+        "Written by `python -m tests.kernels.plant_faults`; what the kinds are: tests/ptx/faults.py.",
+        "",
+        f"| kernel | {' | '.join(KINDS)} | all |",
+        "|---|" + "---|" * (len(KINDS) + 1),
+    ]
+    for kernel in [*kernels, "all"]:
+        cells = []
+        for kind in (*KINDS, None):
+            mine = [r for r in results if kernel in (r["kernel"], "all") and kind in (r["kind"], None)]
+            noticed = sum(r["notice"] is not None for r in mine)
+            cells.append(f"{noticed} / {len(mine)}" if mine else "")
+        lines.append(f"| {kernel} | {' | '.join(cells)} |")
+    by_whom = Counter(r["notice"] for r in results if r["notice"])
+    lines += [
+        "",
+        "Noticed by: " + ", ".join(f"{who} {num}" for who, num in by_whom.most_common()) + ".",
+        "",
+        "Not noticed:",
+        "",
+    ]
+    lines += [f"- {r['kernel']}: {r['fault']}" for r in results if r["notice"] is None]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder that takes the results")
+    parser.add_argument("--only", default="", help="only kernels whose name holds this")
+    parser.add_argument("--kind", default="", help="only faults of this kind")
+    args = parser.parse_args()
+    results = []
+    for source in SOURCES:
+        if args.only and not (args.only.startswith(source) or source.startswith(args.only.split()[0])):
+            continue
+        for sound in sound_launches(source):
+            if args.only not in sound.name:
+                continue
+            start = time.time()
+            mine = []
+            for fault in sound.faults():
+                if args.kind in fault.kind:
+                    mine.append(
+                        {"kernel": sound.name, "kind": fault.kind, "fault": str(fault), "notice": notice(sound, fault)}
+                    )
+            noticed = sum(r["notice"] is not None for r in mine)
+            print(f"{sound.name}: {noticed} of {len(mine)}, {time.time() - start:.0f} s", flush=True)
+            for r in mine:
+                if r["notice"] is None:
+                    print("   not noticed:", r["fault"], flush=True)
+            results += mine
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "faults_sm90.json").write_text(json.dumps(results, indent=1) + "\n")
+        (args.out / "faults_sm90.md").write_text(report(results))
+
+
+if __name__ == "__main__":
+    main()
