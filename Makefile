@@ -1,6 +1,7 @@
 # make demo    set up, then the main job on real data: an Eagle 2.5 learns to answer questions about video files
 # make test    set up, then every test that this machine can run, but the slow ones
 # make slow    the long proofs: minutes each
+# make sanitize  the CPU code of csrc, built to end at a wrong address or undefined arithmetic, under its own tests
 # make ptx     every kernel's machine code for sm_90a, run on the CPU, short and long proofs
 # make check   formatting, lint, types, layering; what CI runs beside the tests
 # make gpu     on a machine with a GPU and its own CUDA torch: tests, benches, bench/results/, in MINUTES=12 at most
@@ -14,7 +15,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= PASSIVE# waiting threads sleep: spinning ones take the cores from the loader's
 
-.PHONY: demo test slow ptx check format wheel gpu static clean
+.PHONY: demo test slow sanitize ptx check format wheel gpu static clean
 
 demo: .make/demo
 	$(BIN)/python examples/video_digits.py --run demo_run
@@ -31,6 +32,15 @@ slow: .make/dev
 ptx: .make/dev
 	$(PYTEST) tests/ptx tests/kernels/test_hopper*.py tests/kernels/test_attention_gluon*.py \
 	    tests/kernels/test_plant_faults.py -m 'slow or not slow' --durations 15
+
+# The sanitizers' libraries come before Python's own, and libstdc++ with them, or exceptions are not seen.
+SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell c++ -print-file-name=$(name)))
+SANITIZED := $(addprefix tests/kernels/test_,native.py attention_plan.py decode_attention.py frames_to_tiles.py \
+	merge_attention.py scatter_visual.py yuv_to_tiles.py) tests/video/containers/test_matroska.py
+
+sanitize: .make/dev
+	CMAKE_ARGS="-DEAGLE_CUDA=OFF -DEAGLE_SANITIZE=ON" $(BIN)/python setup.py build_ext --build-lib build/sanitize --build-temp build/sanitize-temp
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 $(PYTEST) -p tests.sanitized -k "not cuda" $(SANITIZED)
 
 check: .make/dev
 	$(BIN)/ruff format --check .
