@@ -188,6 +188,9 @@ def _vp9_frame_starts(packet: bytes) -> list[int]:
     return [0]
 
 
+HIDE_PICTURES = ("vp8", "vp9")  # codecs that store pictures nobody is shown in packets of their own
+
+
 def is_shown(codec: str, packet: bytes | memoryview) -> bool:
     """VP8's encoders, and some of VP9's, store pictures that are only referred to in packets of their own. RFC 6386,
     9.1: bit 4 is show_frame; VP9, 6.2: it follows the marker, the profile, show_existing_frame and frame_type."""

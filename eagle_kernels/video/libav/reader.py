@@ -30,7 +30,7 @@ from eagle_kernels.video.bitstream.av1 import References
 from eagle_kernels.video.bitstream.bits import NotUnderstood
 from eagle_kernels.video.bitstream.junk import Junk
 from eagle_kernels.video.bitstream.nal import nal_format
-from eagle_kernels.video.bitstream.pictures import is_shown, needed
+from eagle_kernels.video.bitstream.pictures import HIDE_PICTURES, is_shown, needed
 from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.info import PacketIndex
 from eagle_kernels.video.libav.source import Content, Source, Unit
@@ -254,7 +254,8 @@ class Reader:
             if not at_end and (trust.since is None or not content):
                 continue
             # A picture that is not shown may have the time of the next one that is.
-            if wanted is not None and (at_end or is_shown(self._index.codec, content)):
+            codec = self._index.codec
+            if wanted is not None and (at_end or codec not in HIDE_PICTURES or is_shown(codec, content)):
                 wanted.discard(unit.pts)
             if self._junk is not None and not at_end:
                 content = self._junk.without(bytes(content))
