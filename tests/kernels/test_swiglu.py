@@ -80,7 +80,7 @@ def test_rows_beyond_32_bits(device):
 @pytest.mark.parametrize(
     ("gate", "up", "message"),
     [
-        (torch.ones(2, 3).int(), torch.ones(2, 3), "swiglu: gate is torch.int32; needs a floating dtype"),
+        (torch.ones(2, 3).int(), torch.ones(2, 3), r"swiglu: gate is torch.int32 \(2, 3\); needs a floating dtype"),
         (torch.ones(2, 3), torch.ones(1, 3), r"swiglu: up's shape is \(1, 3\); needs gate's \(2, 3\)"),
         (torch.ones(2, 3), torch.ones(2, 3).half(), "swiglu: up's dtype is torch.float16; needs gate's torch.float32"),
         (torch.ones(2, 3), torch.ones(2, 3, device="meta"), "swiglu: up's device is meta; needs gate's cpu"),

@@ -130,7 +130,7 @@ def _refusal(file: BinaryIO, check: Callable[[], None]) -> str | None:
     names: set[bytes] = set()
     num_in_fragments = 0
     for top_number, (name, at, end) in enumerate(islice(_top_boxes(file, file_bytes), MAX_BOXES)):
-        if top_number % BOXES_A_CHECK == BOXES_A_CHECK - 1:
+        if top_number % BOXES_A_CHECK == 0:
             check()
         names.add(name)
         if name not in (b"moov", b"moof") or end - at > MAX_MOOV_BYTES:
