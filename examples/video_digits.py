@@ -126,7 +126,7 @@ def evaluate(run: Path, videos: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("demo_run"), help="folder that takes everything")
-    parser.add_argument("--steps", type=int, default=1050, help="training steps")
+    parser.add_argument("--steps", type=int, default=900, help="training steps")
     parser.add_argument("--videos", type=int, default=4500, help="training videos")
     args = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it comes
