@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,16 +54,23 @@ class Visible:
     made: dict[Any, Any] = field(default_factory=dict)  # plans, for the layers that ask the same
     ndim: int = 4  # transformers asks masks for it: this one is made already
 
-    @cached_property
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.made:  # no cached_property: its lock is none that torch.compile knows
+            self.made[key] = make()
+        return self.made[key]
+
     def tokens(self) -> tuple[Tensor, Tensor] | None:
         """Where each row's tokens begin and end among its keys, int32 (B,) each; None where nothing is padded and no
         cache has rows that are not written yet. Waits for the device where there is a padding mask."""
+        return self.once("tokens", self._tokens)
+
+    def _tokens(self) -> tuple[Tensor, Tensor] | None:
         mask_BL, last = self.padding_mask_BL, self.q_offset + self.q_length
         if mask_BL is None:
             if self.q_length == self.kv_length:
                 return None
             start_B = torch.zeros(self.batch_size, dtype=torch.int32, device=self.device)
-            return start_B, start_B + last
+            return start_B, (start_B + last).int()
         before_B = (~mask_BL).cumprod(1).sum(1)
         end_B = mask_BL.shape[1] - (~mask_BL).flip(1).cumprod(1).sum(1)
         has_hole_B = mask_BL.sum(1) != (end_B - before_B).clamp(min=0)
@@ -77,15 +83,15 @@ class Visible:
         end_B = torch.minimum(end_B, torch.as_tensor(last, device=self.device))
         return torch.minimum(before_B, end_B).int(), end_B.int()
 
-    @cached_property
-    def cu_seqlens(self) -> Tensor | None:
-        """Documents over the batch's rows end to end, int32 (S + 1,), where `mask_function` tells some apart, or None.
+    def documents(self) -> Tensor | None:
+        """Offsets over the batch's rows end to end, int32 (S + 1,), where `mask_function` knows documents, or None.
 
         The function is asked about neighbours alone. Waits for the device. Raises ValueError where it is not one of
         documents, each of them causal.
         """
-        if self.mask_function in _PLAIN:
-            return None
+        return None if self.mask_function in _PLAIN else self.once("documents", self._documents)
+
+    def _documents(self) -> Tensor:
         if self.padding_mask_BL is not None or self.q_length != self.kv_length:
             refuse(_OP, "the mask", "a function of its own with padding or a cache", "a plain causal one there")
         row_B1 = torch.arange(self.batch_size, device=self.device)[:, None]
@@ -100,50 +106,44 @@ class Visible:
         if not sees_first or sees_next:
             got = "none of causal documents (a window, or tokens that see later ones)"
             refuse(_OP, "the mask", got, "another attn_implementation, as 'sdpa'")
-        ends = begins_BT.new_ones(1)  # the end of the last document
-        return torch.cat([begins_BT.flatten(), ends]).nonzero().flatten().int()
-
-    def contiguous(self) -> Visible:
-        """transformers calls this on the masks of a static cache."""
-        return self
+        end_1 = begins_BT.new_ones(1)  # of the last document
+        return torch.cat([begins_BT.flatten(), end_1]).nonzero().flatten().int()
 
     def plan(self, causal: bool, cu_seqlens: tuple[Tensor, Tensor] | None) -> AttentionPlan:
         """Of queries and keys as rows of the batch laid end to end (T = L)."""
-        key = ("rows", causal, None if cu_seqlens is None else tuple(map(id, cu_seqlens)))
-        if key not in self.made:
-            self.made[key] = self._rows_plan(causal, cu_seqlens)
-        plan: AttentionPlan = self.made[key]
-        return plan
+        key = ("plan", causal, None if cu_seqlens is None else tuple(map(id, cu_seqlens)))
+        return self.once(key, lambda: self._plan(causal, cu_seqlens))
 
-    def _rows_plan(self, causal: bool, cu_seqlens: tuple[Tensor, Tensor] | None) -> AttentionPlan:
+    def _plan(self, causal: bool, cu_seqlens: tuple[Tensor, Tensor] | None) -> AttentionPlan:
         num_rows = self.batch_size * self.q_length
-        if cu_seqlens is not None and self.padding_mask_BL is not None and self.tokens is not None:
+        if cu_seqlens is None:
+            documents = self.documents()
+            cu_seqlens = None if documents is None else (documents, documents)
+        elif self.padding_mask_BL is not None and self.tokens() is not None:
             refuse(_OP, "attention_mask", "one with padding beside cu_seq_lens_q", "one of them, or no padding")
-        if cu_seqlens is None and self.cu_seqlens is not None:
-            cu_seqlens = self.cu_seqlens, self.cu_seqlens
         if cu_seqlens is not None:
             offsets_q, offsets_k = cu_seqlens
             offsets_k_or_same = None if offsets_k is offsets_q else offsets_k.int()
             return AttentionPlan.from_cu_seqlens(
                 offsets_q.int(), offsets_k_or_same, num_tokens=num_rows, num_tokens_k=num_rows, causal=causal
             )
-        if self.tokens is None:
+        tokens = self.tokens()
+        if tokens is None:
             return AttentionPlan.uniform(self.batch_size, self.q_length, device=self.device)
-        start_B, end_B = self.tokens
-        start_B = start_B + torch.arange(self.batch_size, dtype=torch.int32, device=self.device) * self.q_length
-        length_B = end_B - self.tokens[0]
-        return AttentionPlan.from_segments(start_B, length_B, start_B, length_B, num_tokens=num_rows, causal=causal)
+        start_B, end_B = tokens
+        row_B = torch.arange(self.batch_size, dtype=torch.int32, device=self.device) * self.q_length + start_B
+        return AttentionPlan.from_segments(
+            row_B, end_B - start_B, row_B, end_B - start_B, num_tokens=num_rows, causal=causal
+        )
 
     def segments(self, num_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q_start, q_len, k_start, k_len, int32 (B * K,) each, over rows (batch, key/value head, token), T < L."""
-        if ("segments", num_heads) not in self.made:
-            self.made["segments", num_heads] = self._segments(num_heads)
-        q_start_N, q_len_N, k_start_N, k_len_N = self.made["segments", num_heads]
-        return q_start_N, q_len_N, k_start_N, k_len_N
+        return self.once(("segments", num_heads), lambda: self._segments(num_heads))
 
-    def _segments(self, num_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        assert self.tokens is not None  # as there are more keys than queries
-        start_B, end_B = self.tokens
+    def _segments(self, num_heads: int) -> tuple[Tensor, ...]:
+        tokens = self.tokens()
+        assert tokens is not None  # as there are more keys than queries
+        start_B, end_B = tokens
         first_B = torch.maximum(start_B, torch.as_tensor(self.q_offset, device=self.device, dtype=torch.int32))
         q_len_B = (end_B - first_B).clamp(min=0)
         k_len_B = torch.where(q_len_B > 0, end_B - start_B, 0)
@@ -155,15 +155,21 @@ class Visible:
         return lane_N * self.q_length + skipped_N, q_len_N, lane_N * self.kv_length + start_N, k_len_N
 
     def cached_plan(self, num_heads: int, causal: bool) -> AttentionPlan:
-        key = ("cached", num_heads, causal)
-        if key not in self.made:
-            num_lanes = self.batch_size * num_heads
-            self.made[key] = AttentionPlan.from_segments(
-                *self.segments(num_heads), num_tokens=num_lanes * self.q_length,
-                num_tokens_k=num_lanes * self.kv_length, causal=causal,
-            )  # fmt: skip
-        plan: AttentionPlan = self.made[key]
-        return plan
+        """Over the same rows."""
+        num_lanes = self.batch_size * num_heads
+        return self.once(
+            ("cached", num_heads, causal),
+            lambda: AttentionPlan.from_segments(
+                *self.segments(num_heads),
+                num_tokens=num_lanes * self.q_length,
+                num_tokens_k=num_lanes * self.kv_length,
+                causal=causal,
+            ),
+        )
+
+    def contiguous(self) -> Visible:
+        """transformers calls this on the masks of a static cache."""
+        return self
 
 
 def eagle_mask(
@@ -193,7 +199,7 @@ def eagle_mask(
         padding_mask_BL=attention_mask,
     )
     if q_length != kv_length:
-        assert visible.cu_seqlens is None and visible.tokens is not None  # or they have raised
+        assert visible.documents() is None and visible.tokens() is not None  # or they have raised
     return visible
 
 
