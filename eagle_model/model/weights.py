@@ -146,6 +146,19 @@ def released(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[st
     return {key: tensor for group in _groups(parameters, rules) for key, tensor in group.released(parameters).items()}
 
 
+def ours(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Its inverse: what a file holds as parameters (our names), of those whose tensors are all there.
+
+    parameters: only the names matter. Tensors that no parameter is made of are passed over.
+    """
+    found: dict[str, Tensor] = {}
+    for group in _groups(parameters, rules):
+        if all(key in tensors for key in group.theirs):
+            made = group.rule.to_ours(*(tensors[key] for key in group.theirs))
+            found |= zip(group.ours, made, strict=True)
+    return found
+
+
 def save(
     folder: Path,
     parameters: Mapping[str, Tensor],
