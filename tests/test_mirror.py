@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 TREES = {  # tests/<name> mirrors these folders
     "kernels": ("eagle_kernels/*.py",),
     "video": ("eagle_kernels/video/**/*.py",),
+    "integrations": ("eagle_kernels/integrations/*.py",),
     "data": ("eagle_model/data/**/*.py",),
     "model": ("eagle_model/model/**/*.py",),
     "train": ("eagle_model/train/**/*.py",),
