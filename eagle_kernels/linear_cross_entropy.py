@@ -30,14 +30,13 @@ from typing import Literal, NamedTuple, overload
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from eagle_kernels import autocast
-from eagle_kernels.checks import check_kernel_dtype, kind_of, on_device_of, refuse, refuse_types, refuse_unlike
+from eagle_kernels.checks import check_kernel_dtype, kind_of, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
+from eagle_kernels.linear_cross_entropy_triton import Statistics, matmul, softmax
 
 CPU_CHUNK_BYTES = 64 * 2**20  # bf16 logits of one chunk: 220 tokens at Eagle's vocabulary
 CPU_CACHE_BYTES = 2**20  # fp32 numbers that one step after another works on: they stay in a core's L2 cache
@@ -45,7 +44,6 @@ CPU_PRODUCT_BYTES = 2**23  # of dweight, made in 16 bits before it is added to t
 # bf16 logits of one chunk: 3584 tokens at Eagle's vocabulary. dweight, 2.2 GB, is read and written once a chunk, which
 # takes a quarter of a matmul's time at 3584 tokens and nearly all of it at 1024.
 GPU_CHUNK_BYTES = 1040 * 2**20
-BLOCK = 4096  # logits a program of the softmax holds at a time
 
 
 class TokenStats(NamedTuple):
@@ -54,18 +52,6 @@ class TokenStats(NamedTuple):
     losses_T: Tensor  # cross-entropy, unweighted; 0 where ignored; fp32
     predictions_T: Tensor  # the token of the largest logit, of equal ones the first; -1 where ignored; int64
     accuracy: Tensor  # share of the labelled tokens whose prediction is the label, fp32 scalar; 0 if there is none
-
-
-class Statistics(NamedTuple):
-    """Of each row of logits: enough for its loss and its gradient, and to merge shards of the vocabulary."""
-
-    top: Tensor  # largest logit
-    total: Tensor  # sum of exp(logit - top); top stands for 0 where it is -inf
-    picked: Tensor  # the label's logit, 0 where the label's row is elsewhere
-    best: Tensor  # index of the largest logit, the first of equal ones; int64
-
-    def rows(self, chunk: slice) -> "Statistics":
-        return Statistics(*(t[chunk] for t in self))
 
 
 def linear_cross_entropy_ref(
@@ -84,139 +70,6 @@ def linear_cross_entropy_ref(
     if token_weights_T is None:
         return losses_T.sum() / labelled_T.sum().clamp(min=1)
     return (losses_T * torch.where(labelled_T, token_weights_T, 0)).sum()
-
-
-@triton.jit(do_not_specialize=["start", "M"])
-def _matmul_kernel(  # type: ignore[no-untyped-def]
-    a_ptr, b_ptr, out_ptr, num_labelled_ptr, start, M, N, K,
-    a_m_stride, a_k_stride, b_k_stride, b_n_stride, out_stride,
-    COUNT_K: tl.constexpr, ADD: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    # Tokens of this chunk that are labelled; it begins at token `start`. They are the rows of a, or the terms of a sum.
-    num_tokens = tl.maximum(tl.load(num_labelled_ptr) - start, 0)
-    if COUNT_K:
-        K = tl.minimum(K, num_tokens).to(tl.int32)
-    else:
-        M = tl.minimum(M, num_tokens).to(tl.int32)
-    num_m, num_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    num_tiles = num_m * num_n
-    if COUNT_K and K == 0:
-        num_tiles = 0
-    for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
-        # GROUP tiles down, then one to the right: programs side by side share what they read through the L2.
-        first = tile // (GROUP * num_n) * GROUP
-        height = tl.minimum(num_m - first, GROUP)
-        inside = tile % (GROUP * num_n)
-        m = (first + inside % height) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None].to(tl.int64)  # int64: M * N passes
-        n = inside // height * BLOCK_N + tl.arange(0, BLOCK_N)[None, :].to(tl.int64)  # 2**31
-        k = tl.arange(0, BLOCK_K).to(tl.int64)
-        step = tl.full((), BLOCK_K, tl.int64)
-        a_ptrs = a_ptr + m * a_m_stride + k[None, :] * a_k_stride
-        b_ptrs = b_ptr + k[:, None] * b_k_stride + n * b_n_stride
-        out_ptrs = out_ptr + m * out_stride + n
-        if ADD:  # what is there starts the sum: added at the end, it would need registers of its own
-            acc = tl.load(out_ptrs, mask=(m < M) & (n < N), other=0.0)
-        else:
-            acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for done in range(0, K, BLOCK_K):
-            a = tl.load(a_ptrs, mask=(m < M) & (k[None, :] < K - done), other=0.0)
-            b = tl.load(b_ptrs, mask=(k[:, None] < K - done) & (n < N), other=0.0)
-            acc = tl.dot(a, b, acc, input_precision="ieee")
-            a_ptrs += step * a_k_stride
-            b_ptrs += step * b_k_stride
-        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=(m < M) & (n < N))
-
-
-class MatmulLaunch(NamedTuple):
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-def _launch(dtype: torch.dtype) -> MatmulLaunch:
-    """16 bits: the widest wgmma, 147 KB of tiles under way. fp32: exact products, no tensor cores, small tiles."""
-    return MatmulLaunch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else MatmulLaunch(64, 64, 32, 4, 2)
-
-
-def _matmul(
-    a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, num_labelled: Tensor, start: int, *, over_tokens: bool, group: int
-) -> None:
-    """out = a b in the rows of a's labelled tokens, others untouched; over_tokens: out += a b, summed over the
-    labelled tokens. What lies at an ignored token is not read: it may be NaN. group: tiles of out worked on together,
-    from top to bottom."""
-    (M, K), N = a_MK.shape, b_KN.shape[1]
-    block_m, block_n, block_k, num_warps, num_stages = _launch(a_MK.dtype)
-    num_tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    num_processors = torch.cuda.get_device_properties(a_MK.device).multi_processor_count if a_MK.is_cuda else 2
-    if num_tiles:
-        with on_device_of(a_MK):
-            _matmul_kernel[(min(num_tiles, num_processors),)](
-                a_MK, b_KN, out_MN, num_labelled, start, M, N, K, *a_MK.stride(), *b_KN.stride(), out_MN.stride(0),
-                COUNT_K=over_tokens, ADD=over_tokens, GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
-                num_warps=num_warps, num_stages=num_stages,
-            )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["start"])
-def _softmax_kernel(  # type: ignore[no-untyped-def]
-    logits_ptr, labels_ptr, scales_ptr, top_ptr, total_ptr, picked_ptr, best_ptr, num_labelled_ptr,
-    start, logits_stride,
-    V: tl.constexpr, READ: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)  # int64: rows * V passes 2**31
-    if start + row < tl.load(num_labelled_ptr):
-        label = tl.load(labels_ptr + row)
-        label = tl.where(label < V, label, -1)  # another shard's: no lane beyond V may take it for its own
-        logits_ptr += row * logits_stride
-        i = tl.arange(0, BLOCK)
-        if READ:
-            # One maximum and sum per lane, merged at the end: no reduction inside the loop.
-            high = tl.full((BLOCK,), -float("inf"), tl.float32)
-            where = tl.zeros((BLOCK,), tl.int32)
-            total = tl.zeros((BLOCK,), tl.float32)
-            picked = tl.zeros((BLOCK,), tl.float32)
-            for begin in range(0, V, BLOCK):
-                z = tl.load(logits_ptr + begin + i, mask=begin + i < V, other=-float("inf")).to(tl.float32)
-                higher = tl.maximum(high, z)
-                base = tl.where(higher == -float("inf"), 0.0, higher)  # -inf - -inf is NaN
-                total = total * tl.exp(high - base) + tl.exp(z - base)
-                where = tl.where(z > high, begin + i, where)
-                high = higher
-                picked += tl.where(begin + i == label, z, 0.0)
-            top = tl.max(high, axis=0)
-            base_ = tl.where(top == -float("inf"), 0.0, top)
-            total_ = tl.sum(total * tl.exp(high - base_), axis=0)
-            tl.store(top_ptr + row, top)
-            tl.store(total_ptr + row, total_)
-            tl.store(picked_ptr + row, tl.sum(picked, axis=0))
-            tl.store(best_ptr + row, tl.min(tl.where(high == top, where, V), axis=0).to(tl.int64))
-        else:
-            top = tl.load(top_ptr + row)
-            total_ = tl.load(total_ptr + row)
-        if GRAD:
-            scale = tl.load(scales_ptr + row)
-            for begin in range(0, V, BLOCK):
-                z = tl.load(logits_ptr + begin + i, mask=begin + i < V, other=-float("inf")).to(tl.float32)
-                p = tl.exp(z - top) / total_
-                g = scale * (p - tl.where(begin + i == label, 1.0, 0.0))  # minus 1 before the rounding
-                tl.store(logits_ptr + begin + i, g.to(logits_ptr.dtype.element_ty), mask=begin + i < V)
-
-
-def _softmax(
-    logits_MV: Tensor, labels_M: Tensor, scales_M: Tensor, stats: Statistics, num_labelled: Tensor, start: int,
-    *, read: bool, grad: bool,
-) -> None:  # fmt: skip
-    """In the rows of labelled tokens. read: fills `stats`. grad: logits become scales * (softmax - onehot), by `stats`.
-    A label outside 0..V-1 is in another shard."""
-    M, V = logits_MV.shape
-    with on_device_of(logits_MV):
-        _softmax_kernel[(M,)](
-            logits_MV, labels_M, scales_M, *stats, num_labelled, start, logits_MV.stride(0),
-            V=V, READ=read, GRAD=grad, BLOCK=BLOCK, num_warps=8,
-        )  # fmt: skip
 
 
 def _statistics(num_tokens: int, like: Tensor) -> Statistics:
@@ -254,17 +107,17 @@ def _chunk_on_gpu(
     know of how many."""
     logits_MV = logits[: len(labels_M)]
     grad = dhidden_MC is not None or dweight_VC is not None
-    _matmul(hidden_MC, weight_VC.T, logits_MV, num_labelled, start, over_tokens=False, group=32)
+    matmul(hidden_MC, weight_VC.T, logits_MV, num_labelled, start, over_tokens=False, group=32)
     softmax_of = logits_MV, labels_M, scales_M, stats, num_labelled, start
-    _softmax(*softmax_of, read=True, grad=grad and shard is None)
+    softmax(*softmax_of, read=True, grad=grad and shard is None)
     if shard is not None:
         _merge(stats, *shard)
         if grad:
-            _softmax(*softmax_of, read=False, grad=True)
+            softmax(*softmax_of, read=False, grad=True)
     if dhidden_MC is not None:
-        _matmul(logits_MV, weight_VC, dhidden_MC, num_labelled, start, over_tokens=False, group=8)
+        matmul(logits_MV, weight_VC, dhidden_MC, num_labelled, start, over_tokens=False, group=8)
     if dweight_VC is not None:
-        _matmul(logits_MV.T, hidden_MC, dweight_VC, num_labelled, start, over_tokens=True, group=8)
+        matmul(logits_MV.T, hidden_MC, dweight_VC, num_labelled, start, over_tokens=True, group=8)
 
 
 def _chunk_on_cpu(
