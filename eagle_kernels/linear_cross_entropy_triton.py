@@ -88,6 +88,18 @@ def matmul_launch(dtype: torch.dtype) -> MatmulLaunch:
     return MatmulLaunch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else MatmulLaunch(64, 64, 32, 4, 2)
 
 
+def library_matmul(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, *, add: bool = False) -> None:
+    """out = a b, with add out += a b, by torch's matmul; out is fp32 or of a's dtype."""
+    if a_MK.dtype == out_MN.dtype:
+        out_MN.addmm_(a_MK, b_KN) if add else torch.mm(a_MK, b_KN, out=out_MN)
+    elif not a_MK.is_cuda:  # which has no sums wider than its inputs: for tests
+        library_matmul(a_MK.to(out_MN.dtype), b_KN.to(out_MN.dtype), out_MN, add=add)
+    elif add:
+        torch.addmm(out_MN, a_MK, b_KN, out_dtype=out_MN.dtype, out=out_MN)
+    else:
+        torch.mm(a_MK, b_KN, out_dtype=out_MN.dtype, out=out_MN)
+
+
 def matmul(
     a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, num_labelled: Tensor, start: int, *, over_tokens: bool, group: int
 ) -> None:

@@ -52,11 +52,11 @@ def bfloat16_as_on_a_gpu(monkeypatch, device):
     monkeypatch.setattr(builder, "create_fp_trunc", rounded)
 
 
-def op(hidden, weight, labels, token_weights=None, *, as_on_gpu, ignore_index=-100, chunk_bytes=None):
+def op(hidden, weight, labels, token_weights=None, *, as_on_gpu, ignore_index=-100, chunk_bytes=None, known=None):
     need = torch.is_grad_enabled()
     needs = need and hidden.requires_grad, need and weight.requires_grad
     chunk_tokens = _chunk_tokens(chunk_bytes, len(weight), hidden.dtype, as_on_gpu)
-    return _fwd(hidden, weight, labels, token_weights, ignore_index, *needs, as_on_gpu, chunk_tokens)[0]
+    return _fwd(hidden, weight, labels, token_weights, ignore_index, *needs, as_on_gpu, chunk_tokens, None, 0, known)[0]
 
 
 def inputs(T, C, V, dtype, device):
@@ -99,6 +99,47 @@ def test_many_chunks_and_token_weights(dtype, as_on_gpu, device):
         lambda h, w: linear_cross_entropy_ref(h, w, labels, weights.to(torch.promote_types(h.dtype, torch.float32))),
         inputs(20, 16, 70, dtype, device),
     )
+
+
+@pytest.mark.parametrize("chunk_tokens", [3, 20])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_known_number_of_labels(dtype, chunk_tokens, device):
+    """By the library's matmuls, on a GPU; ignored rows are not read. One chunk, and several that add up."""
+    labels, weights = some_labels(20, 70, device), torch.rand(20, device=device)
+    num, ignored = int((labels != -100).sum()), (labels == -100)[:, None]
+
+    def ours(hidden, weight):
+        dirty = torch.where(ignored, torch.nan, hidden)
+        return op(
+            dirty, weight, labels, weights, as_on_gpu=True, chunk_bytes=chunk_tokens * 70 * dtype.itemsize, known=num
+        )
+
+    def reference(hidden, weight):
+        wide = weights.to(torch.promote_types(hidden.dtype, torch.float32))
+        return linear_cross_entropy_ref(hidden.masked_fill(ignored, 0), weight, labels, wide)
+
+    check_as_good(ours, reference, inputs(20, 16, 70, dtype, device))
+
+
+@pytest.mark.parametrize("labelled", [0, 20])
+def test_a_known_number_of_none_or_all(labelled, device):
+    hidden, weight = inputs(20, 16, 70, torch.float32, device)
+    labels = some_labels(20, 70, device, ignored=100)
+    labels[labelled:] = -100
+    labels[:labelled].clamp_(min=0)
+    want = linear_cross_entropy_ref(hidden, weight, labels)
+    for loss in (
+        linear_cross_entropy(hidden, weight, labels, num_labelled=labelled),
+        op(hidden, weight, labels, as_on_gpu=True, known=labelled),
+    ):
+        torch.testing.assert_close(loss, want)
+        torch.testing.assert_close(*(torch.autograd.grad(x, (hidden, weight), retain_graph=True) for x in (loss, want)))
+
+
+def test_refuses_another_number_of_labels():
+    hidden, weight = inputs(4, 3, 7, torch.float32, "cpu")
+    with pytest.raises(ValueError, match="num_labelled is 4; needs 3, the number of labels that are not -100"):
+        linear_cross_entropy(hidden, weight, torch.tensor([1, 2, 3, -100]), num_labelled=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -239,6 +280,7 @@ def test_opcheck(as_on_gpu, device):
 def test_compiles(device):
     args, labels = inputs(6, 3, 7, torch.float32, device), some_labels(6, 7, device)
     check_compiles(lambda h, w: op(h, w, labels, as_on_gpu=True), args)
+    check_compiles(lambda h, w: linear_cross_entropy(h, w, labels, num_labelled=4), args)
     check_compiles(lambda h, w: linear_cross_entropy(h, w, labels), args)
 
 
@@ -411,12 +453,13 @@ def check_kernels_against_one_process(group):
     parts, labels = [whole[0].detach().clone().requires_grad_(), shard_of(whole[1], group)], some_labels(T, V, "cpu", 2)
     want = linear_cross_entropy_ref(*whole, labels)
     first_id = -(-V // group.size()) * group.rank()
-    got = _fwd(*parts, labels, None, -100, True, True, True, 3, group.group_name, first_id)[0]
-    torch.testing.assert_close(got, want)
-    grads = torch.autograd.grad(got, parts)
     dhidden, dweight = torch.autograd.grad(want, whole)
-    torch.testing.assert_close(grads[0], dhidden, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(grads[1], shard_of(dweight, group).detach(), rtol=1e-4, atol=1e-5)
+    for known in (None, 10):
+        got = _fwd(*parts, labels, None, -100, True, True, True, 3, group.group_name, first_id, known)[0]
+        torch.testing.assert_close(got, want)
+        grads = torch.autograd.grad(got, parts)
+        torch.testing.assert_close(grads[0], dhidden, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(grads[1], shard_of(dweight, group).detach(), rtol=1e-4, atol=1e-5)
 
 
 def check_edges(group):
