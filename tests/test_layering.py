@@ -33,6 +33,7 @@ ONE_PLACE = {  # a file, or a folder
     "flash_attn": "eagle_kernels/attention.py",
     "nvidia": "eagle_kernels/video/dali.py",
     "pillow_heif": "eagle_model/data/images.py",
+    "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
 }
 

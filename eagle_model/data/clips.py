@@ -3,6 +3,7 @@
 clip = open_clip(VideoRef(Path("film.mp4"), start_seconds=10, end_seconds=20), seek="tolerance")
 clip.frame_times_seconds[0]        # 10.0, or a little more: the first frame shown from then on
 clip.choose((10.0, 15.0, 20.0))    # (10.0, 14.4, 19.2): frames near these times that are cheap to decode
+open_clip(VideoRef(Path("paper.pdf"))).frame_times_seconds    # 0.0, 1.0, ...: a document's pages, by their numbers
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from eagle_kernels import video as video_files
 from eagle_kernels.video import Video, VideoError
+from eagle_model.data.documents import is_document, num_pages
 from eagle_model.data.sample import DataError, VideoRef
 
 # Videos that stay open: clips of one film follow each other in data sets, and what was planned just now is loaded next.
@@ -30,8 +32,10 @@ Times = tuple[float, ...]
 
 
 class Clip(NamedTuple):
-    frame_times_seconds: np.ndarray  # to sample from, counted from the file's first shown frame
-    duration_seconds: float
+    frame_times_seconds: (
+        np.ndarray
+    )  # to sample from, counted from the file's first shown frame; or page numbers, from 0
+    duration_seconds: float | None  # None: a document
     choose: Callable[[Times], Times]  # the own times of the frames to take for sampled ones: as many, none twice
 
 
@@ -77,8 +81,12 @@ def open_clip(
     lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
     seek, tolerance: as for `Video.choose`; with "tolerance" `choose` takes cheaper frames near those sampled.
     index_folder, time_limit_seconds, stop: as for `video.open`; they change no number.
-    Raises DataError when the file is missing or damaged, or the clip does not lie in it.
+    Raises DataError when the file is missing or damaged, or the clip does not lie in it; a document has no clip.
     """
+    if is_document(video.path):
+        if (video.start_seconds, video.end_seconds) != (None, None):
+            raise DataError(f"document {video.path} has pages, not seconds; take its start and end out.")
+        return Clip(np.arange(num_pages(video.path), dtype=np.float64), None, _as_sampled)
     if not os.path.isfile(video.path):  # pathlib's raises for a name that is too long
         raise DataError(f"video {video.path} does not exist or is not a file.")
     try:
