@@ -20,6 +20,7 @@ COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
     "frames_to_tiles": {"tiles"},
     "gelu_bias": {"sum_partials"},
     "layer_norm": {"sum_partials"},
+    "linear_cross_entropy": {"linear_cross_entropy_triton"},
     "merge_2x2_layer_norm": {"layer_norm", "merge_2x2"},
     "qkv_rope": {"rope", "sum_partials"},
     "rms_norm": {"sum_partials"},
@@ -32,6 +33,7 @@ ONE_PLACE = {  # a file, or a folder
     "flash_attn": "eagle_kernels/attention.py",
     "nvidia": "eagle_kernels/video/dali.py",
     "pillow_heif": "eagle_model/data/images.py",
+    "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
 }
 
