@@ -49,15 +49,16 @@ from transformers.utils.generic import can_return_tuple
 from eagle_kernels.integrations.attention import NAME, Visible, eagle_attention
 from eagle_kernels.integrations.transformers import IGNORE_INDEX, next_token_labels
 from eagle_model.batch import PackedBatch
-from eagle_model.data.chat import END_OF_TEXT, IMAGE_CONTEXT, TURN_END
+from eagle_model.data.chat import IMAGE_CONTEXT
 from eagle_model.data.processor import Processor
+from eagle_model.data.processor_files import CHAT_TEMPLATE
+from eagle_model.data.templates import END_OF_TEXT, TURN_END, TURN_START, chat_template
 from eagle_model.fields import few
 from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.eagle import Eagle, build
 
 MODEL_TYPE = "eagle_2_5_vl"
-CHAT_TEMPLATE = "chat_template.jinja"
 # Arguments of from_pretrained that change what is loaded, and that this class has no code for.
 _REFUSED = (
     "quantization_config",
@@ -384,9 +385,9 @@ def _from_released_names(model: Any, state_dict: dict[str, Tensor], prefix: str,
     if prefix or not names:
         return
     theirs = {**model.waiting, **{name: state_dict.pop(name) for name in names}}
-    parameters = dict(model.eagle.named_parameters())
-    found = weights.ours(theirs, parameters, weights.EAGLE)
-    made_of = weights.released({name: parameters[name].detach() for name in found}, weights.EAGLE)
+    parameters, rules = dict(model.eagle.named_parameters()), weights.rules(model.eagle.cfg)
+    found = weights.ours(theirs, parameters, rules)
+    made_of = weights.released({name: parameters[name].detach() for name in found}, rules)
     model.waiting = {name: theirs[name] for name in theirs if name not in made_of}
     state_dict.update({f"eagle.{name}": tensor for name, tensor in found.items()})
     if model.eagle.cfg.text.tie_word_embeddings and "llm.embed_tokens.weight" in found:
@@ -431,8 +432,8 @@ def _num_bytes(size: int | str) -> int:
 
 # -- the processor
 
-_ANSWER = "<|im_start|>assistant\n"
-_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
+_ANSWER = f"{TURN_START}assistant\n"
+_TURN = re.compile(rf"{re.escape(TURN_START)}(\w+)\n(.*?){re.escape(TURN_END)}\n?", re.DOTALL)
 _TAG = re.compile(r"<(image|video)(?:-(\d+))?>")
 
 
@@ -524,7 +525,10 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
         folder = _folder(pretrained_model_name_or_path, kwargs)
         eagle = Processor.from_pretrained(folder)
         template = folder / CHAT_TEMPLATE
-        text = template.read_text(encoding="utf-8") if template.is_file() else None
+        if template.is_file():
+            text = template.read_text(encoding="utf-8")
+        else:  # as `save_pretrained` writes it
+            text = chat_template(eagle.config.system_text, auto_thinking_prompt=eagle.config.auto_thinking_prompt)
         has_end = eagle.tokenizer.token_to_id(END_OF_TEXT) is not None
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=eagle.tokenizer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,6 @@ from eagle_model.model import attend
 from eagle_model.model.config import tiny
 from tests.model.samples import document, pack, randomise
 
-TEMPLATE = (
-    "{% set count = namespace(images=0) %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
-    "{% if part.type == 'image' %}{% set count.images = count.images + 1 %}<image-{{ count.images }}>"
-    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,8 +47,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     randomise(eagle)
     eagle.save_pretrained(folder)
     processor.save_pretrained(folder)
-    if not (folder / "chat_template.jinja").exists():
-        (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 
@@ -431,3 +421,25 @@ def test_peft(model, processor, tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
     with torch.no_grad():
         assert (loaded(**batch).logits - want).abs().max() < 1e-4
+
+
+def test_trl_prefers_what_it_is_shown(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("trl", reason="needs TRL (the extra `preference`)")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    dpo = importlib.import_module("dpo")
+    pairs = []
+    for seed in range(4):
+        picture(seed=seed).save(tmp_path / f"{seed}.png")
+        question = {"images": [f"{seed}.png"], "prompt": "What is this?"}
+        pairs.append({**question, "chosen": "A cat.", "rejected": "A dog."})
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    out = tmp_path / "preferred"
+    log = dpo.main([str(folder), str(tmp_path / "pairs.jsonl"), "--out", str(out), "--steps", "4", "--lr", "1e-2"])
+    assert float(log[0]["loss"]) == pytest.approx(math.log(2), abs=1e-3)
+    assert float(log[-1]["loss"]) < float(log[0]["loss"]) / 2
+    assert float(log[-1]["rewards/margins"]) > 0
+    before, after = Eagle.from_pretrained(folder), Eagle.from_pretrained(out)
+    changed = [n for (n, p), q in zip(before.named_parameters(), after.parameters()) if not torch.equal(p, q)]
+    assert changed
+    assert all(name.startswith("llm.layers.") and "_proj." in name for name in changed)
+    assert Processor.from_pretrained(out).config == Processor.from_pretrained(folder).config
