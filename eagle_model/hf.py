@@ -494,7 +494,7 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
         padding_side: str = "left",
         truncation: bool | str | None = None,
         max_length: int | None = None,
-        **_: Any,  # arguments of other processors: return_tensors is always "pt"
+        **others: Any,  # arguments of other processors: return_tensors is always "pt"
     ) -> BatchFeature:
         """input_ids and attention_mask (B, T), and pixel_values (I, 3, tile_px, tile_px) where there are media.
 
@@ -538,7 +538,7 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
                 f"writes them, with {_ANSWER!r} where the answer begins (add_generation_prompt=True)."
             )
         with _as_files(images) as paths:
-            media = {"image": paths, "video": [str(path) for path in videos]}
+            media: dict[str, list[str]] = {"image": paths, "video": [str(path) for path in videos]}
             messages = [{"role": role, "content": _parts(content, media)} for role, content in turns]
             batch = self.eagle(messages)
         return torch.cat([batch.token_ids_T, self._ids(tail)]), batch.patches_IPK

@@ -394,6 +394,8 @@ def test_peft(model, processor, tmp_path: Path) -> None:
 
     names = {name.rpartition(".")[2] for name, module in model.eagle.llm.named_modules() if hasattr(module, "weight")}
     targets = [name for name in sorted(names) if name.endswith("_proj")]
+    with pytest.raises(ValueError, match="q_proj"):  # released names are not the modules'
+        get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     config = LoraConfig(r=4, target_modules=targets, modules_to_save=["connector"])
     plain = {name: p.clone() for name, p in model.named_parameters()}
     adapted = get_peft_model(model, config)
