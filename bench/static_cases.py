@@ -149,7 +149,7 @@ def fused_cases() -> list[Case]:
     names = (
         "gelu_bias",
         "layer_norm",
-        "linear_cross_entropy",
+        "linear_cross_entropy_triton",
         "merge_2x2",
         "qkv_rope",
         "rms_norm",
@@ -229,7 +229,7 @@ LINEAR_CROSS_ENTROPY_STACK_BYTES: dict[str, dict[int, int]] = {
 
 def linear_cross_entropy_matmul_cases(module: Any) -> list[Case]:
     """The three matmuls of a chunk in bf16, each with its own operand transposed; the strides of 1 are constants."""
-    launch = module._launch(torch.bfloat16)
+    launch = module.matmul_launch(torch.bfloat16)
     shared = {"BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n, "BLOCK_K": launch.block_k}
     matmuls = [
         ("logits", {"a_k_stride": 1, "b_k_stride": 1, "COUNT_K": False, "ADD": False, "GROUP": 32}),
