@@ -45,7 +45,9 @@ def test_logits_and_gradients_of_images_and_text_equal_transformers_one_by_one(n
             tiles = patches.permute(0, 3, 1, 4, 2, 5).reshape(num_tiles, 3, side * patch_px, side * patch_px)
             seen = siglip(tiles, output_hidden_states=True)
             features = seen.last_hidden_state if cfg.select_layer == -1 else seen.hidden_states[cfg.select_layer]
-            visual = connector(test_connector.pixel_shuffle(features.contiguous()) if cfg.use_pixel_shuffle else features)
+            visual = connector(
+                test_connector.pixel_shuffle(features.contiguous()) if cfg.use_pixel_shuffle else features
+            )
             embeddings = embeddings.clone()
             embeddings[document.token_ids_T == IMAGE_TOKEN_ID] = visual.flatten(0, 1)
         want.append(llm(inputs_embeds=embeddings[None]).logits[0])
