@@ -1,4 +1,4 @@
-"""The command line: eagle doctor | plan | train | chat | report | bench.
+"""The command line: eagle doctor | plan | sizes | train | chat | report | bench.
 
     eagle plan film.mp4 --context 8192
     eagle train tiny --run runs/first --set data.recipe=videos/recipe.json
@@ -196,6 +196,29 @@ def plan(
         tiles_IYX3 = patches_to_pixels(patches_IPK, patch_px=config.patch_px, mean=config.mean, std=config.std)
         write_contact_sheet(out, tiles_IYX3, captions(planned))
         print(f"Contact sheet: {out}")
+
+
+@app.command()
+def sizes(
+    model: Annotated[
+        str, typer.Argument(help="tiny, eagle2_5_8b, eagle2_2b, eagle2_1b, or a folder of a model or run.")
+    ],
+) -> None:
+    """Parameters of a model by part, FLOPs a tile and a token, bytes of cache a token; from its config alone.
+
+    Example:  eagle sizes eagle2_5_8b
+    """
+    from eagle_model.checkpoints import read_newest
+    from eagle_model.model.config import PRESETS, EagleConfig
+    from eagle_model.model.sizes import Sizes
+
+    if model in PRESETS:
+        cfg = PRESETS[model]()
+    elif Path(model).is_dir():
+        cfg = read_newest(Path(model), lambda folder: EagleConfig.read(folder / "config.json"), print)
+    else:
+        raise ValueError(f"{model} is neither a preset ({', '.join(PRESETS)}) nor a folder.")
+    print("\n".join(Sizes.of(cfg).lines()))
 
 
 def _sheet_path(out: Path | None, files: list[Path]) -> Path:

@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from eagle_model import cli
 from eagle_model.fields import override
+from eagle_model.model.config import eagle2_5_8b
 from eagle_model.train.recipes import recipe
 from tests.video.make import draw, write_video
 
@@ -372,8 +373,21 @@ def test_version(monkeypatch, capsys) -> None:
     assert capsys.readouterr().out.strip()
 
 
+def test_sizes_of_a_preset_and_of_a_folder(monkeypatch, capsys, tmp_path: Path) -> None:
+    assert run(monkeypatch, "sizes", "eagle2_5_8b") == 0
+    printed = capsys.readouterr().out
+    assert "vision         413,327,088 parameters" in printed
+    (tmp_path / "config.json").write_text(json.dumps(eagle2_5_8b().to_dict()))
+    assert run(monkeypatch, "sizes", tmp_path) == 0
+    assert capsys.readouterr().out == printed
+    assert run(monkeypatch, "sizes", "eagle3") == 2
+    assert (
+        "eagle3 is neither a preset (tiny, eagle2_5_8b, eagle2_2b, eagle2_1b) nor a folder" in capsys.readouterr().err
+    )
+
+
 def test_every_command_has_an_example() -> None:
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"doctor", "plan", "train", "chat", "report", "bench"}
+    assert set(commands) == {"doctor", "plan", "sizes", "train", "chat", "report", "bench"}
     for name, command in commands.items():
         assert f"Example:  eagle {name}" in command.help

@@ -33,7 +33,7 @@ from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import FusedLinear, Linear
-from eagle_model.model.llm import Decoder
+from eagle_model.model.llm import Decoder, document_lengths
 from eagle_model.model.loss import LMHead, token_weights
 from eagle_model.model.vision import GeluBias, VisionEncoder
 
@@ -116,7 +116,11 @@ class Eagle(nn.Module):
         embeddings_TD = self.embed(batch, checkpoint_activations=checkpoint_activations)
         plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=batch.num_tokens)
         attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
-        return self.llm(embeddings_TD, batch.positions_T, attend, checkpoint_activations=checkpoint_activations)
+        lengths_T = document_lengths(batch.cu_seqlens, batch.num_tokens) if self.llm.needs_lengths else None
+        return self.llm(
+            embeddings_TD, batch.positions_T, attend,
+            lengths_T=lengths_T, checkpoint_activations=checkpoint_activations,
+        )  # fmt: skip
 
     def forward(self, batch: PackedBatch, mass: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
         """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.

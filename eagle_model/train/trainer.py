@@ -43,7 +43,7 @@ from eagle_model.data.templates import DEFAULT_SYSTEM
 from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff, few, shown
 from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
-from eagle_model.model.config import EagleConfig, tiny
+from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
@@ -66,7 +66,6 @@ READ_ON_RESUME = (
     "training/rng.safetensors",
     "training/state.json",
 )
-PRESETS = {"tiny": tiny}  # models that are trained from scratch
 OWN_VOCAB_SIZE = 512  # of a tokenizer that is trained on the recipe's text
 
 
@@ -431,6 +430,7 @@ def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> 
     for name, got, need in (
         ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
         ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
+        ("processor's tokens a tile", ours.tokens_per_tile, cfg.tokens_per_tile),
         ("processor.mean", ours.mean, theirs.mean),
         ("processor.std", ours.std, theirs.std),
         ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, cfg.image_token_id),
