@@ -51,6 +51,8 @@ _ONLY_EAGLE = {
     "mlp_connector_layers": 2,
 }
 
+_LEROBOTS_CLASS = ["Eagle25VLForConditionalGeneration"]  # LeRobot's name for the released class
+
 # Not written, but where a file has them they must say what the model computes.
 _ONLY_TEXT_IF_GIVEN = {"attention_bias": True, "mlp_bias": False, "partial_rotary_factor": 1.0}
 _ONLY_EAGLE_IF_GIVEN = {"quantization_config": None}
@@ -147,7 +149,6 @@ class VisionConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> VisionConfig:
         """From the `vision_config` part of config.json. Raises ValueError as the file's docstring says."""
         other = _without_fixed("vision_config", fields, _ONLY_VISION)
-        other.pop("vision_use_head", None)  # the pooling head is never part of this model
         known = _known("vision_config", other, _DEFAULT_VISION)
         return cls(tile_px=known.pop("image_size"), patch_px=known.pop("patch_size"), **known, other=other)
 
@@ -160,7 +161,7 @@ class VisionConfig:
     def to_dict(self) -> dict[str, Any]:
         known = {key: getattr(self, key) for key in _DEFAULT_VISION if key not in ("image_size", "patch_size")}
         pixels = {"image_size": self.tile_px, "patch_size": self.patch_px}
-        return {**self.other, **_ONLY_VISION, **pixels, **known, "vision_use_head": False}
+        return {"vision_use_head": False, **self.other, **_ONLY_VISION, **pixels, **known}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -296,6 +297,8 @@ class EagleConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EagleConfig:
         """From the content of config.json. Raises ValueError as the file's docstring says."""
+        if isinstance(fields, Mapping) and fields.get("architectures") in (None, _LEROBOTS_CLASS):
+            fields = _without(fields, "architectures")
         other = _without_fixed("", fields, _ONLY_EAGLE)
         _without_fixed("", other, _ONLY_EAGLE_IF_GIVEN)
         if "vision_config" not in other:

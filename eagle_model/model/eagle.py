@@ -56,6 +56,7 @@ class Eagle(nn.Module):
         self.connector = Connector(cfg)
         self.llm = Decoder(cfg.text)
         self.lm_head = LMHead(cfg.text.hidden_size, cfg.text.vocab_size)
+        self.carried: dict[str, Tensor] = {}  # what the files held and the model does not use, to be saved with it
         self._draw()
         self._tie()
 
@@ -158,17 +159,27 @@ class Eagle(nn.Module):
 
         return read_newest(Path(folder), read)
 
-    def save_pretrained(self, folder: Path | str, *, max_shard_bytes: int = weights.MAX_SHARD_BYTES) -> None:
+    def save_pretrained(
+        self, folder: Path | str, *, layout: str = "released", max_shard_bytes: int = weights.MAX_SHARD_BYTES
+    ) -> None:
         """Writes safetensors and then config.json, each file whole or not at all. Creates `folder`.
 
-        Raises FileExistsError where `weights.save` does.
+        layout: whose names the tensors and the class have: "released" (transformers 4's, which vLLM reads),
+        "transformers5", "groot" or "lerobot"; `from_pretrained` reads them all. SigLIP's pooling head, where the model
+        came with one, is saved as it was.
+
+        Raises FileExistsError and ValueError where `weights.save` does.
         """
         folder = Path(folder)
-        weights.save(folder, dict(self.named_parameters()), weights.EAGLE, max_shard_bytes=max_shard_bytes)
+        parameters, rules = dict(self.named_parameters()), weights.EAGLE
+        weights.save(folder, parameters, rules, carried=self.carried, layout=layout, max_shard_bytes=max_shard_bytes)
         dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
         fields = {**self.cfg.to_dict(), "dtype": dtype, "torch_dtype": dtype}  # transformers' name, and its old one
+        fields["architectures"] = [weights.LAYOUTS[layout].architecture]
         for part in (fields["vision_config"], fields["text_config"]):
             part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
+        has_head = any(key.startswith(weights.POOLING_HEAD) for key in self.carried)
+        fields["vision_config"]["vision_use_head"] = has_head and self.cfg.vision.other.get("vision_use_head", True)
         write_json(folder / "config.json", fields)
 
 
@@ -246,7 +257,13 @@ def load(
         model.to(device=device, dtype=dtype)
     else:
         tensors = weights.read(
-            Path(source), parameters, weights.EAGLE, dtype=dtype, device=device, is_verified=is_verified
+            Path(source),
+            parameters,
+            weights.EAGLE,
+            dtype=dtype,
+            device=device,
+            is_verified=is_verified,
+            carried=model.carried,
         )
         for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")
