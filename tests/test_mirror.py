@@ -23,7 +23,13 @@ PARTS = {  # what ops are made of: no bench of their own
 SHARED = {  # native code that serves several ops, or the module
     "attention_heads", "bindings", "device", "error", "number_types", "parallel", "tensor_view",
 }  # fmt: skip
-BENCHES = {"decode", "decode_dali", "generate", "images"}  # benches of what is no op: decoding, generation
+BENCHES = {
+    "checkpoint",
+    "decode",
+    "decode_dali",
+    "generate",
+    "images",
+}  # benches of what is no op: decoding, generation
 
 
 def stems(*patterns: str) -> set[str]:

@@ -32,10 +32,11 @@ from torch import Tensor
 from eagle_model.checkpoints import CheckpointError, listed_files, verify_listed
 from eagle_model.fields import MAX_NAMES, few
 from eagle_model.files import os_error, read_json, write_json, write_whole
+from eagle_model.model.config import EagleConfig
 
 MAX_SHARD_BYTES = 5_000_000_000  # what the released model's shards stay below
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # what other programs keep pickled weights in
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # what other programs keep pickled weights in
 MAX_LINE_CHARS = 200  # of a refusal: the longest released name has 75, and shapes come after it
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # no quantised ones
 # What stands in names that were saved through a wrapper, and how to save without it.
@@ -126,6 +127,10 @@ QWEN2 = (
     Rule(theirs=(f"{_LLM}.model.rotary_emb.inv_freq",)),
 )
 EAGLE = SIGLIP2 + CONNECTOR + QWEN2
+
+
+def rules(cfg: EagleConfig) -> tuple[Rule, ...]:
+    return EAGLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +252,7 @@ def read(
     """
     stored, prefix = contents(folder)
     groups = _groups(parameters, rules)
-    again = _check_fit(folder, groups, parameters, rules, stored, dtype, prefix)
+    again = check_fit(folder, parameters, rules, stored, dtype=dtype, prefix=prefix)
     wanted = {key for group in groups for key in group.theirs}
     unused = [key for key in stored if key not in wanted and key not in again]
     paths = sorted({tensor.path for tensor in stored.values()})
@@ -274,7 +279,7 @@ def read(
                     {key: file.get_tensor(stored_key).to("cpu", copy=True) for key, stored_key in here.items()}
                 )
     for key, first in again.items():
-        if not torch.equal(_tensor(stored[key], dtype), _tensor(stored[first], dtype)):
+        if not torch.equal(stored_tensor(stored[key], dtype), stored_tensor(stored[first], dtype)):
             raise ValueError(
                 f"{folder}: config.json says tie_word_embeddings, but {key} and {first} differ. "
                 f"Set text_config.tie_word_embeddings to false."
@@ -298,7 +303,7 @@ def num_stored(folder: Path) -> int:
 
     Raises FileNotFoundError and ValueError as `read` does.
     """
-    return sum(math.prod(tensor.shape) for tensor in contents(folder)[0].values())
+    return sum(tensor.numel for tensor in contents(folder)[0].values())
 
 
 def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Applied]:
@@ -335,7 +340,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class Stored:
     """A tensor as a file's header describes it."""
 
     path: Path
@@ -343,18 +348,22 @@ class _Stored:
     shape: tuple[int, ...]
     dtype: str  # as safetensors spells it: "BF16"
 
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
 
-def contents(folder: Path) -> tuple[dict[str, _Stored], str]:
+
+def contents(folder: Path) -> tuple[dict[str, Stored], str]:
     """All tensors of a folder's files by released name, as far as one of `LAYOUTS` has them, and what stands before
     each of their names in the files. Raises as `read` does."""
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, Stored] = {}
     for path in _files(folder):
         with _open(path, "cpu") as file:
             for key in file.keys():  # noqa: SIM118  (not a dict)
                 if key in stored:
                     raise ValueError(f"{path} and {stored[key].path.name} both hold {key}; needs it once.")
                 header = file.get_slice(key)
-                stored[key] = _Stored(path, key, tuple(header.get_shape()), header.get_dtype())
+                stored[key] = Stored(path, key, tuple(header.get_shape()), header.get_dtype())
     prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in stored)), "")
     stored = {key.removeprefix(prefix): at for key, at in stored.items() if key.startswith(prefix)}
     if any(key.startswith(f"{_VISION_FLAT}.embeddings.patch_embedding.") for key in stored):
@@ -363,19 +372,20 @@ def contents(folder: Path) -> tuple[dict[str, _Stored], str]:
     return stored, prefix
 
 
-def _check_fit(
-    folder: Path,
-    groups: Sequence[_Applied],
+def check_fit(
+    where: Path | str,
     parameters: Mapping[str, Tensor],
     rules: Sequence[Rule],
-    stored: Mapping[str, _Stored],
+    stored: Mapping[str, Stored],
+    *,
     dtype: torch.dtype | None,
-    prefix: str,
+    prefix: str = "",
 ) -> dict[str, str]:
-    """Raises ValueError unless the files hold what the model needs.
+    """Raises ValueError unless what is stored is what the model needs; where: the files, for the message.
 
     Returns the tensors that they hold twice: the second name and the first.
     """
+    groups = _groups(parameters, rules)
     meta = {name: torch.empty(parameter.shape, device="meta") for name, parameter in parameters.items()}
     wanted = {key: tuple(tensor.shape) for group in groups for key, tensor in group.released(meta).items()}
     missing = [key for key in wanted if key not in stored]
@@ -388,7 +398,7 @@ def _check_fit(
         if key not in wanted and key not in again and all(_match(template, key) is None for template in unused)
     ]
     if hint := _naming(unknown, set(missing)):
-        raise ValueError(f"{folder}: {hint}")
+        raise ValueError(f"{where}: {hint}")
     problems = [f"missing: {key}" for key in missing]
     for key, tensor in stored.items():
         if key in wanted and tensor.shape != wanted[key]:
@@ -399,7 +409,7 @@ def _check_fit(
     if problems:
         named = f", whose names begin with {prefix!r} in the files," if prefix else ""
         raise ValueError(
-            f"{folder}: the weights{named} do not fit the model of its config.json ({len(problems)} tensors):\n  "
+            f"{where}: the weights{named} do not fit the model of its config.json ({len(problems)} tensors):\n  "
             + "\n  ".join(_first(problems))
         )
     kinds = {dtype: [key for key in wanted if stored[key].dtype == dtype] for dtype in DTYPES}
@@ -408,7 +418,7 @@ def _check_fit(
         counts = ", ".join(
             f"{len(keys)} {dtype} ({keys[0]}{', ...' * (len(keys) > 1)})" for dtype, keys in kinds.items()
         )
-        raise ValueError(f"{folder}: the weights have several dtypes: {counts}. Give one, as in dtype=torch.bfloat16.")
+        raise ValueError(f"{where}: the weights have several dtypes: {counts}. Give one, as in dtype=torch.bfloat16.")
     return again
 
 
@@ -440,7 +450,8 @@ def _first(lines: Sequence[str]) -> list[str]:
     return shown + [f"and {len(lines) - MAX_NAMES:,} more"] * (len(lines) > MAX_NAMES)
 
 
-def _tensor(at: _Stored, dtype: torch.dtype | None) -> Tensor:
+def stored_tensor(at: Stored, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of a file, in a dtype or its own; it may be a view of the mapped file."""
     with _open(at.path, "cpu") as file:
         return file.get_tensor(at.key).to(dtype=dtype)
 
@@ -465,7 +476,7 @@ def _files(folder: Path) -> list[Path]:
     elif (folder / SINGLE).is_file():
         names = [SINGLE]
     else:
-        if pickles := sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES):
+        if pickles := sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES):
             raise ValueError(
                 f"{folder} holds {few(pickles)}, which is pickle: reading it would run whatever code is in it. Save "
                 "the model as safetensors with the program that wrote it, as transformers' save_pretrained does."
@@ -486,7 +497,7 @@ def _named_by(index_path: Path) -> list[str]:
         raise ValueError(f"{index_path} is damaged: needs JSON with a weight_map ({error!r}).") from error
     if outside:
         raise ValueError(f"{index_path} names {few(outside)}; shards must lie in the same folder.")
-    if others := [name for name in names if Path(name).suffix in _PICKLES]:
+    if others := [name for name in names if Path(name).suffix in PICKLES]:
         raise ValueError(f"{index_path} names {few(others)}; needs safetensors, as reading pickle runs foreign code.")
     return names
 
