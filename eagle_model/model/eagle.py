@@ -175,8 +175,7 @@ def write_config(
     fields["architectures"] = [weights.LAYOUTS[layout].architecture]
     for part in (fields["vision_config"], fields["text_config"]):
         part.update({key: name for key in ("dtype", "torch_dtype") if key in part})
-    has_head = any(key.startswith(weights.POOLING_HEAD) for key in carried)
-    fields["vision_config"]["vision_use_head"] = has_head and cfg.vision.other.get("vision_use_head", True)
+    fields["vision_config"]["vision_use_head"] = any(key.startswith(weights.POOLING_HEAD) for key in carried)
     write_json(folder / "config.json", fields)
 
 

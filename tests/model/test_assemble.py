@@ -81,7 +81,7 @@ def test_every_tensor_of_both_towers_is_taken_bit_by_bit(tmp_path, siglip, kind)
     for key, tensor in without(want, *resized).items():
         assert torch.equal(got[key], tensor), key
     assert torch.equal(got[resized[0]], resize_position_table(want[resized[0]], 16))
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 4
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     model = Eagle.from_pretrained(tmp_path / "out")
     assert (model.cfg.text.model_type, model.cfg.vision.tile_px, model.cfg.image_token_id) == (kind, 28, 36)
     assert json.loads((tmp_path / "out/config.json").read_text())["vision_config"]["vision_use_head"] is True
