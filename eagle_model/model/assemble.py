@@ -17,7 +17,7 @@ Source   NVlabs/Eagle's fine-tuning script, arXiv:2504.15271.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from eagle_model.files import read_json
-from eagle_model.model import vision, weights
+from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig
 from eagle_model.model.connector import Connector
 from eagle_model.model.eagle import build, draw, write_config
+from eagle_model.model.vision import resize_position_table
 
 _VISION, _LLM = "vision_model.vision_model.", "language_model."
 _POSITIONS = f"{_VISION}embeddings.position_embedding.weight"
@@ -77,10 +78,18 @@ def assemble(
     source = replace(cfg, vision=tower, text=llm, image_token_id=0, use_pixel_shuffle=False)
     stored = _vision_tensors(vision_folder) | _llm_tensors(llm_folder)
     carried = _check(f"{vision_folder} and {llm_folder}", source, stored)
-    changed = _changed(cfg, stored, num_new_tokens, dtype)
+    drawn = _connector(cfg, dtype)
 
     def get(key: str) -> Tensor:
-        return changed[key]() if key in changed else weights.stored_tensor(stored[key], dtype)
+        if key in drawn:
+            return drawn[key]
+        if key == _POSITIONS:
+            table_PC = weights.stored_tensor(stored[key], torch.float32)
+            return resize_position_table(table_PC, cfg.vision.num_patches).to(dtype)
+        tensor = weights.stored_tensor(stored[key], dtype)
+        if key == _OUTPUT or (key == _INPUT and cfg.text.tie_word_embeddings):
+            return _rows(tensor, cfg, num_mean_rows=num_new_tokens)
+        return _rows(tensor, cfg, num_mean_rows=0) if key == _INPUT else tensor
 
     num_numbers = {
         key: tensor.numel() for key, tensor in weights.released(_parameters(cfg), weights.rules(cfg)).items()
@@ -131,29 +140,20 @@ def _check(where: str, source: EagleConfig, stored: Mapping[str, weights.Stored]
     return [key for key in stored if key not in used and key.startswith(weights.POOLING_HEAD)]
 
 
-def _changed(
-    cfg: EagleConfig, stored: Mapping[str, weights.Stored], num_new_tokens: int, dtype: torch.dtype
-) -> dict[str, Callable[[], Tensor]]:
-    """What is not as in the sources, made when it is asked for; the connector at once, as it is small."""
+def _connector(cfg: EagleConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A new one, under released names."""
     connector = Connector(cfg)
     draw(connector, cfg.initializer_range)
-    drawn = {f"connector.{name}": parameter.detach().to(dtype) for name, parameter in connector.named_parameters()}
-    changed = {key: lambda tensor=tensor: tensor for key, tensor in weights.released(drawn, weights.rules(cfg)).items()}
+    parameters = {f"connector.{name}": parameter.detach().to(dtype) for name, parameter in connector.named_parameters()}
+    return weights.released(parameters, weights.rules(cfg))
 
-    def positions() -> Tensor:
-        table_PC = weights.stored_tensor(stored[_POSITIONS], torch.float32)
-        return vision.resize_position_table(table_PC, cfg.vision.num_patches).to(dtype)
 
-    def rows(key: str, *, takes_mean: bool) -> Tensor:
-        table_VD = weights.stored_tensor(stored[key], dtype)[: cfg.text.vocab_size]
-        lacking = torch.empty(cfg.text.vocab_size - len(table_VD), cfg.text.hidden_size)
-        nn.init.normal_(lacking, std=cfg.initializer_range)
-        table_VD = torch.cat([table_VD, lacking.to(dtype)])
-        if takes_mean and num_new_tokens:
-            table_VD[-num_new_tokens:] = table_VD[:-num_new_tokens].mean(0, dtype=torch.float32)
-        return table_VD
-
-    changed[_POSITIONS] = positions
-    changed[_INPUT] = lambda: rows(_INPUT, takes_mean=cfg.text.tie_word_embeddings)
-    changed[_OUTPUT] = lambda: rows(_OUTPUT, takes_mean=True)
-    return changed
+def _rows(table_VD: Tensor, cfg: EagleConfig, *, num_mean_rows: int) -> Tensor:
+    """A table of the config's vocabulary: rows beyond it are cut, those it lacks drawn, the last ones the mean."""
+    table_VD = table_VD[: cfg.text.vocab_size]
+    lacking = torch.empty(cfg.text.vocab_size - len(table_VD), cfg.text.hidden_size)
+    nn.init.normal_(lacking, std=cfg.initializer_range)
+    table_VD = torch.cat([table_VD, lacking.to(table_VD.dtype)])
+    if num_mean_rows:
+        table_VD[-num_mean_rows:] = table_VD[:-num_mean_rows].mean(0, dtype=torch.float32)
+    return table_VD

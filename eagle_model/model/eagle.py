@@ -32,7 +32,7 @@ from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Packed
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy, tokens
-from eagle_model.model.linear import Linear
+from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.llm import Decoder
 from eagle_model.model.loss import LMHead, token_weights
 from eagle_model.model.vision import GeluBias, VisionEncoder
@@ -183,7 +183,10 @@ def draw(model: nn.Module, initializer_range: float) -> None:
     """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
     for module in model.modules():
         if isinstance(module, Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            # One projection after another: a seed's numbers are those of layers that are not fused.
+            sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features
+            for rows in module.weight.detach().split(sizes):
+                nn.init.normal_(rows, std=module.in_features**-0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, LMHead | nn.Embedding):

@@ -51,7 +51,7 @@ def row_of(golden: dict[str, Tensor], cfg: EagleConfig) -> PackedBatch:
 # ---- LeRobot's class
 
 
-@pytest.mark.parametrize("name", ["qwen2"])
+@pytest.mark.parametrize("name", ["qwen2", "groot", "llama"])
 def test_what_lerobots_class_wrote_gives_its_numbers(name):
     folder = GOLDEN / name
     golden = load_file(folder / "golden.safetensors")
@@ -68,7 +68,7 @@ def test_what_lerobots_class_wrote_gives_its_numbers(name):
         assert (tensor - golden[key]).abs().max() < 1e-4, key
 
 
-@pytest.mark.parametrize(("name", "layout"), [("qwen2", "released")])
+@pytest.mark.parametrize(("name", "layout"), [("qwen2", "released"), ("llama", "released"), ("groot", "groot")])
 def test_what_lerobots_class_wrote_comes_back_bit_by_bit(tmp_path, name, layout):
     """Tensors, the pooling head among them, and every field of config.json, in one dtype or another of computation."""
     folder = GOLDEN / name
