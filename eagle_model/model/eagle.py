@@ -113,7 +113,8 @@ class Eagle(nn.Module):
         checkpoint_activations and errors as in `hidden`.
         """
         hidden_TD = self.hidden(batch, checkpoint_activations=checkpoint_activations)
-        return self.lm_head(hidden_TD, batch.labels_T, token_weights(batch.labels_T, batch.cu_seqlens, mass))
+        weights_T = token_weights(batch.labels_T, batch.cu_seqlens, mass)
+        return self.lm_head(hidden_TD, batch.labels_T, weights_T, batch.num_labelled)
 
     def generate(
         self, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int] = ()
