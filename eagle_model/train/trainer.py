@@ -134,6 +134,11 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         manifest = read_manifest(folder)
+        if not (folder / "training").is_dir():
+            raise ConfigError(
+                f"{folder} holds a model and no state of training, as eagle convert makes it: nothing to resume. Give "
+                f"--run another folder and start from it: --set model={self.run_folder}"
+            )
         state = read_json(folder / "training" / "state.json")
         self._check_belongs(folder, manifest, state)
         self._check_same_config(read_config(folder / "training" / "config.json"), folder)
@@ -404,7 +409,7 @@ def new_model(
     """
     folder, ours = Path(config.model), config.processor
     if config.model not in PRESETS:
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and not steps(folder / "checkpoints"):
             raise ConfigError(
                 f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
             )
