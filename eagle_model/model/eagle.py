@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,9 @@ from eagle_model.model.llm import Decoder
 from eagle_model.model.loss import LMHead, token_weights
 from eagle_model.model.vision import GeluBias, VisionEncoder
 
+if TYPE_CHECKING:
+    from eagle_model.model.lora import Attached
+
 MAX_TIMES_STORED = 2  # parameters of a config to numbers in its files: beyond, they are of different models
 
 
@@ -51,6 +55,7 @@ class Eagle(nn.Module):
     def __init__(self, cfg: EagleConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.adapter: Attached | None = None  # what lora.py has added
         self.tokens_per_tile = cfg.tokens_per_tile
         self.vision = VisionEncoder(cfg)
         self.connector = Connector(cfg)
@@ -161,8 +166,13 @@ class Eagle(nn.Module):
     def save_pretrained(self, folder: Path | str, *, max_shard_bytes: int = weights.MAX_SHARD_BYTES) -> None:
         """Writes safetensors and then config.json, each file whole or not at all. Creates `folder`.
 
-        Raises FileExistsError where `weights.save` does.
+        Raises FileExistsError where `weights.save` does, ValueError when the model has adapters.
         """
+        if self.adapter is not None:
+            raise ValueError(
+                "save_pretrained: the model has adapters. lora.merge adds them to the weights first, and "
+                "lora.save_adapter writes them alone."
+            )
         folder = Path(folder)
         weights.save(folder, dict(self.named_parameters()), weights.EAGLE, max_shard_bytes=max_shard_bytes)
         dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")

@@ -146,6 +146,17 @@ def released(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[st
     return {key: tensor for group in _groups(parameters, rules) for key, tensor in group.released(parameters).items()}
 
 
+def assembled(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], rules: Sequence[Rule]
+) -> dict[str, Tensor]:
+    """The parameters (our names) that a file's tensors are, which must all be there: the inverse of `released`."""
+    return {
+        name: tensor
+        for group in _groups(parameters, rules)
+        for name, tensor in zip(group.ours, group.rule.to_ours(*(tensors[key] for key in group.theirs)), strict=True)
+    }
+
+
 def save(
     folder: Path,
     parameters: Mapping[str, Tensor],
