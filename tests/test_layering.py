@@ -33,6 +33,7 @@ ONE_PLACE = {  # a file, or a folder
     "nvidia": "eagle_kernels/video/dali.py",
     "pillow_heif": "eagle_model/data/images.py",
     "simplejpeg": "eagle_model/data/images.py",
+    "torchao": "eagle_model/model/nf4.py",
 }
 
 

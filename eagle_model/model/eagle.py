@@ -16,7 +16,7 @@ Source   Chen et al. 2025, arXiv:2504.15271.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -231,6 +231,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     is_verified: bool = False,
+    convert: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Gives a model that was built on "meta" its weights, on `device` and in `dtype`; None keeps the source's own.
 
@@ -239,6 +240,7 @@ def load(
     generator, so that a seed means the same on every device, and the same as a model that was built on the CPU.
 
     is_verified: a checkpoint's files were checked against its manifest just now; else those that are read are.
+    convert: what a parameter of a folder becomes, by its name, one by one as they are read: another dtype, or 4 bits.
 
     Raises ValueError when the model has weights already and where `check_device` does, FileNotFoundError or ValueError
     where `weights.read` does.
@@ -260,5 +262,6 @@ def load(
         )
         for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")
+            tensor = tensor if convert is None else convert(name, tensor)
             setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, parameters[name].requires_grad))
     model._tie()

@@ -3,7 +3,7 @@
     model = Eagle.from_pretrained("Eagle2.5-8B", dtype=torch.bfloat16)
     add_lora(model, LoraConfig(r=16, alpha=32))        # answers as before: B begins as 0
     ...                                                # train what requires a gradient: the adapters alone
-    save_adapter(model, "adapter", base="Eagle2.5-8B")  # adapter_config.json, adapter_model.safetensors
+    save_adapter(model, "adapter")                     # adapter_config.json, adapter_model.safetensors
 
     load_adapter(model, "adapter")                     # onto a model without adapters, or with those of this shape
     merge(model)                                       # a plain model again, its weights changed
@@ -43,6 +43,7 @@ from eagle_model.model import weights
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.linear import Linear
 from eagle_model.model.lora_config import LoraConfig, from_peft, to_peft
+from eagle_model.model.nf4 import is_nf4
 
 __all__ = ["LoraConfig", "add_lora", "load_adapter", "merge", "save_adapter", "trained_whole"]
 
@@ -59,6 +60,11 @@ class Attached:
 
     config: LoraConfig
     other: Mapping[str, Any] = field(default_factory=dict)  # fields of adapter_config.json that change nothing here
+
+    @property
+    def base(self) -> str:
+        """The folder of the model under them; empty where nobody said."""
+        return self.other.get("base_model_name_or_path") or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +186,15 @@ class LoraLinear(Linear):
         return linear
 
 
-def add_lora(model: Eagle, config: LoraConfig) -> None:
-    """Gives a model new adapters, in fp32, and freezes the rest; modules_to_save stay as trainable as they were made.
+def add_lora(model: Eagle, config: LoraConfig, *, base: str | None = None) -> None:
+    """Gives a model new adapters, in fp32, and freezes all else but modules_to_save.
 
     A is drawn on the CPU from torch's global generator: a seed means the same on every device. On "meta" nothing is.
 
+    Args:   base: the folder that the model came from, for the adapters' file.
     Raises: ConfigError when the model has adapters, a pattern fits no projection, or a module no parameter.
     """
-    _attach(model, config, {})
+    _attach(model, config, {"base_model_name_or_path": base})
     for module in model.modules():
         if isinstance(module, LoraLinear) and not module.weight.is_meta:
             module.draw(config.init)
@@ -207,10 +214,8 @@ def load_adapter(model: Eagle, folder: Path | str, *, dtype: torch.dtype | None 
     model.eval()
 
 
-def save_adapter(model: Eagle, folder: Path | str, *, base: str | None = None) -> None:
-    """Writes the model's adapters as PEFT does.
-
-    base: the folder of the model under them; None: what the adapters' own file said, if they came from one.
+def save_adapter(model: Eagle, folder: Path | str) -> None:
+    """Writes the model's adapters as PEFT does. Creates `folder`.
 
     Raises ValueError when the model has no adapters, FileExistsError when the folder has some.
     """
@@ -222,8 +227,6 @@ def save_adapter(model: Eagle, folder: Path | str, *, base: str | None = None) -
     whole = {name: model.get_parameter(name).detach() for name in trained_whole(model, attached.config)}
     tensors |= {_PREFIX + key: tensor for key, tensor in weights.released(whole, _rules(model)).items()}
     fields = to_peft(attached.config, list(_adapters(model))) | dict(attached.other)
-    if base is not None or "base_model_name_or_path" not in fields:
-        fields["base_model_name_or_path"] = base
     weights.write_tensors(folder / WEIGHTS_FILE, tensors)
     write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2, sort_keys=True))
 
@@ -231,7 +234,7 @@ def save_adapter(model: Eagle, folder: Path | str, *, base: str | None = None) -
 def merge(model: Eagle) -> None:
     """Adds the adapters to the weights under them, which makes the model a plain one that computes the same.
 
-    A weight of 4 bits becomes one of the dtype that it was made of. All parameters require gradients again.
+    Weights of 4 bits become what they stand for. All parameters require gradients again.
 
     Raises ValueError when the model has no adapters.
     """
@@ -239,6 +242,8 @@ def merge(model: Eagle) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, LoraLinear):
             model.set_submodule(path, module.merged())
+        elif isinstance(module, Linear) and is_nf4(module.weight):
+            module.weight = nn.Parameter(module.weight.to(module.weight.dtype))
     model.adapter = None
     model.requires_grad_(True)
 

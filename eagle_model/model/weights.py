@@ -16,6 +16,7 @@ Safety   Files are there whole or not at all (eagle_model/files.py). Nothing her
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eagle_model.checkpoints import CheckpointError, listed_files, verify_listed
+from eagle_model.checkpoints import CheckpointError, digests_of, listed_files, verify_listed
 from eagle_model.fields import MAX_NAMES, few
 from eagle_model.files import os_error, read_json, write_json, write_whole
 
@@ -251,6 +252,16 @@ def num_stored(folder: Path) -> int:
     Raises FileNotFoundError and ValueError as `read` does.
     """
     return sum(math.prod(tensor.shape) for tensor in _contents(folder).values())
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of a model's files, config.json and weights: the same for the same model, wherever it lies.
+
+    Where a manifest stands beside them, it is believed: `read` checks them against it.
+    """
+    names = ["config.json", *(path.name for path in _files(folder))]
+    digests = [f"{name} {digest}" for name, digest in sorted(digests_of(folder, names).items())]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Applied]:

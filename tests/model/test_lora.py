@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,7 @@ def logits_of(model: Eagle) -> torch.Tensor:
 def with_adapters(config: LoraConfig, model: Eagle | None = None) -> Eagle:
     """A model whose adapters all show in what it says."""
     model = small_model(CFG) if model is None else model
-    add_lora(model, config)
+    add_lora(model, config, base="a/model")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -145,15 +147,21 @@ def test_adapters_alone_are_trained_and_what_is_to_be_saved_whole():
     assert {type(m.weight) for m in model.modules() if isinstance(m, LoraLinear)} == {nn.Parameter}
 
 
-@pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_every_module_with_parameters_is_called_in_training(checkpoint_activations):
-    model = with_adapters(DORA).train()
+def test_every_module_with_parameters_is_called_in_training_and_recomputed_with_the_same_dropout():
+    model = with_adapters(replace(DORA, dropout=0.5)).train()
     row = pack(mixed_documents(CFG))
     mass = sqrt_mass(row.labels_T, row.cu_seqlens)
-    names = called(model, lambda: model(row, mass, checkpoint_activations=checkpoint_activations).backward())
-    assert len(owners(model)) > 100
-    assert owners(model).keys() - names == set()
-    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    grads = []
+    for checkpoint_activations in (False, True):
+        torch.manual_seed(0)
+        model.zero_grad()
+        step = partial(model, row, mass, checkpoint_activations=checkpoint_activations)
+        names = called(model, lambda step=step: step().backward())
+        assert len(owners(model)) > 100
+        assert owners(model).keys() - names == set()
+        assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert [name for name, grad in grads[0].items() if not torch.equal(grad, grads[1][name])] == []
 
 
 def test_every_module_with_parameters_is_called_in_generation():
@@ -220,7 +228,7 @@ def test_what_cannot_be_added_is_refused():
 def adapter(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     config = LoraConfig(r=4, targets=("q_proj", "up_proj"), rank_pattern=(("up_proj", 2),), modules_to_save=("mlp1",))
-    save_adapter(with_adapters(config), folder / "adapter", base="a/model")
+    save_adapter(with_adapters(config), folder / "adapter")
     return folder / "adapter"
 
 

@@ -17,11 +17,12 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import nn
 
+from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.lora import add_lora, load_adapter, merge, save_adapter
 from eagle_model.model.lora_config import LoraConfig, from_peft, to_peft
 from tests.model import test_llm, test_vision
-from tests.model.samples import mixed_documents, pack, small_model
+from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model, with_text, with_vision
 from tests.model.test_lora_config import CONFIGS, NAMES
 
 
@@ -120,6 +121,9 @@ class Released(nn.Module):
         return self.language_model(inputs_embeds=embeddings[None]).logits[0]
 
 
+CFG = with_vision(
+    with_text(tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID), num_hidden_layers=2), num_hidden_layers=1
+)
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2"]
 ADAPTERS = {
     "q_proj alone": {"target_modules": ["q_proj"]},
@@ -144,12 +148,12 @@ def randomised(peft: PeftModel) -> PeftModel:
 
 @pytest.fixture(scope="module")
 def documents():
-    return mixed_documents(small_model().cfg)
+    return mixed_documents(small_model(CFG).cfg)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_pefts_adapter_loads_answers_learns_merges_and_is_saved_as_it_was(name, tmp_path: Path, documents) -> None:
-    ours = small_model()
+    ours = small_model(CFG)
     theirs = Released(ours)
     config = PeftConfig(**{"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, **ADAPTERS[name]})
     peft = randomised(get_peft_model(theirs, config))
@@ -158,7 +162,7 @@ def test_pefts_adapter_loads_answers_learns_merges_and_is_saved_as_it_was(name, 
     want = torch.cat([peft(document) for document in documents])
     logits = ours.lm_head(ours.hidden(pack(documents)))
     assert (logits - want).abs().max() < 1e-4
-    logits_before = small_model().lm_head(small_model().hidden(pack(documents)))
+    logits_before = small_model(CFG).lm_head(small_model(CFG).hidden(pack(documents)))
     assert (logits - logits_before).abs().max() > 0.1
 
     (want * torch.linspace(-1, 1, want.numel()).view_as(want)).sum().backward()
@@ -213,14 +217,14 @@ CONFIGS_OF_OURS = {
 
 @pytest.mark.parametrize("name", CONFIGS_OF_OURS)
 def test_peft_reads_what_we_write(name, tmp_path: Path, documents) -> None:
-    ours = small_model()
+    ours = small_model(CFG)
     theirs = Released(ours)
     add_lora(ours, CONFIGS_OF_OURS[name])
     with torch.no_grad():
         for parameter in ours.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    save_adapter(ours, tmp_path / "ours", base="somewhere")
+    save_adapter(ours, tmp_path / "ours")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PEFT warns of tensors that it misses or does not know
         peft = PeftModel.from_pretrained(theirs, tmp_path / "ours")
