@@ -230,7 +230,11 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
     from eagle_model.data.clips import open_video
+    from eagle_model.data.documents import is_document, num_pages
 
+    if is_document(path):
+        shown = ", ".join(f"{t + 1:.0f}" for t in times[:6]) + (", ..." if len(times) > 6 else "")
+        return f"{path.name}: {num_pages(path)} pages: {len(times)} seen: {shown}"
     info = open_video(path).info
     shown = ", ".join(f"{t:.2f}" for t in times[:6]) + (", ..." if len(times) > 6 else "")
     varying = ", varying" if info.is_variable_frame_rate else ""

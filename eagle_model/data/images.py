@@ -5,8 +5,9 @@
 
 JPEG is decoded by libjpeg-turbo (simplejpeg), the others of FORMATS by Pillow, HEIC where pillow-heif is installed.
 EXIF orientation is applied; EXIF that cannot be read is ignored, as viewers do; transparency goes onto white; gray of
-any depth is scaled by that depth, not cut. A file of several frames or pages is no image. Nothing but regular files is
-opened, and an image that would take more than MAX_DECODE_BYTES to decode is refused by its header.
+any depth is scaled by that depth, not cut. A file of several frames or pages is no image; a PDF of one page is one.
+Nothing but regular files is opened, and an image that would take more than MAX_DECODE_BYTES to decode is refused by its
+header.
 
 Dims    Y and X pixels.
 """
@@ -27,6 +28,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from eagle_model.data.documents import is_document, load_pages, num_pages, page_size
 from eagle_model.data.sample import DataError
 
 try:
@@ -79,6 +81,9 @@ _STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width_px, height_px) as shown, from the header alone. Raises DataError when it is no image, or too large."""
+    if is_document(path):
+        _need_one_page(path)
+        return page_size(path)
     with _open(path) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
@@ -105,6 +110,9 @@ def load_image(path: Path) -> Tensor:
 
     Raises DataError when it cannot be decoded. A JPEG that lacks its end marker alone is decoded, with a warning.
     """
+    if is_document(path):
+        _need_one_page(path)
+        return next(load_pages(path, [0]))
     with _open(path) as image:
         width, height = image.size
         orientation = _orientation(image)  # before load, which makes some formats upright themselves
@@ -155,6 +163,11 @@ def _open(path: Path) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _need_one_page(path: Path) -> None:
+    if (num := num_pages(path)) > 1:
+        raise DataError(f"image {path} has {num} pages; an image has one. Give it as a video: its pages are seen so.")
 
 
 def _need_file(path: Path) -> None:

@@ -33,12 +33,13 @@ from torch import Tensor
 
 from eagle_model.batch import PackedBatch
 from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_manifest, read_newest, steps, verify_listed
-from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder
+from eagle_model.data.chat import ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
+from eagle_model.data.templates import DEFAULT_SYSTEM
 from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff, few, shown
 from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
