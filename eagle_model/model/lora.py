@@ -41,7 +41,7 @@ from eagle_model.fields import MAX_NAMES, ConfigError, few, shown
 from eagle_model.files import read_json, write_text
 from eagle_model.model import weights
 from eagle_model.model.eagle import Eagle
-from eagle_model.model.linear import Linear
+from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.lora_config import LoraConfig, from_peft, to_peft
 from eagle_model.model.nf4 import is_nf4
 
@@ -181,7 +181,13 @@ class LoraLinear(Linear):
                 if adapter.magnitude is not None:
                     added_RC *= (adapter.magnitude / adapter.row_norms(weight_RC))[:, None]
                 weight_RC.copy_(added_RC)
-        linear = Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        with torch.device("meta"):
+            has_bias = self.bias is not None
+            linear = (
+                FusedLinear(self.in_features, self.sizes, has_bias)
+                if len(self.sizes) > 1
+                else Linear(self.in_features, self.out_features, has_bias)
+            )
         linear.weight, linear.bias = nn.Parameter(weight_FC.to(self.weight.dtype)), self.bias
         return linear
 
@@ -273,7 +279,7 @@ def trained_whole(model: Eagle, config: LoraConfig) -> list[str]:
 
 
 def _rules(model: Eagle) -> Sequence[weights.Rule]:
-    return weights.EAGLE
+    return weights.rules(model.cfg)
 
 
 def _attached(model: Eagle) -> Attached:

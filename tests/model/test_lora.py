@@ -15,7 +15,7 @@ from torch import nn
 from eagle_model.fields import ConfigError
 from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle, build
-from eagle_model.model.linear import Linear
+from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.lora import (
     Block,
     LoraConfig,
@@ -60,7 +60,7 @@ def with_adapters(config: LoraConfig, model: Eagle | None = None) -> Eagle:
 def test_a_projection_of_several_blocks_is_those_blocks_one_by_one(dora, bias):
     """Rows of three modules, the middle one without an adapter, each of its own rank and scale."""
     torch.manual_seed(0)
-    plain = Linear(12, 10, bias=bias)
+    plain = FusedLinear(12, (5, 2, 3), bias=bias)
     blocks = (Block("a.q", 5, 2, 0.5), Block("a.k", 2, 0, 0.0), Block("a.v", 3, 4, 2.0))
     layer = LoraLinear(plain, blocks, LoraConfig(dora=dora, dropout=0.0))
     layer.draw("gaussian")
@@ -79,7 +79,7 @@ def test_a_projection_of_several_blocks_is_those_blocks_one_by_one(dora, bias):
         want.append(x @ weight.T + b)
     torch.testing.assert_close(layer(x), torch.cat(want, dim=1), atol=1e-5, rtol=1e-5)
     merged = layer.merged()
-    assert type(merged) is Linear
+    assert (type(merged), merged.sizes) == (FusedLinear, (5, 2, 3))
     assert (merged(x) - layer(x)).abs().max() <= 1e-6 * layer(x).abs().max()
     assert {name for name, _ in layer.named_parameters()} >= {name for name, _ in plain.named_parameters()}
 
@@ -172,6 +172,7 @@ def test_every_module_with_parameters_is_called_in_generation():
 
 @pytest.mark.parametrize("config", [EVERYWHERE, DORA], ids=["LoRA", "DoRA"])
 def test_merged_is_the_same_model(config):
+    kinds, shapes = [], []
     model, exact = with_adapters(config), with_adapters(config, small_model(CFG).double())
     for name, parameter in model.named_parameters():
         exact.get_parameter(name).data = parameter.detach().double()
@@ -185,9 +186,11 @@ def test_merged_is_the_same_model(config):
         )
     assert error_after < 1.5 * error_before  # what fp32 loses on the way through the model, merged or not
     assert model.adapter is None
-    assert {name: p.shape for name, p in model.named_parameters()} == {
-        name: p.shape for name, p in small_model(CFG).named_parameters()
-    }
+    for each in (model, small_model(CFG)):
+        kinds.append({name: type(module) for name, module in each.named_modules()})
+        shapes.append({name: p.shape for name, p in each.named_parameters()})
+    assert kinds[0] == kinds[1]
+    assert shapes[0] == shapes[1]
     assert all(p.requires_grad for p in model.parameters())
     add_lora(model, config)  # and from there on
 
@@ -210,6 +213,10 @@ def test_what_cannot_be_added_is_refused():
         add_lora(model, LoraConfig(targets=("patch_embedding",)))
     with pytest.raises(ConfigError, match=r"modules_to_save is mlp2; the model has no parameter of such a name"):
         add_lora(model, LoraConfig(modules_to_save=("mlp1", "mlp2")))
+    with pytest.raises(
+        ConfigError, match=r"modules_to_save has a part of .*q_proj, .*k_proj, .*v_proj, which are one here"
+    ):
+        add_lora(model, LoraConfig(targets=("up_proj",), modules_to_save=("q_proj",)))
     for call in (merge, lambda m: save_adapter(m, "/nowhere")):
         with pytest.raises(ValueError, match="the model has no adapters; add_lora and load_adapter give it some"):
             call(model)
