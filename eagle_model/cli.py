@@ -27,7 +27,11 @@ USAGE_ERROR = 2  # exit code, as other command lines have it
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
 CLOSED_PIPE = 141  # of one whose reader went away: 128 + SIGPIPE
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
-EXTRAS |= {"simplejpeg": "serve", "typer": "serve"}  # what `pip install .` leaves out, and the extra that brings it
+EXTRAS |= {
+    "simplejpeg": "serve",
+    "torchao": "qlora",
+    "typer": "serve",
+}  # what `pip install .` leaves out, and the extra that brings it
 NEEDED = ("numpy", "torch", "triton")  # what an installation that was cut short lacks
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 
@@ -268,7 +272,7 @@ def _describe_video(path: Path, times: tuple[float, ...]) -> str:
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="tiny or debug.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="tiny, debug or lora.")] = None,
     run: Annotated[Path | None, typer.Option(help="The run's folder. One that holds a run resumes it.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="Instead of a recipe: the config.json of a run, which makes the same run again.")
@@ -315,6 +319,9 @@ def chat(
     model: Annotated[Path, typer.Argument(help="A checkpoint's folder, or a run's, whose newest is taken.")],
     files: Annotated[list[Path] | None, typer.Argument(help="Images and videos to talk about.")] = None,
     ask: Annotated[str | None, typer.Option(help="One question; else they are read from the terminal.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Low-rank adapters on the model: a folder of PEFT's, or a run's.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Most tokens of an answer; by default 512, or a quarter of a small context."),
@@ -327,7 +334,7 @@ def chat(
     from eagle_model.infer import Assistant
 
     shown = _parts(files or [])
-    assistant = Assistant(model, max_new_tokens=max_new_tokens, say=print)
+    assistant = Assistant(model, adapter=adapter, max_new_tokens=max_new_tokens, say=print)
     messages: list[dict[str, object]] = []
     for question in [ask] if ask is not None else iter(_read_question, ""):
         messages.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})

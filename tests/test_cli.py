@@ -92,7 +92,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["plan", "a.mp4", "--model", "nowhere"], "nowhere is no folder; needs that of a checkpoint or of a run"),
         (["train", "tiny", "--run", "r"], "data.recipe is empty; needs .* --set data.recipe=FILE"),
         (["train", "tiny"], "--run is missing; needs the run's folder"),
-        (["train", "--run", "r"], r"Give a recipe \(tiny, debug\) or --config FILE: one of the two"),
+        (["train", "--run", "r"], r"Give a recipe \(tiny, debug, lora\) or --config FILE: one of the two"),
         (["train", "tiny", "--config", "c.json", "--run", "r"], "or --config FILE: one of the two"),
         (["train", "--config", "c.json", "--run", "r"], r"c\.json does not exist\. Runs of version 2 have that file"),
         (["train", "tiny", "--max-steps", "5"], r"No such option: --max-steps\. Did you mean --set max_steps=5\?"),
@@ -104,7 +104,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["train", "tiny", "--run", "r", "--set", "lr=1"], r"Did you mean optimizer\.learning_rate\?"),
         (["trian"], r"No such command 'trian'\. Did you mean 'train'\? See eagle --help"),
         (["plan"], r"Missing argument 'files'\. See eagle plan --help"),
-        (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug"),
+        (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug, lora"),
         (
             ["train", "tiny", "--run", "r", "--set", "processor.sampling.contxt_tokens=9"],
             r"Did you mean processor\.sampling\.context_tokens\?",

@@ -494,7 +494,8 @@ class EagleConfig:
         Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.")
+            hint = " It holds an adapter: load the model under it first." if _holds_adapter(path.parent) else ""
+            raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.{hint}")
         verify_listed(path.parent, [path.name])
         fields = read_json(path)
         if not isinstance(fields, dict):
@@ -503,6 +504,10 @@ class EagleConfig:
             return cls.from_dict(fields)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
 
 
 def tiny(*, vocab_size: int = 512, image_token_id: int = 7, tile_px: int = 28, patch_px: int = 7) -> EagleConfig:
