@@ -214,12 +214,16 @@ def released(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[st
 def assembled(
     tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], rules: Sequence[Rule]
 ) -> dict[str, Tensor]:
-    """The parameters (our names) that a file's tensors are, which must all be there: the inverse of `released`."""
-    return {
-        name: tensor
-        for group in _groups(parameters, rules)
-        for name, tensor in zip(group.ours, group.rule.to_ours(*(tensors[key] for key in group.theirs)), strict=True)
-    }
+    """Its inverse: what a file holds as parameters (our names), of those whose tensors are all there.
+
+    parameters: only the names matter. Tensors that no parameter is made of are passed over.
+    """
+    found: dict[str, Tensor] = {}
+    for group in _groups(parameters, rules):
+        if all(key in tensors for key in group.theirs):
+            made = group.rule.to_ours(*(tensors[key] for key in group.theirs))
+            found |= zip(group.ours, made, strict=True)
+    return found
 
 
 def save(
