@@ -1,5 +1,5 @@
-"""Packed attention at the model's two shapes: ours, SDPA by each of its backends, torch's own varlen attention, flex
-attention with a document mask, flash-attn 2 and 4 where they are installed.
+"""Packed attention at the model's two shapes: ours, SDPA by each of its backends, torch's own varlen attention by
+flash-attn 2 and 3, flex attention with a document mask, flash-attn 2 and 4 where they are installed.
 
 Length patterns: the vision tower's equal tiles; one long document; many documents, long-tailed. Small on a CPU.
 FLOPs count the pairs that the mask leaves: 4 * D a pair and head forward, 2.5 times that backward. The deterministic
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from bench.harness import DEVICE, measure, seconds
+from bench.harness import DEVICE, measure, rival, seconds
 from eagle_kernels import attention_sm90
 from eagle_kernels.attention import varlen_attention, varlen_attention_ref
 from eagle_kernels.attention_plan import AttentionPlan
@@ -124,7 +124,7 @@ def sdpa(pattern: Pattern, backend: SDPBackend) -> Attend:
 
 def torch_varlen(pattern: Pattern) -> Attend:
     """torch.nn.attention.varlen with torch 2.11's window_size signature; from 2.12 on, groups must be asked for."""
-    varlen = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
+    varlen = rival("torch.nn.attention.varlen", "torch").varlen_attn
     parameters, shape = inspect.signature(varlen).parameters, pattern.shape
     if "window_size" not in parameters:
         pytest.skip("this torch's varlen_attn has no window_size")
@@ -158,10 +158,9 @@ def flex(pattern: Pattern) -> Attend:
     return one_batch
 
 
-def flash_attn(pattern: Pattern, module: str) -> Attend:
+def flash_attn(pattern: Pattern, module: str, package: str) -> Attend:
     """flash-attn 2 ("flash_attn") or 4 ("flash_attn.cute"); deterministic where torch is asked to be."""
-    # A module that is there and does not load, built for another torch, is skipped too, and the reason says so.
-    varlen = getattr(pytest.importorskip(module, exc_type=ImportError), "flash_attn_varlen_func", None)
+    varlen = getattr(rival(module, package), "flash_attn_varlen_func", None)
     if varlen is None:  # flash-attn 4 alone makes an empty package `flash_attn`
         pytest.skip(f"{module} has no flash_attn_varlen_func")
     ends, longest = offsets(pattern), max(pattern.lengths)
@@ -177,12 +176,25 @@ def flash_attn(pattern: Pattern, module: str) -> Attend:
 
 
 BY_TRITON = "ours by Triton"  # where Gluon's kernels are ours: what they are worth
+BY_FA3 = "torch varlen FA3"
 
 
 @pytest.fixture(autouse=True)
 def kernels(request, monkeypatch):
-    if request.node.callspec.params.get("way") == BY_TRITON:
+    """Of the ways that are a switch: for forward and backward."""
+    way = request.node.callspec.params.get("way")
+    if way == BY_TRITON:
         monkeypatch.setattr(attention_sm90, "why_triton", lambda *tensors: "asked for")
+    if way != BY_FA3:
+        yield
+        return
+    rival("flash_attn_interface", "flash-attn 3")
+    switch = torch.nn.attention
+    if not hasattr(switch, "activate_flash_attention_impl"):
+        pytest.skip(f"torch {torch.__version__} knows no other flash attention")
+    switch.activate_flash_attention_impl("FA3")
+    yield
+    switch.restore_flash_attention_impl()
 
 
 WAYS: dict[str, Callable[[Pattern], Attend]] = {
@@ -194,8 +206,9 @@ WAYS: dict[str, Callable[[Pattern], Attend]] = {
 if DEVICE == "cuda":
     WAYS["sdpa cudnn"] = lambda pattern: sdpa(pattern, SDPBackend.CUDNN_ATTENTION)
     WAYS["torch varlen"] = torch_varlen
-    WAYS["flash-attn 2"] = lambda pattern: flash_attn(pattern, "flash_attn")
-    WAYS["flash-attn 4"] = lambda pattern: flash_attn(pattern, "flash_attn.cute")
+    WAYS[BY_FA3] = torch_varlen
+    WAYS["flash-attn 2"] = lambda pattern: flash_attn(pattern, "flash_attn", "flash-attn")
+    WAYS["flash-attn 4"] = lambda pattern: flash_attn(pattern, "flash_attn.cute", "flash-attn-4")
     if torch.cuda.get_device_capability() == (9, 0):
         WAYS[BY_TRITON] = by_tables
 WAYS_BACK = [way for way in WAYS if DEVICE == "cuda" or way != "flex"]  # on a CPU flex_attention has no backward

@@ -21,5 +21,5 @@ def test_layer_norm(benchmark, tokens, width, step, way):
     inputs = random((tokens, width), (width,), (width,))
     elements = {"forward": 2, "backward": 3}[step] * tokens * width
     op, ref = (lambda x, w, b, f=f: f(x, w, b, EPS) for f in (layer_norm, layer_norm_ref))
-    rival = lambda x, w, b: liger("liger_layer_norm")(x, w, b, EPS)  # noqa: E731
-    measure_op(benchmark, "layer_norm", step, way, op, ref, inputs, elements_moved=elements, rival=rival)
+    rivals = {"liger": lambda x, w, b: liger("liger_layer_norm")(x, w, b, EPS)}
+    measure_op(benchmark, "layer_norm", step, way, op, ref, inputs, elements_moved=elements, rivals=rivals)

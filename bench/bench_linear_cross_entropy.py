@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.fused import DTYPE, WAYS_AND_LIGER, liger, random
-from bench.harness import DEVICE, measure, seconds
+from bench.harness import DEVICE, measure, rival, seconds
 from eagle_kernels.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_ref,
@@ -26,7 +26,9 @@ pytestmark = pytest.mark.benchmark(timer=seconds)
 T, C, V = (32_768, 3584, 152_064) if DEVICE == "cuda" else (64, 64, 1000)
 WANT_TOKENS = 2048 if DEVICE == "cuda" else 48  # whose logits the fp32 reference holds at a time, 1.2 GB
 MATMULS = "three matmuls"  # no loss at all: what is left of the time is the loss's own
-ALL_WAYS = (*WAYS_AND_LIGER, MATMULS, "cce_exact") if DEVICE == "cuda" else (*WAYS_AND_LIGER, MATMULS)
+KNOWN = "ours, number known"  # of labels: by the library's matmuls on a GPU
+ALL_WAYS = (*WAYS_AND_LIGER, KNOWN, "torch chunked", MATMULS)
+ALL_WAYS += ("liger cutedsl", "quack", "cce_exact") if DEVICE == "cuda" else ()
 NUM_PROCESSES = torch.cuda.device_count() if DEVICE == "cuda" else 2
 
 
@@ -68,9 +70,7 @@ def three_matmuls(inputs: list[Tensor], num_tokens: int) -> list[Tensor]:
 
 def cce_exact() -> Callable[..., Tensor]:
     """cut-cross-entropy that drops no gradient and sums in fp32; skips, with the reason, where there is none."""
-    package = pytest.importorskip(
-        "cut_cross_entropy", reason="cut-cross-entropy is not installed: docs/notes/fused_ops.md says from where"
-    )
+    package = rival("cut_cross_entropy", "cut-cross-entropy")
     if not hasattr(package.LinearCrossEntropyImpl, "CCE_EXACT"):
         pytest.skip(
             f"cut-cross-entropy {package.__version__} has no cce_exact: docs/notes/fused_ops.md names a commit that has"
@@ -78,13 +78,42 @@ def cce_exact() -> Callable[..., Tensor]:
     return partial(package.linear_cross_entropy, impl="cce_exact")
 
 
+def torch_chunked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """torch's own, from 2.13 on, which keeps the logits of some tokens at a time; its own choice of how many."""
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        pytest.skip(f"torch {torch.__version__} has no linear_cross_entropy")
+    options = torch.nn.LinearCrossEntropyOptions(allow_retain_graph=False)
+    return F.linear_cross_entropy(hidden, weight, labels, options=options)
+
+
+def liger_cutedsl(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """What LIGER_KERNEL_IMPL=cutedsl makes of Liger-Kernel's function, beside the Triton one in one process."""
+    module = rival("liger_kernel.ops.cutedsl.ops", "liger-kernel[cutedsl]")
+    return module.LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, labels)[0]
+
+
+def quack(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Chunks of 4096 tokens, its default; on sm_90 in bf16 its scaled-exp pipeline."""
+    module = rival("quack.linear_cross_entropy", "quack-kernels")
+    return module.chunked_linear_cross_entropy(hidden, weight, labels)
+
+
+RIVALS: dict[str, Callable[..., Tensor]] = {
+    "torch chunked": torch_chunked,
+    "liger cutedsl": liger_cutedsl,
+    "quack": quack,
+}
+
+
 @pytest.mark.parametrize("way", ALL_WAYS)
 @pytest.mark.parametrize("supervised_percent", [100, 10])
 def test_loss_and_gradients(benchmark, supervised_percent, way):
     """FLOPs count the three matmuls over supervised tokens only."""
     benchmark.group = f"linear_cross_entropy, {T} x {C} x {V}, {supervised_percent} % supervised"
-    fn = linear_cross_entropy if way == "ours" else linear_cross_entropy_ref
-    if way == "torch.compile":
+    fn = linear_cross_entropy if way == "ours" else RIVALS.get(way, linear_cross_entropy_ref)
+    if way == KNOWN:
+        fn = partial(linear_cross_entropy, num_labelled=T * supervised_percent // 100)
+    elif way == "torch.compile":
         fn = torch.compile(fn)
     elif way == "liger":
         fn = liger("liger_fused_linear_cross_entropy")
@@ -101,7 +130,7 @@ def test_loss_and_gradients(benchmark, supervised_percent, way):
     try:
         measure(benchmark, run, wanted(inputs, labels), dtype=DTYPE, flops=flops)
     except torch.OutOfMemoryError as error:
-        if way == "ours":
+        if way in ("ours", KNOWN):
             raise
         pytest.skip(f"{way} does not fit {T} x {V} logits into this GPU: {error}")
 
@@ -112,7 +141,12 @@ def labelled_first(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden[rows], weight).float(), labels[rows])
 
 
-CPU_WAYS = {"ours": linear_cross_entropy, "torch": linear_cross_entropy_ref, "labelled first, torch": labelled_first}
+CPU_WAYS = {
+    "ours": linear_cross_entropy,
+    "torch": linear_cross_entropy_ref,
+    "labelled first, torch": labelled_first,
+    "torch chunked": torch_chunked,
+}
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the CPU's own sizes")

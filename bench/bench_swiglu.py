@@ -19,5 +19,5 @@ WIDTH = 18_944
 def test_swiglu(benchmark, tokens, step, way):
     inputs = random((tokens, WIDTH), (tokens, WIDTH))
     elements = {"forward": 3, "backward": 5}[step] * tokens * WIDTH
-    rival = lambda gate, up: liger("liger_swiglu")(gate, up)  # noqa: E731
-    measure_op(benchmark, "swiglu", step, way, swiglu, swiglu_ref, inputs, elements_moved=elements, rival=rival)
+    rivals = {"liger": lambda gate, up: liger("liger_swiglu")(gate, up)}
+    measure_op(benchmark, "swiglu", step, way, swiglu, swiglu_ref, inputs, elements_moved=elements, rivals=rivals)

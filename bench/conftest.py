@@ -1,5 +1,6 @@
 """Every result file says where it was measured: GPU, driver, versions, beside pytest-benchmark's machine and commit."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import shutil
@@ -12,7 +13,7 @@ import triton
 # A script that holds no bench, of the name that pytest collects: where it cannot be imported, nothing is lost.
 collect_ignore = [] if importlib.util.find_spec("av") else ["bench_decode.py"]
 
-RIVALS = ("cut-cross-entropy", "flash-attn", "liger-kernel")  # packages of the extras `rivals` and `flash-attn`
+RIVALS = ("cut-cross-entropy", "flash-attn", "flash-attn-4", "liger-kernel", "nvidia-cutlass-dsl", "quack-kernels")
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
@@ -20,7 +21,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
     for private in ("node", "release"):  # a result file is for sharing: what the machine is, not its name
         machine_info.pop(private, None)
     for package in RIVALS:
-        if importlib.util.find_spec(package.replace("-", "_")):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             machine_info[package] = importlib.metadata.version(package)
     if torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from bench.harness import DEVICE, measure
+from bench.harness import DEVICE, measure, rival
 
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 TOKENS = (4096, 32_768) if DEVICE == "cuda" else (64,)
@@ -25,9 +24,8 @@ def random(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def liger(function: str) -> Callable[..., Any]:
-    """Liger-Kernel's function of that name; where it is not installed the bench is skipped, with the reason."""
-    why = "Liger-Kernel is not installed: pip install 'eagle-kernels[rivals]'"
-    return getattr(pytest.importorskip("liger_kernel.transformers.functional", reason=why), function)
+    """Liger-Kernel's function of that name."""
+    return getattr(rival("liger_kernel.transformers.functional", "liger-kernel"), function)
 
 
 def measure_op(
@@ -40,19 +38,16 @@ def measure_op(
     inputs: list[Tensor],
     *,
     elements_moved: int,
-    rival: Callable[..., Tensor | tuple[Tensor, ...]] | None = None,
+    rivals: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {},
 ) -> None:
-    """Times one step of `op`, of its reference, or of `rival`, Liger-Kernel's function with the arguments of `op`.
+    """Times one step of `op`, of its reference, or of one of `rivals`, functions by name with the arguments of `op`.
 
     step: "forward" or "backward".
     elements_moved: of DTYPE, what must be read and written.
     """
     benchmark.group = f"{name} {step}, {' x '.join(map(str, inputs[0].shape))}"
     torch.compiler.reset()  # or the shapes of an earlier bench make this one's compiled code general, and slower
-    ways = {"ours": op, "torch": ref, "torch.compile": torch.compile(ref), "liger": rival}
-    run = ways[way]
-    if run is None:
-        raise ValueError(f"measure_op: {name} has no way {way!r}; give it `rival`.")
+    run = {"ours": op, "torch": ref, "torch.compile": torch.compile(ref), **rivals}[way]
     outputs = _tuple(run(*inputs))
     douts = [torch.randn_like(out) for out in outputs]
     wide = [x.detach().float().requires_grad_() for x in inputs]

@@ -12,11 +12,13 @@ A bench is a test function that takes pytest-benchmark's fixture:
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -27,6 +29,15 @@ WARM_UP_ROUNDS = 5 if DEVICE == "cuda" else 1
 # More than any L2: each round finds a cold cache. And so much for a GPU to write (0.3 ms at 3 TB/s) that Python has
 # queued a run's kernels behind it before the first can start: what the host takes to launch them is not measured.
 FLUSH_BYTES = 2**30
+
+
+def rival(module: str, package: str) -> Any:
+    """A rival's module. Where it does not load (it is not there, or built for another torch), this bench alone is
+    skipped and a session's summary names the package."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        pytest.skip(f"could not import '{package}' (docs/notes/fused_ops.md has the installation): {error}")
 
 
 class Moment:

@@ -30,7 +30,7 @@ MAX_STARTS = 2  # the first may have been ended from outside; a second end is th
 OUT_OF_TIME = "no seconds left"
 # After one of these a CUDA context is lost: every later test of the process would fail with it.
 LOST_CONTEXT = re.compile(r"CUDA error|device-side assert|illegal memory access|misaligned address")
-_MISSING = re.compile(r"No module named '([\w.]+)'|could not import '([\w.]+)'")
+_MISSING = re.compile(r"could not import '([^']+)'|No module named '([\w.]+)'")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -153,6 +153,8 @@ class _Records:
         if not is_last and not (report.when == "teardown" and report.failed):
             return
         reason = "" if report.passed else _reason(report)
+        if report.skipped and (found := _MISSING.search(reason)):
+            append_record(self._path, {"missing": found[1] or found[2], "test": report.nodeid})
         record = {"test": report.nodeid, "outcome": report.outcome, "seconds": self._seconds[report.nodeid]}
         figures = dict(report.user_properties).get("bench")
         append_record(self._path, {**record, "reason": reason, "bench": json.loads(str(figures)) if figures else None})

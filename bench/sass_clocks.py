@@ -45,7 +45,7 @@ class Chip:
     clock_hz: float = 1.83e9  # the data sheet's 989 TFLOP/s
     macs_a_clock: int = 2048  # of a multiprocessor, bf16
     l2_latency: int = 700  # a copy from L2 to shared memory, the cache busy
-    l2_bytes_a_clock: float = 5.5e12 / 132 / 1.83e9  # a multiprocessor's share of 5.5 TB/s
+    l2_bytes_a_clock: float = 8.1e12 / 132 / 1.83e9  # a multiprocessor's share of 8.1 TB/s: docs/notes/ptx.md
     shared_bytes_a_clock: int = 128
     barrier_latency: int = 20  # BAR.SYNC, from the last arrival
     mbarrier_latency: int = 40  # from an arrival to the waiting warp's next instruction
@@ -54,7 +54,7 @@ class Chip:
 
 
 CHIP = Chip()
-CALIBRATION = 0.80  # the geometric mean of published / replayed: 0.76, 0.78 and 0.87 for three kernels
+CALIBRATION = 0.78  # the geometric mean of published / replayed: 0.70, 0.78 and 0.87 for three kernels
 STANDSTILL = 20_000  # clocks without an instruction: no wait is that long
 SPREAD = 0.12  # they lie within this much of the calibrated replay
 PIPES = {  # clocks that a warp's instruction takes of a quarter's pipe

@@ -67,13 +67,15 @@ STAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """Ours is to be `times` as fast as `rival`, in every group whose name begins so."""
+    """Ours is to be `times` as fast as `rival`, or as the best of all others, in every group whose name begins so."""
 
     group: str
     rival: str
     times: float
 
 
+OURS = ("ours", "ours uniform", "ours, number known")  # what callers get, by what they know
+BEST = "the best of the others"
 # Fair aims by what peers publish for an H100: docs/notes/attention.md and linear_cross_entropy.md.
 GOALS = (
     Goal(group="attention forward, vision", rival="flash-attn 2", times=1.3),
@@ -84,6 +86,7 @@ GOALS = (
     Goal(group="attention backward, vision", rival="flash-attn 2", times=1.2),
     Goal(group="attention backward, one document", rival="flash-attn 2", times=1.1),
     Goal(group="attention backward, packed", rival="flex", times=1.8),
+    Goal(group="attention deterministic backward", rival=BEST, times=1.0),
     Goal(group="linear_cross_entropy", rival="three matmuls", times=0.9),
 )
 
@@ -229,10 +232,14 @@ def _goals(report: dict[str, Any]) -> list[str]:
     rows = []
     for goal in GOALS:
         for group, ways in sorted(medians.items()):
-            if group.startswith(goal.group) and goal.rival in ways and "ours" in ways:
-                got = ways[goal.rival] / ways["ours"]
+            rival = goal.rival
+            if rival == BEST:
+                others = (way for way in ways if not way.startswith("ours"))
+                rival = min(others, key=lambda way: ways[way], default=BEST)
+            if group.startswith(goal.group) and rival in ways and "ours" in ways:
+                got = ways[rival] / min(ways[way] for way in OURS if way in ways)
                 verdict = "met" if got >= goal.times else "missed"
-                rows.append(f"| {group} | {goal.rival} | {goal.times:.2f} | {got:.2f} | {verdict} |")
+                rows.append(f"| {group} | {rival} | {goal.times:.2f} | {got:.2f} | {verdict} |")
     head = ["", "| goal | beside | times as fast | measured | |", "|---|---|---:|---:|---|"]
     return [*head, *rows] if rows else []
 

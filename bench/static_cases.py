@@ -149,7 +149,7 @@ def fused_cases() -> list[Case]:
     names = (
         "gelu_bias",
         "layer_norm",
-        "linear_cross_entropy",
+        "linear_cross_entropy_triton",
         "merge_2x2",
         "qkv_rope",
         "rms_norm",
@@ -196,16 +196,17 @@ def fused_cases() -> list[Case]:
         _fused("merge_2x2_inverse_1152", merge_2x2._kernel, PAIR=2 * 1152, INVERSE=True, **copies),
     ]
     half = 128 // 2
-    tile = {"HALF": half, "ROWS": rope.TILE // half, "COLS": half}
+    plain = {"PER_TOKEN": False, "SCALE": 1.0}
+    tile = {"HALF": half, "ROWS": rope.TILE // half, "COLS": half, **plain}
     for inverse in (False, True):
         # sin and cos beyond 105615 radians take libdevice's slow path: a table in memory, an array on the stack.
         case = _fused(f"rope_{'inverse_' if inverse else ''}128", rope._kernel, INVERSE=inverse, **tile)
         cases.append(replace(case, vectorised=False, stack_budget_bytes=dict.fromkeys((80, 90, 100), 32)))
     tile = dict(zip(("ROWS", "COLS"), qkv_rope._tile(128), strict=True))
-    tile |= {"H": 28, "K": 4, "HALF": half, "HEADS": qkv_rope.HEADS}
+    tile |= {"H": 28, "K": 4, "HALF": half, "HEADS": qkv_rope.HEADS, **plain}
     needs = {"NEED_DQKV": True, "NEED_DBIAS": True}
     for case in (
-        _fused("qkv_rope_fwd_128", qkv_rope._fwd_kernel, **tile),
+        _fused("qkv_rope_fwd_128", qkv_rope._fwd_kernel, HAS_BIAS=True, **tile),
         _fused("qkv_rope_bwd_128", qkv_rope._bwd_kernel, **needs, **tile),
     ):
         cases.append(replace(case, vectorised=False, stack_budget_bytes=dict.fromkeys((80, 90, 100), 48)))
@@ -228,7 +229,7 @@ LINEAR_CROSS_ENTROPY_STACK_BYTES: dict[str, dict[int, int]] = {
 
 def linear_cross_entropy_matmul_cases(module: Any) -> list[Case]:
     """The three matmuls of a chunk in bf16, each with its own operand transposed; the strides of 1 are constants."""
-    launch = module._launch(torch.bfloat16)
+    launch = module.matmul_launch(torch.bfloat16)
     shared = {"BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n, "BLOCK_K": launch.block_k}
     matmuls = [
         ("logits", {"a_k_stride": 1, "b_k_stride": 1, "COUNT_K": False, "ADD": False, "GROUP": 32}),
@@ -260,7 +261,7 @@ def _rows_launch(launch: tuple[int, int, int, int]) -> dict[str, int]:
     return dict(zip(("ROWS", "COLS", "num_warps", "STAGES"), launch, strict=True))
 
 
-def _fused(name: str, kernel: Any, *, num_warps: int = 4, **constants: int | bool) -> Case:
+def _fused(name: str, kernel: Any, *, num_warps: int = 4, **constants: float) -> Case:
     fp32 = {
         "rstd_ptr",
         "mean_ptr",

@@ -22,6 +22,7 @@ class PackedBatch:
     patches_IPK: Tensor  # normalised pixels, patch-major (frames_to_tiles); I may be 0
     visual_rows_N: Tensor  # int64: the rows that visual tokens take, in tile order
     sample_ids: tuple[str, ...]  # one a document, for messages and metrics
+    num_labelled: int | None = None  # of labels_T, where it is known without asking a GPU
 
     @property
     def num_tokens(self) -> int:

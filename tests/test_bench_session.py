@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.records import append_record, read_records, results
-from bench.session import ROOT, as_benchmark_file
+from bench.session import ROOT, _goals, _missing, as_benchmark_file
 
 ABSENT = ("av", "typer", "rich")
 
@@ -120,3 +120,36 @@ def test_a_line_cut_short_is_no_result(tmp_path: Path) -> None:
     append_record(path, {"test": "c", "outcome": "passed", "bench": None})
     assert list(results(read_records(path))) == ["a", "c"]
     assert as_benchmark_file(read_records(path))["benchmarks"] == []
+
+
+def test_a_missing_rival_costs_its_own_row(tmp_path: Path) -> None:
+    """Its package is named; the bench of ours beside it ran."""
+    bench, records = tmp_path / "bench_of_two.py", tmp_path / "records.jsonl"
+    bench.write_text(
+        "import pytest\n"
+        "from bench.harness import rival\n"
+        "@pytest.mark.parametrize('way', ['ours', 'theirs'])\n"
+        "def test_it(way):\n"
+        "    assert way == 'ours' or rival('not_there_at_all.functional', 'not-there')\n"
+    )
+    command = [sys.executable, "-m", "pytest", str(bench), "-q", "-p", "bench.records", "-p", "no:cacheprovider"]
+    command += ["--records", str(records), "--seconds-left", "60", "-c", str(ROOT / "pyproject.toml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {test.rpartition("::")[2]: record["outcome"] for test, record in results(read_records(records)).items()}
+    assert found == {"test_it[ours]": "passed", "test_it[theirs]": "skipped"}
+    (row,) = [line for line in _missing(read_records(records)) if line.startswith("| not-there |")]
+    assert "test_it[theirs]" in row
+
+
+def test_the_goal_beside_the_best_of_the_others() -> None:
+    """Ours 2 ms beside 3, 1.5 and 9: 0.75 times as fast as the best; what is ours by another way counts with ours."""
+    ways = {"ours": 2e-3, "a": 3e-3, "b": 1.5e-3, "c": 9e-3, "ours by Triton": 1e-3}
+    group = "attention deterministic backward, packed 32K"
+    benches = [
+        {"name": way, "group": group, "params": {"way": way}, "extra_info": {},
+         "stats": {"median": seconds, "min": seconds, "max": seconds, "data": [seconds]}}
+        for way, seconds in ways.items()
+    ]  # fmt: skip
+    (row,) = [line for line in _goals({"benchmarks": benches}) if line.startswith("| attention")]
+    assert row == f"| {group} | b | 1.00 | 0.75 | missed |"

@@ -1,6 +1,7 @@
 """The demo's video set: its movement question cannot be answered without the order of the frames."""
 
 import json
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import digit_videos
+import video_digits
 
 from eagle_kernels.video import probe
 from eagle_model.data.recipe import read_recipe
@@ -88,3 +90,23 @@ def test_an_interrupted_build_leaves_no_half_made_set(tmp_path: Path) -> None:
     list(digit_videos.build(folder, num_train=8, num_test=4))
     rows = (folder / "train.jsonl").read_text().splitlines()
     assert len({json.loads(row)["id"] for row in rows}) == len(rows) == 8
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE])
+def test_a_stopped_demo_exits_by_its_signal(how: signal.Signals, tmp_path: Path, monkeypatch) -> None:
+    class Stopped:
+        stopped_by = how
+
+        def __init__(self, config, run, *, say) -> None:
+            assert run == tmp_path / "training"
+
+        def train(self) -> bool:
+            return False
+
+    (tmp_path / "videos").mkdir()
+    monkeypatch.setattr(video_digits, "Trainer", Stopped)
+    monkeypatch.setattr(video_digits, "show_plan", lambda folder: None)
+    monkeypatch.setattr(sys, "argv", ["video_digits.py", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        video_digits.main()
+    assert stopped.value.code == 128 + how

@@ -20,6 +20,7 @@ COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
     "frames_to_tiles": {"tiles"},
     "gelu_bias": {"sum_partials"},
     "layer_norm": {"sum_partials"},
+    "linear_cross_entropy": {"linear_cross_entropy_triton"},
     "merge_2x2_layer_norm": {"layer_norm", "merge_2x2"},
     "qkv_rope": {"rope", "sum_partials"},
     "rms_norm": {"sum_partials"},
@@ -85,6 +86,7 @@ def test_native_imports_nothing_of_ours_but_the_extension() -> None:
     [
         ("eagle_kernels", ("eagle_model", "bench", "tests")),
         ("eagle_kernels/video", (*(f"eagle_kernels.{op}" for op in OPS), "eagle_model")),
+        ("eagle_kernels/integrations", ("eagle_kernels.video", "eagle_model")),
         ("eagle_model/data", ("eagle_model.model", "eagle_model.train", "eagle_model.infer", "bench", "tests")),
         (
             "eagle_model/model",
@@ -114,6 +116,14 @@ def test_data_and_model_meet_only_in_packed_batch() -> None:
     ours = {m for p in modules("eagle_model/data") + modules("eagle_model/model") for m in imports(p)}
     crossing = {m for m in ours if re.fullmatch(r"eagle_model\.\w+", m)} - {"eagle_model.data", "eagle_model.model"}
     assert crossing <= {f"eagle_model.{name}" for name in SHARED}, crossing
+
+
+def test_other_libraries_models_are_known_at_the_edges_alone() -> None:
+    """transformers in the integrations and in hf.py; nobody but hf.py needs the integrations."""
+    edges = {*modules("eagle_kernels/integrations"), ROOT / "eagle_model/hf.py"}
+    inside = [p for p in modules("eagle_kernels") + modules("eagle_model") if p not in edges]
+    found = {str(p): reaches(p, "transformers", "peft", "trl", "eagle_kernels.integrations") for p in inside}
+    assert not {path: names for path, names in found.items() if names}
 
 
 @pytest.mark.parametrize("library", ONE_PLACE)

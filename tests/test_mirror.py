@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 TREES = {  # tests/<name> mirrors these folders
     "kernels": ("eagle_kernels/*.py",),
     "video": ("eagle_kernels/video/**/*.py",),
+    "integrations": ("eagle_kernels/integrations/*.py",),
     "data": ("eagle_model/data/**/*.py",),
     "model": ("eagle_model/model/**/*.py",),
     "train": ("eagle_model/train/**/*.py",),
@@ -17,8 +18,8 @@ HELPERS = {"kernels": ("bench/static_table.py", "tests/kernels/*.py")}  # not of
 WHOLE = {"whole_model", "hopper_attention"}  # tests of several files together
 UNTESTED = {"__init__", "checks"}  # checks: by the tests of every op, and its own
 PARTS = {  # what ops are made of: no bench of their own
-    "attention_gluon", "attention_gluon_bwd", "attention_sm90", "attention_triton", "autocast", "library", "native",
-    "tiles",
+    "attention_gluon", "attention_gluon_bwd", "attention_sm90", "attention_triton", "autocast", "library",
+    "linear_cross_entropy_triton", "native", "tiles",
 }  # fmt: skip
 SHARED = {  # native code that serves several ops, or the module
     "attention_heads", "bindings", "device", "error", "number_types", "parallel", "tensor_view",

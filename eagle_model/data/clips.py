@@ -9,6 +9,7 @@ open_clip(VideoRef(Path("paper.pdf"))).frame_times_seconds    # 0.0, 1.0, ...: a
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -38,20 +39,30 @@ class Clip(NamedTuple):
     choose: Callable[[Times], Times]  # the own times of the frames to take for sampled ones: as many, none twice
 
 
-def open_video(path: Path, index_folder: str | Path | None = None, time_limit_seconds: float | None = None) -> Video:
+def open_video(
+    path: Path,
+    index_folder: str | Path | None = None,
+    time_limit_seconds: float | None = None,
+    stop: threading.Event | None = None,
+) -> Video:
     """`video.open`; a file that did not change since it was opened last is not read again. Errors as there."""
     try:
         status = os.stat(path)
     except OSError:
         return video_files.open(path, index_folder=index_folder)  # says what is wrong
-    return _opened(path, index_folder, time_limit_seconds, status.st_size, status.st_mtime_ns)
+    return _opened(path, index_folder, time_limit_seconds, stop, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=OPEN_VIDEOS)
 def _opened(
-    path: Path, index_folder: str | Path | None, time_limit_seconds: float | None, num_bytes: int, changed_ns: int
+    path: Path,
+    index_folder: str | Path | None,
+    time_limit_seconds: float | None,
+    stop: threading.Event | None,
+    num_bytes: int,
+    changed_ns: int,
 ) -> Video:
-    return video_files.open(path, index_folder=index_folder, time_limit_seconds=time_limit_seconds)
+    return video_files.open(path, index_folder=index_folder, time_limit_seconds=time_limit_seconds, stop=stop)
 
 
 def open_clip(
@@ -61,6 +72,7 @@ def open_clip(
     tolerance: float = 0.25,
     index_folder: str | Path | None = None,
     time_limit_seconds: float | None = None,
+    stop: threading.Event | None = None,
 ) -> Clip:
     """The frames shown in [start, end), or the one on show at `start` where none begins in it; of these the key frames,
     if seek is "keyframe" and the clip has any.
@@ -68,7 +80,7 @@ def open_clip(
     The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
     lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
     seek, tolerance: as for `Video.choose`; with "tolerance" `choose` takes cheaper frames near those sampled.
-    index_folder, time_limit_seconds: as for `video.open`; they change no number.
+    index_folder, time_limit_seconds, stop: as for `video.open`; they change no number.
     Raises DataError when the file is missing or damaged, or the clip does not lie in it; a document has no clip.
     """
     if is_document(video.path):
@@ -78,7 +90,7 @@ def open_clip(
     if not os.path.isfile(video.path):  # pathlib's raises for a name that is too long
         raise DataError(f"video {video.path} does not exist or is not a file.")
     try:
-        opened = open_video(video.path, index_folder, time_limit_seconds)
+        opened = open_video(video.path, index_folder, time_limit_seconds, stop)
     except (VideoError, OSError) as error:
         raise DataError(f"video {video.path} cannot be read: {error}") from error
     info = opened.info

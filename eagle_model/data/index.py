@@ -109,6 +109,7 @@ def plan_recipe(
             max_tiles=source.max_tiles,
             index_folder=index_folder,
             video_time_limit_seconds=video_time_limit_seconds,
+            stop=prefetch.stop,
         )
         samples = read_samples(
             source, allow_outside_root=allow_outside_root, on_bad_row=on_bad_row if skip_bad else None

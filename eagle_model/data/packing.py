@@ -79,14 +79,16 @@ def pack_row(samples: Sequence[TokenizedSample], patches_IPK: Tensor) -> PackedB
     lengths = [sample.token_ids_T.numel() for sample in samples]
     starts = [0, *accumulate(lengths)]
     shifted = [torch.cat([s.labels_T[1:], s.labels_T.new_full((1,), IGNORE_INDEX)]) for s in samples]
+    labels_T = torch.cat(shifted)
     return PackedBatch(
         token_ids_T=torch.cat([sample.token_ids_T for sample in samples]),
-        labels_T=torch.cat(shifted),
+        labels_T=labels_T,
         positions_T=torch.cat([torch.arange(length, dtype=torch.int32) for length in lengths]),
         cu_seqlens=torch.tensor(starts, dtype=torch.int32),
         patches_IPK=patches_IPK,
         visual_rows_N=torch.cat([s.visual_positions_N + start for s, start in zip(samples, starts)]),
         sample_ids=tuple(sample.id for sample in samples),
+        num_labelled=int((labels_T != IGNORE_INDEX).sum()),
     )
 
 

@@ -164,12 +164,14 @@ class Processor:
         generation_prompt: bool = False,
         index_folder: str | Path | None = None,
         video_time_limit_seconds: float | None = None,
+        stop: threading.Event | None = None,
     ) -> SamplePlan:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
         index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
         video_time_limit_seconds: for reading the index of one video.
+        stop: set by another thread, it ends that with CancelledError.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
         limits = self.config.sampling
@@ -189,6 +191,7 @@ class Processor:
                 tolerance=limits.tolerance,
                 index_folder=index_folder,
                 time_limit_seconds=video_time_limit_seconds,
+                stop=stop,
             )
             clips = [clip_of(shown) for shown in sample.videos]
             clip_seconds = [clip.duration_seconds for clip in clips]
@@ -257,7 +260,7 @@ class Processor:
                     self._load_pages(shown, seen, patches_IPK[start:end], video_time_limit_seconds, stop)
                 else:
                     decode_tiles(
-                        open_video(shown.path, index_folder, video_time_limit_seconds),
+                        open_video(shown.path, index_folder, video_time_limit_seconds, stop),
                         seen.timestamps_seconds,
                         (1, 1),
                         self.tiling,

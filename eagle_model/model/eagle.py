@@ -32,7 +32,7 @@ from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Packed
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy, tokens
-from eagle_model.model.linear import Linear
+from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.llm import Decoder
 from eagle_model.model.loss import LMHead, token_weights
 from eagle_model.model.vision import GeluBias, VisionEncoder
@@ -63,7 +63,10 @@ class Eagle(nn.Module):
         """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
         for module in self.modules():
             if isinstance(module, Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                # One projection after another: a seed's numbers are those of layers that are not fused.
+                sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features
+                for rows in module.weight.detach().split(sizes):
+                    nn.init.normal_(rows, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, LMHead | nn.Embedding):
@@ -122,7 +125,8 @@ class Eagle(nn.Module):
         checkpoint_activations and errors as in `hidden`.
         """
         hidden_TD = self.hidden(batch, checkpoint_activations=checkpoint_activations)
-        return self.lm_head(hidden_TD, batch.labels_T, token_weights(batch.labels_T, batch.cu_seqlens, mass))
+        weights_T = token_weights(batch.labels_T, batch.cu_seqlens, mass)
+        return self.lm_head(hidden_TD, batch.labels_T, weights_T, batch.num_labelled)
 
     def generate(
         self, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int] = ()
@@ -164,7 +168,7 @@ class Eagle(nn.Module):
         Raises FileExistsError where `weights.save` does.
         """
         folder = Path(folder)
-        weights.save(folder, dict(self.named_parameters()), weights.EAGLE, max_shard_bytes=max_shard_bytes)
+        weights.save(folder, dict(self.named_parameters()), weights.rules(self.cfg), max_shard_bytes=max_shard_bytes)
         dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
         fields = {**self.cfg.to_dict(), "dtype": dtype, "torch_dtype": dtype}  # transformers' name, and its old one
         for part in (fields["vision_config"], fields["text_config"]):
@@ -246,7 +250,7 @@ def load(
         model.to(device=device, dtype=dtype)
     else:
         tensors = weights.read(
-            Path(source), parameters, weights.EAGLE, dtype=dtype, device=device, is_verified=is_verified
+            Path(source), parameters, weights.rules(model.cfg), dtype=dtype, device=device, is_verified=is_verified
         )
         for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")

@@ -1,10 +1,12 @@
-"""Qwen2.5's decoder on one packed row of documents.
+"""The decoder of Qwen2.5, Qwen3 or Llama on one packed row of documents.
 
     hidden_TD = llm(llm.embed_tokens(token_ids_T), positions_T, attend)          # attend: see attend.py
 
 Dims     T tokens, D width, H query heads, K key/value heads, W head width.
-Weights  `language_model.model.*` of nvidia/Eagle2.5-8B; the output head (`language_model.lm_head`) is in loss.py.
-Source   Qwen team 2024, arXiv:2412.15115; transformers' Qwen2Model.
+Weights  `language_model.model.*` of nvidia/Eagle2.5-8B; q, k and v are one layer here and three in files, gate and
+         up one and two. The output head (`language_model.lm_head`) is in loss.py.
+Source   Qwen team 2024, arXiv:2412.15115, and 2025, arXiv:2505.09388; transformers' Qwen2Model, Qwen3Model and
+         LlamaModel.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from eagle_kernels.rope import rope
 from eagle_kernels.swiglu import swiglu
 from eagle_model.model.attend import Attend
 from eagle_model.model.config import TextConfig
-from eagle_model.model.linear import Linear
+from eagle_model.model.linear import FusedLinear, Linear
 
 
 class RMSNorm(nn.RMSNorm):
@@ -41,16 +43,19 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = cfg.head_dim
         self.rope_theta = cfg.rope_theta
-        kv_width = cfg.num_key_value_heads * cfg.head_dim
-        self.q_proj = Linear(cfg.hidden_size, cfg.hidden_size)
-        self.k_proj = Linear(cfg.hidden_size, kv_width)
-        self.v_proj = Linear(cfg.hidden_size, kv_width)
-        self.o_proj = Linear(cfg.hidden_size, cfg.hidden_size, bias=False)
+        self.heads = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.num_key_value_heads)
+        self.has_qk_norm = cfg.has_qk_norm
+        self.qkv_proj = FusedLinear(cfg.hidden_size, cfg.qkv_sizes, bias=cfg.has_qkv_bias)
+        if self.has_qk_norm:
+            self.q_norm = RMSNorm(cfg.head_dim, eps=cfg.rms_norm_eps)
+            self.k_norm = RMSNorm(cfg.head_dim, eps=cfg.rms_norm_eps)
+        self.o_proj = Linear(cfg.qkv_sizes[0], cfg.hidden_size, bias=cfg.attention_bias)
 
     def forward(self, x_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        q_THW, k_TKW, v_TKW = (
-            p(x_TD).unflatten(1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        qkv_TAW = self.qkv_proj(x_TD).unflatten(1, (-1, self.head_dim))
+        q_THW, k_TKW, v_TKW = qkv_TAW.split(self.heads, dim=1)
+        if self.has_qk_norm:
+            q_THW, k_TKW = self.q_norm(q_THW), self.k_norm(k_TKW)
         q_THW, k_TKW = rope(q_THW, k_TKW, positions_T, self.rope_theta)
         return self.o_proj(attend(self.layer, q_THW, k_TKW, v_TKW).flatten(1))
 
@@ -58,12 +63,11 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, cfg: TextConfig) -> None:
         super().__init__()
-        self.gate_proj = Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
-        self.up_proj = Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
-        self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
+        self.gate_up_proj = FusedLinear(cfg.hidden_size, (cfg.intermediate_size,) * 2, bias=cfg.mlp_bias)
+        self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
+        return self.down_proj(swiglu(*self.gate_up_proj(x_TD).chunk(2, dim=1)))
 
 
 class DecoderLayer(nn.Module):

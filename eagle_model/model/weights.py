@@ -1,12 +1,12 @@
 """Weights as files: safetensors in shards with an index, under released names that a table of rules makes ours.
 
-    save(folder, dict(model.named_parameters()), EAGLE)
-    for name, tensor in read(folder, dict(model.named_parameters()), EAGLE, dtype=torch.bfloat16, device="cuda"):
-        ...                                      # "llm.layers.0.mlp.up_proj.weight", (18944, 3584) bf16 on the GPU
+    save(folder, dict(model.named_parameters()), rules(cfg))
+    for name, tensor in read(folder, dict(model.named_parameters()), rules(cfg), dtype=torch.bfloat16, device="cuda"):
+        ...                                      # "llm.layers.0.mlp.down_proj.weight", (3584, 18944) bf16 on the GPU
 
 Dims     C vision width, K = 3 * patch_px**2 numbers a patch.
-Rules    A rule says which released tensors become which of ours, and back: renamed, reshaped, joined or split. One
-         table a backbone; another backbone, or another layout of the same numbers, is another table.
+Rules    A rule says which released tensors become which of ours, and back: renamed, reshaped, joined or split.
+         `rules` gives the table of a config; another layout of the same numbers is another table.
 Unused   A rule without names of ours tells what the files hold and the model does not: it is skipped when read, and not
          written. So it is with `vision_model.vision_model.head.*`, SigLIP's pooling head, which gets no gradient in
          Eagle (config.json then says `vision_use_head: false`).
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from torch import Tensor
 from eagle_model.checkpoints import CheckpointError, listed_files, verify_listed
 from eagle_model.fields import MAX_NAMES, few
 from eagle_model.files import os_error, read_json, write_json, write_whole
+from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig
 
 MAX_SHARD_BYTES = 5_000_000_000  # what the released model's shards stay below
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -92,39 +93,77 @@ def _convolution(weight_CK: Tensor) -> tuple[Tensor]:
 
 # nvidia/Eagle2.5-8B, which has transformers 4's names
 _VISION, _LLM = "vision_model.vision_model", "language_model"
-SIGLIP2 = (
-    Rule(
-        theirs=(f"{_VISION}.embeddings.patch_embedding.weight",),
-        ours=("vision.patch_embedding.weight",),
-        to_ours=lambda weight: (weight.flatten(1),),
-        to_theirs=_convolution,
-    ),
-    _rename(f"{_VISION}.embeddings.patch_embedding.bias", "vision.patch_embedding.bias"),
-    _rename(f"{_VISION}.embeddings.position_embedding.weight", "vision.position_embedding.weight"),
-    _rename(f"{_VISION}.encoder.layers.{{i}}.mlp.fc1.bias", "vision.layers.{i}.mlp.act.bias"),
-    _rename(f"{_VISION}.encoder.layers.{{rest}}", "vision.layers.{rest}"),
-    _rename(f"{_VISION}.post_layernorm.{{rest}}", "vision.post_layernorm.{rest}"),
-    Rule(theirs=(f"{_VISION}.head.{{rest}}",)),
-    Rule(theirs=(f"{_VISION}.embeddings.position_ids",)),  # a buffer: 0, 1, 2, ...
-)
-CONNECTOR = (
-    _rename("mlp1.0.{rest}", "connector.norm.{rest}"),
-    _rename("mlp1.1.{rest}", "connector.up.{rest}"),
-    _rename("mlp1.3.{rest}", "connector.out.{rest}"),
-)
-QWEN2 = (
-    Rule(
-        theirs=(f"{_LLM}.model.embed_tokens.weight",),
-        ours=("llm.embed_tokens.weight",),
-        again=(f"{_LLM}.lm_head.weight",),  # tied embeddings are one parameter
-    ),
-    _rename(f"{_LLM}.model.{{rest}}", "llm.{rest}"),
-    _rename(f"{_LLM}.lm_head.weight", "lm_head.weight"),
-    Rule(theirs=(f"{_LLM}.model.{{rest}}rotary_emb.inv_freq",)),  # buffers, computed from rope_theta
-    Rule(theirs=(f"{_LLM}.model.rotary_emb.inv_freq",)),
-)
-EAGLE = SIGLIP2 + CONNECTOR + QWEN2
 _GROOT = ("backbone.eagle_model.", "backbone.model.")  # Isaac GR00T and LeRobot hold the model under one of these
+
+
+def _joined(theirs: str, ours: str, names: Sequence[str], sizes: Sequence[int]) -> Rule:
+    """Projections of one input, one below another: `{x}` of theirs stands for each of `names`, `sizes` rows of each."""
+    return Rule(
+        theirs=tuple(theirs.replace("{x}", name) for name in names),
+        ours=(ours,),
+        to_ours=lambda *parts: (torch.cat(parts),),
+        to_theirs=lambda fused: fused.split(list(sizes)),
+    )
+
+
+def rules(cfg: EagleConfig) -> tuple[Rule, ...]:
+    """The names of a config's tensors in files, as its released classes have them."""
+    return (*_siglip2(cfg.vision), *_connector(cfg), *_decoder(cfg.text))
+
+
+def _siglip2(cfg: VisionConfig) -> tuple[Rule, ...]:
+    layers, ours = f"{_VISION}.encoder.layers.{{i}}", "vision.layers.{i}"
+    return (
+        Rule(
+            theirs=(f"{_VISION}.embeddings.patch_embedding.weight",),
+            ours=("vision.patch_embedding.weight",),
+            to_ours=lambda weight: (weight.flatten(1),),
+            to_theirs=_convolution,
+        ),
+        _rename(f"{_VISION}.embeddings.patch_embedding.bias", "vision.patch_embedding.bias"),
+        _rename(f"{_VISION}.embeddings.position_embedding.weight", "vision.position_embedding.weight"),
+        _joined(
+            f"{layers}.self_attn.{{x}}_proj.{{kind}}", f"{ours}.self_attn.qkv_proj.{{kind}}",
+            "qkv", (cfg.hidden_size,) * 3,
+        ),
+        _rename(f"{layers}.mlp.fc1.bias", f"{ours}.mlp.act.bias"),
+        _rename(f"{_VISION}.encoder.layers.{{rest}}", "vision.layers.{rest}"),
+        _rename(f"{_VISION}.post_layernorm.{{rest}}", "vision.post_layernorm.{rest}"),
+        Rule(theirs=(f"{_VISION}.head.{{rest}}",)),
+        Rule(theirs=(f"{_VISION}.embeddings.position_ids",)),  # a buffer: 0, 1, 2, ...
+    )  # fmt: skip
+
+
+def _connector(cfg: EagleConfig) -> tuple[Rule, ...]:
+    if cfg.mlp_connector_layers == 1:
+        return (_rename("mlp1.0.{rest}", "connector.out.{rest}"),)
+    return (
+        _rename("mlp1.0.{rest}", "connector.norm.{rest}"),
+        _rename("mlp1.1.{rest}", "connector.up.{rest}"),
+        _rename("mlp1.3.{rest}", "connector.out.{rest}"),
+    )
+
+
+def _decoder(cfg: TextConfig) -> tuple[Rule, ...]:
+    layers, ours = f"{_LLM}.model.layers.{{i}}", "llm.layers.{i}"
+    return (
+        Rule(
+            theirs=(f"{_LLM}.model.embed_tokens.weight",),
+            ours=("llm.embed_tokens.weight",),
+            again=(f"{_LLM}.lm_head.weight",),  # tied embeddings are one parameter
+        ),
+        _joined(
+            f"{layers}.self_attn.{{x}}_proj.{{kind}}", f"{ours}.self_attn.qkv_proj.{{kind}}", "qkv", cfg.qkv_sizes
+        ),
+        _joined(
+            f"{layers}.mlp.{{x}}_proj.{{kind}}", f"{ours}.mlp.gate_up_proj.{{kind}}",
+            ("gate", "up"), (cfg.intermediate_size,) * 2,
+        ),
+        _rename(f"{_LLM}.model.{{rest}}", "llm.{rest}"),
+        _rename(f"{_LLM}.lm_head.weight", "lm_head.weight"),
+        Rule(theirs=(f"{_LLM}.model.{{rest}}rotary_emb.inv_freq",)),  # buffers, computed from rope_theta
+        Rule(theirs=(f"{_LLM}.model.rotary_emb.inv_freq",)),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,8 +234,8 @@ def read(
     """(our name, tensor) for each of `parameters` (only the shapes matter, they may be on the meta device).
 
     Every name, shape and dtype is checked before the first tensor is read, and where a manifest stands beside the files
-    their bytes, unless `is_verified`. Then the files are read one after another: what is held at a time is one shard,
-    and tensors that wait for the rest of their rule in a later one. `dtype` None keeps the files', which must be one.
+    their bytes, unless `is_verified`. Then the files are read one after another, each tensor into its
+    parameter's memory: what is held beside the weights is one shard. `dtype` None keeps the files', which must be one.
     Names under `backbone.eagle_model.` or `backbone.model.` (Isaac GR00T) count without that prefix; what such a
     checkpoint holds beside the prefix is not Eagle's and is skipped.
 
@@ -210,28 +249,44 @@ def read(
     paths = sorted({tensor.path for tensor in stored.values()})
     if not is_verified:
         verify_listed(folder, [path.name for path in paths])
-    waiting: dict[str, Tensor] = {}
+    started: dict[str, tuple[tuple[Tensor, ...], dict[str, Tensor]]] = {}
     for path in paths:
         with _open(path, str(device)) as file:
             for group in groups:
                 here = {key: stored[key].key for key in group.theirs if stored[key].path == path}
-                waiting |= {key: file.get_tensor(stored_key) for key, stored_key in here.items()}
                 if not here:
                     continue
-                if not all(key in waiting for key in group.theirs):
-                    # What safetensors gives may be a view, which would keep the whole of this file in memory.
-                    waiting |= {key: waiting[key].clone() for key in here}
+                if group.ours[0] not in started:
+                    kind = dtype or DTYPES[stored[group.theirs[0]].dtype]
+                    started[group.ours[0]] = _empty(group, parameters, kind, device)
+                ours, theirs = started[group.ours[0]]
+                for key, stored_key in here.items():
+                    theirs[key].copy_(file.get_tensor(stored_key))
+                if any(stored[key].path > path for key in group.theirs):
                     continue
-                tensors = group.rule.to_ours(*(waiting.pop(key) for key in group.theirs))
-                for name, tensor in zip(group.ours, tensors, strict=True):
-                    # A copy, because a view of the mapped file would follow what others write to it.
-                    yield name, tensor.to(dtype=dtype or tensor.dtype, device=device, copy=True)
+                del started[group.ours[0]]
+                if not _share_memory(ours, theirs.values()):
+                    ours = tuple(tensor.clone() for tensor in group.rule.to_ours(*theirs.values()))
+                yield from zip(group.ours, ours, strict=True)
     for key, first in again.items():
         if not torch.equal(_tensor(stored[key], dtype), _tensor(stored[first], dtype)):
             raise ValueError(
                 f"{folder}: config.json says tie_word_embeddings, but {key} and {first} differ. "
                 f"Set text_config.tie_word_embeddings to false."
             )
+
+
+def _empty(
+    group: _Applied, parameters: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Memory for what a rule makes, and the released tensors of it: where they are views, filling them fills it."""
+    ours = tuple(torch.empty(parameters[name].shape, dtype=dtype, device=device) for name in group.ours)
+    return ours, group.released(dict(zip(group.ours, ours, strict=True)))
+
+
+def _share_memory(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
+    places = [{tensor.untyped_storage().data_ptr() for tensor in tensors} for tensors in (ours, theirs)]
+    return places[0] == places[1]
 
 
 def num_stored(folder: Path) -> int:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from eagle_model.data.loader import DataConfig
 from eagle_model.data.processor import ProcessorConfig
-from eagle_model.fields import ConfigError, few, from_json, require, to_json
+from eagle_model.fields import NOT_SET_BY_TEXT, ConfigError, few, from_json, require, to_json
 from eagle_model.files import read_json, write_json
 
 VERSION = 2  # of run folders and their configs; raised when what was written before can no longer be read
@@ -47,7 +47,7 @@ class OptimizerConfig:
 class TrainConfig:
     """One run. A step takes rows_per_step rows, one after the other, and updates once."""
 
-    recipe_name: str = ""  # of the recipe that this config began as
+    recipe_name: str = field(default="", metadata=NOT_SET_BY_TEXT)  # of the recipe that this config began as
     model: str = "tiny"  # a preset, trained from scratch, or a folder that Eagle.from_pretrained loads
     tokenizer: str = ""  # a tokenizer.json; empty: the model folder's; for a preset, one trained on the recipe's text
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)

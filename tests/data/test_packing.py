@@ -169,6 +169,7 @@ def test_pack_row_golden() -> None:
     )
     assert batch.token_ids_T.tolist() == [10, 11, 12, 13, 20, 30, 31, 32]
     assert batch.labels_T.tolist() == [x, 12, 13, x, x, 31, x, x]
+    assert batch.num_labelled == 3
     assert batch.positions_T.tolist() == [0, 1, 2, 3, 0, 0, 1, 2]
     assert batch.cu_seqlens.tolist() == [0, 4, 5, 8]
     assert batch.visual_rows_N.tolist() == [1, 5, 7]

@@ -318,6 +318,8 @@ def test_another_thread_can_stop_the_work(processor: Processor, media: Path) -> 
     plan = plan_of(processor, sample_of(media, chat_row(video="clip.mp4")), [], (0.0,))
     with pytest.raises(CancelledError):
         processor.load_sample(plan, stop=stop)
+    with pytest.raises(CancelledError):
+        processor.plan_sample(plan.sample, stop=stop)
 
 
 def test_bf16_keeps_all_levels_apart() -> None:

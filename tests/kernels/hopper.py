@@ -40,7 +40,7 @@ OPS = (
     "attention_triton",
     "gelu_bias",
     "layer_norm",
-    "linear_cross_entropy",
+    "linear_cross_entropy_triton",
     "merge_2x2",
     "qkv_rope",
     "rms_norm",

@@ -13,14 +13,12 @@ import triton.language as tl
 from eagle_kernels.linear_cross_entropy import (
     _chunk_tokens,
     _fwd,
-    _matmul,
-    _softmax,
-    _statistics,
     linear_cross_entropy,
     linear_cross_entropy_ref,
     vocab_parallel_linear_cross_entropy,
 )
-from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, far_rows
+from eagle_kernels.linear_cross_entropy_triton import BLOCK
+from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles
 from tests.numerics import randn
 
 MODULE = import_module("eagle_kernels.linear_cross_entropy")  # as an attribute, that name is the function
@@ -54,11 +52,11 @@ def bfloat16_as_on_a_gpu(monkeypatch, device):
     monkeypatch.setattr(builder, "create_fp_trunc", rounded)
 
 
-def op(hidden, weight, labels, token_weights=None, *, as_on_gpu, ignore_index=-100, chunk_bytes=None):
+def op(hidden, weight, labels, token_weights=None, *, as_on_gpu, ignore_index=-100, chunk_bytes=None, known=None):
     need = torch.is_grad_enabled()
     needs = need and hidden.requires_grad, need and weight.requires_grad
     chunk_tokens = _chunk_tokens(chunk_bytes, len(weight), hidden.dtype, as_on_gpu)
-    return _fwd(hidden, weight, labels, token_weights, ignore_index, *needs, as_on_gpu, chunk_tokens)[0]
+    return _fwd(hidden, weight, labels, token_weights, ignore_index, *needs, as_on_gpu, chunk_tokens, None, 0, known)[0]
 
 
 def inputs(T, C, V, dtype, device):
@@ -101,6 +99,47 @@ def test_many_chunks_and_token_weights(dtype, as_on_gpu, device):
         lambda h, w: linear_cross_entropy_ref(h, w, labels, weights.to(torch.promote_types(h.dtype, torch.float32))),
         inputs(20, 16, 70, dtype, device),
     )
+
+
+@pytest.mark.parametrize("chunk_tokens", [3, 20])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_known_number_of_labels(dtype, chunk_tokens, device):
+    """By the library's matmuls, on a GPU; ignored rows are not read. One chunk, and several that add up."""
+    labels, weights = some_labels(20, 70, device), torch.rand(20, device=device)
+    num, ignored = int((labels != -100).sum()), (labels == -100)[:, None]
+
+    def ours(hidden, weight):
+        dirty = torch.where(ignored, torch.nan, hidden)
+        return op(
+            dirty, weight, labels, weights, as_on_gpu=True, chunk_bytes=chunk_tokens * 70 * dtype.itemsize, known=num
+        )
+
+    def reference(hidden, weight):
+        wide = weights.to(torch.promote_types(hidden.dtype, torch.float32))
+        return linear_cross_entropy_ref(hidden.masked_fill(ignored, 0), weight, labels, wide)
+
+    check_as_good(ours, reference, inputs(20, 16, 70, dtype, device))
+
+
+@pytest.mark.parametrize("labelled", [0, 20])
+def test_a_known_number_of_none_or_all(labelled, device):
+    hidden, weight = inputs(20, 16, 70, torch.float32, device)
+    labels = some_labels(20, 70, device, ignored=100)
+    labels[labelled:] = -100
+    labels[:labelled].clamp_(min=0)
+    want = linear_cross_entropy_ref(hidden, weight, labels)
+    for loss in (
+        linear_cross_entropy(hidden, weight, labels, num_labelled=labelled),
+        op(hidden, weight, labels, as_on_gpu=True, known=labelled),
+    ):
+        torch.testing.assert_close(loss, want)
+        torch.testing.assert_close(*(torch.autograd.grad(x, (hidden, weight), retain_graph=True) for x in (loss, want)))
+
+
+def test_refuses_another_number_of_labels():
+    hidden, weight = inputs(4, 3, 7, torch.float32, "cpu")
+    with pytest.raises(ValueError, match="num_labelled is 4; needs 3, the number of labels that are not -100"):
+        linear_cross_entropy(hidden, weight, torch.tensor([1, 2, 3, -100]), num_labelled=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -241,6 +280,7 @@ def test_opcheck(as_on_gpu, device):
 def test_compiles(device):
     args, labels = inputs(6, 3, 7, torch.float32, device), some_labels(6, 7, device)
     check_compiles(lambda h, w: op(h, w, labels, as_on_gpu=True), args)
+    check_compiles(lambda h, w: linear_cross_entropy(h, w, labels, num_labelled=4), args)
     check_compiles(lambda h, w: linear_cross_entropy(h, w, labels), args)
 
 
@@ -256,64 +296,6 @@ def test_more_logits_than_32_bits_count(device):
     torch.testing.assert_close(loss, want)
     grads = [torch.autograd.grad(x, (hidden, weight)) for x in (loss, want)]
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
-
-
-def test_logits_beyond_32_bits(device):
-    logits = randn(3, 70, dtype=torch.float16, device=device).detach()
-    labels, scales = torch.tensor([0, 5, 69], device=device), torch.ones(3, device=device)
-    far, num_labelled = far_rows(logits), torch.tensor(3, device=device)
-    stats, far_stats = _statistics(3, scales), _statistics(3, scales)
-    _softmax(logits, labels, scales, stats, num_labelled, 0, read=True, grad=True)
-    _softmax(far, labels, scales, far_stats, num_labelled, 0, read=True, grad=True)
-    assert all(torch.equal(a, b) for a, b in zip(stats, far_stats, strict=True))
-    assert torch.equal(far, logits)  # both now hold the gradient
-    assert logits[2, 69] < 0
-
-
-@pytest.mark.parametrize("over_tokens", [False, True])
-@pytest.mark.parametrize("far_one", ["a", "b", "out"])
-def test_matmuls_beyond_32_bits(far_one, over_tokens, device):
-    """Each operand with its rows 2**30 elements apart: the third starts where 32 bits end."""
-    a, b, out = (randn(3, 3, dtype=torch.float16, device=device, seed=i).detach() for i in range(3))
-    out, num_labelled = out.float(), torch.tensor(3, device=device)
-    want = (a @ b).float() + (out if over_tokens else 0)
-    given = {"a": a, "b": b, "out": out}
-    given[far_one] = far_rows(given[far_one])
-    _matmul(*given.values(), num_labelled, 0, over_tokens=over_tokens, group=8)
-    torch.testing.assert_close(given["out"], want, rtol=0, atol=4e-3)
-
-
-@pytest.mark.parametrize(("start", "labelled_rows"), [(0, 130), (64, 66), (128, 2), (130, 0), (192, 0)])
-def test_ignored_tokens_are_not_multiplied(start, labelled_rows, device):
-    """A chunk of 140 tokens with 130 labelled in all: what lies after them is neither read (NaN) nor written."""
-    num_labelled = torch.tensor(130, device=device)
-    a, b = randn(140, 20, device=device).detach(), randn(20, 70, device=device, seed=1).detach()
-    a[labelled_rows:] = torch.nan
-    out = torch.full((140, 70), 7.0, device=device)
-    _matmul(a, b, out, num_labelled, start, over_tokens=False, group=2)
-    torch.testing.assert_close(out[:labelled_rows], a[:labelled_rows] @ b)
-    assert (out[labelled_rows:] == 7).all()
-    g = randn(140, 70, device=device, seed=2).detach()
-    g[labelled_rows:] = torch.nan
-    total = torch.ones(70, 20, device=device)
-    _matmul(g.T, a, total, num_labelled, start, over_tokens=True, group=2)
-    torch.testing.assert_close(total, 1 + g[:labelled_rows].T @ a[:labelled_rows], rtol=1e-4, atol=1e-4)
-    stats, labels, scales = _statistics(140, g), torch.zeros(140, dtype=torch.int64, device=device), g.new_ones(140)
-    _softmax(out, labels, scales, stats, num_labelled, start, read=True, grad=True)
-    assert (out[labelled_rows:] == 7).all()
-    assert not any(t[labelled_rows:].any() for t in stats)
-
-
-@pytest.mark.parametrize(
-    ("M", "N", "K", "group"), [(1, 1, 1, 1), (70, 200, 33, 1), (200, 70, 65, 3), (300, 130, 40, 8)]
-)
-def test_every_tile_once(M, N, K, group, device):
-    """Whatever the order of the tiles, and with more tiles than programs."""
-    a, b = randn(M, K, device=device).detach(), randn(K, N, device=device, seed=1).detach()
-    out, num_labelled = torch.zeros(M, N, device=device), torch.tensor(10_000, device=device)
-    for times in (1, 2):
-        _matmul(a, b, out, num_labelled, 0, over_tokens=True, group=group)
-        torch.testing.assert_close(out, times * (a @ b), rtol=1e-4, atol=1e-4)
 
 
 PEAK = """
@@ -377,7 +359,7 @@ def test_stats_where_every_label_is_ignored(device):
 def test_the_first_of_equal_logits_is_predicted(as_on_gpu, device):
     """Equal logits one block apart, in one lane and in two."""
     hidden, weight = torch.ones(4, 1, device=device), torch.zeros(10_000, 1, device=device)
-    weight[[5, 5 + MODULE.BLOCK, 17, 9000]] = 2.0
+    weight[[5, 5 + BLOCK, 17, 9000]] = 2.0
     labels = torch.tensor([5, 17, -100, 9000], device=device)
     predictions = _fwd(hidden, weight, labels, None, -100, False, False, as_on_gpu)[2]
     assert predictions.tolist() == [5, 5, -1, 5]
@@ -471,12 +453,13 @@ def check_kernels_against_one_process(group):
     parts, labels = [whole[0].detach().clone().requires_grad_(), shard_of(whole[1], group)], some_labels(T, V, "cpu", 2)
     want = linear_cross_entropy_ref(*whole, labels)
     first_id = -(-V // group.size()) * group.rank()
-    got = _fwd(*parts, labels, None, -100, True, True, True, 3, group.group_name, first_id)[0]
-    torch.testing.assert_close(got, want)
-    grads = torch.autograd.grad(got, parts)
     dhidden, dweight = torch.autograd.grad(want, whole)
-    torch.testing.assert_close(grads[0], dhidden, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(grads[1], shard_of(dweight, group).detach(), rtol=1e-4, atol=1e-5)
+    for known in (None, 10):
+        got = _fwd(*parts, labels, None, -100, True, True, True, 3, group.group_name, first_id, known)[0]
+        torch.testing.assert_close(got, want)
+        grads = torch.autograd.grad(got, parts)
+        torch.testing.assert_close(grads[0], dhidden, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(grads[1], shard_of(dweight, group).detach(), rtol=1e-4, atol=1e-5)
 
 
 def check_edges(group):

@@ -7,13 +7,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from eagle_model.model.config import EagleConfig, tiny
 from eagle_model.model.eagle import Eagle
-from eagle_model.model.weights import EAGLE, released
+from eagle_model.model.weights import released, rules
 from tests.model.samples import document, mixed_documents, pack, small_model, with_text
 
 BASE = tiny(vocab_size=97, image_token_id=96)
 SIZES = {
     "GQA 4:2": BASE,
-    "GQA 7:1, head_dim 16": with_text(BASE, hidden_size=112, num_attention_heads=7, num_key_value_heads=1),
+    "GQA 7:1, head_dim 16": with_text(BASE, hidden_size=112, num_attention_heads=7, num_key_value_heads=1, head_dim=16),
     "no GQA, theta 1e6": with_text(BASE, num_key_value_heads=4, rope_theta=1e6),
     "tied": with_text(BASE, tie_word_embeddings=True),
 }
@@ -35,13 +35,13 @@ def theirs_like(ours: Eagle) -> Qwen2ForCausalLM:
             attn_implementation="eager",
         )
     )
-    theirs.load_state_dict(under_their_names(ours.state_dict()), strict=True)
+    theirs.load_state_dict(under_their_names(ours.cfg, ours.state_dict()), strict=True)
     return theirs.eval()
 
 
-def under_their_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def under_their_names(cfg: EagleConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ours = {name: tensor for name, tensor in tensors.items() if name.startswith(("llm.", "lm_head."))}
-    return {key.removeprefix("language_model."): tensor for key, tensor in released(ours, EAGLE).items()}
+    return {key.removeprefix("language_model."): tensor for key, tensor in released(ours, rules(cfg)).items()}
 
 
 def text_documents(cfg: EagleConfig) -> list:
@@ -69,7 +69,7 @@ def test_gradients_of_a_packed_row_equal_qwen2_one_by_one():
     F.cross_entropy(ours.lm_head(ours.hidden(row)), row.labels_T, reduction="sum").backward()
     for d in documents:
         F.cross_entropy(theirs(d.token_ids_T[None]).logits[0], d.labels_T, reduction="sum").backward()
-    our_grads = under_their_names({name: p.grad for name, p in ours.named_parameters() if p.grad is not None})
+    our_grads = under_their_names(BASE, {name: p.grad for name, p in ours.named_parameters() if p.grad is not None})
     their_grads = {key: p.grad for key, p in theirs.named_parameters()}
     assert our_grads.keys() == their_grads.keys()
     for name, want in their_grads.items():

@@ -8,7 +8,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from eagle_model.model.config import EagleConfig, tiny
 from eagle_model.model.vision import VisionEncoder
-from eagle_model.model.weights import EAGLE, released
+from eagle_model.model.weights import released, rules
 from tests.model.samples import randomise, with_vision
 
 BASE = tiny(vocab_size=9, image_token_id=8, tile_px=56, patch_px=14)
@@ -41,12 +41,13 @@ def theirs_like(ours: VisionEncoder) -> SiglipVisionModel:
             attn_implementation="eager",
         )
     )
-    theirs.load_state_dict(under_their_names(ours.state_dict()), strict=True)
+    theirs.load_state_dict(under_their_names(ours, ours.state_dict()), strict=True)
     return theirs.eval()
 
 
-def under_their_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    theirs = released({f"vision.{name}": tensor for name, tensor in tensors.items()}, EAGLE)
+def under_their_names(ours: VisionEncoder, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = rules(replace(BASE, vision=ours.cfg))
+    theirs = released({f"vision.{name}": tensor for name, tensor in tensors.items()}, names)
     return {key.removeprefix("vision_model.vision_model."): tensor for key, tensor in theirs.items()}
 
 
@@ -82,7 +83,7 @@ def test_gradients_equal_siglip(name):
     ours(patches).backward(dout)
     theirs(tiles).last_hidden_state.backward(dout)
     their_grads = {key: p.grad for key, p in theirs.named_parameters()}
-    our_grads = under_their_names({name: p.grad for name, p in ours.named_parameters()})
+    our_grads = under_their_names(ours, {name: p.grad for name, p in ours.named_parameters()})
     assert our_grads.keys() == their_grads.keys()
     for key, want in their_grads.items():
         error = (our_grads[key] - want).abs().max()

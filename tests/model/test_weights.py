@@ -260,7 +260,7 @@ def test_loaded_weights_do_not_depend_on_the_file(saved):
 
 def test_a_parameter_without_a_rule_is_named():
     with pytest.raises(ValueError, match=r"adapter\.weight has no rule in the table of weight names"):
-        weights.released({"adapter.weight": torch.zeros(1)}, weights.EAGLE)
+        weights.released({"adapter.weight": torch.zeros(1)}, weights.rules(CFG))
 
 
 # ---- dtypes, names, sizes
@@ -617,8 +617,8 @@ def test_a_rule_needs_all_of_its_parameters():
 
 def test_eagles_table_names_every_parameter_once():
     model = small_model(CFG)
-    stored = weights.released(dict(model.named_parameters()), weights.EAGLE)
+    stored = weights.released(dict(model.named_parameters()), weights.rules(CFG))
     assert stored.keys() == released_keys()
-    used = {template for rule in weights.EAGLE for template in rule.theirs if rule.ours}
+    used = {template for rule in weights.rules(CFG) for template in rule.theirs if rule.ours}
     for template in used:
         assert any(weights._match(template, key) is not None for key in stored), template
