@@ -256,7 +256,8 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
     from eagle_model.data.clips import open_video
-    from eagle_model.data.documents import is_document, num_pages
+    from eagle_model.data.documents import num_pages
+    from eagle_model.data.sample import is_document
 
     if is_document(path):
         shown = ", ".join(f"{t + 1:.0f}" for t in times[:6]) + (", ..." if len(times) > 6 else "")

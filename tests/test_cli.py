@@ -21,6 +21,7 @@ from eagle_model import cli
 from eagle_model.fields import override
 from eagle_model.model.config import eagle2_5_8b
 from eagle_model.train.recipes import recipe
+from tests.data.make_pdf import gray, write_pdf
 from tests.video.make import draw, write_video
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,12 @@ def test_plan_of_an_image_and_a_video_shares_one_context(monkeypatch, capsys, fi
     printed = capsys.readouterr().out
     assert re.search(r"page\.png: 3 x 4 tiles and a thumbnail, at most 12", printed)
     assert "8 seen" in printed
+
+
+def test_plan_of_a_document(monkeypatch, capsys, tmp_path) -> None:
+    path = write_pdf(tmp_path / "paper.pdf", [gray(0), gray(200)])
+    assert run(monkeypatch, "plan", path, "--out", tmp_path / "s.png") == 0
+    assert "paper.pdf: 2 pages: 2 seen: 1, 2" in capsys.readouterr().out
 
 
 def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatch, capsys, film, picture) -> None:

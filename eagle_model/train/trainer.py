@@ -36,6 +36,7 @@ from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_mani
 from eagle_model.data.chat import ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
+from eagle_model.data.processor_files import read_kept
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
@@ -482,7 +483,8 @@ def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> 
             f"The tokenizer of {config.tokenizer or folder} has {tokenizer.get_vocab_size()} tokens; the model in "
             f"{folder} has room for {cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    cfg, processor = cfg.trained_on_tiles(ours.sampling.max_tiles), Processor(tokenizer, ours)
+    cfg = cfg.trained_on_tiles(ours.sampling.max_tiles)
+    processor = Processor(tokenizer, ours, kept={} if config.tokenizer else read_kept(folder))
     if config.lora is None:
         return _placed(cfg, folder, device), processor
     model = adapted(cfg, folder, config, device)
