@@ -420,7 +420,7 @@ def _from_released_names(model: Any, state_dict: dict[str, Tensor], prefix: str,
         return
     theirs = {**model.waiting, **{name: state_dict.pop(name) for name in names}}
     parameters, rules = dict(model.eagle.named_parameters()), weights.rules(model.eagle.cfg)
-    found = weights.ours(theirs, parameters, rules)
+    found = weights.assembled(theirs, parameters, rules)
     made_of = weights.released({name: parameters[name].detach() for name in found}, rules)
     model.waiting = {name: theirs[name] for name in theirs if name not in made_of}
     state_dict.update({f"eagle.{name}": tensor for name, tensor in found.items()})

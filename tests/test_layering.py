@@ -35,6 +35,7 @@ ONE_PLACE = {  # a file, or a folder
     "pillow_heif": "eagle_model/data/images.py",
     "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
+    "torchao": "eagle_model/model/nf4.py",
 }
 
 
