@@ -57,6 +57,7 @@ from eagle_model.fields import few
 from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.eagle import Eagle, build
+from eagle_model.model.llm import document_lengths
 
 MODEL_TYPE = "eagle_2_5_vl"
 # Arguments of from_pretrained that change what is loaded, and that this class has no code for.
@@ -267,10 +268,12 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             module=self, batch_size=B, visible=visible, cache=past_key_values,
             cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
         )  # fmt: skip
+        needs_lengths = self.eagle.llm.needs_lengths
         hidden_RD = self.eagle.llm(
             inputs_embeds.flatten(0, 1),
             position_ids.expand(B, T).flatten().int(),
             attend,
+            lengths_T=_document_lengths(visible, cu_seq_lens_q) if needs_lengths else None,
             checkpoint_activations=self.gradient_checkpointing and self.training,
         )
         cache = past_key_values if use_cache else None
@@ -391,20 +394,34 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         eagle = self.eagle
         if state_dict is not None:
             eagle = build(self.eagle.cfg)
+            eagle.carried = self.eagle.carried
             mine = {name.removeprefix("eagle."): x for name, x in state_dict.items() if name.startswith("eagle.")}
             eagle.load_state_dict(mine, assign=True)
             eagle._tie()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        limit = {} if max_shard_size is None else {"max_shard_bytes": _num_bytes(max_shard_size)}
+        limit = weights.MAX_SHARD_BYTES if max_shard_size is None else _num_bytes(max_shard_size)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as fresh:
-            eagle.save_pretrained(fresh, **limit)
+            eagle.save_pretrained(fresh, max_shard_bytes=limit)
             for old in folder.glob("model*.safetensors*"):
                 old.unlink()
             for path in Path(fresh).iterdir():
                 path.replace(folder / path.name)
         if self.can_generate():
             self.generation_config.save_pretrained(folder)
+
+
+def _document_lengths(visible: Visible, cu_seqlens: Tensor | None) -> Tensor:
+    """(R,) int32: the length of each token's document so far, what a cache holds of it included."""
+    documents = visible.documents() if cu_seqlens is None else cu_seqlens
+    if documents is not None:
+        return document_lengths(documents, visible.batch_size * visible.q_length)
+    tokens = visible.tokens()
+    if tokens is None:
+        length_B = torch.full((visible.batch_size,), visible.q_length, dtype=torch.int32, device=visible.device)
+    else:
+        length_B = (tokens[1] - tokens[0]).clamp(min=1)
+    return length_B.repeat_interleave(visible.q_length)
 
 
 def _check_attention(name: str | None) -> None:

@@ -32,7 +32,9 @@ from eagle_model.data.sampling import SamplingConfig
 from eagle_model.data.tokenizer import train_tokenizer
 from eagle_model.model import attend
 from eagle_model.model.config import tiny
-from tests.model.samples import document, pack, randomise
+from eagle_model.model.rope_scaling import RopeScaling
+from tests.data.conftest import write_video
+from tests.model.samples import document, pack, randomise, small_model, with_text
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,25 @@ def test_generation_is_that_of_eagle(model, how: dict) -> None:
     assert torch.equal(by_embeddings, new)
 
 
+def test_other_language_models_and_dynamic_rope() -> None:
+    """A document is as long as it is so far, in `Eagle.generate` and here."""
+    scaling = RopeScaling(rope_type="dynamic", factor=2.0)
+    cfg = with_text(
+        tiny(vocab_size=97, image_token_id=96),
+        model_type="qwen3", head_dim=16, max_position_embeddings=6, rope_scaling=scaling,
+    )  # fmt: skip
+    model = hf.Eagle2_5_VLForConditionalGeneration(hf.Eagle2_5_VLConfig(**cfg.to_dict()), small_model(cfg)).eval()
+    assert model.eagle.llm.needs_lengths
+    documents = documents_for(model.eagle)
+    row, inputs = pack(documents), rows_of(documents, "left")
+    new = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0)[:, inputs["input_ids"].shape[1] :]
+    assert new.tolist() == model.eagle.generate(row, max_new_tokens=5)
+    with torch.no_grad():
+        want = model.eagle.lm_head(model.eagle.hidden(row))
+        got = model(input_ids=row.token_ids_T[None], pixel_values=row.patches_IPK, position_ids=row.positions_T[None])
+    assert (got.logits[0] - want).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -292,6 +313,17 @@ def test_batches_of_texts_and_images(processor) -> None:
     answered = processor(images=images[0], text=texts[0] + "A cat.<|im_end|>\n")
     assert torch.equal(answered["input_ids"][0, : single[0]["input_ids"].shape[1]], single[0]["input_ids"][0])
     assert processor.batch_decode(answered["input_ids"])[0].endswith("A cat.<|im_end|>\n")
+
+
+def test_a_video_is_sampled_as_ours_samples_it(processor, tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "clip.mp4"))
+    parts = [{"type": "text", "text": "What "}, {"type": "video", "video": path}, {"type": "text", "text": " is this?"}]
+    want = processor.eagle([{"role": "user", "content": parts}])
+    chat = [{"role": "user", "content": parts}]
+    got = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert torch.equal(got["input_ids"][0], want.token_ids_T)
+    assert torch.equal(got["pixel_values"], processor._tiles(want.patches_IPK.float()))
+    assert len(want.patches_IPK) > 1
 
 
 @pytest.mark.parametrize(
