@@ -308,3 +308,23 @@ def test_the_example_trains_alike(monkeypatch) -> None:
     results = example.main([])
     assert results["patched"] == pytest.approx(results["as it is"], rel=1e-5)
     assert results["patched"][1] < results["patched"][0]
+
+
+@pytest.mark.parametrize("first", ["patch", "adapters"])
+def test_adapters_before_and_after(first: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj", "gate_proj", "down_proj"], init_lora_weights=False)
+    plain = causal_lm("qwen2")
+    patched = copy.deepcopy(plain)
+    if first == "patch":
+        patch(patched)
+    models = []
+    for model in (patched, plain):
+        torch.manual_seed(0)
+        models.append(get_peft_model(model, config))
+    if first == "adapters":
+        with pytest.raises(ValueError, match=r"PeftModel; knows .* patch\(model.get_base_model\(\)\)"):
+            patch(models[0])
+        assert patch(models[0].get_base_model())
+    assert_trains_alike(*models, token_ids(2, 9))
