@@ -102,6 +102,26 @@ def test_siglip_trains_as_before(make) -> None:
     assert_same_gradients(gradients(patched, losses[0]), gradients(plain, losses[1]))
 
 
+@pytest.mark.parametrize("how", ["bf16", "autocast"])
+def test_sixteen_bits(how: str) -> None:
+    """As far from fp32 as transformers' own numbers are, and no dtype that an op would refuse."""
+    exact = causal_lm("qwen3").train()
+    ids_BT = token_ids(2, 9)
+    want = exact(input_ids=ids_BT, labels=ids_BT).loss
+    losses = []
+    for is_patched in (True, False):
+        model = copy.deepcopy(exact)
+        if is_patched:
+            patch(model)
+        if how == "bf16":
+            model.to(torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            losses.append(model(input_ids=ids_BT, labels=ids_BT).loss)
+        assert all(gradient.isfinite().all() for gradient in gradients(model, losses[-1]).values())
+    ours, theirs = (float((loss - want).detach().abs()) for loss in losses)
+    assert ours <= 2 * theirs + 0.01
+
+
 @pytest.mark.usefixtures("kernels")
 def test_kernels_train_language_models_as_before() -> None:
     """Qwen3, whose norms of q and k are one more way to call an op; the three differ in nothing else here."""
