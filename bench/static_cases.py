@@ -182,7 +182,7 @@ def fused_cases() -> list[Case]:
     needs = {"NEED_DGATE": True, "NEED_DUP": True}
     cases += [
         _fused("swiglu_fwd_18944", swiglu._fwd_kernel, WIDTH=18944, **tile),
-        _fused("swiglu_bwd_18944", swiglu._bwd_kernel, WIDTH=18944, **needs, **tile),
+        _fused("swiglu_bwd_18944", swiglu._bwd_kernel, WIDTH=18944, GRAD_STRIDE=18944, **needs, **tile),
     ]
     tile = dict(zip(("ROWS", "COLS"), gelu_bias._tile(4304), strict=True))
     needs = {"NEED_DX": True, "NEED_DBIAS": True}
