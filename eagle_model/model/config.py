@@ -46,6 +46,8 @@ _ONLY_EAGLE = {
 _ONLY_TEXT = {"hidden_act": "silu", "attention_dropout": 0.0}
 _ONLY_QWEN = {**_ONLY_TEXT, "use_sliding_window": False}
 
+_LEROBOTS_CLASS = ["Eagle25VLForConditionalGeneration"]  # LeRobot's name for the released class
+
 # Not written, but where a file has them they must say what the model computes.
 _ONLY_EAGLE_IF_GIVEN = {"quantization_config": None}
 
@@ -275,7 +277,7 @@ class TextConfig:
         heads = other.get("num_attention_heads", family.defaults["num_attention_heads"])
         if other.get("num_key_value_heads", None if model_type == "llama" else 1) is None:
             other["num_key_value_heads"] = heads  # transformers' way to say: as many as query heads
-        head_dim = other.pop("head_dim", family.head_dim)
+        head_dim = other.get("head_dim", family.head_dim)
         if head_dim is not None:
             _check_types("config.json: text_config.", {"head_dim": head_dim}, {"head_dim": 1})
         known = _known("text_config", other, family.defaults)
@@ -294,7 +296,11 @@ class TextConfig:
     def to_dict(self) -> dict[str, Any]:
         family = _FAMILIES[self.model_type]
         fields = {**self.other, **family.only, **{key: getattr(self, key) for key in family.defaults}}
-        if family.head_dim is not None or self.head_dim * self.num_attention_heads != self.hidden_size:
+        if (
+            "head_dim" in fields
+            or family.head_dim is not None
+            or self.head_dim * self.num_attention_heads != self.hidden_size
+        ):
             fields["head_dim"] = self.head_dim
         return {**fields, "rope_scaling": None if self.rope_scaling is None else self.rope_scaling.to_dict()}
 
@@ -424,6 +430,8 @@ class EagleConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EagleConfig:
         """From the content of config.json. Raises ValueError as the file's docstring says."""
+        if isinstance(fields, Mapping) and fields.get("architectures") in (None, _LEROBOTS_CLASS):
+            fields = _without(fields, "architectures")
         other = _without_fixed("", fields, _ONLY_EAGLE)
         _without_fixed("", other, _ONLY_EAGLE_IF_GIVEN)
         if "vision_config" not in other:
@@ -486,7 +494,8 @@ class EagleConfig:
         Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.")
+            hint = " It holds an adapter: load the model under it first." if _holds_adapter(path.parent) else ""
+            raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.{hint}")
         verify_listed(path.parent, [path.name])
         fields = read_json(path)
         if not isinstance(fields, dict):
@@ -495,6 +504,10 @@ class EagleConfig:
             return cls.from_dict(fields)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
 
 
 def tiny(*, vocab_size: int = 512, image_token_id: int = 7, tile_px: int = 28, patch_px: int = 7) -> EagleConfig:
