@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 from eagle_model.checkpoints import MANIFEST, read_newest
 from eagle_model.data.chat import SPECIAL_TOKENS, ChatEncoder
 from eagle_model.data.processor import CONFIG_FILE, Processor, ProcessorConfig
+from eagle_model.data.processor_files import OLD_CHAT_TEMPLATE
 from eagle_model.data.tokenizer import add_special_tokens, read_released_tokenizer
 from eagle_model.fields import from_json
 from eagle_model.files import read_json, write_whole
@@ -105,15 +106,12 @@ def _write_folder(
 
 
 def copy_other_files(source: Path, out: Path) -> None:
-    """Copies the files of a model's folder that `out` lacks, but for weights, a manifest, hidden files and folders."""
+    """Copies the files of a model's folder that `out` lacks, but for weights, what the processor's files replace, a
+    manifest, hidden files and folders."""
+    replaced = (MANIFEST, CONFIG_FILE, OLD_CHAT_TEMPLATE)
     for path in sorted(source.iterdir()):
         is_weights = ".safetensors" in path.name or path.suffix in weights.PICKLES or ".bin.index" in path.name
-        if (
-            path.name in (MANIFEST, CONFIG_FILE)
-            or path.name.startswith(".")
-            or is_weights
-            or (out / path.name).exists()
-        ):
+        if is_weights or path.name in replaced or path.name.startswith(".") or (out / path.name).exists():
             continue
         if path.is_file() and path.stat().st_size <= MAX_OTHER_BYTES:
             write_whole(out / path.name, lambda beside, path=path: shutil.copyfile(path, beside))  # type: ignore[misc]
