@@ -1,4 +1,4 @@
-"""The command line: eagle doctor | plan | train | chat | convert | assemble | report | bench.
+"""The command line: eagle doctor | plan | sizes | train | chat | convert | assemble | report | bench.
 
     eagle plan film.mp4 --context 8192
     eagle train tiny --run runs/first --set data.recipe=videos/recipe.json
@@ -27,7 +27,11 @@ USAGE_ERROR = 2  # exit code, as other command lines have it
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
 CLOSED_PIPE = 141  # of one whose reader went away: 128 + SIGPIPE
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
-EXTRAS |= {"simplejpeg": "serve", "typer": "serve"}  # what `pip install .` leaves out, and the extra that brings it
+EXTRAS |= {
+    "simplejpeg": "serve",
+    "torchao": "qlora",
+    "typer": "serve",
+}  # what `pip install .` leaves out, and the extra that brings it
 NEEDED = ("numpy", "torch", "triton")  # what an installation that was cut short lacks
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 
@@ -201,6 +205,29 @@ def plan(
         print(f"Contact sheet: {out}")
 
 
+@app.command()
+def sizes(
+    model: Annotated[
+        str, typer.Argument(help="tiny, eagle2_5_8b, eagle2_2b, eagle2_1b, or a folder of a model or run.")
+    ],
+) -> None:
+    """Parameters of a model by part, FLOPs a tile and a token, bytes of cache a token; from its config alone.
+
+    Example:  eagle sizes eagle2_5_8b
+    """
+    from eagle_model.checkpoints import read_newest
+    from eagle_model.model.config import PRESETS, EagleConfig
+    from eagle_model.model.sizes import Sizes
+
+    if model in PRESETS:
+        cfg = PRESETS[model]()
+    elif Path(model).is_dir():
+        cfg = read_newest(Path(model), lambda folder: EagleConfig.read(folder / "config.json"), print)
+    else:
+        raise ValueError(f"{model} is neither a preset ({', '.join(PRESETS)}) nor a folder.")
+    print("\n".join(Sizes.of(cfg).lines()))
+
+
 def _sheet_path(out: Path | None, files: list[Path]) -> Path:
     """Where the contact sheet goes. Raises ValueError where it cannot, before anything is decoded."""
     if out is None:
@@ -229,7 +256,8 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
     from eagle_model.data.clips import open_video
-    from eagle_model.data.documents import is_document, num_pages
+    from eagle_model.data.documents import num_pages
+    from eagle_model.data.sample import is_document
 
     if is_document(path):
         shown = ", ".join(f"{t + 1:.0f}" for t in times[:6]) + (", ..." if len(times) > 6 else "")
@@ -245,7 +273,7 @@ def _describe_video(path: Path, times: tuple[float, ...]) -> str:
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="tiny or debug.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="tiny, debug or lora.")] = None,
     run: Annotated[Path | None, typer.Option(help="The run's folder. One that holds a run resumes it.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="Instead of a recipe: the config.json of a run, which makes the same run again.")
@@ -292,6 +320,9 @@ def chat(
     model: Annotated[Path, typer.Argument(help="A checkpoint's folder, or a run's, whose newest is taken.")],
     files: Annotated[list[Path] | None, typer.Argument(help="Images and videos to talk about.")] = None,
     ask: Annotated[str | None, typer.Option(help="One question; else they are read from the terminal.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Low-rank adapters on the model: a folder of PEFT's, or a run's.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Most tokens of an answer; by default 512, or a quarter of a small context."),
@@ -304,7 +335,7 @@ def chat(
     from eagle_model.infer import Assistant
 
     shown = _parts(files or [])
-    assistant = Assistant(model, max_new_tokens=max_new_tokens, say=print)
+    assistant = Assistant(model, adapter=adapter, max_new_tokens=max_new_tokens, say=print)
     messages: list[dict[str, object]] = []
     for question in [ask] if ask is not None else iter(_read_question, ""):
         messages.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})

@@ -16,8 +16,9 @@ Source   Chen et al. 2025, arXiv:2504.15271.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,12 @@ from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import FusedLinear, Linear
-from eagle_model.model.llm import Decoder
+from eagle_model.model.llm import Decoder, document_lengths
 from eagle_model.model.loss import LMHead, token_weights
 from eagle_model.model.vision import GeluBias, VisionEncoder
+
+if TYPE_CHECKING:
+    from eagle_model.model.lora import Attached
 
 MAX_TIMES_STORED = 2  # parameters of a config to numbers in its files: beyond, they are of different models
 
@@ -51,6 +55,7 @@ class Eagle(nn.Module):
     def __init__(self, cfg: EagleConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.adapter: Attached | None = None  # what lora.py has added
         self.tokens_per_tile = cfg.tokens_per_tile
         self.vision = VisionEncoder(cfg)
         self.connector = Connector(cfg)
@@ -104,7 +109,11 @@ class Eagle(nn.Module):
         embeddings_TD = self.embed(batch, checkpoint_activations=checkpoint_activations)
         plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=batch.num_tokens)
         attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
-        return self.llm(embeddings_TD, batch.positions_T, attend, checkpoint_activations=checkpoint_activations)
+        lengths_T = document_lengths(batch.cu_seqlens, batch.num_tokens) if self.llm.needs_lengths else None
+        return self.llm(
+            embeddings_TD, batch.positions_T, attend,
+            lengths_T=lengths_T, checkpoint_activations=checkpoint_activations,
+        )  # fmt: skip
 
     def forward(self, batch: PackedBatch, mass: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
         """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
@@ -159,8 +168,13 @@ class Eagle(nn.Module):
         "transformers5", "groot" or "lerobot"; `from_pretrained` reads them all. SigLIP's pooling head, where the model
         came with one, is saved as it was.
 
-        Raises FileExistsError and ValueError where `weights.save` does.
+        Raises FileExistsError and ValueError where `weights.save` does, ValueError when the model has adapters.
         """
+        if self.adapter is not None:
+            raise ValueError(
+                "save_pretrained: the model has adapters. lora.merge adds them to the weights first, and "
+                "lora.save_adapter writes them alone."
+            )
         folder = Path(folder)
         parameters, rules = dict(self.named_parameters()), weights.rules(self.cfg)
         weights.save(folder, parameters, rules, carried=self.carried, layout=layout, max_shard_bytes=max_shard_bytes)
@@ -243,6 +257,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     is_verified: bool = False,
+    convert: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Gives a model that was built on "meta" its weights, on `device` and in `dtype`; None keeps the source's own.
 
@@ -251,6 +266,7 @@ def load(
     generator, so that a seed means the same on every device, and the same as a model that was built on the CPU.
 
     is_verified: a checkpoint's files were checked against its manifest just now; else those that are read are.
+    convert: what a parameter of a folder becomes, by its name, one by one as they are read: another dtype, or 4 bits.
 
     Raises ValueError when the model has weights already and where `check_device` does, FileNotFoundError or ValueError
     where `weights.read` does.
@@ -278,5 +294,6 @@ def load(
         )
         for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")
+            tensor = tensor if convert is None else convert(name, tensor)
             setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, parameters[name].requires_grad))
     model._tie()

@@ -16,6 +16,7 @@ Safety   Files are there whole or not at all (eagle_model/files.py). Nothing her
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -29,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eagle_model.checkpoints import CheckpointError, listed_files, verify_listed
+from eagle_model.checkpoints import CheckpointError, digests_of, listed_files, verify_listed
 from eagle_model.fields import MAX_NAMES, few
 from eagle_model.files import os_error, read_json, write_json, write_whole
 from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig
@@ -210,6 +211,21 @@ def released(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[st
     return {key: tensor for group in _groups(parameters, rules) for key, tensor in group.released(parameters).items()}
 
 
+def assembled(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], rules: Sequence[Rule]
+) -> dict[str, Tensor]:
+    """Its inverse: what a file holds as parameters (our names), of those whose tensors are all there.
+
+    parameters: only the names matter. Tensors that no parameter is made of are passed over.
+    """
+    found: dict[str, Tensor] = {}
+    for group in _groups(parameters, rules):
+        if all(key in tensors for key in group.theirs):
+            made = group.rule.to_ours(*(tensors[key] for key in group.theirs))
+            found |= zip(group.ours, made, strict=True)
+    return found
+
+
 def save(
     folder: Path,
     parameters: Mapping[str, Tensor],
@@ -343,6 +359,16 @@ def num_stored(folder: Path) -> int:
     Raises FileNotFoundError and ValueError as `read` does.
     """
     return sum(tensor.numel for tensor in contents(folder)[0].values())
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of a model's files, config.json and weights: the same for the same model, wherever it lies.
+
+    Where a manifest stands beside them, it is believed: `read` checks them against it.
+    """
+    names = ["config.json", *(path.name for path in _files(folder))]
+    digests = [f"{name} {digest}" for name, digest in sorted(digests_of(folder, names).items())]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Applied]:
