@@ -357,14 +357,15 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         eagle = self.eagle
         if state_dict is not None:
             eagle = build(self.eagle.cfg)
+            eagle.carried = self.eagle.carried
             mine = {name.removeprefix("eagle."): x for name, x in state_dict.items() if name.startswith("eagle.")}
             eagle.load_state_dict(mine, assign=True)
             eagle._tie()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        limit = {} if max_shard_size is None else {"max_shard_bytes": _num_bytes(max_shard_size)}
+        max_shard_bytes = weights.MAX_SHARD_BYTES if max_shard_size is None else _num_bytes(max_shard_size)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as fresh:
-            eagle.save_pretrained(fresh, **limit)
+            eagle.save_pretrained(fresh, max_shard_bytes=max_shard_bytes)
             for old in folder.glob("model*.safetensors*"):
                 old.unlink()
             for path in Path(fresh).iterdir():
@@ -480,14 +481,14 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         shares = [_shared(texts, media, kind) for media, kind in ((images, "image"), (videos, "video"))]
         rows = [self._row(*row) for row in zip(texts, *shares, strict=True)]
-        longest = max(len(ids_T) for ids_T, _ in rows)
+        longest = max(len(row[0]) for row in rows)
         ids_BT = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
         mask_BT = torch.zeros_like(ids_BT)
-        for b, (ids_T, _) in enumerate(rows):
+        for b, ids_T in enumerate(row[0] for row in rows):
             place = slice(longest - len(ids_T), None) if padding_side == "left" else slice(len(ids_T))
             ids_BT[b, place], mask_BT[b, place] = ids_T, 1
         data: dict[str, Tensor] = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        tiles = [tiles_IPK for _, tiles_IPK in rows if tiles_IPK is not None]
+        tiles = [row[1] for row in rows if row[1] is not None]
         if tiles:
             data["pixel_values"] = self._tiles(torch.cat(tiles).float())
         return BatchFeature(data)
