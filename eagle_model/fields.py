@@ -128,7 +128,7 @@ def near_misses(kind: type, path: str) -> list[str]:
     likely = (
         [p for p in names if p == path],
         [p for p, n in names.items() if n == name],  # the right name in the wrong group
-        _short_for(name, names),  # before what is spelled like it: lr is no lora
+        *(_short_for(name, among) for among in (beside, names)),  # before what is spelled like it: lr is no lora
         *(alike(name, among) for among in (beside, names) for alike in (_spelled_alike, _part_of)),
     )
     hints = next(filter(None, likely), [])[:MAX_HINTS]
