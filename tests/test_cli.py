@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from typer.main import get_command
 
 from eagle_model import cli
 from eagle_model.fields import override
+from eagle_model.model.config import eagle2_5_8b
 from eagle_model.train.recipes import recipe
+from tests.data.make_pdf import gray, write_pdf
 from tests.video.make import draw, write_video
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +70,12 @@ def test_plan_of_an_image_and_a_video_shares_one_context(monkeypatch, capsys, fi
     printed = capsys.readouterr().out
     assert re.search(r"page\.png: 3 x 4 tiles and a thumbnail, at most 12", printed)
     assert "8 seen" in printed
+
+
+def test_plan_of_a_document(monkeypatch, capsys, tmp_path) -> None:
+    path = write_pdf(tmp_path / "paper.pdf", [gray(0), gray(200)])
+    assert run(monkeypatch, "plan", path, "--out", tmp_path / "s.png") == 0
+    assert "paper.pdf: 2 pages: 2 seen: 1, 2" in capsys.readouterr().out
 
 
 def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatch, capsys, film, picture) -> None:
@@ -256,7 +265,9 @@ def test_show_lists_every_field_and_trains_nothing(monkeypatch, capsys, tmp_path
     assert re.search(r"^max_steps=7 +# of the whole run, .*\(a whole number\)$", printed, re.M)
     assert re.search(r"^# optimizer: AdamW, its learning rate warmed up", printed, re.M)
     shown = [line.partition("  # ")[0].rstrip() for line in printed.splitlines() if re.match(r"[\w.]+=", line)]
-    assert override(recipe("debug"), shown) == override(recipe("tiny"), ["max_steps=7", "data.seed=3"])
+    assert not any(line.startswith("recipe_name=") for line in shown)  # what a run began as is no setting
+    again = replace(override(recipe("debug"), shown), recipe_name="tiny")
+    assert again == override(recipe("tiny"), ["max_steps=7", "data.seed=3"])
     assert not list(tmp_path.iterdir())
 
 
@@ -390,8 +401,21 @@ def test_version(monkeypatch, capsys) -> None:
     assert capsys.readouterr().out.strip()
 
 
+def test_sizes_of_a_preset_and_of_a_folder(monkeypatch, capsys, tmp_path: Path) -> None:
+    assert run(monkeypatch, "sizes", "eagle2_5_8b") == 0
+    printed = capsys.readouterr().out
+    assert "vision         413,327,088 parameters" in printed
+    (tmp_path / "config.json").write_text(json.dumps(eagle2_5_8b().to_dict()))
+    assert run(monkeypatch, "sizes", tmp_path) == 0
+    assert capsys.readouterr().out == printed
+    assert run(monkeypatch, "sizes", "eagle3") == 2
+    assert (
+        "eagle3 is neither a preset (tiny, eagle2_5_8b, eagle2_2b, eagle2_1b) nor a folder" in capsys.readouterr().err
+    )
+
+
 def test_every_command_has_an_example() -> None:
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"doctor", "plan", "train", "chat", "report", "bench"}
+    assert set(commands) == {"doctor", "plan", "sizes", "train", "chat", "report", "bench"}
     for name, command in commands.items():
         assert f"Example:  eagle {name}" in command.help

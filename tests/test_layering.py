@@ -95,6 +95,7 @@ def test_native_imports_nothing_of_ours_but_the_extension() -> None:
         ),
         ("eagle_model/train", ("eagle_model.infer", "bench", "tests", "eagle_model.cli")),
         ("eagle_model/infer", ("eagle_model.train", "bench", "tests", "eagle_model.cli")),
+        ("eagle_model/hf.py", ("eagle_model.train", "eagle_model.infer", "eagle_model.cli", "bench", "tests")),
         ("eagle_model", ("bench", "tests", "examples")),
         *((f"eagle_model/{name}.py", (*FOLDERS, "eagle_kernels", "eagle_model.cli")) for name in SHARED),
     ],

@@ -28,8 +28,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from eagle_model.data.documents import is_document, load_pages, num_pages, page_size
-from eagle_model.data.sample import DataError
+from eagle_model.data.documents import load_pages, num_pages, page_size
+from eagle_model.data.sample import DataError, is_document
 
 try:
     import pillow_heif

@@ -35,7 +35,7 @@ from eagle_model.checkpoints import read_newest, verify_listed
 from eagle_model.data import sampling
 from eagle_model.data.chat import ChatEncoder, TokenizedSample, seen_media
 from eagle_model.data.clips import open_clip, open_video
-from eagle_model.data.documents import is_document, load_pages
+from eagle_model.data.documents import load_pages
 from eagle_model.data.images import image_size, load_image
 from eagle_model.data.packing import pack_row
 from eagle_model.data.processor_files import (
@@ -48,7 +48,7 @@ from eagle_model.data.processor_files import (
     write_files,
 )
 from eagle_model.data.rows import parse_sample
-from eagle_model.data.sample import DataError, Media, Sample
+from eagle_model.data.sample import DataError, Media, Sample, is_document
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
 from eagle_model.data.templates import DEFAULT_TEMPLATE, TEMPLATES, SampledVideo, Seen, TemplateName
 from eagle_model.data.tiling import Grid

@@ -88,6 +88,11 @@ class Sample:
         return tuple(part for part in self.media if isinstance(part, VideoRef))
 
 
+def is_document(path: Path) -> bool:
+    """Whether a path is a PDF's, by its name."""
+    return path.suffix.lower() == ".pdf"
+
+
 def shown(value: object) -> str:
     """A value as error messages show it: its repr, cut where it is long."""
     try:

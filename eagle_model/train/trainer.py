@@ -36,6 +36,7 @@ from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_mani
 from eagle_model.data.chat import ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
+from eagle_model.data.processor_files import read_kept
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
@@ -44,7 +45,7 @@ from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, 
 from eagle_model.fields import ConfigError, diff, few, shown
 from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
 from eagle_model.model import lora
-from eagle_model.model.config import EagleConfig, tiny
+from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
@@ -70,7 +71,6 @@ READ_ON_RESUME = (
     "training/rng.safetensors",
     "training/state.json",
 )
-PRESETS = {"tiny": tiny}  # models that are trained from scratch
 OWN_VOCAB_SIZE = 512  # of a tokenizer that is trained on the recipe's text
 
 
@@ -140,6 +140,11 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         manifest = read_manifest(folder)
+        if not (folder / "training").is_dir():
+            raise ConfigError(
+                f"{folder} holds a model and no state of training, as eagle convert makes it: nothing to resume. Give "
+                f"--run another folder and start from it: --set model={self.run_folder}"
+            )
         state = read_json(folder / "training" / "state.json")
         self._check_belongs(folder, manifest, state)
         self._check_same_config(read_config(folder / "training" / "config.json"), folder)
@@ -441,7 +446,7 @@ def new_model(
     """
     folder, ours = Path(config.model), config.processor
     if config.model not in PRESETS or config.lora is not None:
-        if not config.model or not (folder / "config.json").is_file():
+        if not config.model or not ((folder / "config.json").is_file() or steps(folder / "checkpoints")):
             presets = "" if config.lora else f"a preset ({', '.join(PRESETS)}) or "
             raise ConfigError(f"model is {config.model!r}; needs {presets}a folder with config.json.")
         return read_newest(folder, lambda checkpoint: _model_of(checkpoint, config, device), say)
@@ -466,6 +471,7 @@ def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> 
     for name, got, need in (
         ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
         ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
+        ("processor's tokens a tile", ours.tokens_per_tile, cfg.tokens_per_tile),
         ("processor.mean", ours.mean, theirs.mean),
         ("processor.std", ours.std, theirs.std),
         ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, cfg.image_token_id),
@@ -477,7 +483,8 @@ def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> 
             f"The tokenizer of {config.tokenizer or folder} has {tokenizer.get_vocab_size()} tokens; the model in "
             f"{folder} has room for {cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    cfg, processor = cfg.trained_on_tiles(ours.sampling.max_tiles), Processor(tokenizer, ours)
+    cfg = cfg.trained_on_tiles(ours.sampling.max_tiles)
+    processor = Processor(tokenizer, ours, kept={} if config.tokenizer else read_kept(folder))
     if config.lora is None:
         return _placed(cfg, folder, device), processor
     model = adapted(cfg, folder, config, device)

@@ -18,6 +18,7 @@ from torch import Tensor
 from eagle_model.data import images
 from eagle_model.data.images import image_size, is_still, load_image
 from eagle_model.data.sample import DataError
+from tests.data.make_pdf import gray, write_pdf
 
 
 def gradient(width: int = 12, height: int = 8) -> np.ndarray:
@@ -475,3 +476,15 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path, side: i
     for read in (image_size, load_image):
         with pytest.raises(DataError, match=r"bomb\.png .*than 89478485.*scale it down"):
             read(tmp_path / "bomb.png")
+
+
+def test_a_document_of_one_page_is_an_image(tmp_path: Path) -> None:
+    one = write_pdf(tmp_path / "one.pdf", [gray(77)])
+    assert image_size(one) == (125, 83)
+    assert load_image(one).shape == (83, 125, 3)
+    assert (load_image(one) == 77).all()
+    assert not is_still(one)  # files that are given without a kind: a document is shown page by page
+    two = write_pdf(tmp_path / "two.pdf", [gray(77)] * 2)
+    for read in (image_size, load_image):
+        with pytest.raises(DataError, match=r"two\.pdf has 2 pages; an image has one\. Give it as a video"):
+            read(two)
