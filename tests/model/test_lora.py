@@ -27,7 +27,7 @@ from eagle_model.model.lora import (
     trained_whole,
 )
 from eagle_model.model.loss import sqrt_mass
-from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model
+from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model, with_text
 from tests.model.test_eagle import called, owners
 
 CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
@@ -193,6 +193,21 @@ def test_merged_is_the_same_model(config):
     assert shapes[0] == shapes[1]
     assert all(p.requires_grad for p in model.parameters())
     add_lora(model, config)  # and from there on
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_other_families_and_a_connector_of_one_layer(family, tmp_path):
+    cfg = replace(with_text(CFG, model_type=family, head_dim=16, num_hidden_layers=1), mlp_connector_layers=1)
+    model, again = with_adapters(EVERYWHERE, small_model(cfg)), small_model(cfg)
+    save_adapter(model, tmp_path / family)
+    keys = load_file(tmp_path / family / "adapter_model.safetensors")
+    assert {
+        f"base_model.model.{name}.lora_B.weight" for name in ("mlp1.0", Q.replace("layers.1", "layers.0"))
+    } < keys.keys()
+    load_adapter(again, tmp_path / family)
+    assert torch.equal(logits_of(again), logits_of(model))
+    merge(model)
+    torch.testing.assert_close(logits_of(model), logits_of(again), atol=1e-4, rtol=1e-4)
 
 
 def test_on_meta_nothing_is_drawn():
