@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from eagle_model import cli
 from eagle_model.fields import override
+from eagle_model.model.config import eagle2_5_8b
 from eagle_model.train.recipes import recipe
 from tests.data.make_pdf import gray, write_pdf
 from tests.video.make import draw, write_video
@@ -98,7 +99,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["plan", "a.mp4", "--model", "nowhere"], "nowhere is no folder; needs that of a checkpoint or of a run"),
         (["train", "tiny", "--run", "r"], "data.recipe is empty; needs .* --set data.recipe=FILE"),
         (["train", "tiny"], "--run is missing; needs the run's folder"),
-        (["train", "--run", "r"], r"Give a recipe \(tiny, debug\) or --config FILE: one of the two"),
+        (["train", "--run", "r"], r"Give a recipe \(tiny, debug, lora\) or --config FILE: one of the two"),
         (["train", "tiny", "--config", "c.json", "--run", "r"], "or --config FILE: one of the two"),
         (["train", "--config", "c.json", "--run", "r"], r"c\.json does not exist\. Runs of version 2 have that file"),
         (["train", "tiny", "--max-steps", "5"], r"No such option: --max-steps\. Did you mean --set max_steps=5\?"),
@@ -110,7 +111,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["train", "tiny", "--run", "r", "--set", "lr=1"], r"Did you mean optimizer\.learning_rate\?"),
         (["trian"], r"No such command 'trian'\. Did you mean 'train'\? See eagle --help"),
         (["plan"], r"Missing argument 'files'\. See eagle plan --help"),
-        (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug"),
+        (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug, lora"),
         (
             ["train", "tiny", "--run", "r", "--set", "processor.sampling.contxt_tokens=9"],
             r"Did you mean processor\.sampling\.context_tokens\?",
@@ -379,8 +380,21 @@ def test_version(monkeypatch, capsys) -> None:
     assert capsys.readouterr().out.strip()
 
 
+def test_sizes_of_a_preset_and_of_a_folder(monkeypatch, capsys, tmp_path: Path) -> None:
+    assert run(monkeypatch, "sizes", "eagle2_5_8b") == 0
+    printed = capsys.readouterr().out
+    assert "vision         413,327,088 parameters" in printed
+    (tmp_path / "config.json").write_text(json.dumps(eagle2_5_8b().to_dict()))
+    assert run(monkeypatch, "sizes", tmp_path) == 0
+    assert capsys.readouterr().out == printed
+    assert run(monkeypatch, "sizes", "eagle3") == 2
+    assert (
+        "eagle3 is neither a preset (tiny, eagle2_5_8b, eagle2_2b, eagle2_1b) nor a folder" in capsys.readouterr().err
+    )
+
+
 def test_every_command_has_an_example() -> None:
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"doctor", "plan", "train", "chat", "report", "bench"}
+    assert set(commands) == {"doctor", "plan", "sizes", "train", "chat", "report", "bench"}
     for name, command in commands.items():
         assert f"Example:  eagle {name}" in command.help

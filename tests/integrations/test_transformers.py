@@ -50,10 +50,13 @@ def kernels(monkeypatch) -> None:
     def loss(hidden, weight, labels, weights, *, ignore_index):  # type: ignore[no-untyped-def]
         return op("linear_cross_entropy")._fwd(hidden, weight, labels, weights, ignore_index, True, True, True)[0]
 
+    def turned(q, k, positions, theta=None, *, frequencies=None, scale=1.0):  # type: ignore[no-untyped-def]
+        return op("rope")._rope(q, k, positions, theta or 0.0, False, frequencies, scale)
+
     ops = {
+        "rope": turned,
         "rms_norm": lambda x, w, eps: op("rms_norm")._fwd(as_rows(x), w, eps)[0].view(x.shape),
         "layer_norm": lambda x, w, b, eps: op("layer_norm")._fwd(as_rows(x), w, b, eps)[0].view(x.shape),
-        "rope": lambda q, k, positions, theta: op("rope")._rope(q, k, positions, theta, False),
         "swiglu": lambda gate, up: op("swiglu")._fwd(as_rows(gate), as_rows(up)).view(gate.shape),
         "gelu_bias": lambda x, b: op("gelu_bias")._fwd(as_rows(x), b).view(x.shape),
         "linear_cross_entropy": loss,
@@ -213,13 +216,12 @@ def test_a_hook_on_fc1_sees_a_call() -> None:
 @pytest.mark.parametrize(
     ("changes", "missing"),
     [
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, {"rope"}),
         ({"hidden_act": "gelu"}, {"swiglu"}),
         ({"num_attention_heads": 16, "num_key_value_heads": 16}, {"varlen_attention"}),  # heads 4 wide
         ({"attention_dropout": 0.1}, {"varlen_attention"}),
         ({"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}, {"varlen_attention"}),
     ],
-    ids=["rope", "activation", "head width", "dropout", "window"],
+    ids=["activation", "head width", "dropout", "window"],
 )
 def test_what_computes_something_else_stays(changes: dict, missing: set[str]) -> None:
     plain = causal_lm("qwen2", **changes).eval()
@@ -228,6 +230,31 @@ def test_what_computes_something_else_stays(changes: dict, missing: set[str]) ->
     assert {"rms_norm", "swiglu", "rope", "linear_cross_entropy", "varlen_attention"} - done == missing
     ids_BT = token_ids(2, 9)
     assert_close(patched(input_ids=ids_BT).logits, plain(input_ids=ids_BT).logits)
+
+
+ROPE_SCALING = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 4},
+    "llama3": {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROPE_SCALING)
+def test_scaled_positions(kind: str) -> None:
+    scaling = {"rope_type": kind, "rope_theta": 1e4, **ROPE_SCALING[kind]}
+    # Beyond what the model was trained on, where "dynamic" begins to scale.
+    plain = causal_lm("llama", rope_parameters=scaling, max_position_embeddings=4 if kind == "dynamic" else 64)
+    patched = copy.deepcopy(plain)
+    assert "rope" in {swap.op for swap in patch(patched)}
+    assert_trains_alike(patched, plain, token_ids(2, 9))
+    unscaled = causal_lm("llama")
+    ids_BT = token_ids(1, 9)
+    assert (patched.eval()(input_ids=ids_BT).logits - unscaled(input_ids=ids_BT).logits).abs().max() > 1e-3
+    unpatch(patched)
+    assert "rotary" not in vars(patched.model.layers[0].self_attn)
 
 
 def test_other_models_are_refused_with_a_list_of_those_known() -> None:
@@ -269,3 +296,14 @@ def test_bf16_and_norms_kept_in_fp32() -> None:
 def test_modules_for_a_model_of_ones_own(module: nn.Module, names: list[str]) -> None:
     assert list(module.state_dict()) == names
     assert module(torch.randn(3, 8)).shape == (3, 8)
+
+
+def test_the_example_trains_alike(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    example = import_module("patch_qwen2")
+    monkeypatch.setattr(example, "LENGTHS", (3, 5, 4))
+    monkeypatch.setattr(example, "STEPS", 2)
+    monkeypatch.setattr(example, "load", lambda name, device: causal_lm("qwen2"))
+    results = example.main([])
+    assert results["patched"] == pytest.approx(results["as it is"], rel=1e-5)
+    assert results["patched"][1] < results["patched"][0]

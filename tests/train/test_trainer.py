@@ -506,7 +506,10 @@ def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["model=/nowhere"], r"model is '/nowhere'; needs a preset \(tiny\) or a folder with config\.json"),
+        (
+            ["model=/nowhere"],
+            r"model is '/nowhere'; needs a preset \(tiny, eagle2_5_8b, .*\) or a folder with config\.json",
+        ),
         (["processor.tile_px=56"], r"processor\.tile_px is 56; the model in .* needs 28"),
         (["processor.patch_px=14"], r"processor\.patch_px is 14; the model in .* needs 7"),
         (
