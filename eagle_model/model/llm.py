@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from eagle_kernels.qkv_rope import qkv_rope
 from eagle_kernels.rms_norm import add_rms_norm, rms_norm
 from eagle_kernels.rope import rope
-from eagle_kernels.swiglu import swiglu
+from eagle_kernels.swiglu import swiglu_halves
 from eagle_model.model.attend import Attend
 from eagle_model.model.config import TextConfig
 from eagle_model.model.linear import FusedLinear, Linear
@@ -122,7 +122,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(swiglu(*self.gate_up_proj(x_TD).chunk(2, dim=1)))
+        return self.down_proj(swiglu_halves(self.gate_up_proj(x_TD)))
 
 
 class DecoderLayer(nn.Module):
