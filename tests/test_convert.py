@@ -89,7 +89,7 @@ def test_training_starts_from_a_converted_folder_and_does_not_resume_it(tmp_path
 
 def test_an_adapter_is_merged_into_the_weights(tmp_path, released):
     model = Eagle.from_pretrained(released)
-    lora.add_lora(model, lora.LoraConfig(r=2, alpha=4))
+    lora.add_lora(model, lora.LoraConfig(rank=2, alpha=4))
     randomise(model, std=0.02)
     lora.save_adapter(model, tmp_path / "adapter")
     convert.to_folder(released, tmp_path / "out", adapter=tmp_path / "adapter")
