@@ -370,6 +370,7 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A released folder, a checkpoint, or a run, whose newest is taken.")],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     run: Annotated[bool, typer.Option("--run", help="Make a run's folder, to start training from.")] = False,
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's folder, to merge into the weights.")] = None,
     processor: Annotated[Path | None, typer.Option(help="A folder with the tokenizer, where SOURCE has none.")] = None,
     layout: Annotated[str, typer.Option(help="released, transformers5, groot or lerobot: whose names.")] = "released",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default the source's.")] = None,
@@ -384,9 +385,9 @@ def convert(
     if run and layout != "released":
         raise ValueError(f"--layout is {layout}; a run's checkpoints have the released names.")
     if run:
-        out = to_run(source, out, processor=processor, dtype=kind)
+        out = to_run(source, out, adapter=adapter, processor=processor, dtype=kind)
     else:
-        to_folder(source, out, processor=processor, layout=layout, dtype=kind)
+        to_folder(source, out, adapter=adapter, processor=processor, layout=layout, dtype=kind)
     print(f"Written: {out}")
 
 

@@ -1,6 +1,7 @@
 """Whole folders of a model: Hugging Face's, training checkpoints, and a fresh start; model and processor together.
 
     to_folder("runs/first", "my-eagle")                      # a run's newest checkpoint as other tools read it
+    to_folder("Eagle2.5-8B", "merged", adapter="runs/lora")   # with a LoRA adapter in its weights
     to_run("Eagle2.5-8B", "runs/start")                      # a checkpoint: eagle train ... --set model=runs/start
     assemble("siglip2-so400m-patch14-384", "Qwen2.5-7B-Instruct", "start", tile_px=448)
 
@@ -20,11 +21,12 @@ from tokenizers import AddedToken, Tokenizer
 from eagle_model.checkpoints import MANIFEST, read_newest
 from eagle_model.data.chat import SPECIAL_TOKENS, ChatEncoder
 from eagle_model.data.processor import CONFIG_FILE, Processor, ProcessorConfig
+from eagle_model.data.processor_files import OLD_CHAT_TEMPLATE
 from eagle_model.data.tokenizer import add_special_tokens, read_released_tokenizer
 from eagle_model.fields import from_json
 from eagle_model.files import read_json, write_whole
 from eagle_model.model import assemble as assembling
-from eagle_model.model import weights
+from eagle_model.model import lora, weights
 from eagle_model.model.eagle import Eagle
 from eagle_model.train import checkpoint
 
@@ -44,26 +46,29 @@ def to_folder(
     source: Path | str,
     out: Path | str,
     *,
+    adapter: Path | str | None = None,
     processor: Path | str | None = None,
     layout: str = "released",
     dtype: torch.dtype | None = None,
 ) -> None:
     """Writes a folder that other tools read: the model, its processor's files, and what else the source has.
 
-    source: a released folder, a checkpoint or a run, whose newest is taken. processor: a folder for all but the model,
-    where the source has no tokenizer of its own. layout: as for `Eagle.save_pretrained`. dtype: of the weights; None
-    keeps the source's.
+    source: a released folder, a checkpoint or a run, whose newest is taken. adapter: a folder that PEFT or
+    `lora.save_adapter` wrote, or a run that trained one; merged into the weights. processor: a folder for all but the
+    model, where the source has no tokenizer of its own. layout: as for `Eagle.save_pretrained`. dtype: of the weights;
+    None keeps the source's.
 
     Raises FileExistsError when `out` holds files; FileNotFoundError and ValueError where the readers do.
     """
     _need_empty(out := Path(out))
-    read_newest(Path(source), lambda at: _write_folder(at, out, processor, layout, dtype))
+    read_newest(Path(source), lambda at: _write_folder(at, out, adapter, processor, layout, dtype))
 
 
 def to_run(
     source: Path | str,
     out: Path | str,
     *,
+    adapter: Path | str | None = None,
     processor: Path | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
@@ -79,7 +84,7 @@ def to_run(
             out / "checkpoints",
             0,
             secrets.token_hex(8),
-            lambda folder: _write_folder(at, folder, processor, "released", dtype),
+            lambda folder: _write_folder(at, folder, adapter, processor, "released", dtype),
         ),
     )
 
@@ -92,6 +97,7 @@ def _need_empty(out: Path) -> None:
 def _write_folder(
     source: Path,
     out: Path,
+    adapter: Path | str | None,
     processor: Path | str | None,
     layout: str,
     dtype: torch.dtype | None,
@@ -99,21 +105,21 @@ def _write_folder(
     beside = source if processor is None else Path(processor)
     theirs = Processor.from_pretrained(beside)  # first: it is read in no time
     model = Eagle.from_pretrained(source, dtype=dtype)
+    if adapter is not None:
+        lora.load_adapter(model, adapter)
+        lora.merge(model)
     model.save_pretrained(out, layout=layout)
     theirs.save_pretrained(out)
     copy_other_files(beside, out)
 
 
 def copy_other_files(source: Path, out: Path) -> None:
-    """Copies the files of a model's folder that `out` lacks, but for weights, a manifest, hidden files and folders."""
+    """Copies the files of a model's folder that `out` lacks, but for weights, what the processor's files replace, a
+    manifest, hidden files and folders."""
+    replaced = (MANIFEST, CONFIG_FILE, OLD_CHAT_TEMPLATE)
     for path in sorted(source.iterdir()):
         is_weights = ".safetensors" in path.name or path.suffix in weights.PICKLES or ".bin.index" in path.name
-        if (
-            path.name in (MANIFEST, CONFIG_FILE)
-            or path.name.startswith(".")
-            or is_weights
-            or (out / path.name).exists()
-        ):
+        if is_weights or path.name in replaced or path.name.startswith(".") or (out / path.name).exists():
             continue
         if path.is_file() and path.stat().st_size <= MAX_OTHER_BYTES:
             write_whole(out / path.name, lambda beside, path=path: shutil.copyfile(path, beside))  # type: ignore[misc]

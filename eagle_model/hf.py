@@ -43,7 +43,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from eagle_kernels.integrations.attention import NAME, Visible, eagle_attention
@@ -57,6 +57,7 @@ from eagle_model.fields import few
 from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.eagle import Eagle, build
+from eagle_model.model.llm import document_lengths
 
 MODEL_TYPE = "eagle_2_5_vl"
 # Arguments of from_pretrained that change what is loaded, and that this class has no code for.
@@ -126,6 +127,19 @@ class _Attend:
         return out_BTHW.flatten(0, 1)
 
 
+class _Backbone:
+    """What `base_model` of a model of transformers is to its callers, as TRL: the model without its head."""
+
+    _tp_plan: ClassVar[dict[str, str]] = {}
+    _pp_plan: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, model: Eagle2_5_VLForConditionalGeneration) -> None:
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return self._model.hidden(*args, **kwargs)
+
+
 class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """`model.eagle` in transformers' clothes. New weights as `Eagle` draws them, where none are read."""
 
@@ -174,7 +188,7 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
@@ -183,9 +197,7 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         shift_labels: Tensor | None = None,
-        cu_seq_lens_q: Tensor | None = None,
-        cu_seq_lens_k: Tensor | None = None,
-        **kwargs: Any,  # what trainers hand to every model
+        **kwargs: Any,  # cu_seq_lens_q and cu_seq_lens_k, and what trainers hand to every model
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V); with labels (B, T), not shifted, the loss of the next token. In training mode the logits
         are not made beside a loss: None.
@@ -194,6 +206,40 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         `position_ids` that start again, or cu_seq_lens_q and cu_seq_lens_k (eagle_kernels/integrations/attention.py).
         Raises ValueError unless the placeholders of input_ids are as many as the tiles' tokens.
         """
+        below = self.hidden(
+            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+        )
+        hidden_BTD, loss, logits_BTV = below.last_hidden_state, None, None
+        if labels is not None:
+            hidden_RD = hidden_BTD.flatten(0, 1)
+            labels_R, weights_R = next_token_labels(
+                labels, like=hidden_RD, shift_labels=shift_labels, num_items_in_batch=num_items_in_batch
+            )
+            loss = self.eagle.lm_head(hidden_RD, labels_R, weights_R)
+        if loss is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            kept_BTD = hidden_BTD[:, kept]
+            logits_BTV = self.eagle.lm_head(kept_BTD.flatten(0, 1)).unflatten(0, kept_BTD.shape[:2])
+        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=below.past_key_values)
+
+    @property
+    def base_model(self) -> _Backbone:
+        return _Backbone(self)
+
+    def hidden(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """`forward` up to the head: last_hidden_state (B, T, D)."""
         for name in ("output_hidden_states", "output_attentions"):
             if kwargs.get(name):
                 raise ValueError(f"Eagle2_5_VL: {name} is asked for; the layers' results are not kept. Leave it out.")
@@ -222,25 +268,16 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             module=self, batch_size=B, visible=visible, cache=past_key_values,
             cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
         )  # fmt: skip
+        needs_lengths = self.eagle.llm.needs_lengths
         hidden_RD = self.eagle.llm(
             inputs_embeds.flatten(0, 1),
             position_ids.expand(B, T).flatten().int(),
             attend,
+            lengths_T=_document_lengths(visible, cu_seq_lens_q) if needs_lengths else None,
             checkpoint_activations=self.gradient_checkpointing and self.training,
         )
-        loss = logits_BTV = None
-        if labels is not None:
-            labels_R, weights_R = next_token_labels(
-                labels, like=hidden_RD, shift_labels=shift_labels, num_items_in_batch=num_items_in_batch
-            )
-            loss = self.eagle.lm_head(hidden_RD, labels_R, weights_R)
-        if loss is None or not self.training:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            kept_BTD = hidden_RD.unflatten(0, (B, T))[:, kept]
-            logits_BTV = self.eagle.lm_head(kept_BTD.flatten(0, 1)).unflatten(0, (B, -1))
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits_BTV, past_key_values=past_key_values if use_cache else None
-        )
+        cache = past_key_values if use_cache else None
+        return BaseModelOutputWithPast(last_hidden_state=hidden_RD.unflatten(0, (B, T)), past_key_values=cache)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None, *, may_lack_pixels: bool = False) -> Tensor:
         """(B, T) ids -> (B, T, D): with the tiles' visual tokens in place of the placeholders."""
@@ -374,6 +411,19 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.generation_config.save_pretrained(folder)
 
 
+def _document_lengths(visible: Visible, cu_seqlens: Tensor | None) -> Tensor:
+    """(R,) int32: the length of each token's document so far, what a cache holds of it included."""
+    documents = visible.documents() if cu_seqlens is None else cu_seqlens
+    if documents is not None:
+        return document_lengths(documents, visible.batch_size * visible.q_length)
+    tokens = visible.tokens()
+    if tokens is None:
+        length_B = torch.full((visible.batch_size,), visible.q_length, dtype=torch.int32, device=visible.device)
+    else:
+        length_B = (tokens[1] - tokens[0]).clamp(min=1)
+    return length_B.repeat_interleave(visible.q_length)
+
+
 def _check_attention(name: str | None) -> None:
     if name not in (None, NAME):
         raise ValueError(f"Eagle2_5_VL: attn_implementation is {name!r}; this model has one, {NAME!r}. Leave it out.")
@@ -461,7 +511,7 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
         padding_side: str = "left",
         truncation: bool | str | None = None,
         max_length: int | None = None,
-        **_: Any,  # arguments of other processors: return_tensors is always "pt"
+        **others: Any,  # arguments of other processors: return_tensors is always "pt"
     ) -> BatchFeature:
         """input_ids and attention_mask (B, T), and pixel_values (I, 3, tile_px, tile_px) where there are media.
 
@@ -505,7 +555,7 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
                 f"writes them, with {_ANSWER!r} where the answer begins (add_generation_prompt=True)."
             )
         with _as_files(images) as paths:
-            media = {"image": paths, "video": [str(path) for path in videos]}
+            media: dict[str, list[str]] = {"image": paths, "video": [str(path) for path in videos]}
             messages = [{"role": role, "content": _parts(content, media)} for role, content in turns]
             batch = self.eagle(messages)
         return torch.cat([batch.token_ids_T, self._ids(tail)]), batch.patches_IPK

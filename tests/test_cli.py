@@ -208,6 +208,27 @@ def test_train_then_chat_then_plan_with_its_model(monkeypatch, capsys, trained: 
     assert run(monkeypatch, "report", trained) == 0
 
 
+def test_adapters_are_trained_on_a_run_and_asked_with_it(monkeypatch, capsys, trained, film, tmp_path: Path) -> None:
+    processor = recipe("tiny").processor
+    settings = [
+        f"model={trained}",
+        f"data.recipe={film.parent / 'rows.jsonl'}",
+        "max_steps=1",
+        "dtype=float32",
+        f"processor.sampling.context_tokens={processor.sampling.context_tokens}",
+        *(f"processor.{name}={getattr(processor, name)}" for name in ("tile_px", "patch_px")),
+    ]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    assert run(monkeypatch, "train", "lora", "--run", tmp_path / "lora", *arguments) == 0
+    assert "parameters: adapters of" in capsys.readouterr().out
+    asked = ("chat", trained, film, "--ask", "What?", "--max-new-tokens", 8)
+    assert run(monkeypatch, *asked, "--adapter", tmp_path / "lora") == 0
+    assert run(monkeypatch, *asked, "--adapter", tmp_path) == cli.USAGE_ERROR
+    assert "adapter_config.json is missing; an adapter's folder needs it" in capsys.readouterr().err
+    assert run(monkeypatch, "chat", tmp_path / "lora", "--ask", "What?") == cli.USAGE_ERROR
+    assert "It holds an adapter: load the model under it first" in capsys.readouterr().err
+
+
 def test_a_checkpoint_says_how_the_images_it_was_trained_on_were_prepared(trained: Path) -> None:
     """The names that other programs read: of the trained limits, not of the released model's."""
     about = json.loads((trained / "checkpoints/step-000002/config.json").read_text())

@@ -13,13 +13,14 @@ from eagle_model import cli, convert
 from eagle_model.checkpoints import verify
 from eagle_model.data.processor import Processor
 from eagle_model.fields import ConfigError
-from eagle_model.model import weights
+from eagle_model.model import lora, weights
 from eagle_model.model.eagle import Eagle
 from eagle_model.train import checkpoint
 from eagle_model.train.recipes import tiny
 from eagle_model.train.trainer import Trainer, new_model
 from tests.infer.test_assistant import save_model
 from tests.model import test_assemble
+from tests.model.samples import randomise
 from tests.model.test_released_folders import assert_same_tensors, files
 
 HEAD = {f"{weights.POOLING_HEAD}probe": torch.ones(1, 1, 64)}
@@ -84,6 +85,21 @@ def test_training_starts_from_a_converted_folder_and_does_not_resume_it(tmp_path
     assert_same_tensors(model.carried, HEAD)
     with pytest.raises(ConfigError, match=r"no state of training, as eagle convert makes it: nothing to resume\. Give"):
         Trainer(config, tmp_path / "run", say=lambda text: None)
+
+
+def test_an_adapter_is_merged_into_the_weights(tmp_path, released):
+    model = Eagle.from_pretrained(released)
+    lora.add_lora(model, lora.LoraConfig(r=2, alpha=4))
+    randomise(model, std=0.02)
+    lora.save_adapter(model, tmp_path / "adapter")
+    convert.to_folder(released, tmp_path / "out", adapter=tmp_path / "adapter")
+    plain, merged = Eagle.from_pretrained(released), Eagle.from_pretrained(tmp_path / "out")
+    lora.load_adapter(plain, tmp_path / "adapter")
+    row = Processor.from_pretrained(released)([{"role": "user", "content": "Where?"}])
+    with torch.no_grad():
+        assert (merged.hidden(row) - plain.hidden(row)).abs().max() < 1e-5
+        assert (merged.hidden(row) - Eagle.from_pretrained(released).hidden(row)).abs().max() > 1e-2
+    assert_same_tensors(merged.carried, HEAD)
 
 
 def test_a_folder_without_a_tokenizer_needs_another(tmp_path, released):

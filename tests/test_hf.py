@@ -32,7 +32,9 @@ from eagle_model.data.sampling import SamplingConfig
 from eagle_model.data.tokenizer import train_tokenizer
 from eagle_model.model import attend
 from eagle_model.model.config import tiny
-from tests.model.samples import document, pack, randomise
+from eagle_model.model.rope_scaling import RopeScaling
+from tests.data.conftest import write_video
+from tests.model.samples import document, pack, randomise, small_model, with_text
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,25 @@ def test_generation_is_that_of_eagle(model, how: dict) -> None:
     assert torch.equal(by_embeddings, new)
 
 
+def test_other_language_models_and_dynamic_rope() -> None:
+    """A document is as long as it is so far, in `Eagle.generate` and here."""
+    scaling = RopeScaling(rope_type="dynamic", factor=2.0)
+    cfg = with_text(
+        tiny(vocab_size=97, image_token_id=96),
+        model_type="qwen3", head_dim=16, max_position_embeddings=6, rope_scaling=scaling,
+    )  # fmt: skip
+    model = hf.Eagle2_5_VLForConditionalGeneration(hf.Eagle2_5_VLConfig(**cfg.to_dict()), small_model(cfg)).eval()
+    assert model.eagle.llm.needs_lengths
+    documents = documents_for(model.eagle)
+    row, inputs = pack(documents), rows_of(documents, "left")
+    new = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0)[:, inputs["input_ids"].shape[1] :]
+    assert new.tolist() == model.eagle.generate(row, max_new_tokens=5)
+    with torch.no_grad():
+        want = model.eagle.lm_head(model.eagle.hidden(row))
+        got = model(input_ids=row.token_ids_T[None], pixel_values=row.patches_IPK, position_ids=row.positions_T[None])
+    assert (got.logits[0] - want).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -294,6 +315,17 @@ def test_batches_of_texts_and_images(processor) -> None:
     assert processor.batch_decode(answered["input_ids"])[0].endswith("A cat.<|im_end|>\n")
 
 
+def test_a_video_is_sampled_as_ours_samples_it(processor, tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "clip.mp4"))
+    parts = [{"type": "text", "text": "What "}, {"type": "video", "video": path}, {"type": "text", "text": " is this?"}]
+    want = processor.eagle([{"role": "user", "content": parts}])
+    chat = [{"role": "user", "content": parts}]
+    got = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert torch.equal(got["input_ids"][0], want.token_ids_T)
+    assert torch.equal(got["pixel_values"], processor._tiles(want.patches_IPK.float()))
+    assert len(want.patches_IPK) > 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -367,15 +399,15 @@ def train(model: Any, rows: list, folder: Path, resume: str | None = None, **cha
 
 def test_trainer_trains_and_resumes(folder: Path, model, processor, tmp_path: Path) -> None:
     rows = training_rows(processor)
-    trainer = train(model, rows, tmp_path, max_steps=4)
+    trainer = train(model, rows, tmp_path, max_steps=3)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 4
+    assert len(losses) == 3
     assert losses[-1] < losses[0]
-    trainer.save_model(str(tmp_path / "checkpoint-2" / "over"))
-    saved = Eagle.from_pretrained(tmp_path / "checkpoint-4")
+    trainer.save_model(str(tmp_path / "checkpoint-3"))  # over what is there
+    saved = Eagle.from_pretrained(tmp_path / "checkpoint-3")
     assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), model.eagle.parameters(), strict=True))
     resumed = AutoModelForImageTextToText.from_pretrained(folder)
-    train(resumed, rows, tmp_path / "again", resume=str(tmp_path / "checkpoint-2"), max_steps=4)
+    train(resumed, rows, tmp_path / "again", resume=str(tmp_path / "checkpoint-2"), max_steps=3)
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), model.parameters(), strict=True))
 
 
@@ -394,6 +426,8 @@ def test_peft(model, processor, tmp_path: Path) -> None:
 
     names = {name.rpartition(".")[2] for name, module in model.eagle.llm.named_modules() if hasattr(module, "weight")}
     targets = [name for name in sorted(names) if name.endswith("_proj")]
+    with pytest.raises(ValueError, match="q_proj"):  # released names are not the modules'
+        get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     config = LoraConfig(r=4, target_modules=targets, modules_to_save=["connector"])
     plain = {name: p.clone() for name, p in model.named_parameters()}
     adapted = get_peft_model(model, config)
@@ -428,13 +462,13 @@ def test_trl_prefers_what_it_is_shown(folder: Path, tmp_path: Path, monkeypatch)
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
     dpo = importlib.import_module("dpo")
     pairs = []
-    for seed in range(4):
+    for seed in range(2):
         picture(seed=seed).save(tmp_path / f"{seed}.png")
         question = {"images": [f"{seed}.png"], "prompt": "What is this?"}
         pairs.append({**question, "chosen": "A cat.", "rejected": "A dog."})
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     out = tmp_path / "preferred"
-    log = dpo.main([str(folder), str(tmp_path / "pairs.jsonl"), "--out", str(out), "--steps", "4", "--lr", "1e-2"])
+    log = dpo.main([str(folder), str(tmp_path / "pairs.jsonl"), "--out", str(out), "--steps", "3", "--lr", "1e-2"])
     assert float(log[0]["loss"]) == pytest.approx(math.log(2), abs=1e-3)
     assert float(log[-1]["loss"]) < float(log[0]["loss"]) / 2
     assert float(log[-1]["rewards/margins"]) > 0

@@ -430,7 +430,7 @@ class EagleConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EagleConfig:
         """From the content of config.json. Raises ValueError as the file's docstring says."""
-        if isinstance(fields, Mapping) and fields.get("architectures") in (None, _LEROBOTS_CLASS):
+        if isinstance(fields, Mapping) and fields.get("architectures") == _LEROBOTS_CLASS:
             fields = _without(fields, "architectures")
         other = _without_fixed("", fields, _ONLY_EAGLE)
         _without_fixed("", other, _ONLY_EAGLE_IF_GIVEN)
@@ -601,6 +601,8 @@ def _without_fixed(section: str, fields: Mapping[str, Any], only: Mapping[str, A
     if not isinstance(fields, Mapping):
         raise ValueError(f"config.json: {section} is {shown(fields)}; needs an object.")
     for key, value in only.items():
+        if key == "architectures" and fields.get(key) is None:
+            continue  # a config that was written without a model
         if key in fields and fields[key] != value:
             name = f"{section}.{key}" if section else key
             raise ValueError(f"config.json: {name} is {shown(fields[key])}; this model computes {value!r} only.")

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA) on a frozen model, in the files that PEFT writes and reads.
 
     model = Eagle.from_pretrained("Eagle2.5-8B", dtype=torch.bfloat16)
-    add_lora(model, LoraConfig(r=16, alpha=32))        # answers as before: B begins as 0
+    add_lora(model, LoraConfig(rank=16, alpha=32))        # answers as before: B begins as 0
     ...                                                # train what requires a gradient: the adapters alone
     save_adapter(model, "adapter")                     # adapter_config.json, adapter_model.safetensors
 

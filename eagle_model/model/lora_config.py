@@ -1,6 +1,6 @@
 """What low-rank adapters are, and how PEFT's adapter_config.json says it.
 
-    config = LoraConfig(r=8, alpha=16, targets=("q_proj", "v_proj"))
+    config = LoraConfig(rank=8, alpha=16, targets=("q_proj", "v_proj"))
     config.adapted(["a.q_proj", "a.k_proj"])           # {"a.q_proj": (8, 2.0)}: rank and scale
     fields = to_peft(config, ["a.q_proj"])             # what adapter_config.json holds
     config, other = from_peft(fields, {"a.q_proj": 8})  # other: what it holds beside, which changes nothing here
@@ -24,7 +24,7 @@ ALL_LINEAR = "all-linear"  # PEFT's word for every projection
 _NAME = re.compile(r"\^?[\w.-]+")  # what is no regular expression; ^ says that nothing may stand before it
 
 _OURS = {  # PEFT's name of a field: ours
-    "r": "r",
+    "r": "rank",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
     "target_modules": "targets",
@@ -34,7 +34,7 @@ _OURS = {  # PEFT's name of a field: ours
     "use_dora": "dora",
     "modules_to_save": "modules_to_save",
 }
-_DEFAULTS: dict[str, Any] = {"r": 8, "alpha": 8, "dropout": 0.0}  # PEFT's, where a file says nothing
+_DEFAULTS: dict[str, Any] = {"rank": 8, "alpha": 8, "dropout": 0.0}  # PEFT's, where a file says nothing
 # What is computed here, and nothing else: a file that has the field must hold one of these.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -61,19 +61,21 @@ _FREE = {
 class LoraConfig:
     """Low-rank adapters: how large, and on which projections."""
 
-    r: int = 16  # rank: the adapter of a projection from C to R has r * (C + R) numbers
-    alpha: float = 32.0  # what an adapter adds is scaled by alpha / r
+    rank: int = 16  # the adapter of a projection from C to R has rank * (C + R) numbers
+    alpha: float = 32.0  # what an adapter adds is scaled by alpha / rank
     dropout: float = 0.05  # share of an adapter's inputs that are left out in training
     targets: tuple[str, ...] = (r"language_model\..*_proj",)  # q_proj, regular expressions of names, or all-linear
-    rank_pattern: tuple[tuple[str, int], ...] = ()  # another r for some, as [["k_proj", 4]]; the first that fits counts
+    rank_pattern: tuple[
+        tuple[str, int], ...
+    ] = ()  # another rank for some, as [["k_proj", 4]]; the first that fits counts
     alpha_pattern: tuple[tuple[str, float], ...] = ()  # another alpha for some
-    rslora: bool = False  # scale by alpha / sqrt(r) instead: for a large r
-    dora: bool = False  # train the length of each row beside its direction: slower, better at a small r
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead: for a large rank
+    dora: bool = False  # train the length of each row beside its direction: slower, better at a small rank
     init: Literal["kaiming", "gaussian"] = "kaiming"  # how A is drawn; B begins as 0
     modules_to_save: tuple[str, ...] = ()  # trained whole: names or parts of names, as mlp1 (the connector)
 
     def __post_init__(self) -> None:
-        require(self.r >= 1, "r", self.r, "1 or more")
+        require(self.rank >= 1, "rank", self.rank, "1 or more")
         require(0 < self.alpha < math.inf, "alpha", self.alpha, "a number above 0")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1")
         require(bool(self.targets), "targets", "empty", "a name or a pattern, as q_proj")
@@ -94,7 +96,7 @@ class LoraConfig:
         found = {}
         for name in names:
             if any(_is_target(pattern, name) for pattern in self.targets) and not self.saves(name):
-                rank = _value(self.rank_pattern, name, self.r)
+                rank = _value(self.rank_pattern, name, self.rank)
                 alpha = _value(self.alpha_pattern, name, self.alpha)
                 found[name] = (rank, alpha / (math.sqrt(rank) if self.rslora else rank))
         return found
@@ -112,7 +114,7 @@ def to_peft(config: LoraConfig, names: Sequence[str]) -> dict[str, Any]:
         "peft_type": "LORA",
         "task_type": None,
         "inference_mode": True,  # PEFT's word for: frozen when it is loaded, unless it is told otherwise
-        "r": config.r,
+        "r": config.rank,
         "lora_alpha": _short(config.alpha),
         "lora_dropout": config.dropout,
         "target_modules": targets,

@@ -80,8 +80,8 @@ class TrainConfig:
             "one of them true",
         )
         if self.lora is None:
-            require(not self.adapter, "adapter", self.adapter, "lora too, as lora.r=16")
-            require(self.base_weights == "full", "base_weights", self.base_weights, "lora too, as lora.r=16")
+            require(not self.adapter, "adapter", self.adapter, "lora too, as lora.rank=16")
+            require(self.base_weights == "full", "base_weights", self.base_weights, "lora too, as lora.rank=16")
         else:
             require(
                 self.train_vision and self.train_connector and self.train_llm,

@@ -103,9 +103,9 @@ def test_siglip_trains_as_before(make) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("family", LANGUAGE)
-def test_kernels_train_language_models_as_before(family: str) -> None:
-    plain = causal_lm(family, num_hidden_layers=1)
+def test_kernels_train_language_models_as_before() -> None:
+    """Qwen3, whose norms of q and k are one more way to call an op; the three differ in nothing else here."""
+    plain = causal_lm("qwen3", num_hidden_layers=1)
     patched = copy.deepcopy(plain)
     patch(patched)
     packed = {"position_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])}
@@ -157,8 +157,9 @@ def test_a_copy_of_a_patched_model_is_one_of_its_own() -> None:
     assert_trains_alike(model, other, token_ids(1, 5))
 
 
-@pytest.mark.parametrize("family", LANGUAGE)
-@pytest.mark.parametrize("cache", ["dynamic", "static", None])
+@pytest.mark.parametrize(
+    ("family", "cache"), [("qwen2", "dynamic"), ("qwen2", "static"), ("llama", "static"), ("qwen3", None)]
+)
 def test_generation_is_as_before(family: str, cache: str | None) -> None:
     plain = causal_lm(family).eval()
     patched = copy.deepcopy(plain)

@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench.bench_checkpoint import peak_of
 from eagle_model.model import weights
 from eagle_model.model.assemble import assemble
-from eagle_model.model.eagle import Eagle
+from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig
+from eagle_model.model.eagle import Eagle, build
 from eagle_model.model.vision import resize_position_table
 from tests.model.samples import randomise
 from tests.model.test_released_folders import files
@@ -172,3 +174,24 @@ def test_what_does_not_fit_is_named(tmp_path, siglip):
     with pytest.raises(ValueError, match=r"\(2 tensors\):\n  missing: language_model\.model\.norm\.weight\n  unknown"):
         assemble(siglip, llm_folder, out, **NEW)
     assert not out.exists()
+
+
+def test_it_takes_one_shard_of_memory(tmp_path):
+    """Cast from fp32 as they are written, the tensors of one shard are held at a time."""
+    shard_bytes = 5_000_000
+    vision = transformers.SiglipVisionConfig(**VISION | {"image_size": 28})
+    text = transformers.Qwen2Config(**TEXT | {"hidden_size": 512, "intermediate_size": 2048})
+    towers = VisionConfig.from_dict(vision.to_dict()), TextConfig.from_dict(text.to_dict())
+    cfg = EagleConfig(vision=towers[0], text=towers[1], image_token_id=0)
+    tensors = weights.released(dict(build(cfg).named_parameters()), weights.rules(cfg))
+    for config, prefix in ((vision, "vision_model."), (text, "language_model.")):
+        config.save_pretrained(tmp_path / prefix)
+        zeros = {
+            key.removeprefix(prefix): torch.zeros(at.shape) for key, at in tensors.items() if key.startswith(prefix)
+        }
+        save_file(zeros, tmp_path / prefix / weights.SINGLE)
+    del zeros
+    folders = tmp_path / "vision_model.", tmp_path / "language_model.", tmp_path / "out"
+    peak_bytes = peak_of(lambda: assemble(*folders, **NEW, max_shard_bytes=shard_bytes))
+    assert sum(path.stat().st_size for path in folders[2].glob("*.safetensors")) > 2.4 * shard_bytes
+    assert peak_bytes < 1.6 * shard_bytes

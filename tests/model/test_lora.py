@@ -27,12 +27,12 @@ from eagle_model.model.lora import (
     trained_whole,
 )
 from eagle_model.model.loss import sqrt_mass
-from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model
+from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model, with_text
 from tests.model.test_eagle import called, owners
 
 CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
-EVERYWHERE = LoraConfig(r=4, alpha=6, targets=("all-linear",))
-DORA = LoraConfig(r=2, alpha=3, targets=("all-linear",), dora=True)
+EVERYWHERE = LoraConfig(rank=4, alpha=6, targets=("all-linear",))
+DORA = LoraConfig(rank=2, alpha=3, targets=("all-linear",), dora=True)
 Q = "language_model.model.layers.1.self_attn.q_proj"
 
 
@@ -195,6 +195,21 @@ def test_merged_is_the_same_model(config):
     add_lora(model, config)  # and from there on
 
 
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_other_families_and_a_connector_of_one_layer(family, tmp_path):
+    cfg = replace(with_text(CFG, model_type=family, head_dim=16, num_hidden_layers=1), mlp_connector_layers=1)
+    model, again = with_adapters(EVERYWHERE, small_model(cfg)), small_model(cfg)
+    save_adapter(model, tmp_path / family)
+    keys = load_file(tmp_path / family / "adapter_model.safetensors")
+    assert {
+        f"base_model.model.{name}.lora_B.weight" for name in ("mlp1.0", Q.replace("layers.1", "layers.0"))
+    } < keys.keys()
+    load_adapter(again, tmp_path / family)
+    assert torch.equal(logits_of(again), logits_of(model))
+    merge(model)
+    torch.testing.assert_close(logits_of(model), logits_of(again), atol=1e-4, rtol=1e-4)
+
+
 def test_on_meta_nothing_is_drawn():
     model = build(CFG)
     state = torch.get_rng_state()
@@ -234,7 +249,9 @@ def test_what_cannot_be_added_is_refused():
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
-    config = LoraConfig(r=4, targets=("q_proj", "up_proj"), rank_pattern=(("up_proj", 2),), modules_to_save=("mlp1",))
+    config = LoraConfig(
+        rank=4, targets=("q_proj", "up_proj"), rank_pattern=(("up_proj", 2),), modules_to_save=("mlp1",)
+    )
     save_adapter(with_adapters(config), folder / "adapter")
     return folder / "adapter"
 
@@ -272,7 +289,11 @@ def test_a_model_with_adapters_takes_the_numbers_of_the_same_ones_alone(adapter)
     add_lora(
         model,
         LoraConfig(
-            r=4, targets=("q_proj", "up_proj"), rank_pattern=(("up_proj", 2),), dropout=0.3, modules_to_save=("mlp1",)
+            rank=4,
+            targets=("q_proj", "up_proj"),
+            rank_pattern=(("up_proj", 2),),
+            dropout=0.3,
+            modules_to_save=("mlp1",),
         ),
     )
     load_adapter(model, adapter)
@@ -281,15 +302,15 @@ def test_a_model_with_adapters_takes_the_numbers_of_the_same_ones_alone(adapter)
     assert model.get_parameter("connector.up.weight").requires_grad
     for config, message in (
         (
-            LoraConfig(r=8, targets=("q_proj", "up_proj"), modules_to_save=("mlp1",)),
+            LoraConfig(rank=8, targets=("q_proj", "up_proj"), modules_to_save=("mlp1",)),
             "has rank 4 and scale 8; the model's has rank 8 and scale 4",
         ),
         (
-            LoraConfig(r=4, targets=("q_proj",), modules_to_save=("mlp1",)),
+            LoraConfig(rank=4, targets=("q_proj",), modules_to_save=("mlp1",)),
             "up_proj has rank 2 and scale 16; the model's has none",
         ),
         (
-            LoraConfig(r=4, targets=("q_proj", "up_proj"), rank_pattern=(("up_proj", 2),)),
+            LoraConfig(rank=4, targets=("q_proj", "up_proj"), rank_pattern=(("up_proj", 2),)),
             r"modules_to_save is \('mlp1',\); the model's adapters have \(\)",
         ),
     ):

@@ -35,7 +35,7 @@ def test_it_is_set_from_text_and_saved_as_json():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"r": 0}, "r is 0; needs 1 or more"),
+        ({"rank": 0}, "rank is 0; needs 1 or more"),
         ({"alpha": math.inf}, "alpha is inf; needs a number above 0"),
         ({"dropout": 1.0}, "dropout is 1.0; needs 0 to below 1"),
         ({"targets": ()}, "targets is empty; needs a name or a pattern, as q_proj"),
@@ -54,7 +54,9 @@ def test_what_cannot_be_is_refused_by_name(fields, message):
 
 CONFIGS = [
     LoraConfig(),
-    LoraConfig(r=4, alpha=6.5, targets=("q_proj", "up_proj"), rank_pattern=(("^mlp1.1", 2),), rslora=True, dora=True),
+    LoraConfig(
+        rank=4, alpha=6.5, targets=("q_proj", "up_proj"), rank_pattern=(("^mlp1.1", 2),), rslora=True, dora=True
+    ),
     LoraConfig(targets=("all-linear",), init="gaussian", modules_to_save=("mlp1", "lm_head"), dropout=0.0),
     LoraConfig(targets=(r".*\.q_proj", "v_proj"), rank_pattern=((r"layers\.1\..*", 2),), alpha_pattern=((".*1", 3.0),)),
 ]
@@ -91,8 +93,8 @@ def test_an_expression_of_a_file_is_kept_and_not_run():
     ("changes", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; needs 'LORA'"),
-        ({"r": "8"}, "r is '8'; needs a whole number"),
-        ({"r": True}, "r is True; needs a whole number"),
+        ({"r": "8"}, "rank is '8'; needs a whole number"),
+        ({"r": True}, "rank is True; needs a whole number"),
         ({"lora_alpha": [16]}, r"alpha is \[16\]; needs a number"),
         ({"lora_alpha": 0}, "alpha is 0.0; needs a number above 0"),
         ({"lora_dropout": 2}, "dropout is 2.0; needs 0 to below 1"),
@@ -118,5 +120,5 @@ def test_a_file_that_asks_for_something_else_is_refused_by_its_field(changes, me
 def test_what_changes_nothing_is_kept():
     extra = {"base_model_name_or_path": "b", "task_type": "CAUSAL_LM", "from_the_future": None, "revision": "main"}
     config, other = from_peft(fields_of(**extra), {})
-    assert config == LoraConfig(r=8, alpha=16, dropout=0.0, targets=("q_proj",))
+    assert config == LoraConfig(rank=8, alpha=16, dropout=0.0, targets=("q_proj",))
     assert other == {"peft_type": "LORA", **extra}

@@ -55,7 +55,7 @@ def test_adapters_over_it_and_merged(dora):
         path, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(path), leaf, nn.Parameter(to_nf4(model.get_parameter(name)), requires_grad=False))
     before = logits_of(model)
-    add_lora(model, LoraConfig(r=2, targets=("q_proj", "down_proj"), dora=dora))
+    add_lora(model, LoraConfig(rank=2, targets=("q_proj", "down_proj"), dora=dora))
     model.eval()
     assert (logits_of(model) - before).abs().max() < 1e-5  # |W| / |W| of DoRA is 1 but for rounding
     with torch.no_grad():

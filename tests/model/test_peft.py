@@ -52,7 +52,7 @@ def test_targets_ranks_and_scales_are_pefts(targets, rslora) -> None:
             alpha = theirs.alpha_pattern.get(get_pattern_key(theirs.alpha_pattern, name), 12)
             want[name] = (rank, alpha / (math.sqrt(rank) if rslora else rank))
     ours = LoraConfig(
-        r=8,
+        rank=8,
         alpha=12,
         targets=tuple(targets) if isinstance(targets, list) else (f"(?:{targets})",),
         modules_to_save=("mlp1.3", "1.mlp"),
@@ -208,9 +208,14 @@ def gradients_of(model: Eagle, folder: Path) -> None:
 
 
 CONFIGS_OF_OURS = {
-    "the language model": LoraConfig(r=3, targets=(r"language_model\..*_proj",)),
+    "the language model": LoraConfig(rank=3, targets=(r"language_model\..*_proj",)),
     "all, DoRA": LoraConfig(
-        r=4, targets=("all-linear",), dora=True, rslora=True, rank_pattern=((".*q_proj", 2),), modules_to_save=("mlp1",)
+        rank=4,
+        targets=("all-linear",),
+        dora=True,
+        rslora=True,
+        rank_pattern=((".*q_proj", 2),),
+        modules_to_save=("mlp1",),
     ),
 }
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from eagle_model.checkpoints import CheckpointError, steps, verify
+from eagle_model.data.processor import Processor
 from eagle_model.fields import ConfigError, override
 from eagle_model.infer import Assistant
 from eagle_model.model.eagle import Eagle
@@ -25,7 +26,7 @@ from eagle_model.train.trainer import Trainer, new_model, with_absolute_paths
 from tests.train.test_trainer import assert_equal, chats, config_of, quiet, run
 
 __all__ = ["chats"]  # a fixture
-LORA = ("lora.r=4", "lora.targets=q_proj,up_proj,fc1", "lora.dropout=0.1", "optimizer.learning_rate=1e-2")
+LORA = ("lora.rank=4", "lora.targets=q_proj,up_proj,fc1", "lora.dropout=0.1", "optimizer.learning_rate=1e-2")
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +89,9 @@ def test_a_checkpoint_holds_the_adapters_and_what_belongs_to_them(chats, base, t
     run(config, tmp_path / "run")
     checkpoint = newest(tmp_path / "run")
     names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
-    assert names == {
-        "adapter_config.json", "adapter_model.safetensors", "eagle_processor.json", "tokenizer.json", "manifest.json",
+    Processor.from_pretrained(base).save_pretrained(tmp_path / "processor")
+    assert names - {path.name for path in (tmp_path / "processor").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "manifest.json",
         "training/config.json", "training/optimizer.safetensors", "training/rng.safetensors", "training/state.json",
     }  # fmt: skip
     verify(checkpoint)
@@ -123,7 +125,7 @@ def test_training_goes_on_from_an_adapter(chats, base, tmp_path):
     with pytest.raises(
         ValueError, match=r"adapter_config\.json: the adapter of .* has rank 4 and scale 8; the model's has rank 8"
     ):
-        Trainer(override(config, ["lora.r=8"]), tmp_path / "third", say=quiet)
+        Trainer(override(config, ["lora.rank=8"]), tmp_path / "third", say=quiet)
 
 
 def test_it_starts_from_a_run_and_answers_for_one(chats, base, tmp_path):
@@ -171,12 +173,12 @@ def test_another_model_under_the_adapters_is_refused(chats, base, tmp_path):
 
 
 def test_configs_that_cannot_be_are_refused(chats, base, tmp_path):
-    assert override(debug(), ["lora.r=4"]).lora == LoraConfig(r=4)
+    assert override(debug(), ["lora.rank=4"]).lora == LoraConfig(rank=4)
     for assignments, message in (
         (["adapter=a"], r"adapter is a; needs lora too"),
         (["base_weights=nf4"], r"base_weights is nf4; needs lora too"),
         (
-            ["lora.r=4", "train_vision=false"],
+            ["lora.rank=4", "train_vision=false"],
             r"train_vision, train_connector or train_llm is false; needs them all true",
         ),
     ):
@@ -184,7 +186,7 @@ def test_configs_that_cannot_be_are_refused(chats, base, tmp_path):
             config_of(chats, *assignments)
     for model in ("tiny", ""):
         with pytest.raises(ConfigError, match=rf"model is '{model}'; needs a folder with config\.json"):
-            Trainer(config_of(chats, "lora.r=4", f"model={model}"), tmp_path / f"run{model}", say=quiet)
+            Trainer(config_of(chats, "lora.rank=4", f"model={model}"), tmp_path / f"run{model}", say=quiet)
     with pytest.raises(ConfigError, match=r"targets is c_attn; no projection has such a name"):
         Trainer(lora_config(chats, base, "lora.targets=c_attn"), tmp_path / "run", say=quiet)
 
