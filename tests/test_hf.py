@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,24 @@ def test_configs_lose_nothing(folder: Path, tmp_path: Path) -> None:
     old = dict(released)
     old["llm_config"] = old.pop("text_config")
     assert hf.Eagle2_5_VLConfig(**old).eagle == config.eagle
+
+
+def test_a_release_with_code_of_its_own_needs_none_of_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "release")
+    for name, auto_map in {
+        "config.json": {
+            "AutoConfig": "configuration_eagle2_5_vl.Eagle2_5_VLConfig",
+            "AutoModelForImageTextToText": "modeling_eagle2_5_vl.Eagle2_5_VLForConditionalGeneration",
+        },
+        "processor_config.json": {"AutoProcessor": "processing_eagle2_5_vl.Eagle2_5_VLProcessor"},
+    }.items():
+        fields = json.loads((tmp_path / "release" / name).read_text())
+        (tmp_path / "release" / name).write_text(json.dumps({**fields, "auto_map": auto_map}))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "release")
+    assert isinstance(model, hf.Eagle2_5_VLForConditionalGeneration)
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path / "release"), hf.Eagle2_5_VLProcessor)
+    model.save_pretrained(tmp_path / "again")
+    assert "auto_map" in json.loads((tmp_path / "again" / "config.json").read_text())
 
 
 def test_a_new_model_from_a_config(folder: Path) -> None:
