@@ -61,7 +61,7 @@ def transformers_llm(model: Eagle) -> torch.nn.Module:
     text = {**model.cfg.text.to_dict(), "dtype": str(DTYPE).removeprefix("torch.")}
     with torch.device(DEVICE):
         llm = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**text)).to(DTYPE)
-    released = weights.released(dict(model.named_parameters()), weights.EAGLE)
+    released = weights.released(dict(model.named_parameters()), weights.rules(model.cfg))
     prefix = "language_model."
     own = {key.removeprefix(prefix): tensor for key, tensor in released.items() if key.startswith(prefix)}
     llm.load_state_dict(own)

@@ -199,7 +199,7 @@ def fused_cases() -> list[Case]:
     needs = {"NEED_DGATE": True, "NEED_DUP": True}
     cases += [
         _fused("swiglu_fwd_18944", swiglu._fwd_kernel, WIDTH=18944, **tile),
-        _fused("swiglu_bwd_18944", swiglu._bwd_kernel, WIDTH=18944, **needs, **tile),
+        _fused("swiglu_bwd_18944", swiglu._bwd_kernel, WIDTH=18944, GRAD_STRIDE=18944, **needs, **tile),
     ]
     tile = dict(zip(("ROWS", "COLS"), gelu_bias._tile(4304), strict=True))
     needs = {"NEED_DX": True, "NEED_DBIAS": True}
@@ -213,16 +213,17 @@ def fused_cases() -> list[Case]:
         _fused("merge_2x2_inverse_1152", merge_2x2._kernel, PAIR=2 * 1152, INVERSE=True, **copies),
     ]
     half = 128 // 2
-    tile = {"HALF": half, "ROWS": rope.TILE // half, "COLS": half}
+    plain = {"PER_TOKEN": False, "SCALE": 1.0}
+    tile = {"HALF": half, "ROWS": rope.TILE // half, "COLS": half, **plain}
     for inverse in (False, True):
         # sin and cos beyond 105615 radians take libdevice's slow path: a table in memory, an array on the stack.
         case = _fused(f"rope_{'inverse_' if inverse else ''}128", rope._kernel, INVERSE=inverse, **tile)
         cases.append(replace(case, vectorised=False, stack_budget_bytes=dict.fromkeys((80, 90, 100), 32)))
     tile = dict(zip(("ROWS", "COLS"), qkv_rope._tile(128), strict=True))
-    tile |= {"H": 28, "K": 4, "HALF": half, "HEADS": qkv_rope.HEADS}
+    tile |= {"H": 28, "K": 4, "HALF": half, "HEADS": qkv_rope.HEADS, **plain}
     needs = {"NEED_DQKV": True, "NEED_DBIAS": True}
     for case in (
-        _fused("qkv_rope_fwd_128", qkv_rope._fwd_kernel, **tile),
+        _fused("qkv_rope_fwd_128", qkv_rope._fwd_kernel, HAS_BIAS=True, **tile),
         _fused("qkv_rope_bwd_128", qkv_rope._bwd_kernel, **needs, **tile),
     ):
         cases.append(replace(case, vectorised=False, stack_budget_bytes=dict.fromkeys((80, 90, 100), 48)))
@@ -281,7 +282,7 @@ def _rows_launch(launch: tuple[int, int, int, int]) -> dict[str, int]:
     return dict(zip(("ROWS", "COLS", "num_warps", "STAGES"), launch, strict=True))
 
 
-def _fused(name: str, kernel: Any, *, num_warps: int = 4, **constants: int | bool) -> Case:
+def _fused(name: str, kernel: Any, *, num_warps: int = 4, **constants: float) -> Case:
     fp32 = {
         "rstd_ptr",
         "mean_ptr",

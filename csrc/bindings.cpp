@@ -96,11 +96,15 @@ py::array_t<T> array(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-py::dict matroska_blocks(int fd, int64_t begin, int64_t end, uint64_t track_number, bool allow_invisible) {
+py::dict matroska_blocks(int fd, int64_t begin, int64_t end, uint64_t track_number, bool allow_invisible,
+                         const py::function& look) {
   eagle::MatroskaBlocks blocks;
   {
     const py::gil_scoped_release unlocked;
-    blocks = eagle::matroska_blocks(fd, begin, end, track_number, allow_invisible);
+    blocks = eagle::matroska_blocks(fd, begin, end, track_number, allow_invisible, [&look] {
+      const py::gil_scoped_acquire locked;
+      look();  // what it raises goes through to the caller
+    });
   }
   py::dict arrays;
   arrays["timestamp"] = array(blocks.timestamp);
@@ -160,7 +164,7 @@ PYBIND11_MODULE(_native, m) {
       py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"), py::arg("simd") = eagle::simd());
 
   m.def("matroska_blocks", &matroska_blocks, py::arg("fd"), py::arg("begin"), py::arg("end"), py::arg("track_number"),
-        py::arg("allow_invisible"));
+        py::arg("allow_invisible"), py::arg("look"));
 
   py::class_<eagle::MergeAttention>(m, "MergeAttention")
       .def(py::init(&make_merge), py::kw_only(), py::arg("out_a"), py::arg("lse_a"), py::arg("out_b"), py::arg("lse_b"),

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <limits>
 #include <utility>
 
@@ -40,7 +41,7 @@ constexpr uint8_t kKeyFlag = 0x80, kInvisibleFlag = 0x08, kLacingFlags = 0x06;
 // on a disk than one more seek; a header's length where they are long. Measured: docs/notes/video.md.
 class Window {
  public:
-  Window(int fd, int64_t begin) : fd_(fd), file_begin_(begin) {}
+  Window(int fd, int64_t begin, const std::function<void()>& look) : fd_(fd), file_begin_(begin), look_(look) {}
 
   // `count` <= 8 bytes at `at`, which end at or before `limit`; valid until the next call.
   const uint8_t* bytes(int64_t at, int64_t count, int64_t limit) {
@@ -52,9 +53,15 @@ class Window {
   int64_t num_elements = 0;  // so far
 
  private:
+  using Clock = std::chrono::steady_clock;
   static constexpr int64_t kShort = 256, kLong = 1 << 17, kShortElement = 8192;
+  static constexpr std::chrono::milliseconds kBetweenLooks{50};  // a look may have to wait for Python's lock
 
   void fill(int64_t at, int64_t count) {
+    if (Clock::now() - looked_ >= kBetweenLooks) {
+      look_();
+      looked_ = Clock::now();
+    }
     const int64_t wanted = at - file_begin_ < num_elements * kShortElement ? kLong : kShort;
     begin_ = at;
     size_ = 0;
@@ -68,6 +75,8 @@ class Window {
 
   int fd_;
   int64_t file_begin_, begin_ = 0, size_ = 0;
+  const std::function<void()>& look_;
+  Clock::time_point looked_{};  // long ago: the first look is at once
   std::vector<uint8_t> buffer_ = std::vector<uint8_t>(kLong);
 };
 
@@ -79,8 +88,8 @@ struct Element {
 
 class Scan {
  public:
-  Scan(int fd, int64_t begin, uint64_t track_number, bool allow_invisible)
-      : window_(fd, begin), track_number_(track_number), allow_invisible_(allow_invisible) {}
+  Scan(int fd, int64_t begin, uint64_t track_number, bool allow_invisible, const std::function<void()>& look)
+      : window_(fd, begin, look), track_number_(track_number), allow_invisible_(allow_invisible) {}
 
   MatroskaBlocks run(int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end;) {
@@ -244,9 +253,10 @@ class Scan {
 
 }  // namespace
 
-MatroskaBlocks matroska_blocks(int fd, int64_t begin, int64_t end, uint64_t track_number, bool allow_invisible) {
+MatroskaBlocks matroska_blocks(int fd, int64_t begin, int64_t end, uint64_t track_number, bool allow_invisible,
+                               const std::function<void()>& look) {
   check(0 <= begin && begin <= end, "matroska: bytes ", begin, " to ", end, " are no part of a file.");
-  return Scan(fd, begin, track_number, allow_invisible).run(begin, end);
+  return Scan(fd, begin, track_number, allow_invisible, look).run(begin, end);
 }
 
 }  // namespace eagle

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace eagle {
@@ -25,6 +26,8 @@ struct MatroskaBlocks {
 // this track: lacing, an empty or invisible block, encrypted ones, block additions, codec state, discard padding, or no
 // block. (VP8 has invisible blocks, and its payloads say the same; that flag is left to the caller, who has
 // first_byte.) Also where the file cannot be read or got shorter.
-MatroskaBlocks matroska_blocks(int fd, int64_t begin, int64_t end, uint64_t track_number, bool allow_invisible);
+// `look` is called some twenty times a second, and ends the reading by throwing: a slow disk may take minutes.
+MatroskaBlocks matroska_blocks(int fd, int64_t begin, int64_t end, uint64_t track_number, bool allow_invisible,
+                               const std::function<void()>& look);
 
 }  // namespace eagle

@@ -9,7 +9,8 @@ A field is true or false, a number, a text, one of a `Literal`'s values, a group
 fixed length or of any; each may be optional (`| None`). A path names it: `optimizer.betas`, `groups.0.learning_rate`.
 Values are written plainly: true, 3, 1e-4, any text, none; 0.9,0.95 for a tuple, nothing for an empty one. Groups and
 tuples may also be JSON, as in lora={"rank": 8} and groups=[{"name": "llm"}], and so may a text that would be taken for
-something else: "none" with its quotes is the word. What a field means says the comment on its own lines of the source.
+something else: "none" with its quotes is the word. A field whose metadata is NOT_SET_BY_TEXT, a name that its maker
+gives, is no setting: text does not set it. What a field means says the comment on its own lines of the source.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ Config = TypeVar("Config")
 MAX_SHOWN_CHARS = 100  # of a wrong value in an error: enough to find it, and the sentence stays a sentence
 MAX_NAMES = 20  # of a list in an error: a page of them hides the sentence
 MAX_HINTS = 3  # of what may be meant: a choice, not a list
+NOT_SET_BY_TEXT = {"set": False}
 
 
 class ConfigError(ValueError):
@@ -126,7 +128,8 @@ def near_misses(kind: type, path: str) -> list[str]:
     likely = (
         [p for p in names if p == path],
         [p for p, n in names.items() if n == name],  # the right name in the wrong group
-        *(alike(name, among) for among in (beside, names) for alike in (_spelled_alike, _short_for, _part_of)),
+        *(_short_for(name, among) for among in (beside, names)),  # before what is spelled like it: lr is no lora
+        *(alike(name, among) for among in (beside, names) for alike in (_spelled_alike, _part_of)),
     )
     hints = next(filter(None, likely), [])[:MAX_HINTS]
     return [parent + hint.removeprefix(first_item) if hint in beside else hint for hint in hints]
@@ -165,7 +168,10 @@ def _assign(kind: Any, raw: Any, at: list[str], names: list[str], text: str, roo
     if is_dataclass(inner):
         hints = get_type_hints(inner)
         if name not in hints:
-            raise ConfigError(_unknown(root, path, [*at, name], hints))
+            settings = [known for known in hints if _is_setting(inner, known)]
+            raise ConfigError(_unknown(root, path, [*at, name], settings))
+        if not _is_setting(inner, name):
+            raise ConfigError(f"{path} is {shown((raw or {}).get(name))} and cannot be set; leave it out.")
         if raw is None:  # a group that was not there
             raw = {f.name: _plain(_default(f)) for f in fields(inner) if _has_default(f)}
         return {**raw, name: _assign(hints[name], raw.get(name), [*at, name], rest, text, root)}
@@ -209,10 +215,10 @@ def _parse(kind: Any, text: str, path: str) -> Any:
         return text
 
 
-def _unknown(root: type, path: str, known_to: list[str], hints: dict[str, Any]) -> str:
+def _unknown(root: type, path: str, known_to: list[str], names: Iterable[str]) -> str:
     likely = near_misses(root, path) or near_misses(root, ".".join(known_to))
     hint = f" Did you mean {' or '.join(likely)}?" if likely else ""
-    return f"{few([path])}: there is no field {few([known_to[-1]])}.{hint} The fields are {few(hints)}."
+    return f"{few([path])}: there is no field {few([known_to[-1]])}.{hint} The fields are {few(names)}."
 
 
 def _spelled_alike(name: str, names: dict[str, str]) -> list[str]:
@@ -237,6 +243,8 @@ def _paths(kind: Any, path: str) -> Iterator[str]:
         yield from _paths(get_args(inner)[0], f"{path}.0")
     elif is_dataclass(inner):
         for name, hint in get_type_hints(inner).items():
+            if not _is_setting(inner, name):
+                continue
             yield _join(path, name)
             yield from _paths(hint, _join(path, name))
 
@@ -244,7 +252,8 @@ def _paths(kind: Any, path: str) -> Iterator[str]:
 def _listed(group: object, path: str, mark: str) -> Iterator[tuple[str, str]]:
     kind = group if isinstance(group, type) else type(group)
     hints, meanings = get_type_hints(kind), _meanings(kind)
-    for f in sorted(fields(kind), key=lambda f: is_dataclass(hints[f.name])):  # a group's own fields before its groups
+    own = [f for f in fields(kind) if _is_setting(kind, f.name)]
+    for f in sorted(own, key=lambda f: is_dataclass(hints[f.name])):  # a group's own fields before its groups
         here, inner = _join(path, f.name), _without_none(hints[f.name])
         value = _default(f) if isinstance(group, type) else getattr(group, f.name)
         about = " ".join(filter(None, [meanings.get(f.name), f"({_type_name(hints[f.name])})"]))
@@ -381,6 +390,10 @@ def _type_name(kind: Any) -> str:
             return f"a JSON list{'' if _is_variadic(kind) else f' of {count}'}, {each}"
         return f"{count}, {each}, separated by commas"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+
+
+def _is_setting(kind: Any, name: str) -> bool:
+    return bool(kind.__dataclass_fields__[name].metadata.get("set", True))
 
 
 def _has_default(f: Field[Any]) -> bool:

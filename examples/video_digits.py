@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -140,8 +141,9 @@ def main() -> None:
         made = digit_videos.build(videos, num_train=args.videos, num_test=num_test)
         for _ in track(made, "Writing H.264 files", total=args.videos + num_test, console=console):
             pass
-    if not Trainer(config(videos, args.steps), run, say=print).train():
-        raise SystemExit(130)
+    trainer = Trainer(config(videos, args.steps), run, say=print)
+    if not trainer.train() and trainer.stopped_by:
+        raise SystemExit(128 + trainer.stopped_by)
     scores = evaluate(run, videos)
     seconds = time.perf_counter() - begin
     about = {"scores": scores, "steps": args.steps, "seconds": round(seconds, 1), "torch": torch.__version__}
@@ -160,4 +162,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)

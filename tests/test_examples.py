@@ -1,6 +1,8 @@
-"""The demo's video set: its movement question cannot be answered without the order of the frames."""
+"""The demo's video set: its movement question cannot be answered without the order of the frames. The other examples,
+in small: what they say they do, they do."""
 
 import json
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +14,8 @@ from sklearn.datasets import load_digits
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import digit_videos
+import lora
+import video_digits
 
 from eagle_kernels.video import probe
 from eagle_model.data.recipe import read_recipe
@@ -88,3 +92,43 @@ def test_an_interrupted_build_leaves_no_half_made_set(tmp_path: Path) -> None:
     list(digit_videos.build(folder, num_train=8, num_test=4))
     rows = (folder / "train.jsonl").read_text().splitlines()
     assert len({json.loads(row)["id"] for row in rows}) == len(rows) == 8
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE])
+def test_a_stopped_demo_exits_by_its_signal(how: signal.Signals, tmp_path: Path, monkeypatch) -> None:
+    class Stopped:
+        stopped_by = how
+
+        def __init__(self, config, run, *, say) -> None:
+            assert run == tmp_path / "training"
+
+        def train(self) -> bool:
+            return False
+
+    (tmp_path / "videos").mkdir()
+    monkeypatch.setattr(video_digits, "Trainer", Stopped)
+    monkeypatch.setattr(video_digits, "show_plan", lambda folder: None)
+    monkeypatch.setattr(sys, "argv", ["video_digits.py", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        video_digits.main()
+    assert stopped.value.code == 128 + how
+
+
+def test_lora_trains_asks_and_merges(tmp_path: Path, capsys) -> None:
+    lora.main(tmp_path, None, max_steps=2)
+    printed = capsys.readouterr().out
+    for colour in lora.COLOURS:
+        assert f"{colour}: without adapters" in printed
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
+    sizes = [
+        (tmp_path / "model/model.safetensors").stat().st_size,
+        (checkpoint / "adapter_model.safetensors").stat().st_size,
+    ]
+    assert sizes[1] < sizes[0] / 3
+    picture = tmp_path / "data" / "red.png"
+    answers = [
+        lora.ask(tmp_path / "model", picture),
+        lora.ask(tmp_path / "model", picture, tmp_path / "run"),
+        lora.ask(tmp_path / "merged", picture),
+    ]
+    assert answers[0] != answers[1] == answers[2]

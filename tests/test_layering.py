@@ -33,7 +33,9 @@ ONE_PLACE = {  # a file, or a folder
     "flash_attn": "eagle_kernels/attention.py",
     "nvidia": "eagle_kernels/video/dali.py",
     "pillow_heif": "eagle_model/data/images.py",
+    "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
+    "torchao": "eagle_model/model/nf4.py",
 }
 
 
@@ -85,6 +87,7 @@ def test_native_imports_nothing_of_ours_but_the_extension() -> None:
     [
         ("eagle_kernels", ("eagle_model", "bench", "tests")),
         ("eagle_kernels/video", (*(f"eagle_kernels.{op}" for op in OPS), "eagle_model")),
+        ("eagle_kernels/integrations", ("eagle_kernels.video", "eagle_model")),
         ("eagle_model/data", ("eagle_model.model", "eagle_model.train", "eagle_model.infer", "bench", "tests")),
         (
             "eagle_model/model",
@@ -92,6 +95,7 @@ def test_native_imports_nothing_of_ours_but_the_extension() -> None:
         ),
         ("eagle_model/train", ("eagle_model.infer", "bench", "tests", "eagle_model.cli")),
         ("eagle_model/infer", ("eagle_model.train", "bench", "tests", "eagle_model.cli")),
+        ("eagle_model/hf.py", ("eagle_model.train", "eagle_model.infer", "eagle_model.cli", "bench", "tests")),
         ("eagle_model", ("bench", "tests", "examples")),
         *((f"eagle_model/{name}.py", (*FOLDERS, "eagle_kernels", "eagle_model.cli")) for name in SHARED),
     ],
@@ -114,6 +118,14 @@ def test_data_and_model_meet_only_in_packed_batch() -> None:
     ours = {m for p in modules("eagle_model/data") + modules("eagle_model/model") for m in imports(p)}
     crossing = {m for m in ours if re.fullmatch(r"eagle_model\.\w+", m)} - {"eagle_model.data", "eagle_model.model"}
     assert crossing <= {f"eagle_model.{name}" for name in SHARED}, crossing
+
+
+def test_other_libraries_models_are_known_at_the_edges_alone() -> None:
+    """transformers in the integrations and in hf.py; nobody but hf.py needs the integrations."""
+    edges = {*modules("eagle_kernels/integrations"), ROOT / "eagle_model/hf.py"}
+    inside = [p for p in modules("eagle_kernels") + modules("eagle_model") if p not in edges]
+    found = {str(p): reaches(p, "transformers", "peft", "trl", "eagle_kernels.integrations") for p in inside}
+    assert not {path: names for path, names in found.items() if names}
 
 
 @pytest.mark.parametrize("library", ONE_PLACE)

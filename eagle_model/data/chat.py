@@ -6,17 +6,19 @@
     tokens.labels_T             # IGNORE_INDEX but for "A dog.<|im_end|>"
 
 Layout  ChatML: `<|im_start|>role\\n` text `<|im_end|>\\n` a turn, contents stripped; a default system turn comes first
-        where a sample has none; a prompt for generation ends in `<|im_start|>assistant\\n`.
-        An image becomes `<image 1><img>` `<IMG_CONTEXT>` x n `</img>`. A video becomes
-        `The first video sampled with 2.00 fps: ` and for each frame `Frame 1 sample at 0.00s: <img>...</img>`, nothing
-        between them. That is the layout of the released processor; beyond the tenth video, where the release has no
-        word, we write `The 11-th video`.
+        where a sample has none; a prompt for generation ends in `<|im_start|>assistant\\n`. What is written around
+        images and frames says the template (templates.py): by default `<image 1><img>` `<IMG_CONTEXT>` x n `</img>`.
+Tools   As in Qwen2.5's chat template: what may be called stands at the end of the system turn, what tools answered
+        in a user's turn, several one after the other in one.
+Thoughts  With auto_thinking_prompt, as Qwen3 is trained: a question whose answers, up to the next question, have no
+        `<think>` is given `/nothink`, and they an empty block of it. The release decides by the last of the answers
+        and adds a second block to one that has one; we add none where any has thoughts, and never a second.
 Labels  An assistant turn's text through its `<|im_end|>`, inclusive, is supervised, unless the turn is not learned;
         all else is IGNORE_INDEX. Ids and labels are made together: nothing is tokenised twice, no offset computed.
 Safety  Text never becomes a control token: `<|im_end|>` in a user's text is encoded as the characters it consists of.
         What annotations do write out as text keeps its own token: MARKUP_TOKENS and the tokenizer's non-special added
         tokens (Qwen's `<tool_call>`).
-Source  ChatML and labels: arXiv:2504.15271 trains on Qwen2.5's template; layout: processor of nvidia/Eagle2.5-8B.
+Source  ChatML and labels: arXiv:2504.15271 trains on Qwen2.5's template.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import repeat
+from itertools import groupby, repeat, takewhile
 from typing import NamedTuple
 
 import torch
@@ -35,40 +37,47 @@ from torch import Tensor
 
 from eagle_model.batch import IGNORE_INDEX
 from eagle_model.data.sample import DataError, ImageRef, Sample, Turn
+from eagle_model.data.templates import (
+    DEFAULT_TEMPLATE,
+    END_OF_TEXT,
+    NO_THINK,
+    NO_THOUGHT,
+    RESPONSE_END,
+    RESPONSE_START,
+    TEMPLATES,
+    TOOLS_END,
+    TOOLS_START,
+    TURN_END,
+    TURN_START,
+    SampledVideo,
+    Seen,
+    TemplateName,
+    Written,
+    thinks,
+    written,
+)
 from eagle_model.data.tiling import Grid
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-TURN_START, TURN_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 MARKUP_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")  # grounding, written out in annotations
+INTERVAL_TOKENS = ("<interval>", "</interval>")  # of time, likewise; the training code's tokenizers have them
 SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP_TOKENS)  # the released checkpoint's order of ids
-DEFAULT_SYSTEM = "You are a helpful assistant."
 _CONTROL_TOKENS = (TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)  # what this file writes
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _PIECE_CHARS = 1 << 16  # of a long text, encoded one after the other
 _CUT_TOKENS = 64  # that cutting a text may add, where it falls into a word or a run of spaces
 _CACHED_CHARS = 128  # frame labels and role names come again and again; long texts do not
-
-
-class SampledVideo(NamedTuple):
-    """What the text says of one video."""
-
-    timestamps_seconds: tuple[float, ...]  # one a frame, from the file's first shown frame
-    frames_per_second: float  # sampled frames a second of the clip
-
-
-Seen = Grid | SampledVideo  # what the model gets to see of one image, of one video
 
 
 def seen_media(
     sample: Sample,
     grids: Iterable[Grid],
     timestamps_seconds: Iterable[Sequence[float]],
-    clip_seconds: Iterable[float],
+    clip_seconds: Iterable[float | None],
 ) -> tuple[Seen, ...]:
     """What is seen of each of sample.media, in its order.
 
-    Args:    grids: one an image.  timestamps_seconds: the times of the frames seen of each video.
-             clip_seconds: how long each video's clip lasts.
+    Args:    grids: one an image.  timestamps_seconds: the times of the frames seen of each video, or the pages of a
+             document.  clip_seconds: how long each video's clip lasts; None of a document.
     """
     images, videos = iter(grids), zip(timestamps_seconds, clip_seconds, strict=True)
     seen: list[Seen] = []
@@ -77,7 +86,8 @@ def seen_media(
             seen.append(next(images))
         else:
             times, seconds = next(videos)
-            seen.append(SampledVideo(tuple(times), len(times) / seconds))
+            rate = None if seconds is None else len(times) / seconds
+            seen.append(SampledVideo(tuple(times), rate, has_times=seconds is not None))
     return tuple(seen)
 
 
@@ -102,12 +112,21 @@ class ChatEncoder:
     """Encodes samples with one tokenizer; holds a cache, is safe to share between threads.
 
     tokenizer: any `tokenizers.Tokenizer` with the control tokens; it is not changed.
-    system: the system turn of samples that have none; "" for no system turn.
+    template: the layout, a name of templates.TEMPLATES.
+    system: the system turn of samples that have none; None for the template's own, "" for no system turn.
+    auto_thinking_prompt: whether questions and answers without thoughts say so.
 
     Raises ValueError that lists the tokens the tokenizer lacks.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, system: str = DEFAULT_SYSTEM) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        template: TemplateName = DEFAULT_TEMPLATE,
+        system: str | None = None,
+        auto_thinking_prompt: bool = False,
+    ) -> None:
         found = {token: tokenizer.token_to_id(token) for token in _CONTROL_TOKENS}
         ids = {token: token_id for token, token_id in found.items() if token_id is not None}
         if missing := [token for token in _CONTROL_TOKENS if token not in ids]:
@@ -115,7 +134,9 @@ class ChatEncoder:
                 f"the tokenizer lacks {', '.join(missing)}; needs {', '.join(_CONTROL_TOKENS)}. "
                 f"Add them with tokenizer.add_special_tokens, or take the tokenizer of an Eagle 2.5 checkpoint."
             )
-        self.system = system
+        self.template = TEMPLATES[template]
+        self.system = self.template.system if system is None else system
+        self.auto_thinking_prompt = auto_thinking_prompt
         self.context_id = ids[IMAGE_CONTEXT]
         self.turn_end_id = ids[TURN_END]
         end_of_text = tokenizer.token_to_id(END_OF_TEXT)
@@ -125,7 +146,8 @@ class ChatEncoder:
         self._markup_ids = {
             token.content: token_id
             for token_id, token in added.items()
-            if token.content in MARKUP_TOKENS or not (token.special or token.content in _CONTROL_TOKENS)
+            if token.content in (*MARKUP_TOKENS, *INTERVAL_TOKENS)
+            or not (token.special or token.content in _CONTROL_TOKENS)
         }
         self._forbidden_ids = frozenset(added) - frozenset(self._markup_ids.values()) | frozenset(ids.values())
         longest_first = sorted(self._markup_ids, key=lambda token: (-len(token), token))
@@ -159,7 +181,7 @@ class ChatEncoder:
     def num_text_tokens(
         self,
         sample: Sample,
-        clip_seconds: Sequence[float],
+        clip_seconds: Sequence[float | None],
         timestamps_seconds: Sequence[Sequence[float]],
         *,
         generation_prompt: bool = False,
@@ -179,7 +201,8 @@ class ChatEncoder:
 
         What this costs is bounded by num_tokens, however long the text is.
         """
-        text = "".join(part.strip() for turn in sample.turns for part in turn.parts if isinstance(part, str))
+        said = (part.strip() for turn in sample.turns for part in turn.parts if isinstance(part, str))
+        text = "".join([*sample.tools, *said])
         if len(text) <= _PIECE_CHARS:
             return False
         num_found = 0
@@ -199,14 +222,42 @@ class ChatEncoder:
             raise ValueError(
                 f"{sample.id}: {len(seen)} images and videos were planned, but the sample has {len(sample.media)}."
             )
-        coming = iter(seen)
-        if self.system and sample.turns[0].role != "system":
-            yield from _turn(Turn("system", (self.system,)), coming, tokens_per_tile)
-        for turn in sample.turns:
-            yield from _turn(turn, coming, tokens_per_tile)
+        media = self._written_media(sample, seen, tokens_per_tile)
+        for turn in self._turns(sample):
+            yield from _turn(turn, media)
         if generation_prompt:
             yield _control(TURN_START)
             yield _text("assistant\n")
+
+    def _written_media(self, sample: Sample, seen: Sequence[Seen], tokens_per_tile: int) -> Iterator[Written]:
+        """What stands for each of sample.media, in its order."""
+        num_pictures = [1 if isinstance(thing, Grid) else len(thing.timestamps_seconds) for thing in seen]
+        of_images = self.template.counts == "images"
+        is_only = (len(sample.images) if of_images else sum(num_pictures)) == 1
+        before = 0
+        for part, thing, num in zip(sample.media, seen, num_pictures, strict=True):
+            yield written(
+                self.template,
+                thing,
+                number=part.number,
+                picture=before + 1,
+                is_only=is_only,
+                tokens_per_tile=tokens_per_tile,
+            )
+            before += num
+
+    def _turns(self, sample: Sample) -> list[Turn]:
+        """The turns as the prompt shows them: system first, tools in it, their answers as a user's turns."""
+        turns = list(sample.turns)
+        system = turns.pop(0).parts if turns[0].role == "system" else (self.system,) if self.system else None
+        if sample.tools:
+            system = (*(system or ()), TOOLS_START, *("\n" + tool for tool in sample.tools), TOOLS_END)
+        turns = _with_thoughts(turns) if self.auto_thinking_prompt else turns
+        shown = [] if system is None else [Turn("system", system)]
+        for role, group in groupby(turns, key=lambda turn: turn.role):
+            together = list(group)
+            shown += [_responses(together)] if role == "tool" else together
+        return shown
 
     # -- ids
 
@@ -232,7 +283,35 @@ class ChatEncoder:
         return tuple(ids)
 
 
-def _turn(turn: Turn, coming: Iterator[Seen], tokens_per_tile: int) -> Iterator[_Span]:
+def _with_thoughts(turns: list[Turn]) -> list[Turn]:
+    """Turns in which a question whose answers are without thoughts says so, and they too."""
+    shown = list(turns)
+    questions = [i for i, turn in enumerate(turns) if turn.role == "user"]
+    for start, end in zip(questions, [*questions[1:], len(turns)]):
+        answers = [i for i in range(start + 1, end) if turns[i].role == "assistant"]
+        if not answers or any(thinks(turns[i].text) for i in answers):
+            continue
+        if not _last_text(turns[start]).rstrip().endswith(NO_THINK):
+            shown[start] = replace(turns[start], parts=(*turns[start].parts, NO_THINK))
+        for i in answers:
+            if not turns[i].text.lstrip().startswith(NO_THOUGHT.rstrip()):
+                shown[i] = replace(turns[i], parts=(NO_THOUGHT, *turns[i].parts))
+    return shown
+
+
+def _last_text(turn: Turn) -> str:
+    """What a turn says after all of its media."""
+    parts = list(takewhile(lambda part: isinstance(part, str), reversed(turn.parts)))
+    return "".join(map(str, reversed(parts)))
+
+
+def _responses(turns: list[Turn]) -> Turn:
+    """What tools answered, one after the other in one turn."""
+    parts = [part for turn in turns for part in ("\n", RESPONSE_START, *turn.parts, RESPONSE_END)]
+    return Turn("user", tuple(parts[1:]))
+
+
+def _turn(turn: Turn, media: Iterator[Written]) -> Iterator[_Span]:
     """Turn start, role, contents without the white space around them, turn end, newline.
 
     The role's newline and the text may be cut here without changing a token: the text is stripped, and a pre-tokenizer
@@ -245,29 +324,24 @@ def _turn(turn: Turn, coming: Iterator[Seen], tokens_per_tile: int) -> Iterator[
         yield _Span("", TURN_END, 1, turn.learned)
     else:
         label = f"{turn.role}\n"  # text that runs up to the next control token is encoded as one piece
-        text, at_start = "", True
+        text, at_start, after_newline = "", True, False
         for part in turn.parts:
             if isinstance(part, str):
-                text += part
+                text += part.removeprefix("\n") if after_newline else part
+                after_newline = False
                 continue
-            pending = label + (text.lstrip() if at_start else text)
-            label, text, at_start = "", "", False
-            seen = next(coming)
-            if isinstance(seen, Grid):
-                yield from _tile_run(f"{pending}<image {part.number}>", seen.num_tiles * tokens_per_tile)
-            else:
-                yield from _frames(pending, part.number, seen, tokens_per_tile)
+            runs, end = next(media)
+            text = text.lstrip() if at_start else text
+            for before, num_tokens in runs:
+                yield _text(label + text + before)
+                yield _control(IMAGE_START)
+                yield _control(IMAGE_CONTEXT, num_tokens)
+                yield _control(IMAGE_END)
+                label, text, at_start = "", "", False
+            text, after_newline = end, end.endswith("\n")
         yield _text(label + (text.strip() if at_start else text.rstrip()))
         yield _control(TURN_END)
     yield _text("\n")
-
-
-def _frames(pending: str, number: int, video: SampledVideo, tokens_per_tile: int) -> Iterator[_Span]:
-    ordinal = _ORDINALS[number - 1] if number <= len(_ORDINALS) else f"{number}-th"
-    pending += f"The {ordinal} video sampled with {video.frames_per_second:.2f} fps: "
-    for i, seconds in enumerate(video.timestamps_seconds, start=1):
-        yield from _tile_run(f"{pending}Frame {i} sample at {seconds:.2f}s: ", tokens_per_tile)
-        pending = ""
 
 
 def _text(text: str) -> _Span:
@@ -276,13 +350,6 @@ def _text(text: str) -> _Span:
 
 def _control(token: str, repeats: int = 1) -> _Span:
     return _Span("", token, repeats, False)
-
-
-def _tile_run(text: str, num_tokens: int) -> Iterator[_Span]:
-    yield _text(text)
-    yield _control(IMAGE_START)
-    yield _control(IMAGE_CONTEXT, num_tokens)
-    yield _control(IMAGE_END)
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:

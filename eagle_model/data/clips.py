@@ -3,11 +3,13 @@
 clip = open_clip(VideoRef(Path("film.mp4"), start_seconds=10, end_seconds=20), seek="tolerance")
 clip.frame_times_seconds[0]        # 10.0, or a little more: the first frame shown from then on
 clip.choose((10.0, 15.0, 20.0))    # (10.0, 14.4, 19.2): frames near these times that are cheap to decode
+open_clip(VideoRef(Path("paper.pdf"))).frame_times_seconds    # 0.0, 1.0, ...: a document's pages, by their numbers
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,7 +19,8 @@ import numpy as np
 
 from eagle_kernels import video as video_files
 from eagle_kernels.video import Video, VideoError
-from eagle_model.data.sample import DataError, VideoRef
+from eagle_model.data.documents import num_pages
+from eagle_model.data.sample import DataError, VideoRef, is_document
 
 # Videos that stay open: clips of one film follow each other in data sets, and what was planned just now is loaded next.
 # An index takes some 40 bytes a frame, so these 8 take 35 MB if each is an hour; plans hold none.
@@ -29,25 +32,37 @@ Times = tuple[float, ...]
 
 
 class Clip(NamedTuple):
-    frame_times_seconds: np.ndarray  # to sample from, counted from the file's first shown frame
-    duration_seconds: float
+    frame_times_seconds: (
+        np.ndarray
+    )  # to sample from, counted from the file's first shown frame; or page numbers, from 0
+    duration_seconds: float | None  # None: a document
     choose: Callable[[Times], Times]  # the own times of the frames to take for sampled ones: as many, none twice
 
 
-def open_video(path: Path, index_folder: str | Path | None = None, time_limit_seconds: float | None = None) -> Video:
+def open_video(
+    path: Path,
+    index_folder: str | Path | None = None,
+    time_limit_seconds: float | None = None,
+    stop: threading.Event | None = None,
+) -> Video:
     """`video.open`; a file that did not change since it was opened last is not read again. Errors as there."""
     try:
         status = os.stat(path)
     except OSError:
         return video_files.open(path, index_folder=index_folder)  # says what is wrong
-    return _opened(path, index_folder, time_limit_seconds, status.st_size, status.st_mtime_ns)
+    return _opened(path, index_folder, time_limit_seconds, stop, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=OPEN_VIDEOS)
 def _opened(
-    path: Path, index_folder: str | Path | None, time_limit_seconds: float | None, num_bytes: int, changed_ns: int
+    path: Path,
+    index_folder: str | Path | None,
+    time_limit_seconds: float | None,
+    stop: threading.Event | None,
+    num_bytes: int,
+    changed_ns: int,
 ) -> Video:
-    return video_files.open(path, index_folder=index_folder, time_limit_seconds=time_limit_seconds)
+    return video_files.open(path, index_folder=index_folder, time_limit_seconds=time_limit_seconds, stop=stop)
 
 
 def open_clip(
@@ -57,6 +72,7 @@ def open_clip(
     tolerance: float = 0.25,
     index_folder: str | Path | None = None,
     time_limit_seconds: float | None = None,
+    stop: threading.Event | None = None,
 ) -> Clip:
     """The frames shown in [start, end), or the one on show at `start` where none begins in it; of these the key frames,
     if seek is "keyframe" and the clip has any.
@@ -64,13 +80,17 @@ def open_clip(
     The last frame counts as long as the mean of the others, so n frames at a constant rate r last n / r. A single frame
     lasts as long as the file's frames do on average; a file that holds one frame and no duration, a second.
     seek, tolerance: as for `Video.choose`; with "tolerance" `choose` takes cheaper frames near those sampled.
-    index_folder, time_limit_seconds: as for `video.open`; they change no number.
-    Raises DataError when the file is missing or damaged, or the clip does not lie in it.
+    index_folder, time_limit_seconds, stop: as for `video.open`; they change no number.
+    Raises DataError when the file is missing or damaged, or the clip does not lie in it; a document has no clip.
     """
+    if is_document(video.path):
+        if (video.start_seconds, video.end_seconds) != (None, None):
+            raise DataError(f"document {video.path} has pages, not seconds; take its start and end out.")
+        return Clip(np.arange(num_pages(video.path), dtype=np.float64), None, _as_sampled)
     if not os.path.isfile(video.path):  # pathlib's raises for a name that is too long
         raise DataError(f"video {video.path} does not exist or is not a file.")
     try:
-        opened = open_video(video.path, index_folder, time_limit_seconds)
+        opened = open_video(video.path, index_folder, time_limit_seconds, stop)
     except (VideoError, OSError) as error:
         raise DataError(f"video {video.path} cannot be read: {error}") from error
     info = opened.info

@@ -34,11 +34,11 @@ def patches_to_pixels(patches_IPK: Tensor, *, patch_px: int, mean: Sequence[floa
 
 
 def captions(plan: SamplePlan) -> list[str]:
-    """One caption a tile, in the order of the tiles: "12.5 s" of a frame, "row 1, column 2" or "whole" of an image."""
+    """One caption a tile, in the order of the tiles: "12.5 s" of a frame, "page 2", "row 1, column 2" or "whole"."""
     found: list[str] = []
     for seen in plan.seen:
         if not isinstance(seen, Grid):
-            found += [f"{seconds:.2f} s" for seconds in seen.timestamps_seconds]
+            found += [f"{t:.2f} s" if seen.has_times else f"page {t + 1:.0f}" for t in seen.timestamps_seconds]
             continue
         if seen.num_tiles > 1:
             found += [f"row {r + 1}, column {c + 1}" for r in range(seen.rows) for c in range(seen.cols)]

@@ -5,8 +5,9 @@
 
 JPEG is decoded by libjpeg-turbo (simplejpeg), the others of FORMATS by Pillow, HEIC where pillow-heif is installed.
 EXIF orientation is applied; EXIF that cannot be read is ignored, as viewers do; transparency goes onto white; gray of
-any depth is scaled by that depth, not cut. A file of several frames or pages is no image. Nothing but regular files is
-opened, and an image that would take more than MAX_DECODE_BYTES to decode is refused by its header.
+any depth is scaled by that depth, not cut. A file of several frames or pages is no image; a PDF of one page is one.
+Nothing but regular files is opened, and an image that would take more than MAX_DECODE_BYTES to decode is refused by its
+header.
 
 Dims    Y and X pixels.
 """
@@ -24,10 +25,11 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from eagle_model.data.sample import DataError
+from eagle_model.data.documents import load_pages, num_pages, page_size
+from eagle_model.data.sample import DataError, is_document
 
 try:
     import pillow_heif
@@ -77,8 +79,17 @@ _STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -
 }
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width_px, height_px) as shown, from the header alone. Raises DataError when it is no image, or too large."""
+def image_size(path: Path | Image.Image) -> tuple[int, int]:
+    """(width_px, height_px) as shown, from the header alone. Raises DataError when it is no image, or too large.
+
+    path: or an image in memory.
+    """
+    if isinstance(path, Image.Image):
+        _need_size(path, "in memory")
+        return path.size if _orientation(path) < 5 else (path.height, path.width)
+    if is_document(path):
+        _need_one_page(path)
+        return page_size(path)
     with _open(path) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
@@ -100,11 +111,18 @@ def is_still(path: Path) -> bool:
         return True
 
 
-def load_image(path: Path) -> Tensor:
+def load_image(path: Path | Image.Image) -> Tensor:
     """uint8 RGB (Y, X, 3), upright, on white where transparent.
+
+    path: or an image in memory; of several frames, the one that it is at.
 
     Raises DataError when it cannot be decoded. A JPEG that lacks its end marker alone is decoded, with a warning.
     """
+    if isinstance(path, Image.Image):
+        return _load_in_memory(path)
+    if is_document(path):
+        _need_one_page(path)
+        return next(load_pages(path, [0]))
     with _open(path) as image:
         width, height = image.size
         orientation = _orientation(image)  # before load, which makes some formats upright themselves
@@ -128,6 +146,20 @@ def load_image(path: Path) -> Tensor:
         except _DAMAGED as error:
             raise DataError(f"image {path} cannot be decoded: {str(error) or type(error).__name__}.") from error
         return torch.from_numpy(upright_YX3)
+
+
+def _load_in_memory(image: Image.Image) -> Tensor:
+    name = Path("in memory")
+    _need_size(image, str(name))
+    try:
+        upright = ImageOps.exif_transpose(image)  # a copy, which belongs to no file any more
+        rgb_YX3 = np.empty((upright.height, upright.width, 3), np.uint8)
+        _fill(rgb_YX3, upright, name)
+    except DataError:
+        raise
+    except _DAMAGED as error:
+        raise DataError(f"image {name} cannot be decoded: {str(error) or type(error).__name__}.") from error
+    return torch.from_numpy(rgb_YX3)
 
 
 # ---- opening
@@ -157,6 +189,11 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
+def _need_one_page(path: Path) -> None:
+    if (num := num_pages(path)) > 1:
+        raise DataError(f"image {path} has {num} pages; an image has one. Give it as a video: its pages are seen so.")
+
+
 def _need_file(path: Path) -> None:
     """Raises DataError for pipes and devices, which would be waited for, and for what is too large."""
     try:
@@ -172,14 +209,20 @@ def _need_file(path: Path) -> None:
         raise DataError(f"image {path} has {found.st_size} bytes, more than {MAX_FILE_BYTES}; scale it down.")
 
 
-def _need_one_of_a_size(image: Image.Image, path: Path) -> None:
+def _need_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     bytes_a_px = _BYTES_A_PX.get(image.format or "", 16 if image.mode == "CMYK" else _OTHER_BYTES_A_PX)
     most = MAX_DECODE_BYTES // bytes_a_px
     if width * height > most:
         raise DataError(
-            f"image {path} has {width} x {height} = {width * height} pixels, more than {most}; scale it down."
+            f"image {name} has {width} x {height} = {width * height} pixels, more than {most}; scale it down."
         )
+    if not width * height:  # of files, Pillow refuses them
+        raise DataError(f"image {name} has {width} x {height} pixels; needs at least one.")
+
+
+def _need_one_of_a_size(image: Image.Image, path: Path) -> None:
+    _need_size(image, str(path))
     try:
         several = image.format in _OF_MANY and _has_several(image)
     except _DAMAGED as error:

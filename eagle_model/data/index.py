@@ -22,6 +22,7 @@ from eagle_model.data.processor import Processor, ProcessorConfig, SamplePlan
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import DataError, Sample, listed_names
+from eagle_model.data.templates import DEFAULT_TEMPLATE
 
 _PLANNED_AT_ONCE = 64  # samples that are read and not planned yet: bounds memory where reading is faster
 
@@ -55,13 +56,19 @@ class Index:
         def add(*values: object) -> None:
             digest.update(json.dumps(values).encode())
 
-        add(config.sampling.context_tokens, config.tile_px, config.patch_px, config.mean, config.std, config.system)
+        add(
+            config.sampling.context_tokens, config.tile_px, config.patch_px, config.mean, config.std, config.system_text
+        )
+        if (config.template, config.auto_thinking_prompt) != (DEFAULT_TEMPLATE, False):  # as states of old say nothing
+            add(config.template, config.auto_thinking_prompt)
         add(seed)
         for plan in self.shown:
             add(plan.num_tokens, plan.visual.grids, plan.visual.timestamps_seconds)
             for turn in plan.sample.turns:
                 parts = [part if isinstance(part, str) else [part.number, part.path.name] for part in turn.parts]
                 add(turn.role, parts, *([] if turn.learned else ["context"]))
+            if plan.sample.tools:
+                add(plan.sample.tools)
         return digest.hexdigest()
 
 
@@ -102,6 +109,7 @@ def plan_recipe(
             max_tiles=source.max_tiles,
             index_folder=index_folder,
             video_time_limit_seconds=video_time_limit_seconds,
+            stop=prefetch.stop,
         )
         samples = read_samples(
             source, allow_outside_root=allow_outside_root, on_bad_row=on_bad_row if skip_bad else None

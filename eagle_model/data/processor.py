@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -33,19 +34,31 @@ from eagle_kernels.video import VideoError
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.checkpoints import read_newest, verify_listed
 from eagle_model.data import sampling
-from eagle_model.data.chat import DEFAULT_SYSTEM, ChatEncoder, Seen, TokenizedSample, seen_media
+from eagle_model.data.chat import ChatEncoder, TokenizedSample, seen_media
 from eagle_model.data.clips import open_clip, open_video
+from eagle_model.data.documents import load_pages
 from eagle_model.data.images import image_size, load_image
 from eagle_model.data.packing import pack_row
+from eagle_model.data.processor_files import (
+    IMAGES,
+    KEPT_FILES,
+    PROCESSOR,
+    Kept,
+    read_kept,
+    released_config,
+    write_files,
+)
 from eagle_model.data.rows import parse_sample
-from eagle_model.data.sample import DataError, ImageRef, Sample, VideoRef
+from eagle_model.data.sample import DataError, ImageRef, Media, Sample, is_document
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
+from eagle_model.data.templates import DEFAULT_TEMPLATE, TEMPLATES, SampledVideo, Seen, TemplateName
 from eagle_model.data.tiling import Grid
 from eagle_model.data.tokenizer import TOKENIZER_FILE, read_released_tokenizer, read_tokenizer
-from eagle_model.fields import from_json, to_json
+from eagle_model.fields import ConfigError, from_json, to_json
 from eagle_model.files import read_json, write_json, write_text
 
 CONFIG_FILE = "eagle_processor.json"
+_WHAT_WAS_UNSAID = {"template": "processor-1", "auto_thinking_prompt": False}  # before files said it
 PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
 
@@ -58,7 +71,9 @@ class ProcessorConfig:
     patch_px: int = 14  # width and height of a patch, the model's own
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken from the red, green and blue of pixels, 0 to 1
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # what they are divided by then
-    system: str = DEFAULT_SYSTEM  # the system turn of conversations that have none; "" for none
+    template: TemplateName = DEFAULT_TEMPLATE  # the prompt's layout (docs/templates.md)
+    system: str | None = None  # the system turn of conversations that have none: the template's own; "" for no turn
+    auto_thinking_prompt: bool = False  # questions and answers without thoughts say so, as Qwen3 is trained
 
     def __post_init__(self) -> None:
         if self.patch_px < 1 or self.tile_px < 1 or self.tile_px % (2 * self.patch_px):
@@ -75,6 +90,10 @@ class ProcessorConfig:
                 f"ProcessorConfig: sampling.context_tokens is {self.sampling.context_tokens}; one tile of "
                 f"{self.tile_px} px takes {self.tokens_per_tile}. Raise context_tokens or lower tile_px."
             )
+
+    @property
+    def system_text(self) -> str:
+        return TEMPLATES[self.template].system if self.system is None else self.system
 
     @property
     def tokens_per_tile(self) -> int:
@@ -125,10 +144,17 @@ class LoadedSample(NamedTuple):
 class Processor:
     """Everything between a sample and its tensors. Not changed by use; safe to share between threads."""
 
-    def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig, *, kept: Kept | None = None) -> None:
+        """kept: fields of Hugging Face's files that `save_pretrained` writes again (processor_files.read_kept)."""
         self.tokenizer = tokenizer
         self.config = config
-        self.encoder = ChatEncoder(tokenizer, system=config.system)
+        self.kept = kept or {}
+        self.encoder = ChatEncoder(
+            tokenizer,
+            template=config.template,
+            system=config.system,
+            auto_thinking_prompt=config.auto_thinking_prompt,
+        )
         self.tiling = config.tiling
 
     def plan_sample(
@@ -139,12 +165,14 @@ class Processor:
         generation_prompt: bool = False,
         index_folder: str | Path | None = None,
         video_time_limit_seconds: float | None = None,
+        stop: threading.Event | None = None,
     ) -> SamplePlan:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
         Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
         index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
         video_time_limit_seconds: for reading the index of one video.
+        stop: set by another thread, it ends that with CancelledError.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
         limits = self.config.sampling
@@ -157,22 +185,25 @@ class Processor:
                     f"its text alone takes more than context_tokens, which is {limits.context_tokens}. Shorten the "
                     "text or raise context_tokens."
                 )
-            images = [image_size(shown.path) for shown in sample.media if isinstance(shown, ImageRef)]
+            images = [image_size(shown.source) for shown in sample.images]
             clip_of = partial(
                 open_clip,
                 seek=limits.seek,
                 tolerance=limits.tolerance,
                 index_folder=index_folder,
                 time_limit_seconds=video_time_limit_seconds,
+                stop=stop,
             )
-            clips = [clip_of(shown) for shown in sample.media if isinstance(shown, VideoRef)]
+            clips = [clip_of(shown) for shown in sample.videos]
             clip_seconds = [clip.duration_seconds for clip in clips]
             visual = sampling.plan(
                 limits,
                 tile_px=self.config.tile_px,
                 tokens_per_tile=self.config.tokens_per_tile,
                 images=images,
+                image_tiles=[shown.max_tiles for shown in sample.images],
                 videos=[clip.frame_times_seconds for clip in clips],
+                are_documents=[clip.duration_seconds is None for clip in clips],
                 choose=[clip.choose for clip in clips],
                 text_tokens=partial(count, clip_seconds),
             )
@@ -223,12 +254,15 @@ class Processor:
             start, end = end, end + _num_tiles(seen)
             try:
                 if isinstance(seen, Grid):
-                    image_1YX3 = load_image(shown.path)[None]
+                    assert isinstance(shown, ImageRef)  # as seen_media pairs them
+                    image_1YX3 = load_image(shown.source)[None]
                     # One thread: the loader's workers are threads already.
                     patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
+                elif is_document(shown.path):
+                    self._load_pages(shown, seen, patches_IPK[start:end], video_time_limit_seconds, stop)
                 else:
                     decode_tiles(
-                        open_video(shown.path, index_folder, video_time_limit_seconds),
+                        open_video(shown.path, index_folder, video_time_limit_seconds, stop),
                         seen.timestamps_seconds,
                         (1, 1),
                         self.tiling,
@@ -245,19 +279,53 @@ class Processor:
                 raise _too_large(plan.sample, error) from error
         return LoadedSample(tokens, patches_IPK)
 
-    def __call__(self, messages: Sequence[dict], *, root: str | Path | None = None) -> PackedBatch:
+    def _load_pages(
+        self,
+        document: Media,
+        seen: SampledVideo,
+        out_IPK: Tensor,
+        time_limit_seconds: float | None,
+        stop: threading.Event | None,
+    ) -> None:
+        """Renders the planned pages of a document, a tile each."""
+        pages = [round(number) for number in seen.timestamps_seconds]
+        loaded = load_pages(document.path, pages, time_limit_seconds=time_limit_seconds)
+        for page_YX3, tile_1PK in zip(loaded, out_IPK.split(1), strict=True):
+            if stop is not None and stop.is_set():
+                raise CancelledError
+            tile_1PK.copy_(frames_to_tiles(page_YX3[None], (1, 1), self.tiling, num_threads=1))
+
+    def __call__(
+        self,
+        messages: Sequence[dict],
+        *,
+        images: Sequence[str | Path | Image] | None = None,
+        videos: Sequence[str | Path] | None = None,
+        tools: Sequence[dict] | None = None,
+        root: str | Path | None = None,
+    ) -> PackedBatch:
         """Chat messages -> a batch of one document that ends where the assistant's answer begins; nothing supervised.
 
         messages: [{"role": "user", "content": [{"type": "video", "video": "clip.mp4"}, {"type": "text", ...}]}, ...].
+        An image may be a PIL.Image in place of a path.
+        images, videos: files that the messages do not name themselves: parts {"type": "image"} without one show the
+        next, or the tags of a text say where they come: `<image-2>` the second, `<image>` the next.
+        tools: functions that the assistant may call, each as JSON schema, as for transformers' apply_chat_template.
         root: media must lie inside this folder: give one when the messages come from someone else. None trusts
         them: paths are relative to the working folder and may lead anywhere.
 
         The answer is not counted: ADS may fill sampling.context_tokens to the last. For room lower it by the answer's
         length. Raises DataError when the messages or a file are unusable, or do not fit.
         """
+        row: dict[str, object] = {"messages": list(messages)}
+        for name, files in (("images", images), ("videos", videos)):
+            if files:
+                row[name] = [str(file) if isinstance(file, Path) else file for file in files]
+        if tools:
+            row["tools"] = list(tools)
         trusted = root is None
         sample = parse_sample(
-            {"messages": list(messages)},
+            row,
             root=Path(".") if root is None else Path(root),
             where="messages",
             allow_outside_root=trusted,
@@ -273,7 +341,7 @@ class Processor:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Processor:
         """Reads what `save_pretrained` wrote, from a checkpoint's folder or the newest checkpoint of a run's; or what a
-        released model has instead.
+        released model, or a Hugging Face processor's folder, has instead.
 
         Files that a checkpoint's manifest lists are checked against it. Raises FileNotFoundError for no folder,
         ValueError for missing or damaged files, and for fields that are unknown, missing or of a wrong type.
@@ -282,8 +350,15 @@ class Processor:
 
     @classmethod
     def _read(cls, folder: Path) -> Processor:
-        if not (folder / CONFIG_FILE).is_file() and (folder / "config.json").is_file():
-            return cls(read_released_tokenizer(folder), _released_config(folder))
+        is_ours = (folder / CONFIG_FILE).is_file()
+        verify_listed(folder, [name for name in KEPT_FILES if (folder / name).is_file()])
+        kept = read_kept(folder)
+        if not is_ours and ((folder / "config.json").is_file() or IMAGES in kept or PROCESSOR in kept):
+            values = released_config(folder, kept)
+            try:
+                return cls(read_released_tokenizer(folder), from_json(ProcessorConfig, values), kept=kept)
+            except ConfigError as error:
+                raise ValueError(f"{folder / 'config.json'} or {IMAGES}: {error}") from error
         for name in (TOKENIZER_FILE, CONFIG_FILE):
             if not (folder / name).is_file():
                 raise ValueError(
@@ -291,50 +366,24 @@ class Processor:
                 )
         verify_listed(folder, [TOKENIZER_FILE, CONFIG_FILE])
         values = read_json(folder / CONFIG_FILE)
+        if isinstance(values, dict):
+            values = _WHAT_WAS_UNSAID | values
         try:
             config = from_json(ProcessorConfig, values)
         except ValueError as error:
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
         if missing := _first_missing(to_json(config), values):
             raise ValueError(f"{folder / CONFIG_FILE} lacks the field {missing}; needs all that save_pretrained wrote.")
-        return cls(read_tokenizer(folder / TOKENIZER_FILE), config)
+        return cls(read_tokenizer(folder / TOKENIZER_FILE), config, kept=kept)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes tokenizer.json and eagle_processor.json into `folder`, which is made if need be."""
+        """Writes tokenizer.json and eagle_processor.json, which are all that `from_pretrained` needs, into `folder`,
+        which is made if need be; and beside them what other tools read (processor_files.py)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
         write_json(folder / CONFIG_FILE, to_json(self.config))
-
-
-def _released_config(folder: Path) -> ProcessorConfig:
-    """What a released model's config.json and preprocessor_config.json say of the images that it was trained on."""
-    path = folder / "preprocessor_config.json"
-    fields, images = read_json(folder / "config.json"), read_json(path) if path.is_file() else {}
-    if (
-        not isinstance(fields, dict)
-        or not isinstance(images, dict)
-        or not isinstance(fields.get("vision_config"), dict)
-    ):
-        raise ValueError(
-            f"{folder} has neither {CONFIG_FILE} nor a config.json with a vision_config; needs one of them."
-        )
-    vision, both = fields["vision_config"], {**fields, **images}
-    if both.get("use_thumbnail") is False:
-        raise ValueError(f"{folder}: use_thumbnail is false; images are prepared here with a thumbnail alone.")
-    given = {
-        "tile_px": vision.get("image_size"),
-        "patch_px": vision.get("patch_size"),
-        "mean": images.get("image_mean"),
-        "std": images.get("image_std"),
-    }
-    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    tiles = both.get("max_dynamic_tiles", both.get("max_dynamic_patch"))
-    values["sampling"] = {} if tiles is None else {"max_tiles": tiles}
-    try:
-        return from_json(ProcessorConfig, values)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} or {path.name}: {error}") from error
+        write_files(folder, self.tokenizer, self.config, self.kept)
 
 
 def _first_missing(whole: dict[str, Any], given: dict[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ _REFUSED = {  # name, without case and punctuation -> what it was meant to do, a
     **dict.fromkeys(("audio", "audios", "sound", "sounds", "speech"), "sound is not supported"),
     **dict.fromkeys(
         ("tools", "tool", "functions", "toolcalls", "functioncall", "toolchoice"),
-        "tools are not supported; write them into the texts",
+        "tools are read from 'tools', and calls of them from 'tool_calls' of the assistant's messages",
     ),
     "objects": "boxes and names are not filled into texts; write them there",
     **dict.fromkeys(

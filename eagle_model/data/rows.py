@@ -5,9 +5,10 @@ r"""Rows of annotation files -> samples: who speaks, what is said, and which fil
     sample.turns[0].parts       # (ImageRef(Path("photos/a.png")), "\nWhat is it?")
 
 Rows    `conversations` (from/value) with media listed beside them in `image`, `video` or `data`, as Eagle and LLaVA
-        write them; or chat `messages` (role/content) with media as content parts (OpenAI), or listed beside them in
-        `images` and `videos` (ms-swift). `system` is the text of a first system turn; `start` and `end` (seconds) of a
-        row are those of its one video. An assistant's turn with `loss` (or `train`, `weight`) false is context alone.
+        write them; or chat `messages` (role/content) with media as content parts (OpenAI, Hugging Face), or listed
+        beside them in `images` and `videos` (ms-swift, TRL). `system` is the text of a first system turn; `start` and
+        `end` (seconds) of a row are those of its one video. An assistant's turn with `loss` (or `train`, `weight`)
+        false is context alone. `tools`, `tool_calls` and turns of role `tool` are as in transformers' chat templates.
         A null field is no field. Any other field of a turn or a medium is an error; of a row, it is refused where it
         would change what is seen or learned (row_fields.py), else listed in `Sample.unused_fields`.
 Tags    Where media are listed beside the turns, a turn's `<image-k>` or `<video-k>` shows the k-th of the list,
@@ -15,13 +16,19 @@ Tags    Where media are listed beside the turns, a turn's `<image-k>` or `<video
         backslash makes a tag text: `\<image>` is read as `<image>`, and `\\<image>` as a backslash and an image. All
         `conversations` are read so, with media or without. Beside content parts, and in what an assistant says, a tag
         is text.
-Paths   Media lie inside `root`: absolute paths, `..` and symbolic links that lead out are refused unless
-        `allow_outside_root`. URLs are always refused: nothing here reaches the network.
+Parts   `{"type": "text", "text": ...}` or a string; `{"type": "image", "image": path}`, or `url`, `path`, `image_url`
+        in its place; `{"type": "image_url", "image_url": {"url": path, "detail": "low"}}`, low being one tile; videos
+        alike. `{"type": "image"}` alone shows the next of the row's `images`. What has no type is what it names. A
+        path of an image may be a PIL.Image.
+Paths   A video that ends in .pdf is a document: its pages are seen as frames. Media lie inside `root`: absolute paths,
+        `..` and symbolic links that lead out are refused unless `allow_outside_root`. URLs are always refused: nothing
+        here reaches the network.
 Errors  DataError, its message starting with "file:line: " wherever there is a line.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +38,13 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from eagle_model.data.annotations import json_rows
 from eagle_model.data.recipe import Source, is_number
 from eagle_model.data.row_fields import refusal, says_nothing
 from eagle_model.data.sample import DataError, ImageRef, Media, Sample, Turn, VideoRef, listed_names, shown
+from eagle_model.data.templates import tool_call
 
 _ROLES = {  # as rows name them -> as a Turn does
     "system": "system",
@@ -43,6 +53,7 @@ _ROLES = {  # as rows name them -> as a Turn does
     "gpt": "assistant",
     "assistant": "assistant",
     "observation": "observation",
+    "tool": "tool",
 }
 _TAG = re.compile("<(image|video)(?:-([0-9]{1,9}))?>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -50,7 +61,13 @@ _VIDEO_STARTS = ("start_seconds", "start_time", "start", "video_start")
 _VIDEO_ENDS = ("end_seconds", "end_time", "end", "video_end")
 _VIDEO_BOUNDS = (*_VIDEO_STARTS, *_VIDEO_ENDS)
 _LEARNED = ("loss", "train", "weight")  # of an assistant's turn, as ms-swift, axolotl and OpenAI name it
-_ROW_FIELDS = {"id", "conversations", "messages", "system", "image", "images", "video", "videos", "data"}
+_TURN_FIELDS = {
+    "assistant": {"tool_calls"},
+    "tool": {"tool_call_id", "name"},
+}  # of messages, by role, beside those of all
+_PARTS = ("text", "image", "image_url", "video", "video_url")
+_DETAILS = {"auto": None, "high": None, "low": 1}  # of an OpenAI image -> the most tiles
+_ROW_FIELDS = {"id", "conversations", "messages", "system", "tools", "image", "images", "video", "videos", "data"}
 
 
 def read_samples(
@@ -121,7 +138,7 @@ def _parse_row(row: object, reader: _RowReader) -> Sample:
     name = row.get("id", where)
     if not isinstance(name, (str, int)) or isinstance(name, bool) or name == "":
         raise DataError(f"{where}: id is {shown(name)}; needs a string or an integer.")
-    return Sample(str(name), tuple(turns), where, reader.unused_fields(row))
+    return Sample(str(name), tuple(turns), where, reader.unused_fields(row), reader.tools(row))
 
 
 def _given(entry: dict) -> dict:
@@ -143,21 +160,28 @@ class _RowReader:
     def __init__(self, root: Path, where: str, allow_outside_root: bool) -> None:
         self.root, self.where, self.allow_outside_root = root, where, allow_outside_root
         self.num_media = {"image": 0, "video": 0}
+        self.listed: dict[str, Iterator[Media]] = {}  # what parts that name no file show next
+        self.num_unnamed = 0  # such parts
 
     def fail(self, message: str) -> DataError:
         return DataError(f"{self.where}: {message}")
 
     def turns(self, row: dict) -> list[Turn]:
         listed = self.clipped(row, self.listed_media(row))
+        images, videos = ([m for m in listed if isinstance(m, kind)] for kind in (ImageRef, VideoRef))
+        self.listed = {"image": iter(images), "video": iter(videos)}
         if "conversations" in row:
             spoken = self.turn_objects(row["conversations"], "from", "value")
             turns = [self.turn(turn, self.role(turn, "from"), [self.text(turn["value"])]) for turn in spoken]
             turns = self.placed(listed, turns)
         else:
             turns = [self.message(message) for message in self.turn_objects(row["messages"], "role", "content")]
-            if listed and any(not isinstance(part, str) for turn in turns for part in turn.parts):
+            num_shown = sum(not isinstance(part, str) for turn in turns for part in turn.parts)
+            if listed and num_shown > self.num_unnamed:
                 raise self.fail("media are listed beside the messages and are parts of them too; needs one of both.")
-            if listed:
+            if num_shown and num_shown < len(listed):
+                raise self.fail(f"the row lists {len(listed)} media, but parts of its messages show {num_shown}.")
+            if listed and not num_shown:
                 turns = self.placed(listed, turns)
         if bounds := [name for name in _VIDEO_BOUNDS if name in row and self.num_media["video"] and not listed]:
             raise self.fail(f"the row has {bounds[0]!r}, but its videos are parts of messages; write it there.")
@@ -178,12 +202,40 @@ class _RowReader:
         has_media = has_video or self.num_media["image"] > 0
         unused = []
         for name, value in row.items():
-            if name in _ROW_FIELDS or (has_video and name in _VIDEO_BOUNDS):
+            is_read = name in _ROW_FIELDS and not (name == "tools" and says_nothing(value))
+            if is_read or (has_video and name in _VIDEO_BOUNDS):
                 continue
             if why := refusal(str(name), value, has_media=has_media, has_video=has_video):
                 raise self.fail(f"the row has the field {shown(name)}: {why}. Change it, or take it out.")
             unused.append(sys.intern(str(name)[:80]))  # once for all rows
         return tuple(unused)
+
+    def tools(self, row: dict) -> tuple[str, ...]:
+        """The functions that a row offers, each as the JSON that a prompt shows."""
+        tools = self.json_of(row.get("tools"), "tools")
+        if says_nothing(tools):
+            return ()
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise self.fail(f"tools is {shown(tools)}; needs a list of objects, each a function's JSON schema.")
+        return tuple(self.json_text(tool, "a tool") for tool in tools)
+
+    def json_of(self, value: object, name: str) -> object:
+        """A value that may be written as JSON in a string."""
+        if not isinstance(value, str) or not value.strip():
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise self.fail(f"{name} is {shown(value)}, which is not JSON: {error}.") from None
+
+    def json_text(self, value: object, name: str) -> str:
+        """As transformers' templates write a value."""
+        try:
+            return self.text(json.dumps(value, ensure_ascii=False))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise self.fail(f"{name} is {shown(value)}, which JSON cannot say: {error}.") from None
 
     # -- media
 
@@ -234,24 +286,39 @@ class _RowReader:
 
     def medium(self, kind: str, entry: object) -> Media:
         """One image or video, numbered."""
-        if isinstance(entry, str):
+        if isinstance(entry, (str, Image.Image)):
             entry = {"path": entry}
         if not isinstance(entry, dict):
             raise self.fail(f"{kind} is {shown(entry)}; needs a path.")
         entry = _given(entry)
+        max_tiles = self.most_tiles(entry) if kind == "image" else None
         if "lmdb_file" in entry or "lmdb_key" in entry:
             raise self.fail(f"{kind} is in LMDB, which is not supported yet; write it to a file and give its path.")
+        if "base64" in entry:
+            raise self.fail(f"{kind} is base64; write it to a file and give its path.")
         names = [name for name in ("path", kind, "url") if name in entry]
         if len(names) != 1:
             raise self.fail(f"{kind} is {shown(entry)}; needs exactly one of the fields 'path', {kind!r} and 'url'.")
         times = _VIDEO_BOUNDS if kind == "video" else ()
         self.known_fields(entry, {*names, *times}, f"a {kind}" if kind == "video" else "an image")
-        path = self.path(kind, entry[names[0]])
+        given = entry[names[0]]
+        if kind == "image" and isinstance(given, Image.Image):
+            self.num_media[kind] += 1
+            name = Path(f"{self.num_media[kind]} in memory")
+            return ImageRef(name, self.num_media[kind], max_tiles, given)
+        path = self.path(kind, given)
         self.num_media[kind] += 1
         if kind == "image":
-            return ImageRef(path, self.num_media[kind])
+            return ImageRef(path, self.num_media[kind], max_tiles)
         start, end = self.clip(entry, path)
         return VideoRef(path, start, end, self.num_media[kind])
+
+    def most_tiles(self, entry: dict) -> int | None:
+        """The limit that OpenAI's `detail` says, which is taken out of `entry`."""
+        detail = entry.pop("detail", "auto")
+        if not isinstance(detail, str) or detail not in _DETAILS:
+            raise self.fail(f"detail of an image is {shown(detail)}; needs low (one tile), high or auto.")
+        return _DETAILS[detail]
 
     def clip(self, entry: dict, path: Path) -> tuple[float | None, float | None]:
         start, end = self.seconds(entry, _VIDEO_STARTS), self.seconds(entry, _VIDEO_ENDS)
@@ -308,7 +375,11 @@ class _RowReader:
         found = []
         for turn in turns:
             given = _given(turn) if isinstance(turn, dict) else {}
-            self.known_fields({k: v for k, v in given.items() if not says_nothing(v)}, {*fields, *_LEARNED}, "a turn")
+            more = _TURN_FIELDS.get(str(given.get("role")), set())
+            known = {*fields, *_LEARNED, *more}
+            self.known_fields({k: v for k, v in given.items() if not says_nothing(v)}, known, "a turn")
+            if "tool_calls" in more and not says_nothing(given.get("tool_calls")):
+                given.setdefault("content", "")
             if any(field not in given for field in fields):
                 raise self.fail(f"a turn is {shown(turn)}; needs an object with {' and '.join(map(repr, fields))}.")
             found.append(given)
@@ -340,31 +411,73 @@ class _RowReader:
         return text
 
     def message(self, message: dict) -> Turn:
-        """A chat message: its content is a text, or parts in their order."""
+        """A chat message: its content is a text, or parts in their order; then what tools it calls."""
         role, content = self.role(message, "role"), message["content"]
-        if isinstance(content, str):
-            return self.turn(message, role, [self.text(content)])
-        if not isinstance(content, list):
+        if not isinstance(content, (str, list)):
             raise self.fail(f"content is {shown(content)}; needs a string or a list of parts.")
-        parts: list[str | Media] = []
-        for part in content:
-            part = _given(part) if isinstance(part, dict) else part
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "text":
-                self.known_fields(part, {"type", "text"}, "a text part")
-                parts.append(self.text(part.get("text")))
-            elif role == "assistant":
+        parts = [self.part(part, role) for part in ([content] if isinstance(content, str) else content)]
+        calls = message.get("tool_calls")
+        if not says_nothing(calls):
+            if not isinstance(calls, list):
+                raise self.fail(f"tool_calls is {shown(calls)}; needs a list of calls.")
+            said = "".join(part for part in parts if isinstance(part, str))
+            parts = ["\n".join([*filter(None, [said]), *map(self.tool_call, calls)])]
+        return self.turn(message, role, parts)
+
+    def part(self, part: object, role: str) -> str | Media:
+        """One part of a message's content."""
+        if isinstance(part, str):
+            return self.text(part)
+        part = _given(part) if isinstance(part, dict) else part
+        kind, named = None, []
+        if isinstance(part, dict):
+            named = [name for name in _PARTS if name in part]
+            kind = part.get("type", named[0] if len(named) == 1 else None)
+        if not isinstance(part, dict) or kind not in _PARTS:
+            if role == "assistant":
                 raise self.fail(
                     f"a part of the assistant's is {shown(part)}; needs type text, which is what is learned."
                 )
-            elif kind in ("image_url", "video_url"):
-                self.known_fields(part, {"type", kind}, f"a part of type {kind}")
-                parts.append(self.medium(kind.removesuffix("_url"), part.get(kind)))
-            elif kind in ("image", "video"):
-                parts.append(self.medium(kind, {name: value for name, value in part.items() if name != "type"}))
-            else:
-                raise self.fail(f"a part is {shown(part)}; needs type text, image, image_url, video or video_url.")
-        return self.turn(message, role, parts)
+            raise self.fail(f"a part is {shown(part)}; needs type text, image, image_url, video or video_url.")
+        if kind == "text":
+            self.known_fields(part, {"type", "text"}, "a text part")
+            return self.text(part.get("text"))
+        if role == "assistant":
+            raise self.fail(f"a part of the assistant's is {shown(part)}; needs type text, which is what is learned.")
+        entry = {name: value for name, value in part.items() if name != "type"}
+        medium = kind.removesuffix("_url")
+        if not entry:
+            return self.next_listed(medium)
+        if f"{medium}_url" in entry:
+            self.known_fields(entry, {f"{medium}_url"}, f"a part of type {kind}")
+            return self.medium(medium, entry[f"{medium}_url"])
+        return self.medium(medium, entry)
+
+    def next_listed(self, kind: str) -> Media:
+        """What a part that names no file shows."""
+        self.num_unnamed += 1
+        found = next(self.listed[kind], None)
+        if found is None:
+            raise self.fail(
+                f"a part of type {kind} names no file, and the row's {kind}s list none for it; needs 'path', {kind!r} "
+                f"or 'url', or one more in {kind}s."
+            )
+        return found
+
+    def tool_call(self, call: object) -> str:
+        """A call as an assistant's text says it."""
+        entry = _given(call) if isinstance(call, dict) else {}
+        if "function" in entry:
+            self.known_fields(entry, {"id", "type", "index", "function"}, "a tool call")
+            entry = _given(entry["function"]) if isinstance(entry["function"], dict) else {}
+        self.known_fields(entry, {"name", "arguments"}, "a tool call's function")
+        name, arguments = entry.get("name"), self.json_of(entry.get("arguments", {}), "arguments of a tool call")
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise self.fail(
+                f"a tool call is {shown(call)}; needs {{'function': {{'name': ..., 'arguments': {{...}}}}}}, the "
+                "arguments an object, or one as JSON."
+            )
+        return tool_call(self.text(name), self.json_text(arguments, "arguments of a tool call"))
 
     # -- tags
 

@@ -12,8 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROLES = ("system", "user", "assistant", "observation")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ROLES = ("system", "user", "assistant", "observation")  # as turns are labelled in a prompt
 
 
 class DataError(ValueError):
@@ -22,13 +26,22 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    path: Path
+    path: Path  # of an image in memory, what messages call it
     number: int = 1  # what the prompt calls it, "<image 1>": its place among the images that the row lists
+    max_tiles: int | None = None  # at most so many of it, thumbnail not counted; None: as many as there is room for
+    in_memory: Image | None = field(default=None, compare=False)  # instead of a file
+
+    @property
+    def source(self) -> Path | Image:
+        return self.path if self.in_memory is None else self.in_memory
 
 
 @dataclass(frozen=True, slots=True)
 class VideoRef:
-    """A video file or the clip [start_seconds, end_seconds) of it; None is the file's own start or end."""
+    """A video file or the clip [start_seconds, end_seconds) of it; None is the file's own start or end.
+
+    Or a document, a PDF: its pages are seen as frames are.
+    """
 
     path: Path
     start_seconds: float | None = None
@@ -43,7 +56,7 @@ Media = ImageRef | VideoRef
 class Turn:
     """What one side says: texts and media in the order in which they are read. Only texts where role is "assistant"."""
 
-    role: str  # one of ROLES
+    role: str  # one of ROLES, or "tool": what a tool answered, which the prompt shows as a user's turn
     parts: tuple[str | Media, ...]
     learned: bool = True  # of an assistant's turn: whether its text is supervised, or context alone
 
@@ -59,6 +72,7 @@ class Sample:
     turns: tuple[Turn, ...]
     where: str = field(default="", compare=False)  # "file:line", since several rows may have one id
     unused_fields: tuple[str, ...] = field(default=(), compare=False)  # of the row: what it holds and nothing reads
+    tools: tuple[str, ...] = ()  # what the assistant may call: each one's JSON, as the system turn shows it
 
     media: tuple[Media, ...] = field(init=False)  # images and videos in the order shown: the order of tiles, everywhere
 
@@ -81,6 +95,11 @@ class Sample:
     @property
     def videos(self) -> tuple[VideoRef, ...]:
         return tuple(part for part in self.media if isinstance(part, VideoRef))
+
+
+def is_document(path: Path) -> bool:
+    """Whether a path is a PDF's, by its name."""
+    return path.suffix.lower() == ".pdf"
 
 
 def shown(value: object) -> str:

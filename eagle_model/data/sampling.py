@@ -84,7 +84,9 @@ def plan(
     tile_px: int,
     tokens_per_tile: int,
     images: Sequence[tuple[int, int]],
+    image_tiles: Sequence[int | None] | None = None,
     videos: Sequence[np.ndarray],
+    are_documents: Sequence[bool] | None = None,
     choose: Sequence[Callable[[tuple[float, ...]], tuple[float, ...]]] | None = None,
     text_tokens: Callable[[Sequence[Sequence[float]]], int],
 ) -> VisualPlan:
@@ -96,8 +98,9 @@ def plan(
 
     Args:    tile_px, tokens_per_tile: the side of a tile, and what the language model pays for one.
              images: (width_px, height_px) of each.
-             videos: frame times of each clip, seconds, ascending. (Page numbers do for a document: one tile a page,
-             and from frames_per_second=1 on every page counts.)
+             image_tiles: the most tiles of each, where an image has a limit of its own; None where not.
+             videos: frame times of each clip, seconds, ascending; of a document, the numbers of its pages.
+             are_documents: whether each is a document, of which every page counts, whatever frames_per_second is.
              choose: for each video, the frames to take for those sampled, by their times: as many, ascending, none
              twice. None: those.
              text_tokens: the sample's exact number of non-visual tokens, <img>, </img> and frame labels included,
@@ -108,7 +111,11 @@ def plan(
     """
     for k, frame_times in enumerate(videos, 1):
         _check_times(k, frame_times)
-    most = [max_frames_of(frame_times, config) for frame_times in videos]
+    documents = are_documents or [False] * len(videos)
+    most = [
+        min(len(times), config.max_frames) if is_document else max_frames_of(times, config)
+        for times, is_document in zip(videos, documents, strict=True)
+    ]
     least = [min(config.min_frames, n) for n in most]
 
     @cache
@@ -130,9 +137,13 @@ def plan(
     )
     times, num_text_tokens = sample(num_frames)
 
+    tile_limits = [limit or config.max_tiles for limit in image_tiles or [None] * len(images)]
     steps = {config.max_tiles, *(t for t in TILE_STEPS if t < config.max_tiles)}
     for max_tiles in sorted(steps, reverse=True):
-        grids = tuple(choose_grid(w, h, tile_px=tile_px, max_tiles=max_tiles) for w, h in images)
+        grids = tuple(
+            choose_grid(width, height, tile_px=tile_px, max_tiles=min(max_tiles, limit))
+            for (width, height), limit in zip(images, tile_limits, strict=True)
+        )
         num_visual_tokens = tokens_per_tile * (num_frames + sum(grid.num_tiles for grid in grids))
         if num_visual_tokens + num_text_tokens <= config.context_tokens:
             break  # at the latest at 1, which num_frames was found with

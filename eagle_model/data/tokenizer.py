@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from eagle_model.data.chat import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START
+from eagle_model.data.chat import SPECIAL_TOKENS
+from eagle_model.data.templates import END_OF_TEXT, TURN_END, TURN_START
 from eagle_model.files import read_json
 
 TOKENIZER_FILE = "tokenizer.json"

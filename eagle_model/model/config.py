@@ -4,9 +4,11 @@
     cfg = tiny(vocab_size=512, image_token_id=7)             # the same code at sizes that learn on a laptop
 
 Source  nvidia/Eagle2.5-8B's config.json (class Eagle2_5_VLConfig of NVlabs/Eagle), transformers' SiglipVisionConfig and
-        Qwen2Config. Fields keep the names they have there, except pixels, which carry their unit.
+        Qwen2Config, Qwen3Config and LlamaConfig. Fields keep the names they have there, except pixels, which carry
+        their unit.
 
-Reading: `text_config` or its old name `llm_config`; `rope_theta` or transformers 5's `rope_parameters`;
+Reading: `text_config` or its old name `llm_config`; `rope_theta` and `rope_scaling`, or transformers 5's
+`rope_parameters`;
 `max_dynamic_tiles` or vLLM's `max_dynamic_patch`. An absent field has the default of its released class, because
 transformers leaves defaults out when it writes. A field that asks for another computation than this model's is an
 error, and so is a value of a wrong type; both are named with their path. Fields that the model does not need are kept
@@ -19,12 +21,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from eagle_kernels.attention import BACKENDS, Backend
 from eagle_model.checkpoints import verify_listed
 from eagle_model.fields import shown
 from eagle_model.files import read_json
+from eagle_model.model.rope_scaling import RopeScaling
 
 _OUR_NAMES = {"image_token_index": "image_token_id"}
 
@@ -35,24 +38,17 @@ _ONLY_VISION = {
     "num_channels": 3,
     "attention_dropout": 0.0,
 }
-_ONLY_TEXT = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_act": "silu",
-    "rope_scaling": None,
-    "use_sliding_window": False,
-    "attention_dropout": 0.0,
-}
 _ONLY_EAGLE = {
     "architectures": ["Eagle2_5_VLForConditionalGeneration"],
     "model_type": "eagle_2_5_vl",
-    "use_pixel_shuffle": True,
     "downsample_ratio": 0.5,
-    "mlp_connector_layers": 2,
 }
+_ONLY_TEXT = {"hidden_act": "silu", "attention_dropout": 0.0}
+_ONLY_QWEN = {**_ONLY_TEXT, "use_sliding_window": False}
+
+_LEROBOTS_CLASS = ["Eagle25VLForConditionalGeneration"]  # LeRobot's name for the released class
 
 # Not written, but where a file has them they must say what the model computes.
-_ONLY_TEXT_IF_GIVEN = {"attention_bias": True, "mlp_bias": False, "partial_rotary_factor": 1.0}
 _ONLY_EAGLE_IF_GIVEN = {"quantization_config": None}
 
 # What the released classes assume of absent fields (transformers' two and Eagle2_5_VLConfig), each of its field's type.
@@ -77,11 +73,50 @@ _DEFAULT_TEXT = {
     "rope_theta": 10_000.0,
     "tie_word_embeddings": False,
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Family:
+    """A kind of language model, in the words of its class in transformers."""
+
+    only: Mapping[str, Any]  # what it computes, written on save
+    only_if_given: Mapping[str, Any]  # the same, not written
+    defaults: Mapping[str, Any]  # of absent fields
+    head_dim: int | None = None  # of a file without one; None: hidden_size / num_attention_heads
+
+
+_FAMILIES = {
+    "qwen2": _Family(
+        only={"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **_ONLY_QWEN},
+        only_if_given={"attention_bias": True, "mlp_bias": False},
+        defaults=_DEFAULT_TEXT,
+    ),
+    "qwen3": _Family(
+        only={"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **_ONLY_QWEN},
+        only_if_given={"mlp_bias": False},
+        defaults={**_DEFAULT_TEXT, "attention_bias": False},
+        head_dim=128,
+    ),
+    "llama": _Family(
+        only={"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_ONLY_TEXT},
+        only_if_given={},
+        defaults={
+            **_DEFAULT_TEXT,
+            "vocab_size": 32_000,
+            "intermediate_size": 11008,
+            "max_position_embeddings": 2048,
+            "attention_bias": False,
+            "mlp_bias": False,
+        },
+    ),
+}
 _DEFAULT_EAGLE = {
     "image_token_index": 151667,
     "select_layer": -4,
     "min_dynamic_tiles": 1,
     "max_dynamic_tiles": 6,
+    "use_pixel_shuffle": True,
+    "mlp_connector_layers": 2,
     "initializer_range": 0.02,
 }
 _DEFAULT_EAGLE_OTHER = {
@@ -118,15 +153,16 @@ class VisionConfig:
     num_hidden_layers: int
     num_attention_heads: int
     layer_norm_eps: float = 1e-6
+    vision_use_head: bool = False  # whether the files hold SigLIP's pooling head, which Eagle does not compute
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
-        _need_numbers(self, {"tile_px": 1, "patch_px": 1, **_without(_DEFAULT_VISION, "image_size", "patch_size")})
+        numbers = {"tile_px": 1, "patch_px": 1, **_without(_DEFAULT_VISION, "image_size", "patch_size")}
+        _need_types(self, {**numbers, "vision_use_head": False})
         _need_heads(self)
-        if self.tile_px % (2 * self.patch_px):
+        if self.tile_px < self.patch_px:
             raise ValueError(
-                f"VisionConfig: tile_px is {self.tile_px} and patch_px {self.patch_px}; four patches become one token, "
-                f"so tile_px needs to be a multiple of 2 * patch_px = {2 * self.patch_px}."
+                f"VisionConfig: tile_px is {self.tile_px} and patch_px {self.patch_px}; needs one patch or more."
             )
 
     @property
@@ -135,7 +171,7 @@ class VisionConfig:
 
     @property
     def num_patches(self) -> int:
-        """P, patches a tile."""
+        """P, patches a tile: whole ones, as a convolution without padding cuts them."""
         return (self.tile_px // self.patch_px) ** 2
 
     @property
@@ -147,87 +183,159 @@ class VisionConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> VisionConfig:
         """From the `vision_config` part of config.json. Raises ValueError as the file's docstring says."""
         other = _without_fixed("vision_config", fields, _ONLY_VISION)
-        other.pop("vision_use_head", None)  # the pooling head is never part of this model
-        known = _known("vision_config", other, _DEFAULT_VISION)
+        known = _known("vision_config", other, {**_DEFAULT_VISION, "vision_use_head": False})
         return cls(tile_px=known.pop("image_size"), patch_px=known.pop("patch_size"), **known, other=other)
 
     @property
-    def num_parameters(self) -> int:
+    def num_layer_parameters(self) -> int:
         C, F = self.hidden_size, self.intermediate_size
-        layer = 4 * (C * C + C) + 2 * C * F + F + C + 4 * C
-        return self.num_patch_values * C + C + self.num_patches * C + self.num_hidden_layers * layer + 2 * C
+        return 4 * (C * C + C) + 2 * C * F + F + C + 4 * C
+
+    @property
+    def num_parameters(self) -> int:
+        C, layers = self.hidden_size, self.num_hidden_layers * self.num_layer_parameters
+        return self.num_patch_values * C + C + self.num_patches * C + layers + 2 * C
 
     def to_dict(self) -> dict[str, Any]:
         known = {key: getattr(self, key) for key in _DEFAULT_VISION if key not in ("image_size", "patch_size")}
         pixels = {"image_size": self.tile_px, "patch_size": self.patch_px}
-        return {**self.other, **_ONLY_VISION, **pixels, **known, "vision_use_head": False}
+        return {**self.other, **_ONLY_VISION, **pixels, **known, "vision_use_head": self.vision_use_head}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextConfig:
-    """Qwen2.5's sizes."""
+    """The language model's sizes: Qwen2.5's, Qwen3's or Llama's."""
 
+    model_type: Literal["qwen2", "qwen3", "llama"] = "qwen2"
     vocab_size: int
     hidden_size: int  # D
-    intermediate_size: int
+    intermediate_size: int  # F
     num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # K
+    head_dim: int = 0  # W; 0 takes hidden_size / num_attention_heads
     max_position_embeddings: int = 32768
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
-    head_dim: int = field(init=False)
+    rope_scaling: RopeScaling | None = None
+    attention_bias: bool = False  # of q, k, v and the output projection; Qwen2 has the first three anyhow
+    mlp_bias: bool = False  # Llama's alone
     tie_word_embeddings: bool = False
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
-        _need_numbers(self, _DEFAULT_TEXT)
-        _need_heads(self)
+        if self.model_type not in _FAMILIES:
+            raise ValueError(
+                f"TextConfig: model_type is {shown(self.model_type)}; needs one of {', '.join(_FAMILIES)}."
+            )
+        _need_types(self, {**_DEFAULT_TEXT, "attention_bias": False, "mlp_bias": False})
+        for name in ("attention_bias", "mlp_bias"):
+            if getattr(self, name) and name not in _FAMILIES[self.model_type].defaults:
+                raise ValueError(f"TextConfig: {name} is True; needs False, as {self.model_type} has no such field.")
+        if self.head_dim == 0:
+            _need_heads(self)
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        _need_types(self, {"head_dim": 1})
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"TextConfig: num_key_value_heads is {self.num_key_value_heads}; needs a divisor of "
                 f"num_attention_heads, {self.num_attention_heads}."
             )
-        object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
             raise ValueError(f"TextConfig: the head width is {self.head_dim}; rotary positions need an even one.")
+        if self.rope_scaling is not None:
+            self.rope_scaling.check_head_dim(self.head_dim)
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        return self.model_type == "qwen2" or self.attention_bias
+
+    @property
+    def has_qk_norm(self) -> bool:
+        """Whether queries and keys are normalised, head by head, before they are rotated."""
+        return self.model_type == "qwen3"
+
+    @property
+    def qkv_sizes(self) -> tuple[int, int, int]:
+        """Widths of q, k and v."""
+        kv_width = self.num_key_value_heads * self.head_dim
+        return self.num_attention_heads * self.head_dim, kv_width, kv_width
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TextConfig:
         """From the `text_config` part of config.json. Raises ValueError as the file's docstring says."""
-        other = _without_fixed("text_config", fields, _ONLY_TEXT)
-        _without_fixed("text_config", other, _ONLY_TEXT_IF_GIVEN)
-        rope = _without_fixed("text_config.rope_parameters", other.pop("rope_parameters", None) or {}, {})
-        if rope.get("rope_type", "default") != "default":
-            raise ValueError(f"config.json: text_config.rope_parameters is {shown(rope)}; needs rope_type 'default'.")
-        _without_fixed("text_config.rope_parameters", rope, {"partial_rotary_factor": 1.0})
+        model_type = _model_type(fields)
+        family = _FAMILIES[model_type]
+        other = _without_fixed("text_config", fields, family.only)
+        _without_fixed("text_config", other, {**family.only_if_given, "partial_rotary_factor": 1.0})
+        rope_scaling = _take_rope(other, family.defaults)
         kinds = other.get("layer_types") or []
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise ValueError(
                 f"config.json: text_config.layer_types is {shown(kinds)}; this model computes 'full_attention' only."
             )
-        if "rope_theta" in rope:
-            other["rope_theta"] = rope["rope_theta"]
-        if other.get("num_key_value_heads", 1) is None:  # transformers' way to say: as many as query heads
-            other["num_key_value_heads"] = other.get("num_attention_heads", _DEFAULT_TEXT["num_attention_heads"])
-        config = cls(**_known("text_config", other, _DEFAULT_TEXT), other=other)
-        if other.get("head_dim", config.head_dim) not in (None, config.head_dim):
-            raise ValueError(
-                f"config.json: text_config.head_dim is {shown(other['head_dim'])}; needs hidden_size / "
-                f"num_attention_heads = {config.head_dim}."
-            )
-        return config
+        heads = other.get("num_attention_heads", family.defaults["num_attention_heads"])
+        if other.get("num_key_value_heads", None if model_type == "llama" else 1) is None:
+            other["num_key_value_heads"] = heads  # transformers' way to say: as many as query heads
+        head_dim = other.get("head_dim", family.head_dim)
+        if head_dim is not None:
+            _check_types("config.json: text_config.", {"head_dim": head_dim}, {"head_dim": 1})
+        known = _known("text_config", other, family.defaults)
+        return cls(model_type=model_type, head_dim=head_dim or 0, rope_scaling=rope_scaling, **known, other=other)
 
     @property
     def num_parameters(self) -> int:
         """Of the decoder and its output head."""
-        D, F, kv_width = self.hidden_size, self.intermediate_size, self.num_key_value_heads * self.head_dim
-        layer = 2 * D * D + D + 2 * (D + 1) * kv_width + 3 * D * F + 2 * D
+        D, F, (q_width, kv_width, _) = self.hidden_size, self.intermediate_size, self.qkv_sizes
+        attention = 2 * D * q_width + 2 * D * kv_width + D * self.attention_bias
+        attention += (q_width + 2 * kv_width) * self.has_qkv_bias + 2 * self.head_dim * self.has_qk_norm
+        layer = attention + 3 * D * F + (2 * F + D) * self.mlp_bias + 2 * D
         tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * D
         return tables + self.num_hidden_layers * layer + D
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.other, **_ONLY_TEXT, **{key: getattr(self, key) for key in _DEFAULT_TEXT}}
+        family = _FAMILIES[self.model_type]
+        fields = {**self.other, **family.only, **{key: getattr(self, key) for key in family.defaults}}
+        if (
+            "head_dim" in fields
+            or family.head_dim is not None
+            or self.head_dim * self.num_attention_heads != self.hidden_size
+        ):
+            fields["head_dim"] = self.head_dim
+        return {**fields, "rope_scaling": None if self.rope_scaling is None else self.rope_scaling.to_dict()}
+
+
+def _model_type(fields: Mapping[str, Any]) -> Any:
+    """The kind of language model that a `text_config` describes, by its class where it has no model_type."""
+    if not isinstance(fields, Mapping) or not {"model_type", "architectures"} & fields.keys():
+        return "qwen2"
+    classes = {family.only["architectures"][0]: kind for kind, family in _FAMILIES.items()}
+    if "model_type" not in fields and fields["architectures"] in [[name] for name in classes]:
+        return classes[fields["architectures"][0]]
+    given = fields.get("model_type", "qwen2")
+    if given not in list(_FAMILIES):  # a list, because what a file says need not be hashable
+        raise ValueError(
+            f"config.json: text_config.model_type is {shown(given)}; this model computes {', '.join(_FAMILIES)} only."
+        )
+    return given
+
+
+def _take_rope(other: dict[str, Any], defaults: Mapping[str, Any]) -> RopeScaling | None:
+    """Takes `rope_scaling` or transformers 5's `rope_parameters` out of a text_config; sets its rope_theta."""
+    scaling, parameters = other.pop("rope_scaling", None), other.pop("rope_parameters", None)
+    name = "rope_scaling" if parameters is None else "rope_parameters"
+    if scaling is not None and parameters not in (None, scaling):
+        raise ValueError(
+            f"config.json: text_config.rope_scaling is {shown(scaling)} but rope_parameters {shown(parameters)}; "
+            f"they mean the same and must agree."
+        )
+    where = f"text_config.{name}"
+    rope = _without_fixed(where, (scaling if parameters is None else parameters) or {}, {"partial_rotary_factor": 1.0})
+    if "rope_theta" in rope:
+        other["rope_theta"] = rope.pop("rope_theta")
+    length = other.get("max_position_embeddings", defaults["max_position_embeddings"])
+    length = other.get("original_max_position_embeddings", length)  # Phi's place for it, which transformers prefers
+    return RopeScaling.from_dict(f"config.json: {where}", rope, max_position_embeddings=length)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,6 +345,7 @@ class EagleConfig:
     image_token_id (config.json: `image_token_index`): the placeholder that visual tokens replace.
     select_layer: -1 takes the last vision layer after post_layernorm; any other value takes hidden_states[select_layer]
     without it, where hidden_states[0] is the embedding, as in transformers.
+    use_pixel_shuffle, mlp_connector_layers: the connector's; see connector.py.
     min_dynamic_tiles, max_dynamic_tiles: for those who prepare images; the model does not use them.
     attention_backend: `backend` of varlen_attention in both towers. With a cache of keys, as in generation, the decoder
     takes "eagle" whatever stands here: flash-attn knows no segments. config.json names it unless it is "eagle".
@@ -246,6 +355,8 @@ class EagleConfig:
     text: TextConfig
     image_token_id: int
     select_layer: int = -1
+    use_pixel_shuffle: bool = True
+    mlp_connector_layers: int = 2
     min_dynamic_tiles: int = 1
     max_dynamic_tiles: int = 12
     initializer_range: float = 0.02  # standard deviation of new embeddings and of a new lm_head
@@ -265,6 +376,9 @@ class EagleConfig:
                 f"EagleConfig: min_dynamic_tiles is {self.min_dynamic_tiles}, max_dynamic_tiles "
                 f"{self.max_dynamic_tiles}; needs the first no greater than the second."
             )
+        if self.mlp_connector_layers not in (1, 2):
+            raise ValueError(f"EagleConfig: mlp_connector_layers is {self.mlp_connector_layers}; needs 1 or 2.")
+        self._check_patches()
         layers = self.vision.num_hidden_layers
         if not -(layers + 1) <= self.select_layer <= layers:
             raise ValueError(
@@ -277,15 +391,35 @@ class EagleConfig:
                 f"of the vocabulary. Raise text.vocab_size to the tokenizer's length."
             )
 
+    def _check_patches(self) -> None:
+        tile_px, patch_px = self.vision.tile_px, self.vision.patch_px
+        if self.use_pixel_shuffle and tile_px % (2 * patch_px):
+            raise ValueError(
+                f"EagleConfig: tile_px is {tile_px} and patch_px {patch_px}; four patches become one token, so tile_px "
+                f"needs to be a multiple of 2 * patch_px = {2 * patch_px}."
+            )
+        if tile_px % patch_px:
+            raise ValueError(
+                f"EagleConfig: tile_px is {tile_px} and patch_px {patch_px}; tiles are cut into whole patches, so "
+                f"tile_px needs to be a multiple of patch_px."
+            )
+
+    @property
+    def patches_per_token(self) -> int:
+        return 4 if self.use_pixel_shuffle else 1
+
     @property
     def tokens_per_tile(self) -> int:
-        return self.vision.num_patches // 4
+        return self.vision.num_patches // self.patches_per_token
+
+    @property
+    def num_connector_parameters(self) -> int:
+        E, D = self.patches_per_token * self.vision.hidden_size, self.text.hidden_size
+        return E * D + D + (2 * E + D * D + D if self.mlp_connector_layers == 2 else 0)
 
     @property
     def num_parameters(self) -> int:
-        E, D = 4 * self.vision.hidden_size, self.text.hidden_size
-        connector = 2 * E + E * D + D + D * D + D
-        return self.vision.num_parameters + connector + self.text.num_parameters
+        return self.vision.num_parameters + self.num_connector_parameters + self.text.num_parameters
 
     def trained_on_tiles(self, max_tiles: int) -> EagleConfig:
         """The config that tells other programs how this library prepared a model's images: up to `max_tiles` tiles and
@@ -296,13 +430,15 @@ class EagleConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EagleConfig:
         """From the content of config.json. Raises ValueError as the file's docstring says."""
+        if isinstance(fields, Mapping) and fields.get("architectures") == _LEROBOTS_CLASS:
+            fields = _without(fields, "architectures")
         other = _without_fixed("", fields, _ONLY_EAGLE)
         _without_fixed("", other, _ONLY_EAGLE_IF_GIVEN)
         if "vision_config" not in other:
             raise ValueError("config.json has no vision_config; needs one of model_type siglip_vision_model.")
         vision = VisionConfig.from_dict(other.pop("vision_config"))
         if "text_config" not in other and "llm_config" not in other:
-            raise ValueError("config.json has neither text_config nor llm_config; needs one of model_type qwen2.")
+            raise ValueError("config.json has neither text_config nor llm_config; needs one.")
         llm_config = other.pop("llm_config", None)
         text_config = other.pop("text_config", llm_config)
         if llm_config not in (None, text_config):
@@ -342,6 +478,8 @@ class EagleConfig:
             "image_token_index": self.image_token_id,
             "force_image_size": self.vision.tile_px,
             "select_layer": self.select_layer,
+            "use_pixel_shuffle": self.use_pixel_shuffle,
+            "mlp_connector_layers": self.mlp_connector_layers,
             "min_dynamic_tiles": self.min_dynamic_tiles,
             "max_dynamic_tiles": self.max_dynamic_tiles,
             "min_dynamic_patch": self.min_dynamic_tiles,
@@ -356,7 +494,8 @@ class EagleConfig:
         Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.")
+            hint = " It holds an adapter: load the model under it first." if _holds_adapter(path.parent) else ""
+            raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.{hint}")
         verify_listed(path.parent, [path.name])
         fields = read_json(path)
         if not isinstance(fields, dict):
@@ -367,7 +506,11 @@ class EagleConfig:
             raise ValueError(f"{path}: {error}") from error
 
 
-def tiny(*, vocab_size: int, image_token_id: int, tile_px: int = 28, patch_px: int = 7) -> EagleConfig:
+def _holds_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def tiny(*, vocab_size: int = 512, image_token_id: int = 7, tile_px: int = 28, patch_px: int = 7) -> EagleConfig:
     """A model of about 0.75 million parameters that learns on a laptop: the same code, small sizes."""
     return EagleConfig(
         vision=VisionConfig(
@@ -392,27 +535,65 @@ def tiny(*, vocab_size: int, image_token_id: int, tile_px: int = 28, patch_px: i
     )
 
 
-def eagle2_5_8b() -> EagleConfig:
+def eagle2_5_8b(
+    *, vocab_size: int = 151674, image_token_id: int = 151667, tile_px: int = 448, patch_px: int = 14
+) -> EagleConfig:
     """nvidia/Eagle2.5-8B: SigLIP2-so400m at 448 px and Qwen2.5-7B with Eagle's nine added tokens."""
-    return EagleConfig(
-        vision=VisionConfig(
-            tile_px=448,
-            patch_px=14,
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-        ),
-        text=TextConfig(
-            vocab_size=151674,
-            hidden_size=3584,
-            intermediate_size=18944,
-            num_hidden_layers=28,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-        ),
-        image_token_id=151667,
+    text = TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
     )
+    return EagleConfig(vision=_so400m(tile_px, patch_px), text=text, image_token_id=image_token_id)
+
+
+def eagle2_2b(
+    *, vocab_size: int = 151674, image_token_id: int = 151667, tile_px: int = 448, patch_px: int = 14
+) -> EagleConfig:
+    """nvidia/Eagle2-2B in Eagle 2.5's format: the same vision tower and Qwen2.5-1.5B."""
+    text = TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    return EagleConfig(vision=_so400m(tile_px, patch_px), text=text, image_token_id=image_token_id)
+
+
+def eagle2_1b(
+    *, vocab_size: int = 151674, image_token_id: int = 151667, tile_px: int = 448, patch_px: int = 14
+) -> EagleConfig:
+    """nvidia/Eagle2-1B in Eagle 2.5's format: the same vision tower and Qwen2.5-0.5B."""
+    text = TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    return EagleConfig(vision=_so400m(tile_px, patch_px), text=text, image_token_id=image_token_id)
+
+
+def _so400m(tile_px: int, patch_px: int) -> VisionConfig:
+    return VisionConfig(
+        tile_px=tile_px,
+        patch_px=patch_px,
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+    )
+
+
+PRESETS = {"tiny": tiny, "eagle2_5_8b": eagle2_5_8b, "eagle2_2b": eagle2_2b, "eagle2_1b": eagle2_1b}  # by name
 
 
 def _without_fixed(section: str, fields: Mapping[str, Any], only: Mapping[str, Any]) -> dict[str, Any]:
@@ -420,6 +601,8 @@ def _without_fixed(section: str, fields: Mapping[str, Any], only: Mapping[str, A
     if not isinstance(fields, Mapping):
         raise ValueError(f"config.json: {section} is {shown(fields)}; needs an object.")
     for key, value in only.items():
+        if key == "architectures" and fields.get(key) is None:
+            continue  # a config that was written without a model
         if key in fields and fields[key] != value:
             name = f"{section}.{key}" if section else key
             raise ValueError(f"config.json: {name} is {shown(fields[key])}; this model computes {value!r} only.")
@@ -464,7 +647,7 @@ def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
 
 
-def _need_numbers(config: VisionConfig | TextConfig, like: Mapping[str, Any]) -> None:
+def _need_types(config: VisionConfig | TextConfig, like: Mapping[str, Any]) -> None:
     _check_types(f"{type(config).__name__}: ", {name: getattr(config, name) for name in like}, like)
 
 

@@ -4,14 +4,18 @@
 
 Dims     I tiles, P patches a tile, K = 3 * patch_px**2 numbers a patch (channel, y, x), C width, H heads,
          D head width, R = I * P rows.
-Weights  `vision_model.vision_model.*` of nvidia/Eagle2.5-8B. The released patch embedding is a convolution whose stride
-         is its size: on patches cut beforehand it is a linear layer, weight (C, K), the same numbers in the same order.
+Weights  `vision_model.vision_model.*` of nvidia/Eagle2.5-8B; q, k and v are one layer here and three in files. The
+         released patch embedding is a convolution whose stride is its size: on patches cut beforehand it is a linear
+         layer, weight (C, K), the same numbers in the same order.
 Source   Tschannen et al. 2025, arXiv:2502.14786; transformers' SiglipVisionModel. Eagle does not use its pooling head.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +24,7 @@ from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.layer_norm import layer_norm
 from eagle_model.model.attend import Attend, Packed
 from eagle_model.model.config import EagleConfig, VisionConfig
-from eagle_model.model.linear import Linear
+from eagle_model.model.linear import FusedLinear, Linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -33,15 +37,11 @@ class VisionAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.num_heads = cfg.num_attention_heads
-        self.q_proj = Linear(cfg.hidden_size, cfg.hidden_size)
-        self.k_proj = Linear(cfg.hidden_size, cfg.hidden_size)
-        self.v_proj = Linear(cfg.hidden_size, cfg.hidden_size)
+        self.qkv_proj = FusedLinear(cfg.hidden_size, (cfg.hidden_size,) * 3)
         self.out_proj = Linear(cfg.hidden_size, cfg.hidden_size)
 
     def forward(self, x_RC: Tensor, attend: Attend) -> Tensor:
-        q_RHD, k_RHD, v_RHD = (
-            p(x_RC).unflatten(1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q_RHD, k_RHD, v_RHD = self.qkv_proj(x_RC).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         return self.out_proj(attend(self.layer, q_RHD, k_RHD, v_RHD).flatten(1))
 
 
@@ -82,6 +82,28 @@ class VisionLayer(nn.Module):
     def forward(self, x_RC: Tensor, attend: Attend) -> Tensor:
         x_RC = x_RC + self.self_attn(self.layer_norm1(x_RC), attend)
         return x_RC + self.mlp(self.layer_norm2(x_RC))
+
+
+def resize_position_table(table_PC: Tensor, num_patches: int) -> Tensor:
+    """A position table for tiles of another number of patches, as 27 x 27 -> 32 x 32 for SigLIP2 at 448 px.
+
+        table_PC = resize_position_table(torch.zeros(729, 1152), 1024)
+
+    Bicubic without antialiasing over the square of patches, computed in fp32; the table itself if the size is its own.
+
+    Args:    table_PC: (P, C), patches row by row.  num_patches: rows of the result. Both are squares.
+    Returns: (num_patches, C) in table's dtype, on its device.
+    Raises:  ValueError for a number of rows that is no square.
+    """
+    sides = [math.isqrt(count) for count in (table_PC.shape[0], num_patches)]
+    for side, count in zip(sides, (table_PC.shape[0], num_patches), strict=True):
+        if side * side != count or not count:
+            raise ValueError(f"resize_position_table: {count} positions make no square; needs 729 = 27 x 27, or alike.")
+    if sides[0] == sides[1]:
+        return table_PC
+    grid_1CYX = table_PC.float().unflatten(0, (sides[0], sides[0])).permute(2, 0, 1)[None]
+    resized_1CYX = F.interpolate(grid_1CYX, size=(sides[1], sides[1]), mode="bicubic", antialias=False)
+    return resized_1CYX[0].flatten(1).T.contiguous().to(table_PC.dtype)
 
 
 class VisionEncoder(nn.Module):

@@ -240,7 +240,8 @@ def _table(rows: Mapping[str, object]) -> str:
 
 def _settings(config: TrainConfig) -> dict[str, object]:
     assignments = [assignment for assignment, _ in listing(config) if assignment and not assignment.startswith("# ")]
-    return {path: value for path, _, value in (assignment.partition("=") for assignment in assignments)}
+    recipe: dict[str, object] = {"recipe_name": config.recipe_name} if config.recipe_name else {}
+    return recipe | {path: value for path, _, value in (assignment.partition("=") for assignment in assignments)}
 
 
 def _text(value: object) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from eagle_model.data import clips
+from eagle_model.data import processor as processor_module
 from eagle_model.data.index import Index, plan_recipe
 from eagle_model.data.prefetch import Prefetch
 from eagle_model.data.processor import Processor
@@ -48,6 +52,25 @@ def test_bad_rows_and_samples_raise_or_are_listed_each(recipe: Recipe, processor
         index_of(recipe([]), processor)
 
 
+def test_planning_that_fails_waits_for_no_video(recipe: Recipe, processor: Processor, monkeypatch) -> None:
+    begun, ended = threading.Event(), []
+
+    def slow(path: Path, *, stop: threading.Event, **_: object) -> None:
+        begun.set()
+        ended.append(stop.wait(60))
+        raise CancelledError
+
+    def bad(path: Path) -> None:
+        assert begun.wait(60)
+        raise DataError("bad")
+
+    monkeypatch.setattr(clips.video_files, "open", slow)
+    monkeypatch.setattr(processor_module, "image_size", bad)
+    with pytest.raises(DataError, match="bad"):
+        index_of(recipe([chat_row(image="wide.png"), chat_row(video="clip.mp4")]), processor)
+    assert ended == [True]
+
+
 def test_fingerprints_tell_data_configs_and_seeds_apart(recipe: Recipe, processor: Processor) -> None:
     def fingerprint(rows: list[dict], seed: int = 0, **changes: object) -> str:
         config = replace(processor.config, **changes)  # type: ignore[arg-type]
@@ -67,5 +90,8 @@ def test_fingerprints_tell_data_configs_and_seeds_apart(recipe: Recipe, processo
         fingerprint(ROWS, seed=1),
         fingerprint(ROWS, mean=(0.4, 0.5, 0.5)),
         fingerprint(ROWS, system="Answer in rhymes."),
+        fingerprint(ROWS, template="demo-1"),
+        fingerprint(ROWS, auto_thinking_prompt=True),
+        fingerprint([ROWS[0] | {"tools": [{"name": "f"}]}, *ROWS[1:]]),
     ]
     assert len({same, *others}) == len(others) + 1

@@ -20,12 +20,15 @@ from eagle_kernels.video import probe
 from eagle_model.batch import IGNORE_INDEX
 from eagle_model.data import processor as processor_module
 from eagle_model.data.chat import seen_media
+from eagle_model.data.contact_sheet import captions
 from eagle_model.data.processor import PIXELS_DTYPE, Processor, ProcessorConfig, SamplePlan
 from eagle_model.data.rows import parse_sample
 from eagle_model.data.sample import DataError, ImageRef, Sample, Turn, VideoRef
 from eagle_model.data.sampling import VisualPlan
 from eagle_model.data.tiling import Grid
 from tests.data.conftest import TEXTS, chat_row, tiny_config, write_image, write_video
+from tests.data.make_pdf import gray, write_pdf
+from tests.data.test_documents import SLOW
 
 
 def sample_of(root: Path, row: dict) -> Sample:
@@ -315,6 +318,8 @@ def test_another_thread_can_stop_the_work(processor: Processor, media: Path) -> 
     plan = plan_of(processor, sample_of(media, chat_row(video="clip.mp4")), [], (0.0,))
     with pytest.raises(CancelledError):
         processor.load_sample(plan, stop=stop)
+    with pytest.raises(CancelledError):
+        processor.plan_sample(plan.sample, stop=stop)
 
 
 def test_bf16_keeps_all_levels_apart() -> None:
@@ -353,7 +358,144 @@ def test_call_confines_messages_of_others(processor: Processor, media: Path) -> 
         processor(messages(str(media / "wide.png")), root=media)
 
 
+def chat(*parts: object) -> list[dict]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def test_call_with_files_beside_the_messages(processor: Processor, media: Path) -> None:
+    """By parts that name none, by tags, or at the start: the same files, each at its place."""
+    wide, square, clip = (str(media / name) for name in ("wide.png", "square.png", "clip.mp4"))
+    named = processor(chat({"image": square}, "or", {"video": clip}, {"image": wide}))
+    bare = chat({"type": "image"}, "or", {"type": "video"}, {"type": "image"})
+    for messages in (bare, [{"role": "user", "content": "<image-1>or<video-1><image-2>"}]):
+        batch = processor(messages, images=[square, wide], videos=[clip])
+        assert torch.equal(batch.token_ids_T, named.token_ids_T)
+        assert torch.equal(batch.patches_IPK, named.patches_IPK)
+    first = processor([{"role": "user", "content": "or"}], images=[Path(square)])
+    assert torch.equal(first.token_ids_T, processor(chat({"image": square}, "or")).token_ids_T)
+
+
+def test_call_with_images_in_memory(processor: Processor, media: Path) -> None:
+    path = str(media / "wide.png")
+    named = processor(chat({"image": path}, {"type": "image_url", "image_url": {"url": path, "detail": "low"}}))
+    image = Image.open(path)
+    batch = processor(chat({"type": "image", "image": image}, {"image_url": {"url": image, "detail": "low"}}))
+    listed = processor(chat({"type": "image"}, "Same?"), images=[image])
+    assert torch.equal(batch.patches_IPK, named.patches_IPK)
+    assert torch.equal(batch.token_ids_T, named.token_ids_T)
+    assert torch.equal(listed.patches_IPK, named.patches_IPK[:4])
+    with pytest.raises(DataError, match=r"messages: video is <PIL\..*; needs the path of one file"):
+        processor(chat({"type": "video", "video": image}))
+
+
+def test_call_with_tools(processor: Processor) -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    calls = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+    messages = [{"role": "user", "content": "Sky?"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    messages.append({"role": "tool", "tool_call_id": "1", "content": "blue"})
+    text = processor.tokenizer.decode(processor(messages, tools=tools).token_ids_T.tolist(), skip_special_tokens=False)
+    assert '<tools>\n{"type": "function", "function": {"name": "look"}}\n</tools>' in text
+    assert '<|im_start|>assistant\n<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call><|im_end|>' in text
+    assert text.endswith("<tool_response>\nblue\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_low_detail_is_one_tile(processor: Processor, media: Path) -> None:
+    def grids(*details: str) -> list[tuple[int, int]]:
+        parts = [
+            {"type": "image_url", "image_url": {"url": str(media / "wide.png"), "detail": detail}} for detail in details
+        ]
+        sample = parse_sample({"messages": chat(*parts)}, root=media, where="t:1", allow_outside_root=True)
+        return list(processor.plan_sample(sample).visual.grids)
+
+    assert grids("low", "high", "auto") == [(1, 1), (3, 1), (3, 1)]
+    assert grids("low") == [(1, 1)]
+
+
+# ---- documents
+
+
+def test_pages_of_a_document_are_frames(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    levels_of_pages = [0, 40, 80, 120, 160, 200, 240]
+    write_pdf(tmp_path / "a.pdf", [gray(level) for level in levels_of_pages])
+    sample = sample_of(tmp_path, chat_row("Sum up.", video="a.pdf"))
+    for frames_per_second in (0.01, 2.0):  # a rate of videos, which pages do not have
+        processor = Processor(tokenizer, tiny_config(frames_per_second=frames_per_second))
+        plan = processor.plan_sample(sample)
+        tokens, patches_IPK = processor.load_sample(plan)
+        assert levels(patches_IPK) == levels_of_pages
+    text = tokenizer.decode(tokens.token_ids_T.tolist(), skip_special_tokens=False)
+    assert "user\nThe first video: Frame 1: <img><IMG_CONTEXT>" in text
+    assert "</img>Frame 7: <img>" in text
+    assert tokens.token_ids_T.numel() == plan.num_tokens
+    small = Processor(tokenizer, tiny_config(context_tokens=plan.num_tokens - 1))
+    assert levels(small.load_sample(small.plan_sample(sample)).patches_IPK) == [0, 40, 80, 160, 200, 240]
+    few = Processor(tokenizer, tiny_config(max_frames=3))
+    assert levels(few.load_sample(few.plan_sample(sample)).patches_IPK) == [0, 120, 240]
+    assert captions(few.plan_sample(sample)) == ["page 1", "page 4", "page 7"]
+
+
+def test_a_document_among_other_media(processor: Processor, media: Path, tmp_path: Path) -> None:
+    write_pdf(tmp_path / "a.pdf", [gray(250), gray(150)])
+    one = write_pdf(tmp_path / "one.pdf", [gray(100)], width=80.64, height=26.88)  # 168 x 56 px
+    parts = [{"video": str(tmp_path / "a.pdf")}, {"image": str(one)}, {"video": str(media / "clip.mp4")}]
+    batch = processor(chat(*parts, {"image": str(media / "square.png")}))
+    assert levels(batch.patches_IPK)[:6] == [250, 150, 100, 100, 100, 100]  # the one page in tiles, as an image
+    text = processor.tokenizer.decode(batch.token_ids_T.tolist(), skip_special_tokens=False)
+    assert "The first video: Frame 1: <img>" in text
+    assert "The second video sampled with 2.00 fps: Frame 1 sample at 0.00s: <img>" in text
+
+
+def test_documents_that_cannot_be_shown_name_the_sample(processor: Processor, tmp_path: Path) -> None:
+    write_pdf(tmp_path / "a.pdf", [gray(0)] * 2)
+    (tmp_path / "b.pdf").write_bytes(b"%PDF-1.4 cut")
+    for row, message in [
+        ({"image": "a.pdf"}, r"image .*a\.pdf has 2 pages; an image has one\. Give it as a video"),
+        (
+            {"video": {"video": "a.pdf", "start": 1}},
+            r"document .*a\.pdf has pages, not seconds; take its start and end",
+        ),
+        ({"video": "b.pdf"}, r"document .*b\.pdf is no PDF, or a damaged one"),
+        ({"image": "b.pdf"}, r"document .*b\.pdf is no PDF, or a damaged one"),
+        ({"video": "none.pdf"}, r"document .*none\.pdf does not exist"),
+    ]:
+        with pytest.raises(DataError, match=f"sample s: {message}"):
+            processor.plan_sample(sample_of(tmp_path, chat_row(id="s", **row)))
+
+
+def test_rendering_can_be_stopped(processor: Processor, tmp_path: Path) -> None:
+    write_pdf(tmp_path / "a.pdf", [gray(0)] * 2)
+    plan = processor.plan_sample(sample_of(tmp_path, chat_row(video="a.pdf")))
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(CancelledError):
+        processor.load_sample(plan, stop=stop)
+    slow = write_pdf(tmp_path / "a.pdf", [SLOW] * 2, width=600, height=400)
+    assert slow.exists()
+    with pytest.raises(DataError, match=r"sample .*a\.pdf: page [12] takes longer to render than"):
+        processor.load_sample(plan, video_time_limit_seconds=0.01)
+
+
 # ---- config and files
+
+
+def test_a_template_by_name(tokenizer: Tokenizer, media: Path, tmp_path: Path) -> None:
+    saved = Processor(tokenizer, tiny_config(template="training-1"))
+    saved.save_pretrained(tmp_path)
+    for processor in (saved, Processor.from_pretrained(tmp_path)):
+        assert processor.config.system_text == "You are an AI assistant whose name is Eagle-Next."
+        batch = processor(chat({"image": str(media / "square.png")}, "What?"))
+        text = tokenizer.decode(batch.token_ids_T.tolist(), skip_special_tokens=False)
+        assert "Eagle-Next.<|im_end|>\n<|im_start|>user\n<img><IMG_CONTEXT>" in text
+        assert "</img>\nWhat?<|im_end|>" in text
+    path = tmp_path / "eagle_processor.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"template": "mine"}))
+    with pytest.raises(ValueError, match="template is 'mine'; needs one of processor-1, training-1, demo-1"):
+        Processor.from_pretrained(tmp_path)
+    # Files of before there were templates: the one that there was.
+    of_old = {name: value for name, value in values.items() if name not in ("template", "auto_thinking_prompt")}
+    path.write_text(json.dumps(of_old | {"system": "You are a helpful assistant."}))
+    assert Processor.from_pretrained(tmp_path).config.template == "processor-1"
 
 
 def test_saved_and_read_again(processor: Processor, tmp_path: Path, media: Path) -> None:

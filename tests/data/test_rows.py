@@ -102,6 +102,46 @@ ROWS = {  # a row, and the parts of its first turn
         },
         (video("v.mp4", 0.0, 4.0), image("a.png"), "?"),
     ),
+    "messages: every spelling of a part": (
+        {
+            "messages": user(
+                [
+                    "See ",
+                    {"type": "image", "url": "a.png"},
+                    {"type": "image", "path": "b.png", "text": None},
+                    {"type": "image_url", "image_url": "c.png"},
+                    {"type": "image", "image_url": {"url": "d.png", "detail": "auto"}},
+                    {"image": "e.png"},
+                    {"type": "video", "video_url": {"url": "v.mp4"}},
+                    {"video": "w.mp4"},
+                    {"text": "?"},
+                ]
+            )
+        },
+        (
+            *("See ", image("a.png"), image("b.png", 2), image("c.png", 3), image("d.png", 4), image("e.png", 5)),
+            *(video("v.mp4"), video("w.mp4", number=2), "?"),
+        ),
+    ),
+    "messages: low detail is one tile": (
+        {
+            "messages": user(
+                [
+                    {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}},
+                    {"type": "image_url", "image_url": {"url": "b.png", "detail": "high"}},
+                ]
+            )
+        },
+        (ImageRef(ROOT / "a.png", 1, 1), image("b.png", 2)),
+    ),
+    "messages: parts that name no file show what is listed": (
+        {
+            "messages": user([{"type": "image"}, " or <image> ", {"type": "video"}, {"type": "image"}]),
+            "images": ["a.png", "b.png"],
+            "videos": ["v.pdf"],
+        },
+        (image("a.png"), " or <image> ", video("v.pdf"), image("b.png", 2)),
+    ),
     "messages: a tag beside parts is text": (
         {
             "messages": user(
@@ -180,6 +220,34 @@ def test_turns_may_be_context_alone(name: str) -> None:
         ]  # fmt: skip
 
 
+def test_tools_their_calls_and_what_they_answer() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    turns = [
+        {"role": "user", "content": "Both?"},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}],
+            "loss": False,
+        },
+        {"role": "tool", "tool_call_id": "1", "name": "f", "content": [{"type": "image", "image": "a.png"}]},
+        {"role": "assistant", "content": "Wait.", "tool_calls": [{"name": "g", "arguments": '{"a": "\u00e9"}'}]},
+        {"role": "tool", "content": "no"},
+        {"role": "assistant", "content": "No.", "tool_calls": []},
+    ]
+    for given_tools in (tools, json.dumps(tools)):
+        sample = parse({"messages": turns, "tools": given_tools})
+        assert sample.tools == ('{"type": "function", "function": {"name": "f"}}',)
+        assert sample.unused_fields == ()
+    assert [turn.role for turn in sample.turns] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    called = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    assert sample.turns[1] == Turn("assistant", (called,), learned=False)
+    assert sample.turns[2].parts == (image("a.png"),)
+    called = '<tool_call>\n{"name": "g", "arguments": {"a": "\u00e9"}}\n</tool_call>'
+    assert sample.turns[3].parts == ("Wait.\n" + called,)
+    told = parse({"conversations": [{"from": "human", "value": "q"}, {"from": "tool", "value": "r"}]})
+    assert told.turns[1] == Turn("tool", ("r",))
+
+
 def test_fields_that_change_nothing_are_told() -> None:
     sample = parse(chat_row(image="a.png", score=0.5, origin="web", tools=[], audios=None, url="http://x/a.png"))
     assert sample.unused_fields == ("score", "origin", "tools", "url")
@@ -234,6 +302,10 @@ def deep(levels: int) -> list:
     for _ in range(levels):
         nested = [nested]
     return nested
+
+
+def calling(calls: object) -> dict:
+    return {"messages": [*user("q"), {"role": "assistant", "content": None, "tool_calls": calls}]}
 
 
 BAD_ROWS = {
@@ -293,10 +365,44 @@ BAD_ROWS = {
         {"messages": [{"role": "user", "content": "q", "images": ["a.png"]}]},
         "a turn has the unknown field 'images'; known are content, loss, role, train, weight.",
     ),
-    "tool calls": (
-        {"messages": [*user("q"), {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]},
+    "tool calls of a user": (
+        {"messages": [{"role": "user", "content": "q", "tool_calls": [{"name": "f"}]}]},
         "a turn has the unknown field 'tool_calls'",
     ),
+    "tool calls: no list": (calling({"name": "f"}), "tool_calls is {'name': 'f'}; needs a list of calls."),
+    "tool calls: no name": (
+        calling([{"function": {"arguments": {"a": 1}}}]),
+        "a tool call is {'function': {'arguments': ",
+    ),
+    "tool calls: arguments": (calling([{"name": "f", "arguments": [1]}]), "needs {'function': {'name': ..., "),
+    "tool calls: JSON": (
+        calling([{"name": "f", "arguments": "{x"}]),
+        "tool call is '{x', which is not JSON: Expecting",
+    ),
+    "tool calls: a field": (calling([{"function": {"name": "f", "args": 1}}]), "function has the unknown field 'args'"),
+    "tool calls: surrogate": (calling([{"name": "f", "arguments": {"a": "\ud800"}}]), "half of a surrogate pair"),
+    "no content": ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "'role' and 'content'"),
+    "tools": (chat_row(tools={"name": "f"}), "tools is {'name': 'f'}; needs a list of objects"),
+    "tools: JSON": (chat_row(tools="[{"), "tools is '[{', which is not JSON: Expecting"),
+    "detail": (
+        {"messages": user([{"type": "image_url", "image_url": {"url": "a", "detail": "most"}}])},
+        "detail of an image is 'most'; needs low (one tile), high or auto.",
+    ),
+    "detail of a video": (
+        {"messages": user([{"type": "video_url", "video_url": {"url": "a", "detail": "low"}}])},
+        "a video has the unknown field 'detail'",
+    ),
+    "base64": ({"messages": user([{"type": "image", "base64": "AA"}])}, "image is base64; write it to a file"),
+    "unnamed and none listed": (
+        {"messages": user([{"type": "image"}])},
+        "a part of type image names no file, and the row's images list none for it",
+    ),
+    "more listed than shown": (
+        {"messages": user([{"type": "image"}]), "images": ["a", "b"]},
+        "the row lists 2 media, but parts of its messages show 1.",
+    ),
+    "a part of two kinds": ({"messages": user([{"image": "a", "text": "b"}])}, "needs type text, image, image_url"),
+    "a part that is a number": ({"messages": user([3])}, "a part is 3; needs type text, image"),
     "loss": ({"messages": [{"role": "assistant", "content": "", "loss": 0.5}]}, "loss of a turn is 0.5; needs true or"),
     "loss of a user": ({"messages": [{"role": "user", "content": "", "loss": 1}]}, "only the assistant's are learned."),
     "loss and weight": (

@@ -60,6 +60,28 @@ def test_as_good_as_split_bias_and_rope(dtype, device):
     check_as_good(op(at, 6, 2), one_after_another(at, 6, 2), inputs(33, 6, 2, 32, dtype, device))
 
 
+@pytest.mark.parametrize("per_token", [False, True])
+def test_frequencies_a_scale_and_no_bias(per_token, device):
+    at, table = positions(33, device), randn(*((33, 10) if per_token else (10,)), device=device, seed=2).detach().abs()
+    options = {"num_heads": 3, "num_kv_heads": 1, "frequencies": table, "scale": 1.25}
+    qkv, bias = inputs(33, 3, 1, 20, torch.float32, device)
+    for args in ((qkv, bias), (qkv,)):
+        check_as_good(
+            lambda x, b=None: _fwd(x, b, at, 0.0, 3, 1, table, 1.25),
+            lambda x, b=None: qkv_rope_ref(x, b, at, **options),
+            args,
+        )
+    for a, b in zip(qkv_rope(qkv, None, at, **options), qkv_rope_ref(qkv, None, at, **options), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_bias_is_a_bias_of_zero(device):
+    qkv, bias = inputs(9, 3, 2, 16, torch.bfloat16, device)
+    at = positions(9, device)
+    for a, b in zip(_fwd(qkv, None, at, THETA, 3, 2), _fwd(qkv, 0 * bias, at, THETA, 3, 2), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_programs_share_the_tokens(monkeypatch, device):
     """dbias's partial sums when each program takes several tiles of tokens, the last one ragged."""
     monkeypatch.setattr(MODULE, "NUM_PARTIALS", 2)
@@ -103,6 +125,7 @@ def test_empty(T, D, device):
 def test_opcheck(device):
     args, at = inputs(3, 2, 1, 8, torch.float32, device), positions(3, device)
     torch.library.opcheck(_fwd.overload, (*args, at, THETA, 2, 1))
+    torch.library.opcheck(_fwd.overload, (args[0], None, at, 0.0, 2, 1, torch.ones(3, 4, device=device), 1.25))
     douts = tuple(torch.ones(3, n, 8, device=device) for n in (2, 1, 1))
     torch.library.opcheck(_bwd.overload, (*douts, at, THETA, True, False))
 
@@ -152,6 +175,7 @@ QKV, B, AT = torch.ones(3, 32), torch.ones(32), torch.arange(3)
         ((QKV, B, AT.float(), 1e6), (2, 1), "positions' dtype is torch.float32; needs int32 or int64"),
         ((QKV, B, AT.to("meta"), 1e6), (2, 1), "positions' device is meta; needs qkv's cpu"),
         ((QKV, B, AT, 0.0), (2, 1), "theta is 0.0; needs a number > 0"),
+        ((QKV, None, AT, None), (2, 1), "qkv_rope: theta is None; needs a number > 0"),
     ],
 )
 def test_refuses(args, heads, message):

@@ -38,6 +38,37 @@ def test_as_good_as_torch(T, H, K, D, dtype, device):
     )
 
 
+def frequencies(T, D, per_token, device):
+    """Such as no theta gives, and as `dynamic` scaling has them token by token."""
+    return randn(*((T, D // 2) if per_token else (D // 2,)), device=device, seed=2).detach().abs()
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize(("T", "H", "K", "D"), [(70, 3, 1, 20), (5, 2, 1, 128)])
+def test_frequencies_and_a_scale(T, H, K, D, per_token, device):
+    at, table = positions(T, device), frequencies(T, D, per_token, device)
+    check_as_good(
+        lambda q, k: _rope(q, k, at, 0.0, False, table, 1.25),
+        lambda q, k: rope_ref(q, k, at, frequencies=table, scale=1.25),
+        inputs(T, H, K, D, torch.float32, device),
+    )
+    q, k = inputs(T, H, K, D, torch.float32, device)
+    far = rope(q, k, at, frequencies=table, scale=1.25)
+    for ours, plain in zip(far, rope(q, k, at, frequencies=table), strict=True):
+        torch.testing.assert_close(ours, 1.25 * plain)
+
+
+def test_thetas_frequencies_are_theta(device):
+    q, k = inputs(9, 2, 1, 32, torch.bfloat16, device)
+    at, table = positions(9, device), rope_frequencies(32, THETA).to(device)
+    want = rope(q, k, at, THETA)
+    for given in (table, table.expand(9, 16)):
+        for a, b in zip(rope(q, k, at, frequencies=given), want, strict=True):
+            assert torch.equal(a, b)
+        for a, b in zip(_rope(q, k, at, 0.0, False, given), _rope(q, k, at, THETA, False), strict=True):
+            assert torch.equal(a, b)
+
+
 def test_transformers_qwen2_at_every_length(device):
     from transformers import Qwen2Config
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding, apply_rotary_pos_emb
@@ -109,6 +140,8 @@ def test_opcheck(device):
     q, k = inputs(3, 2, 1, 8, torch.float32, device)
     for inverse in (False, True):
         torch.library.opcheck(_rope.overload, (q, k, positions(3, device), THETA, inverse))
+    table = frequencies(3, 8, True, device)
+    torch.library.opcheck(_rope.overload, (q, k, positions(3, device), 0.0, False, table, 1.25))
 
 
 def test_compiles(device):
@@ -149,6 +182,26 @@ Q, K, AT = torch.ones(3, 4, 8), torch.ones(3, 2, 8), torch.arange(3)
 def test_refuses(args, message):
     with pytest.raises(ValueError, match=message):
         rope(*args)
+
+
+FOUR = torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "rope: theta is None; needs a number > 0"),
+        ({"theta": 1e6, "frequencies": FOUR}, "rope: theta is 1000000.0; needs None beside frequencies"),
+        ({"frequencies": FOUR[:3]}, r"rope: frequencies' shape is \(3,\); needs \(4,\) or \(3, 4\)"),
+        ({"frequencies": FOUR.double()}, "rope: frequencies' dtype is torch.float64; needs torch.float32"),
+        ({"frequencies": FOUR.to("meta")}, "rope: frequencies' device is meta; needs q's cpu"),
+        ({"frequencies": [1.0] * 4}, "rope: frequencies is a list; needs a torch tensor"),
+        ({"theta": 1e6, "scale": 0.0}, "rope: scale is 0.0; needs a number > 0"),
+    ],
+)
+def test_refuses_angles(options, message):
+    with pytest.raises(ValueError, match=message):
+        rope(Q, K, AT, **options)
 
 
 def test_a_graph_writes_the_frequencies_itself():

@@ -142,15 +142,19 @@ def test_absent_fields_have_transformers_defaults():
     [
         ("model_type", "llava", "model_type is 'llava'; this model computes 'eagle_2_5_vl' only"),
         ("downsample_ratio", 1.0, "downsample_ratio is 1.0"),
-        ("mlp_connector_layers", 1, "mlp_connector_layers is 1; this model computes 2 only"),
-        ("use_pixel_shuffle", False, "use_pixel_shuffle is False"),
+        ("mlp_connector_layers", 3, "mlp_connector_layers is 3; needs 1 or 2"),
+        ("use_pixel_shuffle", None, "config.json: use_pixel_shuffle is None; needs true or false"),
         ("vision_config.hidden_act", "gelu", "vision_config.hidden_act is 'gelu'"),
         ("vision_config.model_type", "radio", "vision_config.model_type is 'radio'"),
         ("text_config.architectures", ["Qwen3ForCausalLM"], "text_config.architectures is ['Qwen3ForCausalLM']"),
-        ("text_config.rope_scaling", {"type": "yarn"}, "text_config.rope_scaling is {'type': 'yarn'}"),
-        ("text_config.rope_parameters", {"rope_type": "yarn"}, "needs rope_type 'default'"),
+        ("text_config.rope_scaling", {"type": "yarn"}, "text_config.rope_scaling is {'rope_type': 'yarn'"),
+        ("text_config.rope_parameters", {"rope_type": "longrope"}, "computes rope_type default, linear, dynamic, yarn"),
+        ("text_config.model_type", "phi3", "text_config.model_type is 'phi3'; this model computes qwen2, qwen3, llama"),
+        ("text_config.model_type", ["qwen2"], "text_config.model_type is ['qwen2']; this model computes qwen2, qwen3"),
+        ("vision_config.vision_use_head", 1, "config.json: vision_config.vision_use_head is 1; needs true or false"),
         ("text_config.use_sliding_window", True, "text_config.use_sliding_window is True"),
-        ("text_config.head_dim", 64, "text_config.head_dim is 64; needs hidden_size / num_attention_heads = 128"),
+        ("text_config.head_dim", 63, "the head width is 63; rotary positions need an even one"),
+        ("text_config.head_dim", 0, "config.json: text_config.head_dim is 0; needs a whole number of at least 1"),
         ("text_config.num_key_value_heads", 5, "num_key_value_heads is 5; needs a divisor of num_attention_heads, 28"),
         ("text_config.num_attention_heads", 27, "num_attention_heads is 27; needs a divisor of hidden_size, 3584"),
         ("text_config.vocab_size", 151000, "image_token_id is 151667; needs 0 to 150999"),
@@ -271,8 +275,130 @@ def test_a_trained_model_says_how_its_images_were_prepared():
     assert [written[key] for key in ("max_dynamic_tiles", "max_dynamic_patch")] == [6, 6]
 
 
+FAMILIES = [
+    {"model_type": "qwen2"},
+    {"model_type": "qwen3", "head_dim": 16},
+    {"model_type": "qwen3", "attention_bias": True},
+    {"model_type": "llama"},
+    {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "head_dim": 40},
+]
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_num_parameters_is_the_models(tied):
-    for config in (tiny(vocab_size=300, image_token_id=7), eagle2_5_8b()):
+    small = tiny(vocab_size=300, image_token_id=7)
+    families = [replace(small, text=replace(small.text, **changes)) for changes in FAMILIES]
+    connectors = [
+        replace(small, mlp_connector_layers=layers, use_pixel_shuffle=shuffle)
+        for layers in (1, 2)
+        for shuffle in (False, True)
+    ]
+    for config in (*families, *connectors, eagle2_5_8b()):
         config = replace(config, text=replace(config.text, tie_word_embeddings=tied))
         assert config.num_parameters == sum(p.numel() for p in build(config).parameters())
+
+
+# ---- other families
+
+
+def text_config(**changes):
+    """RELEASED's, changed; `...` leaves a field out."""
+    return {key: value for key, value in {**RELEASED["text_config"], **changes}.items() if value is not ...}
+
+
+def qwen3(**changes):
+    return text_config(**{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **changes})
+
+
+def llama(**changes):
+    no_window = dict.fromkeys(("use_sliding_window", "max_window_layers"), ...)
+    return text_config(**{"architectures": ["LlamaForCausalLM"], "model_type": "llama", **no_window, **changes})
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+def test_absent_fields_have_their_familys_defaults(kind):
+    transformers = pytest.importorskip("transformers")
+    ours = TextConfig.from_dict({"model_type": kind}).to_dict()
+    theirs = {"qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "llama": "LlamaConfig"}[kind]
+    theirs = getattr(transformers, theirs)().to_dict()
+    assert theirs["rope_parameters"]["rope_theta"] == ours["rope_theta"]
+    for key in ours.keys() - {"architectures", "rope_scaling", "rope_theta"}:
+        assert theirs[key] == ours[key], key
+
+
+@pytest.mark.parametrize("fields", [qwen3(head_dim=96, attention_bias=True), llama(mlp_bias=True, attention_bias=True)])
+def test_other_families_come_back(fields):
+    config = TextConfig.from_dict(fields)
+    assert {key: config.to_dict()[key] for key in fields} == fields
+    assert TextConfig.from_dict(config.to_dict()) == config
+
+
+def test_what_a_family_has():
+    qwen2, other, third = (TextConfig.from_dict(fields) for fields in (text_config(), qwen3(), llama()))
+    assert [c.has_qkv_bias for c in (qwen2, other, third)] == [True, False, False]
+    assert [c.has_qk_norm for c in (qwen2, other, third)] == [False, True, False]
+    assert [TextConfig.from_dict(f(head_dim=64)).qkv_sizes for f in (text_config, qwen3)] == [(1792, 256, 256)] * 2
+    assert other.head_dim == 128  # Qwen3's, whatever the hidden size
+    assert TextConfig.from_dict(llama(num_key_value_heads=None)).num_key_value_heads == 28
+
+
+def test_the_class_tells_the_family_where_no_model_type_does():
+    assert TextConfig.from_dict(qwen3() | {"model_type": "qwen3"}).model_type == "qwen3"
+    fields = {key: value for key, value in qwen3().items() if key != "model_type"}
+    assert TextConfig.from_dict(fields).model_type == "qwen3"
+    del fields["architectures"]
+    assert TextConfig.from_dict(fields).model_type == "qwen2"
+    assert TextConfig.from_dict(qwen3(architectures=...)).model_type == "qwen3"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (llama(architectures=["Qwen2ForCausalLM"]), "this model computes ['LlamaForCausalLM'] only"),
+        (qwen3(mlp_bias=True), "text_config.mlp_bias is True; this model computes False only"),
+        (llama(attention_bias=1), "config.json: text_config.attention_bias is 1; needs true or false"),
+        (llama(partial_rotary_factor=0.5), "text_config.partial_rotary_factor is 0.5; this model computes 1.0 only"),
+        (qwen3(use_sliding_window=True), "text_config.use_sliding_window is True"),
+    ],
+)
+def test_refuses_what_a_family_does_not_compute(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TextConfig.from_dict(fields)
+
+
+def test_a_bias_that_a_family_has_not():
+    base = tiny(vocab_size=300, image_token_id=7).text
+    for name in ("attention_bias", "mlp_bias"):
+        with pytest.raises(ValueError, match=f"TextConfig: {name} is True; needs False, as qwen2 has no such field"):
+            replace(base, **{name: True})
+    with pytest.raises(ValueError, match="TextConfig: model_type is 'phi3'; needs one of qwen2, qwen3, llama"):
+        replace(base, model_type="phi3")
+
+
+def test_the_connectors_kinds():
+    fields = RELEASED | {"use_pixel_shuffle": False, "mlp_connector_layers": 1}
+    config = EagleConfig.from_dict(fields)
+    assert config.tokens_per_tile == 1024
+    assert {key: config.to_dict()[key] for key in ("use_pixel_shuffle", "mlp_connector_layers")} == {
+        "use_pixel_shuffle": False,
+        "mlp_connector_layers": 1,
+    }
+    odd = replace(config, vision=replace(config.vision, tile_px=210))  # 15 x 15 patches
+    assert odd.tokens_per_tile == 225
+    with pytest.raises(ValueError, match="tile_px is 210 and patch_px 14; four patches become one token"):
+        replace(odd, use_pixel_shuffle=True)
+    with pytest.raises(ValueError, match="tile_px is 384 and patch_px 14; tiles are cut into whole patches"):
+        replace(config, vision=replace(config.vision, tile_px=384))
+
+
+def test_a_vision_config_may_be_of_any_size():
+    """SigLIP2-so400m-patch14-384: 27 patches and 6 pixels that no patch has."""
+    config = VisionConfig.from_dict({"image_size": 384, "patch_size": 14})
+    assert config.num_patches == 729
+    with pytest.raises(ValueError, match="tile_px is 7 and patch_px 14; needs one patch or more"):
+        replace(config, tile_px=7)
+
+
+def test_vision_use_head_is_kept():
+    config = EagleConfig.from_dict(changed("vision_config.vision_use_head", True))
+    assert config.to_dict()["vision_config"]["vision_use_head"] is True

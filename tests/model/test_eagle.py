@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from eagle_model.batch import PackedBatch
-from eagle_model.model.config import eagle2_5_8b, tiny
+from eagle_model.model import weights
+from eagle_model.model.config import EagleConfig, eagle2_5_8b, tiny
 from eagle_model.model.eagle import Eagle, build, check_device, load
 from eagle_model.model.loss import sqrt_mass, token_weights
 from tests.model.samples import (
@@ -63,7 +65,7 @@ def test_every_module_with_parameters_is_called_in_training(checkpoint_activatio
     row = pack(mixed_documents(CFG))
     mass = sqrt_mass(row.labels_T, row.cu_seqlens)
     names = called(model, lambda: model(row, mass, checkpoint_activations=checkpoint_activations).backward())
-    assert len(owners(model)) == 54
+    assert len(owners(model)) == 41
     assert owners(model).keys() - names == set()
     assert "" in names  # the model itself
 
@@ -206,7 +208,7 @@ def test_text_alone_does_not_run_the_vision_tower_without_gradients():
 # ---- head widths that no kernel takes
 
 
-WIDE = with_vision(with_text(CFG, hidden_size=48), num_attention_heads=32)  # heads of 12 and 2
+WIDE = with_vision(with_text(CFG, hidden_size=48, head_dim=12), num_attention_heads=32)  # heads of 12 and 2
 
 
 def test_any_head_width_runs_on_a_cpu():
@@ -310,6 +312,62 @@ def test_new_weights_follow_the_global_seed_and_the_config():
             is_table = name.startswith(("lm_head.", "llm.embed_tokens.", "vision.position_embedding."))
             std = 0.5 if is_table else a.shape[1] ** -0.5
             assert 0.9 < a.std() / std < 1.1, name
+
+
+class Unfused(nn.Module):
+    """The projections and tables of a tiny model, each by itself, in the order in which they are drawn."""
+
+    def __init__(self, cfg: EagleConfig) -> None:
+        super().__init__()
+        C, D, kv_width = cfg.vision.hidden_size, cfg.text.hidden_size, cfg.text.qkv_sizes[1]
+        embeddings = nn.ModuleDict()
+        embeddings["patch_embedding"] = nn.Linear(cfg.vision.num_patch_values, C)
+        embeddings["position_embedding"] = nn.Embedding(cfg.vision.num_patches, C)
+        self.vision = nn.ModuleDict({"embeddings": embeddings})
+        for i in range(cfg.vision.num_hidden_layers):
+            layer = nn.ModuleDict({f"self_attn/{x}_proj": nn.Linear(C, C) for x in ("q", "k", "v", "out")})
+            layer["mlp/fc1"] = nn.Linear(C, cfg.vision.intermediate_size, bias=False)
+            layer["mlp/fc2"] = nn.Linear(cfg.vision.intermediate_size, C)
+            self.vision[f"encoder/layers/{i}"] = layer
+        self.mlp1 = nn.ModuleDict({"1": nn.Linear(4 * C, D), "3": nn.Linear(D, D)})
+        self.llm = nn.ModuleDict({"embed_tokens": nn.Embedding(cfg.text.vocab_size, D)})
+        for i in range(cfg.text.num_hidden_layers):
+            layer = nn.ModuleDict({f"self_attn/{x}_proj": nn.Linear(D, D if x == "q" else kv_width) for x in "qkv"})
+            layer["self_attn/o_proj"] = nn.Linear(D, D, bias=False)
+            for x in ("gate", "up"):
+                layer[f"mlp/{x}_proj"] = nn.Linear(D, cfg.text.intermediate_size, bias=False)
+            layer["mlp/down_proj"] = nn.Linear(cfg.text.intermediate_size, D, bias=False)
+            self.llm[f"layers/{i}"] = layer
+        self.lm_head = nn.Linear(D, cfg.text.vocab_size, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                is_table = isinstance(module, nn.Embedding) or module is self.lm_head
+                nn.init.normal_(module.weight, std=cfg.initializer_range if is_table else module.in_features**-0.5)
+
+    def under_released_names(self) -> dict[str, torch.Tensor]:
+        places = {
+            "vision.": "vision_model.vision_model.",
+            "llm.": "language_model.model.",
+            "lm_head.": "language_model.lm_head.",
+        }
+        named = {}
+        for name, tensor in self.state_dict().items():
+            for ours, theirs in places.items():
+                name = theirs + name.removeprefix(ours) if name.startswith(ours) else name
+            named[name.replace("/", ".")] = tensor
+        return named
+
+
+def test_new_weights_are_those_of_projections_that_are_not_fused():
+    """A seed means the same numbers, whatever is joined inside."""
+    torch.manual_seed(3)
+    unfused = Unfused(CFG).under_released_names()
+    torch.manual_seed(3)
+    fused = weights.released(dict(Eagle(CFG).named_parameters()), weights.rules(CFG))
+    matrices = {name: tensor for name, tensor in unfused.items() if name.endswith("weight")}
+    assert matrices.keys() == {name for name, tensor in fused.items() if tensor.ndim > 1}
+    for name, tensor in matrices.items():
+        assert torch.equal(fused[name].view_as(tensor), tensor), name
 
 
 @pytest.mark.parametrize("tied", [False, True])

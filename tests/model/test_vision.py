@@ -7,8 +7,8 @@ import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from eagle_model.model.config import EagleConfig, tiny
-from eagle_model.model.vision import VisionEncoder
-from eagle_model.model.weights import EAGLE, released
+from eagle_model.model.vision import VisionEncoder, resize_position_table
+from eagle_model.model.weights import released, rules
 from tests.model.samples import randomise, with_vision
 
 BASE = tiny(vocab_size=9, image_token_id=8, tile_px=56, patch_px=14)
@@ -16,6 +16,8 @@ SIZES = {
     "tiny": BASE,
     "head_dim 72": with_vision(BASE, hidden_size=144, num_attention_heads=2, num_hidden_layers=3),
     "patch 7": tiny(vocab_size=9, image_token_id=8),
+    "patch 16": tiny(vocab_size=9, image_token_id=8, tile_px=64, patch_px=16),
+    "15 x 15 patches": with_vision(replace(BASE, use_pixel_shuffle=False), tile_px=30, patch_px=2),
 }
 
 
@@ -41,12 +43,13 @@ def theirs_like(ours: VisionEncoder) -> SiglipVisionModel:
             attn_implementation="eager",
         )
     )
-    theirs.load_state_dict(under_their_names(ours.state_dict()), strict=True)
+    theirs.load_state_dict(under_their_names(ours, ours.state_dict()), strict=True)
     return theirs.eval()
 
 
-def under_their_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    theirs = released({f"vision.{name}": tensor for name, tensor in tensors.items()}, EAGLE)
+def under_their_names(ours: VisionEncoder, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = rules(replace(BASE, vision=ours.cfg, use_pixel_shuffle=False))
+    theirs = released({f"vision.{name}": tensor for name, tensor in tensors.items()}, names)
     return {key.removeprefix("vision_model.vision_model."): tensor for key, tensor in theirs.items()}
 
 
@@ -82,7 +85,7 @@ def test_gradients_equal_siglip(name):
     ours(patches).backward(dout)
     theirs(tiles).last_hidden_state.backward(dout)
     their_grads = {key: p.grad for key, p in theirs.named_parameters()}
-    our_grads = under_their_names({name: p.grad for name, p in ours.named_parameters()})
+    our_grads = under_their_names(ours, {name: p.grad for name, p in ours.named_parameters()})
     assert our_grads.keys() == their_grads.keys()
     for key, want in their_grads.items():
         error = (our_grads[key] - want).abs().max()
@@ -114,6 +117,21 @@ def test_pixels_take_the_parameters_dtype():
     with torch.no_grad():
         assert torch.equal(ours(half), ours(half.float()))
         assert ours.bfloat16()(patches).dtype == torch.bfloat16
+
+
+def test_a_resized_position_table_is_torchs_bicubic():
+    """27 x 27 -> 32 x 32, as SigLIP2 at 384 px becomes Eagle's at 448; without antialiasing."""
+    table = torch.randn(729, 6, generator=torch.Generator().manual_seed(4))
+    want = torch.nn.functional.interpolate(table.T.reshape(1, 6, 27, 27), size=(32, 32), mode="bicubic")
+    resized = resize_position_table(table, 1024)
+    torch.testing.assert_close(resized, want.reshape(6, 1024).T, rtol=0, atol=1e-6)
+    assert resized.is_contiguous()
+    assert resize_position_table(table, 729) is table
+    constant = torch.full((729, 2), 0.3, dtype=torch.bfloat16)
+    assert torch.equal(resize_position_table(constant, 1024), torch.full((1024, 2), 0.3, dtype=torch.bfloat16))
+    for rows, num_patches in ((729, 1000), (730, 1024), (0, 4)):
+        with pytest.raises(ValueError, match=r"positions make no square; needs 729 = 27 x 27"):
+            resize_position_table(torch.zeros(rows, 2), num_patches)
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 588), (1, 16, 147)])

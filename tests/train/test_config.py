@@ -60,6 +60,14 @@ def test_senseless_values_are_refused(assignment):
         override(tiny(), [assignment])
 
 
+def test_the_recipe_s_name_is_no_setting():
+    with pytest.raises(ConfigError, match=r"^recipe_name is 'tiny' and cannot be set; leave it out\.$"):
+        override(tiny(), ["recipe_name=debug"])
+    with pytest.raises(ConfigError, match=r"no field recipe_nam\. Did you mean data\.recipe\? The fields are model, "):
+        override(tiny(), ["recipe_nam=debug"])
+    assert [assignment for assignment, _ in listing(tiny()) if "recipe_name" in assignment] == []
+
+
 def test_something_must_be_trained():
     with pytest.raises(
         ConfigError, match="train_vision, train_connector and train_llm is all false; needs one of them true"

@@ -1,6 +1,6 @@
 """The blocks of a Matroska or WebM file: when every frame is shown, where its bytes lie, where a decoder may start.
 
-    tables = read_tables(Path("walk.webm"))   # None where the file is not plain
+    tables = read_tables(Path("walk.webm"), budget.check)   # None where the file is not plain
     tables.samples.pts_D[:3], tables.samples.offset_D[:3]     # times in ticks of tables.time_base; bytes
 
 Dims    D blocks in the order of storage (which is the order of decoding).
@@ -19,6 +19,7 @@ import itertools
 import math
 import os
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +27,7 @@ from typing import BinaryIO
 import numpy as np
 
 from eagle_kernels import native
-from eagle_kernels.video.info import Samples, Tables
+from eagle_kernels.video.info import Samples, Tables, VideoError
 
 AVC, HEVC, VP8, VP9, AV1 = "V_MPEG4/ISO/AVC", "V_MPEGH/ISO/HEVC", "V_VP8", "V_VP9", "V_AV1"
 CODECS = (AVC, HEVC, VP8, VP9, AV1)
@@ -58,20 +59,23 @@ class _NotPlain(Exception):
     """The blocks are not read here; the message says why."""
 
 
-def read_tables(path: Path) -> Tables | None:
+def read_tables(path: Path, look: Callable[[], None]) -> Tables | None:
     """The video track's blocks, or None where the file is no Matroska or the rule above sends it to the packet scan
     (which says what is wrong with a file that cannot be read).
 
-    Raises ImportError if eagle_kernels._native is not built.
+    Raises what `look` does, which is called now and then: a VideoError, or nothing that a damaged header raises too.
+    ImportError if eagle_kernels._native is not built.
     """
     try:
         with open(path, "rb") as file:
-            return _read(file)
+            return _read(file, look)
+    except VideoError:
+        raise
     except (_NotPlain, OSError, struct.error, ValueError, IndexError, OverflowError):  # a damaged header is no header
         return None
 
 
-def _read(file: BinaryIO) -> Tables:
+def _read(file: BinaryIO, look: Callable[[], None]) -> Tables:
     file_bytes = file.seek(0, 2)
     kind, ebml_at, ebml_bytes = _element(file, 0)
     _require(kind == EBML, "no Matroska")
@@ -99,7 +103,7 @@ def _read(file: BinaryIO) -> Tables:
     _require(not track.keys() & {TRACK_OFFSET, ENCODINGS, OPERATION}, "offset, encoded, or made of others")
     _require(_float(track, TRACK_SCALE, 1.0) == 1.0 and _unsigned(track, CODEC_DELAY, 0) == 0, "scaled or delayed")
 
-    blocks = native.load().matroska_blocks(file.fileno(), clusters_at, file_bytes, number, codec == VP8)
+    blocks = native.load().matroska_blocks(file.fileno(), clusters_at, file_bytes, number, codec == VP8, look)
     pts_D, size_D, is_key_D = blocks["timestamp"], blocks["size"], blocks["is_key"].astype(np.bool_)
     duration_D = blocks["duration"]
     duration_D[duration_D == 0] = _unsigned(track, DEFAULT_DURATION, 0) // scale
@@ -107,8 +111,9 @@ def _read(file: BinaryIO) -> Tables:
     if codec == VP9:  # one that may not be shown, as a superframe's first: else a packet of its own, which libav knows
         maybe = np.flatnonzero(blocks["first_byte"] & VP9_SHOWN == 0)
         ends = (blocks["offset"] + size_D - 1)[maybe].tolist()
-        last_bytes = [os.pread(file.fileno(), 1, at)[0] for at in ends]
-        _require(all(byte >> 5 == SUPERFRAME for byte in last_bytes), "a frame that is not shown")
+        for at in ends:
+            look()
+            _require(os.pread(file.fileno(), 1, at)[0] >> 5 == SUPERFRAME, "a frame that is not shown")
     _require(bool(is_key_D[0]) and pts_D[0] == pts_D.min(), "the first block is no place to start")
     _require(bool((is_shown_D | ~is_key_D).all()), "a key frame that is not shown")
     steps = np.diff(np.sort(pts_D[is_shown_D], kind="stable"))

@@ -42,7 +42,7 @@ def read_index(path: str | Path, stream_number: int | None = None, budget: Budge
         check_is_file(path)
         if reason := mp4.refusal(path, budget.check):
             raise VideoError(f"{path}: {reason}")
-        tables = (mp4.read_tables(path) or matroska.read_tables(path)) if stream_number is None else None
+        tables = (mp4.read_tables(path) or matroska.read_tables(path, budget.check)) if stream_number is None else None
         starts_seconds = None
         if tables is not None:
             index = _index_from_tables(path, tables, budget)

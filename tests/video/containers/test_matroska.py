@@ -8,7 +8,10 @@ import io
 import os
 import random
 import struct
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -54,6 +57,10 @@ MADE = {
     "av1.webm": {"codec": "libsvtav1", "options": SVT},
     "wide_pixels.mkv": {"options": B_FRAMES, "pixel_aspect": Fraction(3, 2)},
 }
+
+
+def no_look() -> None:
+    """Nobody wants to stop."""
 
 
 def slide(number: int) -> np.ndarray:
@@ -139,7 +146,7 @@ def test_key_flags_that_are_wrong_give_no_wrong_frame(
 
 @pytest.mark.parametrize("name", [name for name in GOOD_NAMES if not name.endswith((".mkv", ".webm"))])
 def test_other_containers_have_none(golden: GoldenSet, name: str) -> None:
-    assert matroska.read_tables(golden.good[name].path) is None
+    assert matroska.read_tables(golden.good[name].path, no_look) is None
 
 
 def packets_of(path: Path) -> list[tuple[int, bool, bytes]]:
@@ -149,7 +156,7 @@ def packets_of(path: Path) -> list[tuple[int, bool, bytes]]:
 
 @pytest.mark.parametrize("name", MADE)
 def test_samples_lie_where_the_blocks_say(made: dict[str, Path], name: str) -> None:
-    tables = matroska.read_tables(made[name])
+    tables = matroska.read_tables(made[name], no_look)
     assert tables is not None
     content = made[name].read_bytes()
     places = zip(tables.samples.offset_D.tolist(), tables.samples.size_D.tolist(), strict=True)
@@ -355,14 +362,14 @@ def test_what_is_not_plain_is_scanned(
 ) -> None:
     packets, record = h264
     path = Writer(packets, **{"private": record, **changed}).write(tmp_path / "changed.mkv")
-    assert matroska.read_tables(path) is None
+    assert matroska.read_tables(path, no_look) is None
 
 
 def test_headers_after_the_first_cluster_are_scanned(golden: GoldenSet, tmp_path: Path) -> None:
     cluster = element(0x1F43B675, number(0xE7, 0))
     path = tmp_path / "late.mkv"
     path.write_bytes(element(0x1A45DFA3, element(0x4282, b"webm")) + element(0x18538067, cluster))
-    assert matroska.read_tables(path) is None
+    assert matroska.read_tables(path, no_look) is None
 
 
 def test_vp8_pictures_that_are_hidden_at_the_time_of_the_next(golden: GoldenSet, tmp_path: Path) -> None:
@@ -394,7 +401,7 @@ def test_vp8_pictures_that_are_hidden_at_the_time_of_the_next(golden: GoldenSet,
 
 def test_the_head_alone_opens_a_decoder(made: dict[str, Path]) -> None:
     """One frame, and as many as fit in a block's lacing, of sizes that go up and down."""
-    tables = matroska.read_tables(made["h264.mkv"])
+    tables = matroska.read_tables(made["h264.mkv"], no_look)
     assert tables is not None
     content = made["h264.mkv"].read_bytes()
     places = list(zip(tables.samples.offset_D.tolist(), tables.samples.size_D.tolist()))[
@@ -414,7 +421,7 @@ def test_large_frames_shorten_the_head(tmp_path: Path, h264: tuple[list[tuple[in
     for sizes, num_head_samples in (((2_000_000,), 1), ((600_000, 300_000, 200_000), 2)):
         large = [(pts, key, filler(size) + data) for (pts, key, data), size in zip(packets, sizes)]
         path = Writer(large + packets[len(sizes) :], private=record).write(tmp_path / "large.mkv")
-        tables = matroska.read_tables(path)
+        tables = matroska.read_tables(path, no_look)
         assert tables is not None
         assert tables.samples.num_head_samples == num_head_samples
         assert_same_index(path)
@@ -459,7 +466,7 @@ def test_files_cut_short_are_scanned_as_before(
         whole = Writer(packets, private=record, **how).write(path).read_bytes()
         for end in range(1, len(whole), 97):
             path.write_bytes(whole[:end])
-            num_read += matroska.read_tables(path) is not None
+            num_read += matroska.read_tables(path, no_look) is not None
             ours, theirs = (
                 index_or_error(path, read_index),
                 index_or_error(path, index_from_packets),
@@ -478,7 +485,7 @@ def blocks_of(content: bytes, track: int = 1, *, begin: int = 0) -> dict[str, np
     fd = os.memfd_create("matroska")
     try:
         os.write(fd, content)
-        blocks = native.load().matroska_blocks(fd, begin, len(content), track, False)
+        blocks = native.load().matroska_blocks(fd, begin, len(content), track, False, no_look)
     finally:
         os.close(fd)
     counts = {len(values) for values in blocks.values()}
@@ -598,12 +605,39 @@ def test_a_file_that_got_shorter_is_refused() -> None:
     fd = os.memfd_create("matroska")
     os.write(fd, CLUSTER)
     with pytest.raises(ValueError, match="got shorter"):
-        native.load().matroska_blocks(fd, 0, len(CLUSTER) + 10, 1, False)
+        native.load().matroska_blocks(fd, 0, len(CLUSTER) + 10, 1, False, no_look)
     os.close(fd)
     with pytest.raises(ValueError, match="cannot be read"):
-        native.load().matroska_blocks(fd, 0, len(CLUSTER), 1, False)
+        native.load().matroska_blocks(fd, 0, len(CLUSTER), 1, False, no_look)
     with pytest.raises(ValueError, match="no part of a file"):
-        native.load().matroska_blocks(fd, 10, 9, 1, False)
+        native.load().matroska_blocks(fd, 10, 9, 1, False, no_look)
+
+
+def test_reading_looks_whether_to_stop_at_once_and_as_it_goes_on(tmp_path: Path) -> None:
+    with (tmp_path / "long").open("w+b") as file:
+        file.write(b"\xec\x80" * 16_000_000)  # empty elements, some 150 ms
+        file.flush()
+        for looks, stopping in [(1, VideoError("time")), (2, CancelledError())]:
+            seen = []
+
+            def look(looks: int = looks, stopping: Exception = stopping, seen: list[float] = seen) -> None:
+                seen.append(time.monotonic())
+                if len(seen) == looks:
+                    raise stopping
+
+            with pytest.raises(type(stopping)) as stopped:
+                native.load().matroska_blocks(file.fileno(), 0, file.tell(), 1, False, look)
+            assert stopped.value is stopping
+            assert len(seen) == looks
+
+
+def test_opening_ends_where_it_is_told_to(made: dict[str, Path]) -> None:
+    with pytest.raises(VideoError, match="took more than time_limit_seconds"):
+        matroska.read_tables(made["h264.mkv"], Budget(made["h264.mkv"], 1e-9).started().check)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(CancelledError):
+        open_video(made["h264.mkv"], stop=stop)
 
 
 def test_any_damage_to_a_file_ends_in_tables_that_agree_or_none(
@@ -621,7 +655,7 @@ def test_any_damage_to_a_file_ends_in_tables_that_agree_or_none(
         for _ in range(3):
             content[rng.randrange(clusters_at if i % 2 else len(content))] = rng.randrange(256)
         path.write_bytes(content)
-        tables = matroska.read_tables(path)
+        tables = matroska.read_tables(path, no_look)
         if tables is None:
             continue
         num_read += 1
