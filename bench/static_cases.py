@@ -7,15 +7,26 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import triton
 
 from bench.static_table import CAPABILITIES, SMALL, Case
 from eagle_kernels import attention_gluon, attention_gluon_bwd, attention_sm90, attention_triton
 from eagle_kernels.attention_plan import TILE
 from eagle_kernels.attention_triton import DELTA_BLOCK
 
+# Where Triton 3.6 takes more of the stack than the budgets below, which are 3.7's; all else keeps to them.
+TRITON_36_STACK_BYTES = {
+    "attention_dkdv_llm": {90: 96},
+    "linear_cross_entropy_matmul_dweight": {90: 88},
+}
+
 
 def cases() -> list[Case]:
-    return [*attention_cases(), *attention_sm90_cases(), *fused_cases()]
+    all_cases = [*attention_cases(), *attention_sm90_cases(), *fused_cases()]
+    if not triton.__version__.startswith("3.6."):
+        return all_cases
+    more = TRITON_36_STACK_BYTES
+    return [replace(c, stack_budget_bytes={**c.stack_budget_bytes, **more.get(c.name, {})}) for c in all_cases]
 
 
 # dk and dv fill the registers of a thread block: nothing spills on sm_90 at the model's own shapes, a little elsewhere.

@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -159,16 +159,25 @@ def notice(sound: Sound, *faults: Fault) -> str | None:
 
 def examine(sound: Sound, kinds: Collection[str] = KINDS) -> list[dict[str, Any]]:
     """A row for each fault of these kinds: kernel, kind, fault and notice: who noticed it, DISPENSABLE or None."""
-    found = [(fault, notice(sound, fault)) for fault in sound.faults() if fault.kind in kinds]
-    gone: list[Fault] = []
-    rows = []
-    for fault, who in found:
-        if who is None and fault.kind in REMOVALS:
-            together = notice(sound, *gone, fault)
-            who = f"{together}, with others" if together else DISPENSABLE
-            gone += [] if together else [fault]
-        rows.append({"kernel": sound.name, "kind": fault.kind, "fault": str(fault), "notice": who})
-    return rows
+    found = {fault: notice(sound, fault) for fault in sound.faults() if fault.kind in kinds}
+    found |= tell_apart(sound, [fault for fault, who in found.items() if who is None and fault.kind in REMOVALS])
+    return [{"kernel": sound.name, "kind": x.kind, "fault": str(x), "notice": who} for x, who in found.items()]
+
+
+def tell_apart(sound: Sound, missed: Sequence[Fault]) -> dict[Fault, str]:
+    """Of removals that none notices alone: DISPENSABLE, or who notices it with the dispensable ones."""
+    told: dict[Fault, str] = {}
+    todo = [missed] if missed else []
+    while todo:  # all at once, then by halves: few are covered
+        part = todo.pop()
+        who = notice(sound, *(fault for fault, verdict in told.items() if verdict == DISPENSABLE), *part)
+        if who is None:
+            told |= dict.fromkeys(part, DISPENSABLE)
+        elif len(part) == 1:
+            told[part[0]] = f"{who}, with others"
+        else:
+            todo += [part[len(part) // 2 :], part[: len(part) // 2]]
+    return told
 
 
 def share_noticed(results: list[dict[str, Any]]) -> float:
