@@ -30,11 +30,11 @@ from torch import Tensor
 from eagle_kernels import video as video_files
 from eagle_kernels.checks import refuse
 from eagle_kernels.frames_to_tiles import frames_to_tiles
-from eagle_kernels.tiles import Tiling, check_arguments, patch_px_of
+from eagle_kernels.tiles import Tiling, check_arguments
 from eagle_kernels.video import Frame, Video
 from eagle_kernels.video.info import Orientation
 from eagle_kernels.video.video import check_options
-from eagle_kernels.yuv_to_tiles import yuv_to_tiles
+from eagle_kernels.yuv_to_tiles import tiles_of_planes
 
 if TYPE_CHECKING:
     from eagle_kernels.video.libav.picture import Picture
@@ -109,15 +109,15 @@ def decode_tiles(
         if planes is None:
             tiles_IPK = rgb_tiles(picture.rgb_YX3()[None])
         else:
-            tiles_IPK = yuv_to_tiles(
+            tiles_IPK = tiles_of_planes(
                 planes.y_YX[None],
                 planes.u_HW[None],
                 planes.v_HW[None],
                 stored_grid,
                 tiling,
-                matrix=planes.matrix,  # type: ignore[arg-type]  # str in video, which knows no op
-                full_range=planes.full_range,
-                chroma=planes.chroma,  # type: ignore[arg-type]
+                planes.matrix,
+                planes.full_range,
+                planes.chroma,
                 num_threads=1,
             )
             if orientation != Orientation():
@@ -136,7 +136,7 @@ def decode_tiles(
 def _turn(tiles_IPK: Tensor, out_IPK: Tensor, grid: tuple[int, int], tiling: Tiling, orientation: Orientation) -> None:
     """Writes the tiles of a picture of `grid` as those of the picture turned: the grid, the patches of each tile and
     the pixels of each patch change alike, in one copy."""
-    (cols, rows), patch_px = grid, patch_px_of(tiling)
+    (cols, rows), patch_px = grid, tiling.kernel_patch_px
     patches = tiling.tile_px // patch_px
     numbers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[tiles_IPK.element_size()]  # numpy has no bfloat16
     tiles, out = tiles_IPK.view(numbers).numpy(), out_IPK.view(numbers).numpy()

@@ -27,7 +27,7 @@ from torch import Tensor
 from eagle_kernels import native
 from eagle_kernels.checks import kind_of, refuse, refuse_types
 from eagle_kernels.library import custom_op
-from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, patch_px_of, tiles_ref
+from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, tiles_ref
 
 PassOrder = Literal["horizontal", "pillow"]
 WEIGHT_BITS = 22
@@ -212,7 +212,7 @@ def _tiles_of_groups(
     if pass_order not in get_args(PassOrder):
         refuse(op, "pass_order", repr(pass_order), "'horizontal' or 'pillow'")
     out_IPK = _fwd(
-        groups_LYX3, [cols for cols, _ in grids], [rows for _, rows in grids], tiling.tile_px, patch_px_of(tiling),
+        groups_LYX3, [cols for cols, _ in grids], [rows for _, rows in grids], tiling.tile_px, tiling.kernel_patch_px,
         tiling.mean, tiling.std, tiling.thumbnail, tiling.dtype, pass_order, num_threads,
     )  # fmt: skip
     return out_IPK.view(tiling.shape(out_IPK.shape[0]))

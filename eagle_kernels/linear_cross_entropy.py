@@ -181,7 +181,7 @@ def _softmax_on_cpu(
     picks_M1 = labels_M.clamp(0, V - 1)[:, None]
     for begin in range(0, M, num_rows):
         rows = slice(begin, begin + num_rows)
-        top, total, picked, best = stats.rows(rows)
+        top, total, picked, best = (t[rows] for t in stats)
         wide_RV = work_RV[: len(top)].copy_(logits_MV[rows])
         if read:
             torch.max(wide_RV, 1, out=(top, best))
@@ -263,7 +263,7 @@ def _fwd(
         hidden_MC = hidden_TC[rows_M]
         dhidden_MC = torch.zeros_like(hidden_MC, dtype=wide if shard else None) if need_dhidden else None
         inputs = hidden_MC, weight_VC, labels_N[chunk], scales_N[chunk]
-        outputs = stats_N.rows(chunk), dhidden_MC, dweight_VC if need_dweight else None, shard
+        outputs = Statistics(*(t[chunk] for t in stats_N)), dhidden_MC, dweight_VC if need_dweight else None, shard
         if as_on_gpu:
             _chunk_on_gpu(*inputs, *outputs, logits, num_labelled, start, known_labels is not None)
         else:

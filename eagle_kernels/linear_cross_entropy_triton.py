@@ -29,9 +29,6 @@ class Statistics(NamedTuple):
     picked: Tensor  # the label's logit, 0 where the label's row is elsewhere
     best: Tensor  # index of the largest logit, the first of equal ones; int64
 
-    def rows(self, chunk: slice) -> Statistics:
-        return Statistics(*(t[chunk] for t in self))
-
 
 @triton.jit(do_not_specialize=["start", "M"])
 def _matmul_kernel(  # type: ignore[no-untyped-def]

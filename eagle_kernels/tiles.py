@@ -12,7 +12,7 @@ Filter  Along one axis of scale s = in / out, output pixel i takes input pixel j
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -50,6 +50,7 @@ class Tiling:
     thumbnail: bool = False
     dtype: torch.dtype = torch.bfloat16
     layout: Layout = "patches"
+    kernel_patch_px: int = field(init=False, repr=False)  # patch_px as kernels are told: a whole tile is its own patch
 
     def __post_init__(self) -> None:
         for name in ("tile_px", "patch_px"):
@@ -71,6 +72,7 @@ class Tiling:
             refuse("Tiling", "dtype", self.dtype, "one of " + ", ".join(map(str, DTYPES)))
         if self.layout not in get_args(Layout):
             refuse("Tiling", "layout", repr(self.layout), "'patches' or 'tiles'")
+        object.__setattr__(self, "kernel_patch_px", self.tile_px if self.layout == "tiles" else self.patch_px)
 
     def num_tiles(self, grid: tuple[int, int]) -> int:
         """Tiles of a frame that is cut into `grid`, (cols, rows): the thumbnail is counted."""
@@ -103,11 +105,6 @@ def check_arguments(op: str, tiling: Any, grids: Sequence[Any], num_threads: Any
             refuse(op, "grid", grid, f"(cols, rows), both >= 1 and at most {MAX_TILES} tiles")
     if not (isinstance(num_threads, int) and num_threads >= 0):
         refuse(op, "num_threads", num_threads, "at least 0 (0: one for each CPU)")
-
-
-def patch_px_of(tiling: Tiling) -> int:
-    """The side of a patch as the kernels are told: a whole tile is its own only patch."""
-    return tiling.tile_px if tiling.layout == "tiles" else tiling.patch_px
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ from torch import Tensor
 from eagle_kernels import native
 from eagle_kernels.checks import refuse, refuse_types
 from eagle_kernels.library import custom_op
-from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, patch_px_of, tiles_ref
+from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, tiles_ref
 from eagle_kernels.video.colour import MATRIX_BITS, TILED_MATRICES, colours
 
 Matrix = Literal["bt601", "bt709", "bt2020"]
@@ -215,8 +215,23 @@ def yuv_to_tiles(
     if chroma not in COSITED:
         refuse(op, "chroma", repr(chroma), "'left', 'center' or 'top_left'")
     check_arguments(op, tiling, [grid], num_threads)
+    return tiles_of_planes(y_LYX, u_LHW, v_LHW, grid, tiling, matrix, full_range, chroma, num_threads)
+
+
+def tiles_of_planes(
+    y_LYX: Tensor,
+    u_LHW: Tensor,
+    v_LHW: Tensor,
+    grid: tuple[int, int],
+    tiling: Tiling,
+    matrix: str,
+    full_range: bool,
+    chroma: str,
+    num_threads: int,
+) -> Tensor:
+    """`yuv_to_tiles` of arguments that are known to be right, as those of a decoder are."""
     out_IPK = _fwd(
-        y_LYX, u_LHW, v_LHW, *grid, matrix, full_range, chroma, tiling.tile_px, patch_px_of(tiling), tiling.mean,
+        y_LYX, u_LHW, v_LHW, *grid, matrix, full_range, chroma, tiling.tile_px, tiling.kernel_patch_px, tiling.mean,
         tiling.std, tiling.thumbnail, tiling.dtype, num_threads,
     )  # fmt: skip
     return out_IPK if tiling.layout == "patches" else out_IPK.view(tiling.shape(out_IPK.shape[0]))

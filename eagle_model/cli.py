@@ -257,9 +257,9 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
     from eagle_model.data.clips import open_video
     from eagle_model.data.documents import num_pages
-    from eagle_model.data.sample import is_document
+    from eagle_model.data.sample import DOCUMENT_SUFFIX
 
-    if is_document(path):
+    if path.suffix.lower() == DOCUMENT_SUFFIX:
         shown = ", ".join(f"{t + 1:.0f}" for t in times[:6]) + (", ..." if len(times) > 6 else "")
         return f"{path.name}: {num_pages(path)} pages: {len(times)} seen: {shown}"
     info = open_video(path).info

@@ -11,6 +11,7 @@ Source  ITU-T H.273: table 4 (MatrixCoefficients) and 8.3.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ class Colours(NamedTuple):
     black: int
 
 
+@functools.cache
 def colours(matrix: str, full_range: bool) -> Colours:
     """Y'CbCr to R'G'B', the quantisation range included: from kr and kb, as H.273 has it."""
     red, blue = LUMA_WEIGHTS[matrix]

@@ -20,7 +20,7 @@ import numpy as np
 from eagle_kernels import video as video_files
 from eagle_kernels.video import Video, VideoError
 from eagle_model.data.documents import num_pages
-from eagle_model.data.sample import DataError, VideoRef, is_document
+from eagle_model.data.sample import DOCUMENT_SUFFIX, DataError, VideoRef
 
 # Videos that stay open: clips of one film follow each other in data sets, and what was planned just now is loaded next.
 # An index takes some 40 bytes a frame, so these 8 take 35 MB if each is an hour; plans hold none.
@@ -83,7 +83,7 @@ def open_clip(
     index_folder, time_limit_seconds, stop: as for `video.open`; they change no number.
     Raises DataError when the file is missing or damaged, or the clip does not lie in it; a document has no clip.
     """
-    if is_document(video.path):
+    if video.path.suffix.lower() == DOCUMENT_SUFFIX:
         if (video.start_seconds, video.end_seconds) != (None, None):
             raise DataError(f"document {video.path} has pages, not seconds; take its start and end out.")
         return Clip(np.arange(num_pages(video.path), dtype=np.float64), None, _as_sampled)

@@ -29,7 +29,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from eagle_model.data.documents import load_pages, num_pages, page_size
-from eagle_model.data.sample import DataError, is_document
+from eagle_model.data.sample import DOCUMENT_SUFFIX, DataError
 
 try:
     import pillow_heif
@@ -87,7 +87,7 @@ def image_size(path: Path | Image.Image) -> tuple[int, int]:
     if isinstance(path, Image.Image):
         _need_size(path, "in memory")
         return path.size if _orientation(path) < 5 else (path.height, path.width)
-    if is_document(path):
+    if path.suffix.lower() == DOCUMENT_SUFFIX:
         _need_one_page(path)
         return page_size(path)
     with _open(path) as image:
@@ -120,7 +120,7 @@ def load_image(path: Path | Image.Image) -> Tensor:
     """
     if isinstance(path, Image.Image):
         return _load_in_memory(path)
-    if is_document(path):
+    if path.suffix.lower() == DOCUMENT_SUFFIX:
         _need_one_page(path)
         return next(load_pages(path, [0]))
     with _open(path) as image:

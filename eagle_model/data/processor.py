@@ -49,7 +49,7 @@ from eagle_model.data.processor_files import (
     write_files,
 )
 from eagle_model.data.rows import parse_sample
-from eagle_model.data.sample import DataError, ImageRef, Media, Sample, is_document
+from eagle_model.data.sample import DOCUMENT_SUFFIX, DataError, ImageRef, Media, Sample
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
 from eagle_model.data.templates import DEFAULT_TEMPLATE, TEMPLATES, SampledVideo, Seen, TemplateName
 from eagle_model.data.tiling import Grid
@@ -258,7 +258,7 @@ class Processor:
                     image_1YX3 = load_image(shown.source)[None]
                     # One thread: the loader's workers are threads already.
                     patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
-                elif is_document(shown.path):
+                elif shown.path.suffix.lower() == DOCUMENT_SUFFIX:
                     self._load_pages(shown, seen, patches_IPK[start:end], video_time_limit_seconds, stop)
                 else:
                     decode_tiles(

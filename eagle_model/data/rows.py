@@ -215,7 +215,7 @@ class _RowReader:
     def tools(self, row: dict) -> tuple[str, ...]:
         """The functions that a row offers, each as the JSON that a prompt shows."""
         tools = self.json_of(row.get("tools"), "tools")
-        if says_nothing(tools):
+        if tools is None or says_nothing(tools):
             return ()
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise self.fail(f"tools is {shown(tools)}; needs a list of objects, each a function's JSON schema.")
@@ -382,8 +382,8 @@ class _RowReader:
             given = _given(turn) if isinstance(turn, dict) else {}
             more = _TURN_FIELDS.get(str(given.get("role")), set())
             known = {*fields, *_LEARNED, *more}
-            self.known_fields({k: v for k, v in given.items() if not says_nothing(v)}, known, "a turn")
-            if "tool_calls" in more and not says_nothing(given.get("tool_calls")):
+            self.known_fields({k: v for k, v in given.items() if k in known or not says_nothing(v)}, known, "a turn")
+            if given.get("tool_calls") and "tool_calls" in more and not says_nothing(given["tool_calls"]):
                 given.setdefault("content", "")
             if any(field not in given for field in fields):
                 raise self.fail(f"a turn is {shown(turn)}; needs an object with {' and '.join(map(repr, fields))}.")
@@ -422,7 +422,7 @@ class _RowReader:
             raise self.fail(f"content is {shown(content)}; needs a string or a list of parts.")
         parts = [self.part(part, role) for part in ([content] if isinstance(content, str) else content)]
         calls = message.get("tool_calls")
-        if not says_nothing(calls):
+        if calls is not None and not says_nothing(calls):
             if not isinstance(calls, list):
                 raise self.fail(f"tool_calls is {shown(calls)}; needs a list of calls.")
             said = "".join(part for part in parts if isinstance(part, str))
@@ -488,7 +488,8 @@ class _RowReader:
 
     def placed(self, listed: list[Media], turns: list[Turn]) -> list[Turn]:
         """Turns of text alone, every medium of the list shown once: where its tag stands, else at the start."""
-        cut = [[turn.text] if turn.role == "assistant" else _split_at_tags(turn.text) for turn in turns]
+        texts = ["".join(map(str, turn.parts)) for turn in turns]
+        cut = [[text] if turn.role == "assistant" else _split_at_tags(text) for turn, text in zip(turns, texts)]
         tags = [piece for pieces in cut for piece in pieces if isinstance(piece, _Tag)]
         by_kind: dict[str, list[Media]] = {
             "image": [medium for medium in listed if isinstance(medium, ImageRef)],

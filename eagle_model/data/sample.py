@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+DOCUMENT_SUFFIX = ".pdf"  # of a path, in small letters: a document, whose pages are seen as frames are
 ROLES = ("system", "user", "assistant", "observation")  # as turns are labelled in a prompt
 
 
@@ -75,6 +76,8 @@ class Sample:
     tools: tuple[str, ...] = ()  # what the assistant may call: each one's JSON, as the system turn shows it
 
     media: tuple[Media, ...] = field(init=False)  # images and videos in the order shown: the order of tiles, everywhere
+    images: tuple[ImageRef, ...] = field(init=False, compare=False, repr=False)
+    videos: tuple[VideoRef, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for turn in self.turns:
@@ -87,19 +90,8 @@ class Sample:
         if any(role == "assistant" for role, _ in media):
             raise ValueError(f"Sample {self.id}: an assistant's turn shows an image or a video; needs text alone.")
         object.__setattr__(self, "media", tuple(part for _, part in media))
-
-    @property
-    def images(self) -> tuple[ImageRef, ...]:
-        return tuple(part for part in self.media if isinstance(part, ImageRef))
-
-    @property
-    def videos(self) -> tuple[VideoRef, ...]:
-        return tuple(part for part in self.media if isinstance(part, VideoRef))
-
-
-def is_document(path: Path) -> bool:
-    """Whether a path is a PDF's, by its name."""
-    return path.suffix.lower() == ".pdf"
+        object.__setattr__(self, "images", tuple(part for part in self.media if isinstance(part, ImageRef)))
+        object.__setattr__(self, "videos", tuple(part for part in self.media if isinstance(part, VideoRef)))
 
 
 def shown(value: object) -> str:

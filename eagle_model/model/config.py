@@ -155,6 +155,7 @@ class VisionConfig:
     layer_norm_eps: float = 1e-6
     vision_use_head: bool = False  # whether the files hold SigLIP's pooling head, which Eagle does not compute
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    num_patches: int = field(init=False, repr=False)  # P, of a tile: whole ones, as a convolution without padding cuts
 
     def __post_init__(self) -> None:
         numbers = {"tile_px": 1, "patch_px": 1, **_without(_DEFAULT_VISION, "image_size", "patch_size")}
@@ -164,15 +165,11 @@ class VisionConfig:
             raise ValueError(
                 f"VisionConfig: tile_px is {self.tile_px} and patch_px {self.patch_px}; needs one patch or more."
             )
+        object.__setattr__(self, "num_patches", (self.tile_px // self.patch_px) ** 2)
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-    @property
-    def num_patches(self) -> int:
-        """P, patches a tile: whole ones, as a convolution without padding cuts them."""
-        return (self.tile_px // self.patch_px) ** 2
 
     @property
     def num_patch_values(self) -> int:
@@ -222,6 +219,9 @@ class TextConfig:
     mlp_bias: bool = False  # Llama's alone
     tie_word_embeddings: bool = False
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    has_qkv_bias: bool = field(init=False, repr=False)
+    has_qk_norm: bool = field(init=False, repr=False)  # queries and keys are normalised, head by head, then rotated
+    qkv_sizes: tuple[int, int, int] = field(init=False, repr=False)  # widths of q, k and v
 
     def __post_init__(self) -> None:
         if self.model_type not in _FAMILIES:
@@ -245,21 +245,10 @@ class TextConfig:
             raise ValueError(f"TextConfig: the head width is {self.head_dim}; rotary positions need an even one.")
         if self.rope_scaling is not None:
             self.rope_scaling.check_head_dim(self.head_dim)
-
-    @property
-    def has_qkv_bias(self) -> bool:
-        return self.model_type == "qwen2" or self.attention_bias
-
-    @property
-    def has_qk_norm(self) -> bool:
-        """Whether queries and keys are normalised, head by head, before they are rotated."""
-        return self.model_type == "qwen3"
-
-    @property
-    def qkv_sizes(self) -> tuple[int, int, int]:
-        """Widths of q, k and v."""
         kv_width = self.num_key_value_heads * self.head_dim
-        return self.num_attention_heads * self.head_dim, kv_width, kv_width
+        object.__setattr__(self, "has_qkv_bias", self.model_type == "qwen2" or self.attention_bias)
+        object.__setattr__(self, "has_qk_norm", self.model_type == "qwen3")
+        object.__setattr__(self, "qkv_sizes", (self.num_attention_heads * self.head_dim, kv_width, kv_width))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TextConfig:
@@ -362,6 +351,8 @@ class EagleConfig:
     initializer_range: float = 0.02  # standard deviation of new embeddings and of a new lm_head
     attention_backend: Backend = "eagle"
     other: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    patches_per_token: int = field(init=False, repr=False)
+    tokens_per_tile: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.attention_backend not in BACKENDS:
@@ -390,6 +381,8 @@ class EagleConfig:
                 f"EagleConfig: image_token_id is {self.image_token_id}; needs 0 to {self.text.vocab_size - 1}, an id "
                 f"of the vocabulary. Raise text.vocab_size to the tokenizer's length."
             )
+        object.__setattr__(self, "patches_per_token", 4 if self.use_pixel_shuffle else 1)
+        object.__setattr__(self, "tokens_per_tile", self.vision.num_patches // self.patches_per_token)
 
     def _check_patches(self) -> None:
         tile_px, patch_px = self.vision.tile_px, self.vision.patch_px
@@ -403,14 +396,6 @@ class EagleConfig:
                 f"EagleConfig: tile_px is {tile_px} and patch_px {patch_px}; tiles are cut into whole patches, so "
                 f"tile_px needs to be a multiple of patch_px."
             )
-
-    @property
-    def patches_per_token(self) -> int:
-        return 4 if self.use_pixel_shuffle else 1
-
-    @property
-    def tokens_per_tile(self) -> int:
-        return self.vision.num_patches // self.patches_per_token
 
     @property
     def num_connector_parameters(self) -> int:

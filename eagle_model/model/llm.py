@@ -89,7 +89,8 @@ class Attention(nn.Module):
         self.head_dim = cfg.head_dim
         self.num_heads, self.num_kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
         self.has_qk_norm = cfg.has_qk_norm
-        self.qkv_proj = FusedLinear(cfg.hidden_size, cfg.qkv_sizes, bias=cfg.has_qkv_bias)
+        self.qkv_proj = FusedLinear(cfg.hidden_size, sum(cfg.qkv_sizes), bias=cfg.has_qkv_bias)
+        self.qkv_proj.sizes = cfg.qkv_sizes
         if self.has_qk_norm:
             self.q_norm = RMSNorm(cfg.head_dim, eps=cfg.rms_norm_eps)
             self.k_norm = RMSNorm(cfg.head_dim, eps=cfg.rms_norm_eps)
@@ -118,7 +119,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, cfg: TextConfig) -> None:
         super().__init__()
-        self.gate_up_proj = FusedLinear(cfg.hidden_size, (cfg.intermediate_size,) * 2, bias=cfg.mlp_bias)
+        self.gate_up_proj = FusedLinear(cfg.hidden_size, 2 * cfg.intermediate_size, bias=cfg.mlp_bias)
+        self.gate_up_proj.sizes = (cfg.intermediate_size, cfg.intermediate_size)
         self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:

@@ -183,11 +183,10 @@ class LoraLinear(Linear):
                 weight_RC.copy_(added_RC)
         with torch.device("meta"):
             has_bias = self.bias is not None
-            linear = (
-                FusedLinear(self.in_features, self.sizes, has_bias)
-                if len(self.sizes) > 1
-                else Linear(self.in_features, self.out_features, has_bias)
-            )
+            kind = FusedLinear if len(self.sizes) > 1 else Linear
+            linear = kind(self.in_features, self.out_features, has_bias)
+        if isinstance(linear, FusedLinear):
+            linear.sizes = self.sizes
         linear.weight, linear.bias = nn.Parameter(weight_FC.to(self.weight.dtype)), self.bias
         return linear
 

@@ -37,7 +37,8 @@ class VisionAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.num_heads = cfg.num_attention_heads
-        self.qkv_proj = FusedLinear(cfg.hidden_size, (cfg.hidden_size,) * 3)
+        self.qkv_proj = FusedLinear(cfg.hidden_size, 3 * cfg.hidden_size)
+        self.qkv_proj.sizes = (cfg.hidden_size,) * 3
         self.out_proj = Linear(cfg.hidden_size, cfg.hidden_size)
 
     def forward(self, x_RC: Tensor, attend: Attend) -> Tensor:

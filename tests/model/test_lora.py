@@ -60,7 +60,8 @@ def with_adapters(config: LoraConfig, model: Eagle | None = None) -> Eagle:
 def test_a_projection_of_several_blocks_is_those_blocks_one_by_one(dora, bias):
     """Rows of three modules, the middle one without an adapter, each of its own rank and scale."""
     torch.manual_seed(0)
-    plain = FusedLinear(12, (5, 2, 3), bias=bias)
+    plain = FusedLinear(12, 5 + 2 + 3, bias=bias)
+    plain.sizes = (5, 2, 3)
     blocks = (Block("a.q", 5, 2, 0.5), Block("a.k", 2, 0, 0.0), Block("a.v", 3, 4, 2.0))
     layer = LoraLinear(plain, blocks, LoraConfig(dora=dora, dropout=0.0))
     layer.draw("gaussian")
