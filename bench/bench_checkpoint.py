@@ -5,8 +5,8 @@
 Both read the same folder, with transformers 5's names (`layout="transformers5"`), and have the same modules: theirs are
 SiglipVisionModel, Qwen2ForCausalLM and a connector in one PreTrainedModel. transformers maps files and copies nothing,
 so the work comes when a weight is used: the clock runs until a number of every page was used. `read` is what a forward
-does, `written` what an optimizer does. Saving is without fsync, which transformers never calls, and the second time:
-the first finds out where the system's memory for files comes from.
+does, `written` what an optimizer does. Saving is without fsync, which transformers never calls; of several times the
+shortest, without the first, which finds out where the system's memory for files comes from.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from eagle_model.model.eagle import Eagle
 PAGE_NUMBERS = 2048  # bf16 numbers of a page of 4 KiB
 SAMPLE_SECONDS = 0.002
 TOUCHES = ("read", "written")
+SAVES = 4  # in a process, after the first
 
 
 def config() -> EagleConfig:
@@ -135,12 +136,13 @@ def measure_here(way: str, folder: Path, what: str) -> dict[str, float]:
         return {"load_cpu_seconds": loaded_seconds, "cpu_seconds": time.process_time() - start}
     touch(model, "written")
     files.flush = lambda path: None  # type: ignore[assignment]
-    for _ in range(2):
+    seconds = []
+    for _ in range(1 + SAVES):
         with tempfile.TemporaryDirectory(dir=folder.parent) as out:
             start = time.process_time()
             model.save_pretrained(Path(out) / "model")  # type: ignore[operator]
-            seconds = time.process_time() - start
-    return {"cpu_seconds": seconds}
+            seconds.append(time.process_time() - start)
+    return {"cpu_seconds": min(seconds[1:])}
 
 
 def in_a_process(way: str, folder: Path, what: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ from eagle_model.data.rows import parse_sample
 from eagle_model.data.tokenizer import train_tokenizer
 from eagle_model.model.loss import sqrt_mass
 
-STEPS, COLOURS = 20, ("red", "blue")
+STEPS, COLOURS = 10, ("red", "blue")
 QUESTION = "Which colour is this?"
 
 
