@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,12 +79,11 @@ def cce_exact() -> Callable[..., Tensor]:
     return partial(package.linear_cross_entropy, impl="cce_exact")
 
 
-def torch_chunked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """torch's own, from 2.13 on, which keeps the logits of some tokens at a time; its own choice of how many."""
+def torch_chunked(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """torch's own, from 2.13 on, which keeps the logits of some tokens at a time; by itself it chooses how many."""
     if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         pytest.skip(f"torch {torch.__version__} has no linear_cross_entropy")
-    options = torch.nn.LinearCrossEntropyOptions(allow_retain_graph=False)
-    return F.linear_cross_entropy(hidden, weight, labels, options=options)
+    return F.linear_cross_entropy(hidden, weight, labels, options=torch.nn.LinearCrossEntropyOptions(**options))
 
 
 def liger_cutedsl(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -146,6 +146,7 @@ CPU_WAYS = {
     "torch": linear_cross_entropy_ref,
     "labelled first, torch": labelled_first,
     "torch chunked": torch_chunked,
+    "torch chunked, 128 tokens, compact": partial(torch_chunked, batch_chunk_size=128, acc_policy="compact"),
 }
 
 

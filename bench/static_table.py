@@ -3,8 +3,8 @@
     python -m bench.static_table --out bench/results/static      writes static_table.json and static_table.md
 
 Each case is one kernel at one configuration that a GPU would launch, compiled to PTX and cubin for sm_80, sm_90 and
-sm_100. tests/kernels/test_static_table.py runs this in a process of its own (Triton's interpreter must be off) and
-asserts.
+sm_100, and where shared memory decides for sm_86, sm_89 and sm_120. tests/kernels/test_static_table.py runs this in a
+process of its own (Triton's interpreter must be off) and asserts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from bench import sass_clocks
 
 CAPABILITIES = (80, 90, 100)
-SHARED_BYTES_OF_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
+SMALL = (86, 89, 120)  # GPUs that people own: for them the kernels that keep most in shared memory
+SHARED_KIB_OF_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -133,7 +134,7 @@ def resident_blocks(sm: int, num_threads: int, registers: int, shared_bytes: int
     """Thread blocks that a multiprocessor holds at once: 64K registers, given out by 8 a thread; its shared memory, of
     which a block takes 1 KB more than it asks for; 64 warps. CUDA C++ Programming Guide, compute capabilities."""
     by_registers = 65_536 // (-(-registers // 8) * 8 * num_threads)
-    by_shared = SHARED_BYTES_OF_SM[sm] // (shared_bytes + 1024)
+    by_shared = 1024 * SHARED_KIB_OF_SM[sm] // (shared_bytes + 1024)
     return min(by_registers, by_shared, 2048 // num_threads)
 
 

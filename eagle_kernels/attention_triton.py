@@ -385,13 +385,14 @@ def pieces(head_width: int) -> tuple[int, int]:
 
 def launches(head_width: int, dtype: torch.dtype, *, sm: int, whole: bool, causal: bool) -> Launches:
     """By width, dtype and chip (80, 90, 100 ...): what the compiler keeps in registers, or nearly, and what fits the
-    163 KB of shared memory of sm_80 (bench/results/static). Why these: docs/notes/attention.md."""
+    chip's shared memory (bench/results/static). Why these: docs/notes/attention.md."""
     main, tail = pieces(head_width)
     width = main + tail
     if dtype == torch.float32:  # full fp32 products do not use the tensor cores
         launch = Launch(32, 32, 8 if width > 128 else 4, 1)
         return Launches(fwd=launch, dq=launch, dkdv=launch)
     hopper_up = 90 <= sm < 120  # 227 KB of shared memory; wgmma and tcgen05 leave registers free
+    small = sm in (86, 89) or sm >= 120  # 99 KB, where sm_80 has 163: GPUs that people own
     stages = 3 if sm == 90 else 2  # with 2 each block of keys, or of queries, waits for L2
     if width <= 80:
         fwd = Launch(128, 64, 8, stages, max_registers=128 if hopper_up and whole else None)  # masks would spill
@@ -402,6 +403,8 @@ def launches(head_width: int, dtype: torch.dtype, *, sm: int, whole: bool, causa
         fwd = Launch(128, 128 if hopper_up else 64, 8, stages)
         dq = Launch(128, 64, 8, stages) if hopper_up else Launch(64, 64, 4, 2)
         return Launches(fwd=fwd, dq=dq, dkdv=Launch(32, 128, 8, stages))
+    if small and width == 256:
+        return Launches(fwd=Launch(64, 32, 8, 2), dq=Launch(64, 32, 8, 1), dkdv=Launch(32, 32, 8, 1))
     dkdv = Launch(32, 64, 8, 1) if hopper_up or width == 256 else Launch(32, 32, 4, 1)  # 3 KB would spill
     return Launches(fwd=Launch(64, 64, 8, 2), dq=Launch(64, 32, 8, 1), dkdv=dkdv)
 

@@ -83,9 +83,12 @@ class MatmulLaunch(NamedTuple):
     num_stages: int
 
 
-def matmul_launch(dtype: torch.dtype) -> MatmulLaunch:
-    """16 bits: the widest wgmma, 147 KB of tiles under way. fp32: exact products, no tensor cores, small tiles."""
-    return MatmulLaunch(128, 256, 64, 8, 3) if dtype.itemsize == 2 else MatmulLaunch(64, 64, 32, 4, 2)
+def matmul_launch(dtype: torch.dtype, sm: int) -> MatmulLaunch:
+    """16 bits: the widest wgmma, 147 KB of tiles under way; half of it on GPUs that people own (sm_86, sm_89, sm_120),
+    where it would spill. fp32: exact products, no tensor cores, small tiles."""
+    if dtype.itemsize != 2:
+        return MatmulLaunch(64, 64, 32, 4, 2)
+    return MatmulLaunch(128, 128 if sm in (86, 89) or sm >= 120 else 256, 64, 8, 3)
 
 
 def library_matmul(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, *, add: bool = False) -> None:
@@ -107,9 +110,12 @@ def matmul(
     labelled tokens. What lies at an ignored token is not read: it may be NaN. group: tiles of out worked on together,
     from top to bottom."""
     (M, K), N = a_MK.shape, b_KN.shape[1]
-    block_m, block_n, block_k, num_warps, num_stages = matmul_launch(a_MK.dtype)
+    sm, num_processors = 90, 2  # on a CPU, for the interpreter
+    if a_MK.is_cuda:
+        gpu = torch.cuda.get_device_properties(a_MK.device)
+        sm, num_processors = 10 * gpu.major + gpu.minor, gpu.multi_processor_count
+    block_m, block_n, block_k, num_warps, num_stages = matmul_launch(a_MK.dtype, sm)
     num_tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    num_processors = torch.cuda.get_device_properties(a_MK.device).multi_processor_count if a_MK.is_cuda else 2
     if num_tiles:
         with on_device_of(a_MK):
             _matmul_kernel[(min(num_tiles, num_processors),)](

@@ -103,6 +103,12 @@ def verify_listed(folder: Path, names: Iterable[str]) -> None:
         _check_bytes(folder / name, files[name])
 
 
+def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of files in a folder, as its manifest has them or, where there is none, as they are."""
+    files = _parse(folder / MANIFEST).files if (folder / MANIFEST).exists() else {}
+    return {name: files[name].sha256 if name in files else sha256(folder / name) for name in names}
+
+
 def _parse(path: Path) -> Manifest:
     try:
         if not path.exists():

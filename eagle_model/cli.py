@@ -1,4 +1,4 @@
-"""The command line: eagle doctor | plan | train | chat | report | bench.
+"""The command line: eagle doctor | plan | sizes | train | chat | convert | assemble | report | bench.
 
     eagle plan film.mp4 --context 8192
     eagle train tiny --run runs/first --set data.recipe=videos/recipe.json
@@ -18,13 +18,20 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+if TYPE_CHECKING:
+    import torch
 
 USAGE_ERROR = 2  # exit code, as other command lines have it
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
 CLOSED_PIPE = 141  # of one whose reader went away: 128 + SIGPIPE
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
-EXTRAS |= {"simplejpeg": "serve", "typer": "serve"}  # what `pip install .` leaves out, and the extra that brings it
+EXTRAS |= {
+    "simplejpeg": "serve",
+    "torchao": "qlora",
+    "typer": "serve",
+}  # what `pip install .` leaves out, and the extra that brings it
 NEEDED = ("numpy", "torch", "triton")  # what an installation that was cut short lacks
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
 
@@ -198,6 +205,29 @@ def plan(
         print(f"Contact sheet: {out}")
 
 
+@app.command()
+def sizes(
+    model: Annotated[
+        str, typer.Argument(help="tiny, eagle2_5_8b, eagle2_2b, eagle2_1b, or a folder of a model or run.")
+    ],
+) -> None:
+    """Parameters of a model by part, FLOPs a tile and a token, bytes of cache a token; from its config alone.
+
+    Example:  eagle sizes eagle2_5_8b
+    """
+    from eagle_model.checkpoints import read_newest
+    from eagle_model.model.config import PRESETS, EagleConfig
+    from eagle_model.model.sizes import Sizes
+
+    if model in PRESETS:
+        cfg = PRESETS[model]()
+    elif Path(model).is_dir():
+        cfg = read_newest(Path(model), lambda folder: EagleConfig.read(folder / "config.json"), print)
+    else:
+        raise ValueError(f"{model} is neither a preset ({', '.join(PRESETS)}) nor a folder.")
+    print("\n".join(Sizes.of(cfg).lines()))
+
+
 def _sheet_path(out: Path | None, files: list[Path]) -> Path:
     """Where the contact sheet goes. Raises ValueError where it cannot, before anything is decoded."""
     if out is None:
@@ -226,7 +256,8 @@ def _parts(files: list[Path]) -> list[dict[str, str]]:
 
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
     from eagle_model.data.clips import open_video
-    from eagle_model.data.documents import is_document, num_pages
+    from eagle_model.data.documents import num_pages
+    from eagle_model.data.sample import is_document
 
     if is_document(path):
         shown = ", ".join(f"{t + 1:.0f}" for t in times[:6]) + (", ..." if len(times) > 6 else "")
@@ -242,7 +273,7 @@ def _describe_video(path: Path, times: tuple[float, ...]) -> str:
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="tiny or debug.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="tiny, debug or lora.")] = None,
     run: Annotated[Path | None, typer.Option(help="The run's folder. One that holds a run resumes it.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="Instead of a recipe: the config.json of a run, which makes the same run again.")
@@ -289,6 +320,9 @@ def chat(
     model: Annotated[Path, typer.Argument(help="A checkpoint's folder, or a run's, whose newest is taken.")],
     files: Annotated[list[Path] | None, typer.Argument(help="Images and videos to talk about.")] = None,
     ask: Annotated[str | None, typer.Option(help="One question; else they are read from the terminal.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Low-rank adapters on the model: a folder of PEFT's, or a run's.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Most tokens of an answer; by default 512, or a quarter of a small context."),
@@ -301,7 +335,7 @@ def chat(
     from eagle_model.infer import Assistant
 
     shown = _parts(files or [])
-    assistant = Assistant(model, max_new_tokens=max_new_tokens, say=print)
+    assistant = Assistant(model, adapter=adapter, max_new_tokens=max_new_tokens, say=print)
     messages: list[dict[str, object]] = []
     for question in [ask] if ask is not None else iter(_read_question, ""):
         messages.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
@@ -329,6 +363,66 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     from eagle_model.train.report import write_report
 
     print(f"Report: {write_report(run)}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A released folder, a checkpoint, or a run, whose newest is taken.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    run: Annotated[bool, typer.Option("--run", help="Make a run's folder, to start training from.")] = False,
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's folder, to merge into the weights.")] = None,
+    processor: Annotated[Path | None, typer.Option(help="A folder with the tokenizer, where SOURCE has none.")] = None,
+    layout: Annotated[str, typer.Option(help="released, transformers5, groot or lerobot: whose names.")] = "released",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default the source's.")] = None,
+) -> None:
+    """Makes a Hugging Face folder of a checkpoint, or of a Hugging Face folder a run to start training from.
+
+    Example:  eagle convert runs/first my-eagle
+    """
+    from eagle_model.convert import to_folder, to_run
+
+    kind = _dtype(dtype) if dtype else None
+    if run and layout != "released":
+        raise ValueError(f"--layout is {layout}; a run's checkpoints have the released names.")
+    if run:
+        out = to_run(source, out, adapter=adapter, processor=processor, dtype=kind)
+    else:
+        to_folder(source, out, adapter=adapter, processor=processor, layout=layout, dtype=kind)
+    print(f"Written: {out}")
+
+
+@app.command()
+def assemble(
+    vision: Annotated[Path, typer.Argument(help="A SigLIP2's folder.")],
+    llm: Annotated[Path, typer.Argument(help="A language model's folder: Qwen2.5, Qwen3 or Llama.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    tile_px: Annotated[int | None, typer.Option(min=1, help="Of a tile; by default the SigLIP2's image size.")] = None,
+    token_order: Annotated[
+        str, typer.Option(help="released or training: which of Eagle's tokens comes first.")
+    ] = "released",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    seed: Annotated[int, typer.Option(min=0, help="Of the new connector.")] = 0,
+) -> None:
+    """Makes a new Eagle of a vision tower and a language model: what the first stage of training starts from.
+
+    Example:  eagle assemble siglip2-so400m-patch14-384 Qwen2.5-7B-Instruct start --tile-px 448
+    """
+    import torch
+
+    from eagle_model.convert import assemble
+
+    torch.manual_seed(seed)
+    assemble(vision, llm, out, tile_px=tile_px, token_order=token_order, dtype=_dtype(dtype))
+    print(f"Written: {out}")
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise ValueError(f"--dtype is {name}; needs one of {', '.join(dtypes)}.")
+    return dtypes[name]
 
 
 @app.command()

@@ -13,7 +13,7 @@ from importlib import metadata
 
 import torch
 
-from eagle_kernels import native
+from eagle_kernels import attention_sm90, native
 
 LEAST_SM = 80  # of GPUs: what the kernels are written and compiled for
 NATIVE_CUDA_OPS = (  # whose CUDA code is in the native module; the others' is Triton's
@@ -30,6 +30,7 @@ PACKAGES = (  # name, what it gives, how to get it
     ("nvidia-dali-cuda130", "video on a GPU", "'eagle-kernels[dali]'"),
     ("tokenizers", "text, eagle plan and eagle chat", "'eagle-kernels[serve]'"),
     ("matplotlib", "eagle train and its report", "'eagle-kernels[train]'"),
+    ("torchao", "eagle train with base_weights=nf4", "'eagle-kernels[qlora]'"),
     ("pytest-benchmark", "eagle bench, from a checkout", "'eagle-kernels[bench]'"),
     ("flash-attn", "a rival in the benches", "'eagle-kernels[flash-attn]'"),
     ("liger-kernel", "a rival in the benches", "'eagle-kernels[rivals]'"),
@@ -87,8 +88,11 @@ def _gpus(has_cuda: bool) -> list[tuple[str, str, str]]:
         if sm < LEAST_SM:
             runs = f"sm_{sm} needs sm_{LEAST_SM} or later: no kernel runs on it"
         else:
-            kernels = "Triton's kernels run, attention's as Gluon kernels" if sm == 90 else "Triton's kernels run"
+            gluon = sm == 90 and attention_sm90.is_tested()
+            kernels = "Triton's kernels run, attention's as Gluon kernels" if gluon else "Triton's kernels run"
             natives = "the native module's too" if has_cuda else "the native module's do not: it has no CUDA code"
             runs = f"sm_{sm}, {gpu.total_memory / 2**30:.0f} GiB: {kernels}; {natives}"
         rows.append((f"GPU {i}", gpu.name, runs))
+        if sm == 90:  # one attention kernel for each line of its table
+            rows += [(f"GPU {i}, attention", taker, f"where {what}") for what, taker in attention_sm90.table()[1:]]
     return rows

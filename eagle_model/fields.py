@@ -128,7 +128,8 @@ def near_misses(kind: type, path: str) -> list[str]:
     likely = (
         [p for p in names if p == path],
         [p for p, n in names.items() if n == name],  # the right name in the wrong group
-        *(alike(name, among) for among in (beside, names) for alike in (_spelled_alike, _short_for, _part_of)),
+        *(_short_for(name, among) for among in (beside, names)),  # before what is spelled like it: lr is no lora
+        *(alike(name, among) for among in (beside, names) for alike in (_spelled_alike, _part_of)),
     )
     hints = next(filter(None, likely), [])[:MAX_HINTS]
     return [parent + hint.removeprefix(first_item) if hint in beside else hint for hint in hints]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from typer.main import get_command
 
 from eagle_model import cli
 from eagle_model.fields import override
+from eagle_model.model.config import eagle2_5_8b
 from eagle_model.train.recipes import recipe
+from tests.data.make_pdf import gray, write_pdf
 from tests.video.make import draw, write_video
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +72,12 @@ def test_plan_of_an_image_and_a_video_shares_one_context(monkeypatch, capsys, fi
     assert "8 seen" in printed
 
 
+def test_plan_of_a_document(monkeypatch, capsys, tmp_path) -> None:
+    path = write_pdf(tmp_path / "paper.pdf", [gray(0), gray(200)])
+    assert run(monkeypatch, "plan", path, "--out", tmp_path / "s.png") == 0
+    assert "paper.pdf: 2 pages: 2 seen: 1, 2" in capsys.readouterr().out
+
+
 def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatch, capsys, film, picture) -> None:
     assert run(monkeypatch, "plan", picture, film, "--context", 1024) == cli.USAGE_ERROR
     error = capsys.readouterr().err
@@ -90,7 +99,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["plan", "a.mp4", "--model", "nowhere"], "nowhere is no folder; needs that of a checkpoint or of a run"),
         (["train", "tiny", "--run", "r"], "data.recipe is empty; needs .* --set data.recipe=FILE"),
         (["train", "tiny"], "--run is missing; needs the run's folder"),
-        (["train", "--run", "r"], r"Give a recipe \(tiny, debug\) or --config FILE: one of the two"),
+        (["train", "--run", "r"], r"Give a recipe \(tiny, debug, lora\) or --config FILE: one of the two"),
         (["train", "tiny", "--config", "c.json", "--run", "r"], "or --config FILE: one of the two"),
         (["train", "--config", "c.json", "--run", "r"], r"c\.json does not exist\. Runs of version 2 have that file"),
         (["train", "tiny", "--max-steps", "5"], r"No such option: --max-steps\. Did you mean --set max_steps=5\?"),
@@ -102,7 +111,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["train", "tiny", "--run", "r", "--set", "lr=1"], r"Did you mean optimizer\.learning_rate\?"),
         (["trian"], r"No such command 'trian'\. Did you mean 'train'\? See eagle --help"),
         (["plan"], r"Missing argument 'files'\. See eagle plan --help"),
-        (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug"),
+        (["train", "huge", "--run", "r"], r"no recipe 'huge'; the recipes are tiny, debug, lora"),
         (
             ["train", "tiny", "--run", "r", "--set", "processor.sampling.contxt_tokens=9"],
             r"Did you mean processor\.sampling\.context_tokens\?",
@@ -199,6 +208,27 @@ def test_train_then_chat_then_plan_with_its_model(monkeypatch, capsys, trained: 
     assert run(monkeypatch, "report", trained) == 0
 
 
+def test_adapters_are_trained_on_a_run_and_asked_with_it(monkeypatch, capsys, trained, film, tmp_path: Path) -> None:
+    processor = recipe("tiny").processor
+    settings = [
+        f"model={trained}",
+        f"data.recipe={film.parent / 'rows.jsonl'}",
+        "max_steps=1",
+        "dtype=float32",
+        f"processor.sampling.context_tokens={processor.sampling.context_tokens}",
+        *(f"processor.{name}={getattr(processor, name)}" for name in ("tile_px", "patch_px")),
+    ]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    assert run(monkeypatch, "train", "lora", "--run", tmp_path / "lora", *arguments) == 0
+    assert "parameters: adapters of" in capsys.readouterr().out
+    asked = ("chat", trained, film, "--ask", "What?", "--max-new-tokens", 8)
+    assert run(monkeypatch, *asked, "--adapter", tmp_path / "lora") == 0
+    assert run(monkeypatch, *asked, "--adapter", tmp_path) == cli.USAGE_ERROR
+    assert "adapter_config.json is missing; an adapter's folder needs it" in capsys.readouterr().err
+    assert run(monkeypatch, "chat", tmp_path / "lora", "--ask", "What?") == cli.USAGE_ERROR
+    assert "It holds an adapter: load the model under it first" in capsys.readouterr().err
+
+
 def test_a_checkpoint_says_how_the_images_it_was_trained_on_were_prepared(trained: Path) -> None:
     """The names that other programs read: of the trained limits, not of the released model's."""
     about = json.loads((trained / "checkpoints/step-000002/config.json").read_text())
@@ -235,7 +265,9 @@ def test_show_lists_every_field_and_trains_nothing(monkeypatch, capsys, tmp_path
     assert re.search(r"^max_steps=7 +# of the whole run, .*\(a whole number\)$", printed, re.M)
     assert re.search(r"^# optimizer: AdamW, its learning rate warmed up", printed, re.M)
     shown = [line.partition("  # ")[0].rstrip() for line in printed.splitlines() if re.match(r"[\w.]+=", line)]
-    assert override(recipe("debug"), shown) == override(recipe("tiny"), ["max_steps=7", "data.seed=3"])
+    assert not any(line.startswith("recipe_name=") for line in shown)  # what a run began as is no setting
+    again = replace(override(recipe("debug"), shown), recipe_name="tiny")
+    assert again == override(recipe("tiny"), ["max_steps=7", "data.seed=3"])
     assert not list(tmp_path.iterdir())
 
 
@@ -369,8 +401,21 @@ def test_version(monkeypatch, capsys) -> None:
     assert capsys.readouterr().out.strip()
 
 
+def test_sizes_of_a_preset_and_of_a_folder(monkeypatch, capsys, tmp_path: Path) -> None:
+    assert run(monkeypatch, "sizes", "eagle2_5_8b") == 0
+    printed = capsys.readouterr().out
+    assert "vision         413,327,088 parameters" in printed
+    (tmp_path / "config.json").write_text(json.dumps(eagle2_5_8b().to_dict()))
+    assert run(monkeypatch, "sizes", tmp_path) == 0
+    assert capsys.readouterr().out == printed
+    assert run(monkeypatch, "sizes", "eagle3") == 2
+    assert (
+        "eagle3 is neither a preset (tiny, eagle2_5_8b, eagle2_2b, eagle2_1b) nor a folder" in capsys.readouterr().err
+    )
+
+
 def test_every_command_has_an_example() -> None:
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"doctor", "plan", "train", "chat", "report", "bench"}
+    assert set(commands) == {"doctor", "plan", "sizes", "train", "chat", "report", "bench"}
     for name, command in commands.items():
         assert f"Example:  eagle {name}" in command.help

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 
-from eagle_kernels import native
+from eagle_kernels import attention_sm90, native
 from eagle_model import doctor
 
 BUILD = {"has_cuda": True, "cuda_architectures": "sm_80 sm_90a", "cuda_version": "13.0", "compiler": "GNU 12.2"}
@@ -33,10 +34,20 @@ def test_an_old_gpu_runs_nothing(monkeypatch):
     assert line.endswith("sm_75 needs sm_80 or later: no kernel runs on it")
 
 
+def test_a_hopper_gpu_with_a_triton_that_is_not_tested(monkeypatch):
+    monkeypatch.setattr(attention_sm90, "TESTED", ("2.1",))
+    hopper, *_ = gpus(monkeypatch, (9, 0))
+    assert hopper.endswith("sm_90, 80 GiB: Triton's kernels run; the native module's too")
+
+
 def test_gpus_run_what_was_built(monkeypatch):
-    ampere, hopper = gpus(monkeypatch, (8, 0), (9, 0))
+    monkeypatch.setattr(attention_sm90, "TESTED", (triton.__version__.rpartition(".")[0],))
+    ampere, hopper, *attention = gpus(monkeypatch, (8, 0), (9, 0))
     assert ampere.endswith("sm_80, 80 GiB: Triton's kernels run; the native module's too")
     assert hopper.endswith("sm_90, 80 GiB: Triton's kernels run, attention's as Gluon kernels; the native module's too")
+    assert len(attention) == len(attention_sm90.table()) - 1  # but for the line of other chips
+    assert all(line.startswith("GPU 1, attention") for line in attention)
+    assert "Triton" in attention[1] and attention[1].endswith("the dtype is neither bfloat16 nor float16")
     monkeypatch.setattr(native, "build_info", lambda: BUILD | {"has_cuda": False})
     (line,) = gpus(monkeypatch, (8, 0))
     assert line.endswith("Triton's kernels run; the native module's do not: it has no CUDA code")

@@ -1,4 +1,5 @@
-"""The demo's video set: its movement question cannot be answered without the order of the frames."""
+"""The demo's video set: its movement question cannot be answered without the order of the frames. The other examples,
+in small: what they say they do, they do."""
 
 import json
 import signal
@@ -13,6 +14,7 @@ from sklearn.datasets import load_digits
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import digit_videos
+import lora
 import video_digits
 
 from eagle_kernels.video import probe
@@ -110,3 +112,23 @@ def test_a_stopped_demo_exits_by_its_signal(how: signal.Signals, tmp_path: Path,
     with pytest.raises(SystemExit) as stopped:
         video_digits.main()
     assert stopped.value.code == 128 + how
+
+
+def test_lora_trains_asks_and_merges(tmp_path: Path, capsys) -> None:
+    lora.main(tmp_path, None, max_steps=2)
+    printed = capsys.readouterr().out
+    for colour in lora.COLOURS:
+        assert f"{colour}: without adapters" in printed
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
+    sizes = [
+        (tmp_path / "model/model.safetensors").stat().st_size,
+        (checkpoint / "adapter_model.safetensors").stat().st_size,
+    ]
+    assert sizes[1] < sizes[0] / 3
+    picture = tmp_path / "data" / "red.png"
+    answers = [
+        lora.ask(tmp_path / "model", picture),
+        lora.ask(tmp_path / "model", picture, tmp_path / "run"),
+        lora.ask(tmp_path / "merged", picture),
+    ]
+    assert answers[0] != answers[1] == answers[2]

@@ -35,6 +35,7 @@ ONE_PLACE = {  # a file, or a folder
     "pillow_heif": "eagle_model/data/images.py",
     "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
+    "torchao": "eagle_model/model/nf4.py",
 }
 
 
@@ -94,6 +95,7 @@ def test_native_imports_nothing_of_ours_but_the_extension() -> None:
         ),
         ("eagle_model/train", ("eagle_model.infer", "bench", "tests", "eagle_model.cli")),
         ("eagle_model/infer", ("eagle_model.train", "bench", "tests", "eagle_model.cli")),
+        ("eagle_model/hf.py", ("eagle_model.train", "eagle_model.infer", "eagle_model.cli", "bench", "tests")),
         ("eagle_model", ("bench", "tests", "examples")),
         *((f"eagle_model/{name}.py", (*FOLDERS, "eagle_kernels", "eagle_model.cli")) for name in SHARED),
     ],

@@ -15,7 +15,7 @@ TREES = {  # tests/<name> mirrors these folders
     "infer": ("eagle_model/infer/**/*.py",),
 }
 HELPERS = {"kernels": ("bench/static_table.py", "tests/kernels/*.py")}  # not of the package, tested too
-WHOLE = {"whole_model", "hopper_attention"}  # tests of several files together
+WHOLE = {"whole_model", "hopper_attention", "peft", "released_folders"}  # tests of several files together
 UNTESTED = {"__init__", "checks"}  # checks: by the tests of every op, and its own
 PARTS = {  # what ops are made of: no bench of their own
     "attention_gluon", "attention_gluon_bwd", "attention_sm90", "attention_triton", "autocast", "library",
@@ -24,7 +24,13 @@ PARTS = {  # what ops are made of: no bench of their own
 SHARED = {  # native code that serves several ops, or the module
     "attention_heads", "bindings", "device", "error", "number_types", "parallel", "tensor_view",
 }  # fmt: skip
-BENCHES = {"decode", "decode_dali", "generate", "images"}  # benches of what is no op: decoding, generation
+BENCHES = {
+    "checkpoint",
+    "decode",
+    "decode_dali",
+    "generate",
+    "images",
+}  # benches of what is no op: decoding, generation
 
 
 def stems(*patterns: str) -> set[str]:

@@ -59,7 +59,7 @@ def test_the_rows_of_the_data_page_are_read(tmp_path: Path) -> None:
         json.loads(line) for line in re.findall(r"^    (\{.*\})$", (ROOT / "docs/data.md").read_text(), re.MULTILINE)
     ]
     rows = [e for e in examples if "conversations" in e or "messages" in e]
-    assert len(rows) == 4
+    assert len(rows) == 7
     for row in rows:
         sample = parse_sample(row, root=tmp_path, where="docs/data.md")
         assert len(sample.media) == 1

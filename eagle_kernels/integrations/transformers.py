@@ -12,8 +12,8 @@ hooks, adapters inside them and their places in an optimizer stay. `unpatch` giv
 
 RMSNorm       rms_norm.  LayerNorm  layer_norm.  SwiGLU (gate_proj, up_proj, down_proj)  swiglu.
 GeluMLP       gelu_bias, which adds the bias of fc1 itself; not while fc1 is more than a Linear, as with an adapter.
-attention     rope, from the position ids and theta (other kinds of RoPE stay with transformers); then whatever
-              attn_implementation says, which becomes "eagle" (attention.py) where the model asks for nothing else.
+attention     rope, from the position ids and theta, or the frequencies of linear, dynamic, YaRN and Llama 3 scaling;
+              then what attn_implementation says, which becomes "eagle" (attention.py) where that computes the same.
 ...ForCausalLM  linear_cross_entropy. In training mode, with labels, the logits never exist: `logits` is None then. In
               eval mode, or with a `loss_function` of one's own, transformers' own path runs.
 
@@ -119,6 +119,7 @@ class _Attention(nn.Module):
     k_proj: nn.Module
     v_proj: nn.Module
     o_proj: nn.Module
+    rotary: tuple[Any]  # the model's rotary_emb; in a tuple it is no submodule
 
     def forward(
         self,
@@ -137,8 +138,11 @@ class _Attention(nn.Module):
         q_norm, k_norm = getattr(self, "q_norm", None), getattr(self, "k_norm", None)
         if q_norm is not None and k_norm is not None:  # Qwen3
             q, k = q_norm(q), k_norm(k)
-        theta = float(self.config.rope_parameters["rope_theta"])
-        q, k = rope(q, k, position_ids.expand(B, T).flatten(), theta)
+        positions, (rotary,) = position_ids.expand(B, T).flatten(), self.rotary
+        if rotary.rope_type == "default":
+            q, k = rope(q, k, positions, float(self.config.rope_parameters["rope_theta"]))
+        else:  # of this call: rotary_emb has been called, and knows how far positions go
+            q, k = rope(q, k, positions, frequencies=rotary.inv_freq.float(), scale=float(rotary.attention_scaling))
         q, k, v = (x.unflatten(0, (B, T)).transpose(1, 2) for x in (q, k, v))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
@@ -282,6 +286,9 @@ def patch(model: nn.Module) -> list[Swap]:
         if (ours := _OURS.get(kind)) is not None and _fits(module, ours):
             swaps.append(Swap(name, kind.__name__, ours.op))
             module.__class__ = _derived(ours, kind)
+    for decoder in [module for module in model.modules() if hasattr(module, "rotary_emb")]:
+        for layer in decoder.layers:
+            layer.self_attn.rotary = (decoder.rotary_emb,)
     configs = _configs(model)
     if all(map(_attention_fits, configs)) and any(config._attn_implementation != NAME for config in configs):
         model._eagle_attention_before = [config._attn_implementation for config in configs]
@@ -296,6 +303,7 @@ def unpatch(model: nn.Module) -> None:
     for module in model.modules():
         if (theirs := type(module).__dict__.get("replaces")) is not None:
             module.__class__ = theirs
+            module.__dict__.pop("rotary", None)
     before = model.__dict__.pop("_eagle_attention_before", None)
     if before is not None:
         for config, name in zip(_configs(model), before, strict=True):
@@ -321,8 +329,6 @@ def _fits(module: Any, ours: type) -> bool:
         return module.config.hidden_act == "silu"
     if ours is GeluMLP:
         return module.config.hidden_act == "gelu_pytorch_tanh"
-    if ours is _Attention:
-        return module.config.rope_parameters["rope_type"] == "default"
     return True
 
 

@@ -60,6 +60,7 @@ from eagle_model.data.tiling import Grid
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 MARKUP_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")  # grounding, written out in annotations
+INTERVAL_TOKENS = ("<interval>", "</interval>")  # of time, likewise; the training code's tokenizers have them
 SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP_TOKENS)  # the released checkpoint's order of ids
 _CONTROL_TOKENS = (TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)  # what this file writes
 _PIECE_CHARS = 1 << 16  # of a long text, encoded one after the other
@@ -145,7 +146,8 @@ class ChatEncoder:
         self._markup_ids = {
             token.content: token_id
             for token_id, token in added.items()
-            if token.content in MARKUP_TOKENS or not (token.special or token.content in _CONTROL_TOKENS)
+            if token.content in (*MARKUP_TOKENS, *INTERVAL_TOKENS)
+            or not (token.special or token.content in _CONTROL_TOKENS)
         }
         self._forbidden_ids = frozenset(added) - frozenset(self._markup_ids.values()) | frozenset(ids.values())
         longest_first = sorted(self._markup_ids, key=lambda token: (-len(token), token))

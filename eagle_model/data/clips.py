@@ -19,8 +19,8 @@ import numpy as np
 
 from eagle_kernels import video as video_files
 from eagle_kernels.video import Video, VideoError
-from eagle_model.data.documents import is_document, num_pages
-from eagle_model.data.sample import DataError, VideoRef
+from eagle_model.data.documents import num_pages
+from eagle_model.data.sample import DataError, VideoRef, is_document
 
 # Videos that stay open: clips of one film follow each other in data sets, and what was planned just now is loaded next.
 # An index takes some 40 bytes a frame, so these 8 take 35 MB if each is an hour; plans hold none.

@@ -46,11 +46,6 @@ _POINTS_AN_INCH = 72
 _LOCK = threading.RLock()
 
 
-def is_document(path: Path) -> bool:
-    """Whether a path is a PDF's, by its name."""
-    return path.suffix.lower() == ".pdf"
-
-
 def num_pages(path: Path) -> int:
     """At least 1. Raises DataError when the file is missing, damaged, encrypted or without a page."""
     with _opened(path) as pdf:

@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from eagle_model.data.documents import is_document, load_pages, num_pages, page_size
-from eagle_model.data.sample import DataError
+from eagle_model.data.documents import load_pages, num_pages, page_size
+from eagle_model.data.sample import DataError, is_document
 
 try:
     import pillow_heif
@@ -79,8 +79,14 @@ _STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -
 }
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width_px, height_px) as shown, from the header alone. Raises DataError when it is no image, or too large."""
+def image_size(path: Path | Image.Image) -> tuple[int, int]:
+    """(width_px, height_px) as shown, from the header alone. Raises DataError when it is no image, or too large.
+
+    path: or an image in memory.
+    """
+    if isinstance(path, Image.Image):
+        _need_size(path, "in memory")
+        return path.size if _orientation(path) < 5 else (path.height, path.width)
     if is_document(path):
         _need_one_page(path)
         return page_size(path)
@@ -105,11 +111,15 @@ def is_still(path: Path) -> bool:
         return True
 
 
-def load_image(path: Path) -> Tensor:
+def load_image(path: Path | Image.Image) -> Tensor:
     """uint8 RGB (Y, X, 3), upright, on white where transparent.
+
+    path: or an image in memory; of several frames, the one that it is at.
 
     Raises DataError when it cannot be decoded. A JPEG that lacks its end marker alone is decoded, with a warning.
     """
+    if isinstance(path, Image.Image):
+        return _load_in_memory(path)
     if is_document(path):
         _need_one_page(path)
         return next(load_pages(path, [0]))
@@ -136,6 +146,20 @@ def load_image(path: Path) -> Tensor:
         except _DAMAGED as error:
             raise DataError(f"image {path} cannot be decoded: {str(error) or type(error).__name__}.") from error
         return torch.from_numpy(upright_YX3)
+
+
+def _load_in_memory(image: Image.Image) -> Tensor:
+    name = Path("in memory")
+    _need_size(image, str(name))
+    try:
+        upright = ImageOps.exif_transpose(image)  # a copy, which belongs to no file any more
+        rgb_YX3 = np.empty((upright.height, upright.width, 3), np.uint8)
+        _fill(rgb_YX3, upright, name)
+    except DataError:
+        raise
+    except _DAMAGED as error:
+        raise DataError(f"image {name} cannot be decoded: {str(error) or type(error).__name__}.") from error
+    return torch.from_numpy(rgb_YX3)
 
 
 # ---- opening
@@ -185,14 +209,20 @@ def _need_file(path: Path) -> None:
         raise DataError(f"image {path} has {found.st_size} bytes, more than {MAX_FILE_BYTES}; scale it down.")
 
 
-def _need_one_of_a_size(image: Image.Image, path: Path) -> None:
+def _need_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     bytes_a_px = _BYTES_A_PX.get(image.format or "", 16 if image.mode == "CMYK" else _OTHER_BYTES_A_PX)
     most = MAX_DECODE_BYTES // bytes_a_px
     if width * height > most:
         raise DataError(
-            f"image {path} has {width} x {height} = {width * height} pixels, more than {most}; scale it down."
+            f"image {name} has {width} x {height} = {width * height} pixels, more than {most}; scale it down."
         )
+    if not width * height:  # of files, Pillow refuses them
+        raise DataError(f"image {name} has {width} x {height} pixels; needs at least one.")
+
+
+def _need_one_of_a_size(image: Image.Image, path: Path) -> None:
+    _need_size(image, str(path))
     try:
         several = image.format in _OF_MANY and _has_several(image)
     except _DAMAGED as error:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from eagle_model.checkpoints import read_newest, verify_listed
 from eagle_model.data import sampling
 from eagle_model.data.chat import ChatEncoder, TokenizedSample, seen_media
 from eagle_model.data.clips import open_clip, open_video
-from eagle_model.data.documents import is_document, load_pages
+from eagle_model.data.documents import load_pages
 from eagle_model.data.images import image_size, load_image
 from eagle_model.data.packing import pack_row
 from eagle_model.data.processor_files import (
@@ -48,7 +49,7 @@ from eagle_model.data.processor_files import (
     write_files,
 )
 from eagle_model.data.rows import parse_sample
-from eagle_model.data.sample import DataError, Media, Sample
+from eagle_model.data.sample import DataError, ImageRef, Media, Sample, is_document
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
 from eagle_model.data.templates import DEFAULT_TEMPLATE, TEMPLATES, SampledVideo, Seen, TemplateName
 from eagle_model.data.tiling import Grid
@@ -184,7 +185,7 @@ class Processor:
                     f"its text alone takes more than context_tokens, which is {limits.context_tokens}. Shorten the "
                     "text or raise context_tokens."
                 )
-            images = [image_size(shown.path) for shown in sample.images]
+            images = [image_size(shown.source) for shown in sample.images]
             clip_of = partial(
                 open_clip,
                 seek=limits.seek,
@@ -253,7 +254,8 @@ class Processor:
             start, end = end, end + _num_tiles(seen)
             try:
                 if isinstance(seen, Grid):
-                    image_1YX3 = load_image(shown.path)[None]
+                    assert isinstance(shown, ImageRef)  # as seen_media pairs them
+                    image_1YX3 = load_image(shown.source)[None]
                     # One thread: the loader's workers are threads already.
                     patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
                 elif is_document(shown.path):
@@ -297,7 +299,7 @@ class Processor:
         self,
         messages: Sequence[dict],
         *,
-        images: Sequence[str | Path] | None = None,
+        images: Sequence[str | Path | Image] | None = None,
         videos: Sequence[str | Path] | None = None,
         tools: Sequence[dict] | None = None,
         root: str | Path | None = None,
@@ -305,6 +307,7 @@ class Processor:
         """Chat messages -> a batch of one document that ends where the assistant's answer begins; nothing supervised.
 
         messages: [{"role": "user", "content": [{"type": "video", "video": "clip.mp4"}, {"type": "text", ...}]}, ...].
+        An image may be a PIL.Image in place of a path.
         images, videos: files that the messages do not name themselves: parts {"type": "image"} without one show the
         next, or the tags of a text say where they come: `<image-2>` the second, `<image>` the next.
         tools: functions that the assistant may call, each as JSON schema, as for transformers' apply_chat_template.
@@ -315,7 +318,9 @@ class Processor:
         length. Raises DataError when the messages or a file are unusable, or do not fit.
         """
         row: dict[str, object] = {"messages": list(messages)}
-        row |= {name: list(map(str, files)) for name, files in (("images", images), ("videos", videos)) if files}
+        for name, files in (("images", images), ("videos", videos)):
+            if files:
+                row[name] = [str(file) if isinstance(file, Path) else file for file in files]
         if tools:
             row["tools"] = list(tools)
         trusted = root is None

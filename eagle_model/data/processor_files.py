@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from eagle_model.data.chat import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, SPECIAL_TOKENS
-from eagle_model.data.templates import END_OF_TEXT, TURN_END, TURN_START, chat_template
+from eagle_model.data.chat import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
+from eagle_model.data.templates import END_OF_TEXT, TURN_END, chat_template
 from eagle_model.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -157,12 +157,12 @@ def _image_fields(config: ProcessorConfig, kept: Kept) -> dict[str, Any]:
 
 def _tokenizer_fields(tokenizer: Tokenizer, found: dict[str, Any]) -> dict[str, Any]:
     """What AutoTokenizer reads beside tokenizer.json."""
-    special = [t for t in (TURN_START, TURN_END, *SPECIAL_TOKENS) if tokenizer.token_to_id(t) is not None]
+    added = sorted(tokenizer.get_added_tokens_decoder().items())
     has_end = tokenizer.token_to_id(END_OF_TEXT) is not None
     defaults = {
         "add_bos_token": False,
         "add_prefix_space": False,
-        "additional_special_tokens": special,
+        "additional_special_tokens": [t.content for _, t in added if t.special and t.content != END_OF_TEXT],
         "bos_token": None,
         "clean_up_tokenization_spaces": False,
         "eos_token": TURN_END,
@@ -182,7 +182,7 @@ def _tokenizer_fields(tokenizer: Tokenizer, found: dict[str, Any]) -> dict[str, 
             "single_word": token.single_word,
             "special": token.special,
         }
-        for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        for token_id, token in added
     }
     fields = {**defaults, **found, "added_tokens_decoder": decoder}
     fields.pop("chat_template", None)

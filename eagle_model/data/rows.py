@@ -18,7 +18,8 @@ Tags    Where media are listed beside the turns, a turn's `<image-k>` or `<video
         is text.
 Parts   `{"type": "text", "text": ...}` or a string; `{"type": "image", "image": path}`, or `url`, `path`, `image_url`
         in its place; `{"type": "image_url", "image_url": {"url": path, "detail": "low"}}`, low being one tile; videos
-        alike. `{"type": "image"}` alone shows the next of the row's `images`. What has no type is what it names.
+        alike. `{"type": "image"}` alone shows the next of the row's `images`. What has no type is what it names. A
+        path of an image may be a PIL.Image.
 Paths   A video that ends in .pdf is a document: its pages are seen as frames. Media lie inside `root`: absolute paths,
         `..` and symbolic links that lead out are refused unless `allow_outside_root`. URLs are always refused: nothing
         here reaches the network.
@@ -36,6 +37,8 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+
+from PIL import Image
 
 from eagle_model.data.annotations import json_rows
 from eagle_model.data.recipe import Source, is_number
@@ -285,7 +288,7 @@ class _RowReader:
 
     def medium(self, kind: str, entry: object) -> Media:
         """One image or video, numbered."""
-        if isinstance(entry, str):
+        if isinstance(entry, (str, Image.Image)):
             entry = {"path": entry}
         if not isinstance(entry, dict):
             raise self.fail(f"{kind} is {shown(entry)}; needs a path.")
@@ -300,7 +303,12 @@ class _RowReader:
             raise self.fail(f"{kind} is {shown(entry)}; needs exactly one of the fields 'path', {kind!r} and 'url'.")
         times = _VIDEO_BOUNDS if kind == "video" else ()
         self.known_fields(entry, {*names, *times}, f"a {kind}" if kind == "video" else "an image")
-        path = self.path(kind, entry[names[0]])
+        given = entry[names[0]]
+        if kind == "image" and isinstance(given, Image.Image):
+            self.num_media[kind] += 1
+            name = Path(f"{self.num_media[kind]} in memory")
+            return ImageRef(name, self.num_media[kind], max_tiles, given)
+        path = self.path(kind, given)
         self.num_media[kind] += 1
         if kind == "image":
             return ImageRef(path, self.num_media[kind], max_tiles)

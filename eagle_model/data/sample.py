@@ -12,6 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ROLES = ("system", "user", "assistant", "observation")  # as turns are labelled in a prompt
 
@@ -22,9 +26,14 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    path: Path
+    path: Path  # of an image in memory, what messages call it
     number: int = 1  # what the prompt calls it, "<image 1>": its place among the images that the row lists
     max_tiles: int | None = None  # at most so many of it, thumbnail not counted; None: as many as there is room for
+    in_memory: Image | None = field(default=None, compare=False)  # instead of a file
+
+    @property
+    def source(self) -> Path | Image:
+        return self.path if self.in_memory is None else self.in_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,11 @@ class Sample:
     @property
     def videos(self) -> tuple[VideoRef, ...]:
         return tuple(part for part in self.media if isinstance(part, VideoRef))
+
+
+def is_document(path: Path) -> bool:
+    """Whether a path is a PDF's, by its name."""
+    return path.suffix.lower() == ".pdf"
 
 
 def shown(value: object) -> str:

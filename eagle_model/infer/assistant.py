@@ -1,6 +1,7 @@
 """Assistant: a model's folder and a conversation in, an answer out, piece by piece. What `eagle chat` does.
 
 assistant = Assistant("runs/first")                              # or a checkpoint's folder, or a released model's
+assistant = Assistant("Eagle2.5-8B", adapter="runs/lora")        # with low-rank adapters, of a run or PEFT
 parts = [{"type": "video", "video": "film.mp4"}, {"type": "text", "text": "What happens?"}]
 for text in assistant.stream([{"role": "user", "content": parts}]):
     print(text, end="", flush=True)
@@ -18,8 +19,9 @@ from tokenizers.decoders import DecodeStream
 
 from eagle_model.batch import PackedBatch
 from eagle_model.checkpoints import read_newest
-from eagle_model.data.processor import Processor
+from eagle_model.data.processor import CONFIG_FILE, Processor
 from eagle_model.model.eagle import Eagle
+from eagle_model.model.lora import load_adapter
 
 DEFAULT_NEW_TOKENS = 512  # of an answer: about a page of text
 
@@ -31,6 +33,7 @@ class Assistant:
         self,
         folder: str | Path,
         *,
+        adapter: str | Path | None = None,
         max_new_tokens: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -38,10 +41,13 @@ class Assistant:
     ) -> None:
         """Loads a released model, a checkpoint, or the newest checkpoint of a run; both halves from the same one.
 
-        Args:    max_new_tokens: the longest answer; None is 512, or a quarter of a small context.
+        Args:    adapter: a folder of adapters on the model (model/lora.py), or a run's that trained some; where a
+                     processor lies beside them, it is taken instead of the model's.
+                 max_new_tokens: the longest answer; None is 512, or a quarter of a small context.
                  device: None is the GPU where there is one, else the CPU.  dtype: None is bf16 on a GPU, fp32 on a CPU.
                  say: is told of damaged checkpoints that were passed over for an older one.
-        Raises:  FileNotFoundError or ValueError when there is no model that can be read, or no room for a question.
+        Raises:  FileNotFoundError or ValueError when there is no model that can be read, an adapter does not fit it, or
+                 there is no room for a question.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -52,7 +58,17 @@ class Assistant:
             processor, self.max_new_tokens = _with_room(processor, max_new_tokens)  # before the model is loaded
             return processor, Eagle.from_pretrained(checkpoint, dtype=self._dtype, device=device)
 
+        def adapt(checkpoint: Path) -> Processor:
+            if not (checkpoint / CONFIG_FILE).is_file():
+                load_adapter(self.model, checkpoint)
+                return self.processor
+            processor, self.max_new_tokens = _with_room(Processor.from_pretrained(checkpoint), max_new_tokens)
+            load_adapter(self.model, checkpoint)
+            return processor
+
         self.processor, self.model = read_newest(Path(folder), read, say)
+        if adapter is not None:
+            self.processor = read_newest(Path(adapter), adapt, say)
 
     def stream(self, messages: Sequence[dict], *, root: str | Path | None = None) -> Iterator[str]:
         """The answer to a conversation, in pieces of text as they come; it ends where the assistant's turn does.

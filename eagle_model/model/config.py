@@ -46,6 +46,8 @@ _ONLY_EAGLE = {
 _ONLY_TEXT = {"hidden_act": "silu", "attention_dropout": 0.0}
 _ONLY_QWEN = {**_ONLY_TEXT, "use_sliding_window": False}
 
+_LEROBOTS_CLASS = ["Eagle25VLForConditionalGeneration"]  # LeRobot's name for the released class
+
 # Not written, but where a file has them they must say what the model computes.
 _ONLY_EAGLE_IF_GIVEN = {"quantization_config": None}
 
@@ -185,10 +187,14 @@ class VisionConfig:
         return cls(tile_px=known.pop("image_size"), patch_px=known.pop("patch_size"), **known, other=other)
 
     @property
-    def num_parameters(self) -> int:
+    def num_layer_parameters(self) -> int:
         C, F = self.hidden_size, self.intermediate_size
-        layer = 4 * (C * C + C) + 2 * C * F + F + C + 4 * C
-        return self.num_patch_values * C + C + self.num_patches * C + self.num_hidden_layers * layer + 2 * C
+        return 4 * (C * C + C) + 2 * C * F + F + C + 4 * C
+
+    @property
+    def num_parameters(self) -> int:
+        C, layers = self.hidden_size, self.num_hidden_layers * self.num_layer_parameters
+        return self.num_patch_values * C + C + self.num_patches * C + layers + 2 * C
 
     def to_dict(self) -> dict[str, Any]:
         known = {key: getattr(self, key) for key in _DEFAULT_VISION if key not in ("image_size", "patch_size")}
@@ -271,7 +277,7 @@ class TextConfig:
         heads = other.get("num_attention_heads", family.defaults["num_attention_heads"])
         if other.get("num_key_value_heads", None if model_type == "llama" else 1) is None:
             other["num_key_value_heads"] = heads  # transformers' way to say: as many as query heads
-        head_dim = other.pop("head_dim", family.head_dim)
+        head_dim = other.get("head_dim", family.head_dim)
         if head_dim is not None:
             _check_types("config.json: text_config.", {"head_dim": head_dim}, {"head_dim": 1})
         known = _known("text_config", other, family.defaults)
@@ -290,7 +296,11 @@ class TextConfig:
     def to_dict(self) -> dict[str, Any]:
         family = _FAMILIES[self.model_type]
         fields = {**self.other, **family.only, **{key: getattr(self, key) for key in family.defaults}}
-        if family.head_dim is not None or self.head_dim * self.num_attention_heads != self.hidden_size:
+        if (
+            "head_dim" in fields
+            or family.head_dim is not None
+            or self.head_dim * self.num_attention_heads != self.hidden_size
+        ):
             fields["head_dim"] = self.head_dim
         return {**fields, "rope_scaling": None if self.rope_scaling is None else self.rope_scaling.to_dict()}
 
@@ -420,6 +430,8 @@ class EagleConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EagleConfig:
         """From the content of config.json. Raises ValueError as the file's docstring says."""
+        if isinstance(fields, Mapping) and fields.get("architectures") == _LEROBOTS_CLASS:
+            fields = _without(fields, "architectures")
         other = _without_fixed("", fields, _ONLY_EAGLE)
         _without_fixed("", other, _ONLY_EAGLE_IF_GIVEN)
         if "vision_config" not in other:
@@ -482,7 +494,8 @@ class EagleConfig:
         Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.")
+            hint = " It holds an adapter: load the model under it first." if _holds_adapter(path.parent) else ""
+            raise FileNotFoundError(f"{path} is missing; a model's folder needs its config.json.{hint}")
         verify_listed(path.parent, [path.name])
         fields = read_json(path)
         if not isinstance(fields, dict):
@@ -493,7 +506,11 @@ class EagleConfig:
             raise ValueError(f"{path}: {error}") from error
 
 
-def tiny(*, vocab_size: int, image_token_id: int, tile_px: int = 28, patch_px: int = 7) -> EagleConfig:
+def _holds_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def tiny(*, vocab_size: int = 512, image_token_id: int = 7, tile_px: int = 28, patch_px: int = 7) -> EagleConfig:
     """A model of about 0.75 million parameters that learns on a laptop: the same code, small sizes."""
     return EagleConfig(
         vision=VisionConfig(
@@ -518,27 +535,65 @@ def tiny(*, vocab_size: int, image_token_id: int, tile_px: int = 28, patch_px: i
     )
 
 
-def eagle2_5_8b() -> EagleConfig:
+def eagle2_5_8b(
+    *, vocab_size: int = 151674, image_token_id: int = 151667, tile_px: int = 448, patch_px: int = 14
+) -> EagleConfig:
     """nvidia/Eagle2.5-8B: SigLIP2-so400m at 448 px and Qwen2.5-7B with Eagle's nine added tokens."""
-    return EagleConfig(
-        vision=VisionConfig(
-            tile_px=448,
-            patch_px=14,
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-        ),
-        text=TextConfig(
-            vocab_size=151674,
-            hidden_size=3584,
-            intermediate_size=18944,
-            num_hidden_layers=28,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-        ),
-        image_token_id=151667,
+    text = TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
     )
+    return EagleConfig(vision=_so400m(tile_px, patch_px), text=text, image_token_id=image_token_id)
+
+
+def eagle2_2b(
+    *, vocab_size: int = 151674, image_token_id: int = 151667, tile_px: int = 448, patch_px: int = 14
+) -> EagleConfig:
+    """nvidia/Eagle2-2B in Eagle 2.5's format: the same vision tower and Qwen2.5-1.5B."""
+    text = TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    return EagleConfig(vision=_so400m(tile_px, patch_px), text=text, image_token_id=image_token_id)
+
+
+def eagle2_1b(
+    *, vocab_size: int = 151674, image_token_id: int = 151667, tile_px: int = 448, patch_px: int = 14
+) -> EagleConfig:
+    """nvidia/Eagle2-1B in Eagle 2.5's format: the same vision tower and Qwen2.5-0.5B."""
+    text = TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    return EagleConfig(vision=_so400m(tile_px, patch_px), text=text, image_token_id=image_token_id)
+
+
+def _so400m(tile_px: int, patch_px: int) -> VisionConfig:
+    return VisionConfig(
+        tile_px=tile_px,
+        patch_px=patch_px,
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+    )
+
+
+PRESETS = {"tiny": tiny, "eagle2_5_8b": eagle2_5_8b, "eagle2_2b": eagle2_2b, "eagle2_1b": eagle2_1b}  # by name
 
 
 def _without_fixed(section: str, fields: Mapping[str, Any], only: Mapping[str, Any]) -> dict[str, Any]:
@@ -546,6 +601,8 @@ def _without_fixed(section: str, fields: Mapping[str, Any], only: Mapping[str, A
     if not isinstance(fields, Mapping):
         raise ValueError(f"config.json: {section} is {shown(fields)}; needs an object.")
     for key, value in only.items():
+        if key == "architectures" and fields.get(key) is None:
+            continue  # a config that was written without a model
         if key in fields and fields[key] != value:
             name = f"{section}.{key}" if section else key
             raise ValueError(f"config.json: {name} is {shown(fields[key])}; this model computes {value!r} only.")

@@ -16,8 +16,9 @@ Source   Chen et al. 2025, arXiv:2504.15271.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,12 @@ from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import FusedLinear, Linear
-from eagle_model.model.llm import Decoder
+from eagle_model.model.llm import Decoder, document_lengths
 from eagle_model.model.loss import LMHead, token_weights
 from eagle_model.model.vision import GeluBias, VisionEncoder
+
+if TYPE_CHECKING:
+    from eagle_model.model.lora import Attached
 
 MAX_TIMES_STORED = 2  # parameters of a config to numbers in its files: beyond, they are of different models
 
@@ -51,26 +55,15 @@ class Eagle(nn.Module):
     def __init__(self, cfg: EagleConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.adapter: Attached | None = None  # what lora.py has added
         self.tokens_per_tile = cfg.tokens_per_tile
         self.vision = VisionEncoder(cfg)
         self.connector = Connector(cfg)
         self.llm = Decoder(cfg.text)
         self.lm_head = LMHead(cfg.text.hidden_size, cfg.text.vocab_size)
-        self._draw()
+        self.carried: dict[str, Tensor] = {}  # what the files held and the model does not use, to be saved with it
+        draw(self, cfg.initializer_range)
         self._tie()
-
-    def _draw(self) -> None:
-        """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                # One projection after another: a seed's numbers are those of layers that are not fused.
-                sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features
-                for rows in module.weight.detach().split(sizes):
-                    nn.init.normal_(rows, std=module.in_features**-0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, LMHead | nn.Embedding):
-                nn.init.normal_(module.weight, std=self.cfg.initializer_range)
 
     def _tie(self) -> None:
         if self.cfg.text.tie_word_embeddings:
@@ -116,7 +109,11 @@ class Eagle(nn.Module):
         embeddings_TD = self.embed(batch, checkpoint_activations=checkpoint_activations)
         plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=batch.num_tokens)
         attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
-        return self.llm(embeddings_TD, batch.positions_T, attend, checkpoint_activations=checkpoint_activations)
+        lengths_T = document_lengths(batch.cu_seqlens, batch.num_tokens) if self.llm.needs_lengths else None
+        return self.llm(
+            embeddings_TD, batch.positions_T, attend,
+            lengths_T=lengths_T, checkpoint_activations=checkpoint_activations,
+        )  # fmt: skip
 
     def forward(self, batch: PackedBatch, mass: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
         """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
@@ -162,18 +159,53 @@ class Eagle(nn.Module):
 
         return read_newest(Path(folder), read)
 
-    def save_pretrained(self, folder: Path | str, *, max_shard_bytes: int = weights.MAX_SHARD_BYTES) -> None:
+    def save_pretrained(
+        self, folder: Path | str, *, layout: str = "released", max_shard_bytes: int = weights.MAX_SHARD_BYTES
+    ) -> None:
         """Writes safetensors and then config.json, each file whole or not at all. Creates `folder`.
 
-        Raises FileExistsError where `weights.save` does.
+        layout: whose names the tensors and the class have: "released" (transformers 4's, which vLLM reads),
+        "transformers5", "groot" or "lerobot"; `from_pretrained` reads them all. SigLIP's pooling head, where the model
+        came with one, is saved as it was.
+
+        Raises FileExistsError and ValueError where `weights.save` does, ValueError when the model has adapters.
         """
+        if self.adapter is not None:
+            raise ValueError(
+                "save_pretrained: the model has adapters. lora.merge adds them to the weights first, and "
+                "lora.save_adapter writes them alone."
+            )
         folder = Path(folder)
-        weights.save(folder, dict(self.named_parameters()), weights.rules(self.cfg), max_shard_bytes=max_shard_bytes)
-        dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
-        fields = {**self.cfg.to_dict(), "dtype": dtype, "torch_dtype": dtype}  # transformers' name, and its old one
-        for part in (fields["vision_config"], fields["text_config"]):
-            part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
-        write_json(folder / "config.json", fields)
+        parameters, rules = dict(self.named_parameters()), weights.rules(self.cfg)
+        weights.save(folder, parameters, rules, carried=self.carried, layout=layout, max_shard_bytes=max_shard_bytes)
+        write_config(folder, self.cfg, self.lm_head.weight.dtype, self.carried, layout=layout)
+
+
+def write_config(
+    folder: Path, cfg: EagleConfig, dtype: torch.dtype, carried: Collection[str], *, layout: str = "released"
+) -> None:
+    """Writes config.json beside weights of a dtype; carried: the released names of what they hold besides the model."""
+    name = str(dtype).removeprefix("torch.")
+    fields = {**cfg.to_dict(), "dtype": name, "torch_dtype": name}  # transformers' name, and its old one
+    fields["architectures"] = [weights.LAYOUTS[layout].architecture]
+    for part in (fields["vision_config"], fields["text_config"]):
+        part.update({key: name for key in ("dtype", "torch_dtype") if key in part})
+    fields["vision_config"]["vision_use_head"] = any(key.startswith(weights.POOLING_HEAD) for key in carried)
+    write_json(folder / "config.json", fields)
+
+
+def draw(model: nn.Module, initializer_range: float) -> None:
+    """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            # One projection after another: a seed's numbers are those of layers that are not fused.
+            sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features
+            for rows in module.weight.detach().split(sizes):
+                nn.init.normal_(rows, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, LMHead | nn.Embedding):
+            nn.init.normal_(module.weight, std=initializer_range)
 
 
 def _num_processes() -> int:
@@ -213,7 +245,7 @@ def check_device(cfg: EagleConfig, device: torch.device | str) -> None:
     for name, width in (("vision", cfg.vision.head_dim), ("text", cfg.text.head_dim)):
         if width not in KERNEL_HEAD_WIDTHS:
             raise ValueError(
-                f"Eagle: the {name} heads are {width} wide (hidden_size / num_attention_heads); on a GPU attention "
+                f"Eagle: the {name} heads are {width} wide (their head_dim); on a GPU attention "
                 f"needs a multiple of 8 from 16 to 256. Use the CPU, or another number of heads."
             )
 
@@ -225,6 +257,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     is_verified: bool = False,
+    convert: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Gives a model that was built on "meta" its weights, on `device` and in `dtype`; None keeps the source's own.
 
@@ -233,6 +266,7 @@ def load(
     generator, so that a seed means the same on every device, and the same as a model that was built on the CPU.
 
     is_verified: a checkpoint's files were checked against its manifest just now; else those that are read are.
+    convert: what a parameter of a folder becomes, by its name, one by one as they are read: another dtype, or 4 bits.
 
     Raises ValueError when the model has weights already and where `check_device` does, FileNotFoundError or ValueError
     where `weights.read` does.
@@ -246,13 +280,20 @@ def load(
         for module in model.modules():  # as their constructors do off "meta"
             if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm | GeluBias):
                 module.reset_parameters()
-        model._draw()
+        draw(model, model.cfg.initializer_range)
         model.to(device=device, dtype=dtype)
     else:
         tensors = weights.read(
-            Path(source), parameters, weights.rules(model.cfg), dtype=dtype, device=device, is_verified=is_verified
+            Path(source),
+            parameters,
+            weights.rules(model.cfg),
+            dtype=dtype,
+            device=device,
+            is_verified=is_verified,
+            carried=model.carried,
         )
         for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")
+            tensor = tensor if convert is None else convert(name, tensor)
             setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, parameters[name].requires_grad))
     model._tie()

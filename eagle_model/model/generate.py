@@ -19,7 +19,7 @@ from torch import Tensor
 from eagle_kernels.attention_plan import AttentionPlan
 from eagle_model.batch import PackedBatch
 from eagle_model.model.attend import Cache, Decode, Prefill
-from eagle_model.model.llm import Decoder
+from eagle_model.model.llm import Decoder, document_lengths
 from eagle_model.model.loss import LMHead
 
 
@@ -81,7 +81,9 @@ def tokens(
         prompt_starts, ints(lengths), ints(run_starts), ints(lengths),
         num_tokens=batch.num_tokens, num_tokens_k=num_rows,
     )  # fmt: skip
-    hidden_TD = llm(embeddings_TD, batch.positions_T, Prefill(cache=cache, rows_T=rows_T.long(), plan=plan))
+    prefill = Prefill(cache=cache, rows_T=rows_T.long(), plan=plan)
+    lengths_T = document_lengths(batch.cu_seqlens, batch.num_tokens) if llm.needs_lengths else None
+    hidden_TD = llm(embeddings_TD, batch.positions_T, prefill, lengths_T=lengths_T)
     last_SD = hidden_TD[batch.cu_seqlens[1:].long() - 1]
 
     active = list(range(len(lengths)))  # documents still going on, in the order of last_SD's rows
@@ -102,4 +104,5 @@ def tokens(
             longest=max(positions) + 1,
         )
         ids = [token_id for token_id, on in zip(next_ids, goes_on, strict=True) if on]
-        last_SD = llm(llm.embed_tokens(ints(ids).long()), ints(positions), attend)
+        # A document is as long as it is so far: what the cache holds stays as it was turned.
+        last_SD = llm(llm.embed_tokens(ints(ids).long()), ints(positions), attend, lengths_T=attend.length_S)

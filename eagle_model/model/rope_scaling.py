@@ -167,8 +167,11 @@ class RopeScaling:
         first, last = max(first, 0), min(last, head_dim - 1)
         if first == last:
             last += 0.001  # a step, without a division by zero
-        ramp_W2 = ((torch.arange(head_dim // 2, dtype=torch.float32) - first) / (last - first)).clamp(0, 1)
-        slowed_W2 = 1.0 / (self.factor * theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+        ramp_W2 = ((torch.arange(head_dim // 2, dtype=torch.float32, device="cpu") - first) / (last - first)).clamp(
+            0, 1
+        )
+        powers_W2 = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
+        slowed_W2 = 1.0 / (self.factor * powers_W2)
         return slowed_W2 * ramp_W2 + plain_W2 * (1 - ramp_W2)
 
     def _llama3(self, plain_W2: Tensor) -> Tensor:

@@ -7,19 +7,21 @@
 Dims     C vision width, K = 3 * patch_px**2 numbers a patch.
 Rules    A rule says which released tensors become which of ours, and back: renamed, reshaped, joined or split.
          `rules` gives the table of a config; another layout of the same numbers is another table.
-Unused   A rule without names of ours tells what the files hold and the model does not: it is skipped when read, and not
-         written. So it is with `vision_model.vision_model.head.*`, SigLIP's pooling head, which gets no gradient in
-         Eagle (config.json then says `vision_use_head: false`).
+Unused   A rule without names of ours tells what the files hold and the model does not compute with, as SigLIP's pooling
+         head, `vision_model.vision_model.head.*`: it is handed on as it is, and written again beside the model's own.
+Layouts  The same tensors under the names of other programs, `LAYOUTS`: read as they come, written when asked for.
 Safety   Files are there whole or not at all (eagle_model/files.py). Nothing here unpickles. Where a checkpoint's
          manifest stands beside the weights, only files that it lists are read, and only as they were written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eagle_model.checkpoints import CheckpointError, listed_files, verify_listed
+from eagle_model.checkpoints import CheckpointError, digests_of, listed_files, verify_listed
 from eagle_model.fields import MAX_NAMES, few
 from eagle_model.files import os_error, read_json, write_json, write_whole
 from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig
 
 MAX_SHARD_BYTES = 5_000_000_000  # what the released model's shards stay below
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # what other programs keep pickled weights in
 MAX_LINE_CHARS = 200  # of a refusal: the longest released name has 75, and shapes come after it
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # no quantised ones
 # What stands in names that were saved through a wrapper, and how to save without it.
@@ -47,7 +50,6 @@ _WRAPPERS = {
 }
 # Names of other layouts of the same model: what they begin with, what is needed, and who writes them.
 _LAYOUTS = (
-    ("vision_model.", "vision_model.vision_model.", "as transformers 5 does"),
     ("model.vision_model.", "vision_model.vision_model.", "as transformers 5 does"),
     ("model.language_model.", "language_model.model.", "as transformers 5 does"),
     ("language_model.", "language_model.model.", "as transformers 5 does"),
@@ -92,8 +94,32 @@ def _convolution(weight_CK: Tensor) -> tuple[Tensor]:
 
 
 # nvidia/Eagle2.5-8B, which has transformers 4's names
-_VISION, _LLM = "vision_model.vision_model", "language_model"
-_GROOT = ("backbone.eagle_model.", "backbone.model.")  # Isaac GR00T and LeRobot hold the model under one of these
+_VISION, _VISION_FLAT, _LLM = "vision_model.vision_model", "vision_model", "language_model"
+POOLING_HEAD = f"{_VISION}.head."  # what SigLIP's own tensors beyond Eagle's begin with
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """How a program names the released tensors in its files, and the model's class in config.json."""
+
+    prefix: str = ""  # before all of them
+    is_flat: bool = False  # SigLIP's without the second `vision_model.`
+    architecture: str = "Eagle2_5_VLForConditionalGeneration"
+
+    def key(self, released_name: str) -> str:
+        """The name in this layout's files."""
+        flat = released_name.replace(f"{_VISION}.", f"{_VISION_FLAT}.", 1) if self.is_flat else released_name
+        return self.prefix + flat
+
+
+LAYOUTS = {
+    "released": Layout(),  # transformers 4, vLLM
+    "transformers5": Layout(is_flat=True),
+    "groot": Layout(prefix="backbone.eagle_model."),  # Isaac GR00T N1.5
+    "lerobot": Layout(prefix="_groot_model.backbone.eagle_model.", architecture="Eagle25VLForConditionalGeneration"),
+}
+# What the names of all of a model's tensors may begin with; tensors beside it are another model's.
+_PREFIXES = ("_groot_model.backbone.eagle_model.", "backbone.eagle_model.", "backbone.model.")
 
 
 def _joined(theirs: str, ours: str, names: Sequence[str], sizes: Sequence[int]) -> Rule:
@@ -129,7 +155,7 @@ def _siglip2(cfg: VisionConfig) -> tuple[Rule, ...]:
         _rename(f"{layers}.mlp.fc1.bias", f"{ours}.mlp.act.bias"),
         _rename(f"{_VISION}.encoder.layers.{{rest}}", "vision.layers.{rest}"),
         _rename(f"{_VISION}.post_layernorm.{{rest}}", "vision.post_layernorm.{rest}"),
-        Rule(theirs=(f"{_VISION}.head.{{rest}}",)),
+        Rule(theirs=(f"{POOLING_HEAD}{{rest}}",)),
         Rule(theirs=(f"{_VISION}.embeddings.position_ids",)),  # a buffer: 0, 1, 2, ...
     )  # fmt: skip
 
@@ -185,41 +211,71 @@ def released(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[st
     return {key: tensor for group in _groups(parameters, rules) for key, tensor in group.released(parameters).items()}
 
 
+def assembled(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], rules: Sequence[Rule]
+) -> dict[str, Tensor]:
+    """Its inverse: what a file holds as parameters (our names), of those whose tensors are all there.
+
+    parameters: only the names matter. Tensors that no parameter is made of are passed over.
+    """
+    found: dict[str, Tensor] = {}
+    for group in _groups(parameters, rules):
+        if all(key in tensors for key in group.theirs):
+            made = group.rule.to_ours(*(tensors[key] for key in group.theirs))
+            found |= zip(group.ours, made, strict=True)
+    return found
+
+
 def save(
     folder: Path,
     parameters: Mapping[str, Tensor],
     rules: Sequence[Rule],
     *,
+    carried: Mapping[str, Tensor] | None = None,
+    layout: str = "released",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes parameters (our names) to `folder`: one file, or shards of up to `max_shard_bytes` and an index.
 
+    carried: tensors under released names that the model does not use, which `read` has handed on. layout: whose names
+    the files have, of `LAYOUTS`.
+    Raises ValueError for another layout and as `released` does; FileExistsError as `write_shards` does.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; needs one of {', '.join(LAYOUTS)}.")
+    parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+    named = {LAYOUTS[layout].key(key): at for key, at in {**released(parameters, rules), **(carried or {})}.items()}
+    write_shards(folder, {key: tensor.nbytes for key, tensor in named.items()}, named.__getitem__, max_shard_bytes)
+
+
+def write_shards(
+    folder: Path, num_bytes: Mapping[str, int], get: Callable[[str], Tensor], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Writes tensors of known sizes: one file, or shards of up to `max_shard_bytes` and an index that names them.
+
+    get: gives the tensor of a name when its shard is written, so that no more than one shard need be in memory.
     Raises FileExistsError if the folder already holds safetensors: a crash must not leave a mixture of two models.
-    ValueError as `released` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if present := sorted(path.name for path in folder.glob("*.safetensors*")):
         raise FileExistsError(f"{folder} already holds {', '.join(present)}; save to an empty folder.")
-    parameters = {name: parameter.detach() for name, parameter in parameters.items()}
-    shards: list[dict[str, Tensor]] = [{}]
-    shard_bytes = total_bytes = 0
-    for key, tensor in released(parameters, rules).items():
-        num_bytes = tensor.numel() * tensor.element_size()
-        if shards[-1] and shard_bytes + num_bytes > max_shard_bytes:
-            shards.append({})
+    shards: list[list[str]] = [[]]
+    shard_bytes = 0
+    for key, size in num_bytes.items():
+        if shards[-1] and shard_bytes + size > max_shard_bytes:
+            shards.append([])
             shard_bytes = 0
-        shards[-1][key] = tensor
-        shard_bytes += num_bytes
-        total_bytes += num_bytes
+        shards[-1].append(key)
+        shard_bytes += size
     if len(shards) == 1:
-        write_tensors(folder / SINGLE, shards[0])
+        write_tensors(folder / SINGLE, {key: get(key) for key in shards[0]})
         return
     weight_map = {}
     for i, shard in enumerate(shards, start=1):
         file_name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / file_name, shard)
+        write_tensors(folder / file_name, {key: get(key) for key in shard})
         weight_map.update(dict.fromkeys(shard, file_name))
-    write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+    write_json(folder / INDEX, {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": weight_map})
 
 
 def read(
@@ -230,6 +286,7 @@ def read(
     dtype: torch.dtype | None,
     device: torch.device | str,
     is_verified: bool = False,
+    carried: MutableMapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """(our name, tensor) for each of `parameters` (only the shapes matter, they may be on the meta device).
 
@@ -243,9 +300,11 @@ def read(
     tensors concerned (20 and how many more), if a file is damaged, or a tensor is missing, unknown, of another shape or
     of a dtype that cannot be computed in; CheckpointError, a ValueError, if a file is not what the manifest says.
     """
-    stored = _contents(folder)
+    stored, prefix = contents(folder)
     groups = _groups(parameters, rules)
-    again = _check_fit(folder, groups, parameters, rules, stored, dtype)
+    again = check_fit(folder, parameters, rules, stored, dtype=dtype, prefix=prefix)
+    wanted = {key for group in groups for key in group.theirs}
+    unused = [key for key in stored if key not in wanted and key not in again]
     paths = sorted({tensor.path for tensor in stored.values()})
     if not is_verified:
         verify_listed(folder, [path.name for path in paths])
@@ -268,8 +327,13 @@ def read(
                 if not _share_memory(ours, theirs.values()):
                     ours = tuple(tensor.clone() for tensor in group.rule.to_ours(*theirs.values()))
                 yield from zip(group.ours, ours, strict=True)
+            if carried is not None:
+                here = {key: stored[key].key for key in unused if stored[key].path == path}
+                carried.update(
+                    {key: file.get_tensor(stored_key).to("cpu", copy=True) for key, stored_key in here.items()}
+                )
     for key, first in again.items():
-        if not torch.equal(_tensor(stored[key], dtype), _tensor(stored[first], dtype)):
+        if not torch.equal(stored_tensor(stored[key], dtype), stored_tensor(stored[first], dtype)):
             raise ValueError(
                 f"{folder}: config.json says tie_word_embeddings, but {key} and {first} differ. "
                 f"Set text_config.tie_word_embeddings to false."
@@ -294,7 +358,17 @@ def num_stored(folder: Path) -> int:
 
     Raises FileNotFoundError and ValueError as `read` does.
     """
-    return sum(math.prod(tensor.shape) for tensor in _contents(folder).values())
+    return sum(tensor.numel for tensor in contents(folder)[0].values())
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of a model's files, config.json and weights: the same for the same model, wherever it lies.
+
+    Where a manifest stands beside them, it is believed: `read` checks them against it.
+    """
+    names = ["config.json", *(path.name for path in _files(folder))]
+    digests = [f"{name} {digest}" for name, digest in sorted(digests_of(folder, names).items())]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Applied]:
@@ -321,13 +395,17 @@ def _groups(parameters: Mapping[str, Tensor], rules: Sequence[Rule]) -> list[_Ap
 
 def _match(template: str, name: str) -> dict[str, str] | None:
     """What the words of a template stand for in a name; None if it is no such name."""
-    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
-    found = re.fullmatch(pattern, name)
+    found = _pattern(template).fullmatch(name)
     return None if found is None else found.groupdict()
 
 
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template)))
+
+
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class Stored:
     """A tensor as a file's header describes it."""
 
     path: Path
@@ -335,35 +413,44 @@ class _Stored:
     shape: tuple[int, ...]
     dtype: str  # as safetensors spells it: "BF16"
 
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
 
-def _contents(folder: Path) -> dict[str, _Stored]:
-    """All tensors of a folder's files by released name."""
-    stored: dict[str, _Stored] = {}
+
+def contents(folder: Path) -> tuple[dict[str, Stored], str]:
+    """All tensors of a folder's files by released name, as far as one of `LAYOUTS` has them, and what stands before
+    each of their names in the files. Raises as `read` does."""
+    stored: dict[str, Stored] = {}
     for path in _files(folder):
         with _open(path, "cpu") as file:
             for key in file.keys():  # noqa: SIM118  (not a dict)
                 if key in stored:
                     raise ValueError(f"{path} and {stored[key].path.name} both hold {key}; needs it once.")
                 header = file.get_slice(key)
-                stored[key] = _Stored(path, key, tuple(header.get_shape()), header.get_dtype())
-    for prefix in _GROOT:
-        if any(key.startswith(prefix) for key in stored):
-            stored = {key.removeprefix(prefix): at for key, at in stored.items() if key.startswith(prefix)}
-    return stored
+                stored[key] = Stored(path, key, tuple(header.get_shape()), header.get_dtype())
+    prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in stored)), "")
+    stored = {key.removeprefix(prefix): at for key, at in stored.items() if key.startswith(prefix)}
+    if any(key.startswith(f"{_VISION_FLAT}.embeddings.patch_embedding.") for key in stored):
+        flat = f"{_VISION_FLAT}."
+        stored = {f"{_VISION}.{key[len(flat) :]}" if key.startswith(flat) else key: at for key, at in stored.items()}
+    return stored, prefix
 
 
-def _check_fit(
-    folder: Path,
-    groups: Sequence[_Applied],
+def check_fit(
+    where: Path | str,
     parameters: Mapping[str, Tensor],
     rules: Sequence[Rule],
-    stored: Mapping[str, _Stored],
+    stored: Mapping[str, Stored],
+    *,
     dtype: torch.dtype | None,
+    prefix: str = "",
 ) -> dict[str, str]:
-    """Raises ValueError unless the files hold what the model needs.
+    """Raises ValueError unless what is stored is what the model needs; where: the files, for the message.
 
     Returns the tensors that they hold twice: the second name and the first.
     """
+    groups = _groups(parameters, rules)
     meta = {name: torch.empty(parameter.shape, device="meta") for name, parameter in parameters.items()}
     wanted = {key: tuple(tensor.shape) for group in groups for key, tensor in group.released(meta).items()}
     missing = [key for key in wanted if key not in stored]
@@ -376,7 +463,7 @@ def _check_fit(
         if key not in wanted and key not in again and all(_match(template, key) is None for template in unused)
     ]
     if hint := _naming(unknown, set(missing)):
-        raise ValueError(f"{folder}: {hint}")
+        raise ValueError(f"{where}: {hint}")
     problems = [f"missing: {key}" for key in missing]
     for key, tensor in stored.items():
         if key in wanted and tensor.shape != wanted[key]:
@@ -385,8 +472,9 @@ def _check_fit(
             problems.append(f"dtype: {key} is {tensor.dtype}, needs one of {', '.join(DTYPES)}: no quantised weights")
     problems += [f"unknown: {key}" for key in unknown]
     if problems:
+        named = f", whose names begin with {prefix!r} in the files," if prefix else ""
         raise ValueError(
-            f"{folder}: the weights do not fit the model of its config.json ({len(problems)} tensors):\n  "
+            f"{where}: the weights{named} do not fit the model of its config.json ({len(problems)} tensors):\n  "
             + "\n  ".join(_first(problems))
         )
     kinds = {dtype: [key for key in wanted if stored[key].dtype == dtype] for dtype in DTYPES}
@@ -395,7 +483,7 @@ def _check_fit(
         counts = ", ".join(
             f"{len(keys)} {dtype} ({keys[0]}{', ...' * (len(keys) > 1)})" for dtype, keys in kinds.items()
         )
-        raise ValueError(f"{folder}: the weights have several dtypes: {counts}. Give one, as in dtype=torch.bfloat16.")
+        raise ValueError(f"{where}: the weights have several dtypes: {counts}. Give one, as in dtype=torch.bfloat16.")
     return again
 
 
@@ -427,7 +515,8 @@ def _first(lines: Sequence[str]) -> list[str]:
     return shown + [f"and {len(lines) - MAX_NAMES:,} more"] * (len(lines) > MAX_NAMES)
 
 
-def _tensor(at: _Stored, dtype: torch.dtype | None) -> Tensor:
+def stored_tensor(at: Stored, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of a file, in a dtype or its own; it may be a view of the mapped file."""
     with _open(at.path, "cpu") as file:
         return file.get_tensor(at.key).to(dtype=dtype)
 
@@ -452,6 +541,11 @@ def _files(folder: Path) -> list[Path]:
     elif (folder / SINGLE).is_file():
         names = [SINGLE]
     else:
+        if pickles := sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES):
+            raise ValueError(
+                f"{folder} holds {few(pickles)}, which is pickle: reading it would run whatever code is in it. Save "
+                "the model as safetensors with the program that wrote it, as transformers' save_pretrained does."
+            )
         raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}; needs the weights of a model.")
     if listed is not None and (unlisted := [name for name in names if name not in listed]):
         raise CheckpointError(f"{folder} holds {few(unlisted)}, which its manifest does not list.")
@@ -468,6 +562,8 @@ def _named_by(index_path: Path) -> list[str]:
         raise ValueError(f"{index_path} is damaged: needs JSON with a weight_map ({error!r}).") from error
     if outside:
         raise ValueError(f"{index_path} names {few(outside)}; shards must lie in the same folder.")
+    if others := [name for name in names if Path(name).suffix in PICKLES]:
+        raise ValueError(f"{index_path} names {few(others)}; needs safetensors, as reading pickle runs foreign code.")
     return names
 
 

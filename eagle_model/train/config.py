@@ -16,6 +16,7 @@ from eagle_model.data.loader import DataConfig
 from eagle_model.data.processor import ProcessorConfig
 from eagle_model.fields import NOT_SET_BY_TEXT, ConfigError, few, from_json, require, to_json
 from eagle_model.files import read_json, write_json
+from eagle_model.model.lora_config import LoraConfig
 
 VERSION = 2  # of run folders and their configs; raised when what was written before can no longer be read
 MAX_CONFIG_BYTES = 1 << 20  # a config has some thousand bytes; what is larger is another file
@@ -57,6 +58,9 @@ class TrainConfig:
     rows_per_step: int = 1  # gradients of all rows add up; all their pixels are in memory at once
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the model's arithmetic; masters and moments are fp32
     checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more time
+    lora: LoraConfig | None = None  # train low-rank adapters on `model`, a folder then, and nothing else of it
+    adapter: str = ""  # with lora: the folder of an adapter to go on from, PEFT's or a run's; lora must fit it
+    base_weights: Literal["full", "nf4"] = "full"  # with lora: nf4 keeps the language model's in 4 bits (needs torchao)
     train_vision: bool = True  # false: its weights stay as they are
     train_connector: bool = True  # false: its weights stay as they are
     train_llm: bool = True  # false: its weights stay as they are, and those of the embeddings and lm_head
@@ -75,6 +79,16 @@ class TrainConfig:
             "all false",
             "one of them true",
         )
+        if self.lora is None:
+            require(not self.adapter, "adapter", self.adapter, "lora too, as lora.rank=16")
+            require(self.base_weights == "full", "base_weights", self.base_weights, "lora too, as lora.rank=16")
+        else:
+            require(
+                self.train_vision and self.train_connector and self.train_llm,
+                "with lora, train_vision, train_connector or train_llm",
+                "false",
+                "them all true: lora.targets and lora.modules_to_save say what is trained",
+            )
 
 
 # What a resumed run may change, and no more: anything else would make it another run than the one that began.

@@ -30,21 +30,24 @@ class Masters:
     are_copies: bool  # False: they are the parameters themselves
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Takes an fp32 model and leaves it in `dtype`; the masters keep what that loses, in the memory it had.
+        """Takes a model and leaves it in `dtype`; the masters keep what that loses, in the memory it had.
 
-        Raises: ValueError when a parameter is not fp32, or nothing is trainable.
+        Frozen parameters may be in `dtype` already, or of 4 bits that stand for it.
+        Raises: ValueError when a trainable parameter is not fp32, or nothing is trainable.
         """
         self._params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         if not self._params:
             raise ValueError("masters: no parameter is trainable. Set one of train_vision, train_connector, train_llm.")
-        for name, param in model.named_parameters():
+        for name, param in self._params.items():
             if param.dtype != torch.float32:
                 raise ValueError(f"masters: {name} is {param.dtype}; needs torch.float32 to take masters from.")
         self.by_name = dict(self._params)
         self.are_copies = dtype != torch.float32
         if self.are_copies:
             self.by_name = {name: param.detach() for name, param in self._params.items()}
-            model.to(dtype)  # gives each parameter new memory: the old is its master's alone
+            for param in model.parameters():
+                if param.dtype != dtype:
+                    param.data = param.data.to(dtype)  # new memory: the old is its master's alone
             for name, param in self._params.items():
                 param.register_post_accumulate_grad_hook(_move_grad_to(self.by_name[name]))
 

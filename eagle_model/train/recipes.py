@@ -12,6 +12,7 @@ from eagle_model.data.loader import DataConfig
 from eagle_model.data.processor import ProcessorConfig
 from eagle_model.data.sampling import SamplingConfig
 from eagle_model.fields import ConfigError
+from eagle_model.model.lora_config import LoraConfig
 from eagle_model.train.config import OptimizerConfig, TrainConfig
 
 
@@ -33,12 +34,29 @@ def tiny() -> TrainConfig:
     )
 
 
+def lora() -> TrainConfig:
+    """Low-rank adapters for a model that is there: `--set model=FOLDER`, a released one or a run's.
+
+    Learning rate and no weight decay as is usual for adapters; the rest of the optimizer is that of whole models.
+    """
+    return TrainConfig(
+        recipe_name="lora",
+        model="",
+        data=DataConfig(recipe=""),
+        lora=LoraConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.0),
+        max_steps=1000,
+        dtype="bfloat16",
+        checkpoint_activations=True,
+    )
+
+
 def debug() -> TrainConfig:
     """`tiny` for a few steps: the whole way from file to checkpoint and report, in seconds."""
     return replace(tiny(), recipe_name="debug", max_steps=6, save_every_steps=3, log_every_steps=1)
 
 
-RECIPES = {"tiny": tiny, "debug": debug}
+RECIPES = {"tiny": tiny, "debug": debug, "lora": lora}
 
 
 def recipe(name: str) -> TrainConfig:

@@ -36,6 +36,7 @@ from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_mani
 from eagle_model.data.chat import ChatEncoder
 from eagle_model.data.loader import Loader
 from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
+from eagle_model.data.processor_files import read_kept
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
@@ -43,11 +44,13 @@ from eagle_model.data.templates import DEFAULT_SYSTEM
 from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
 from eagle_model.fields import ConfigError, diff, few, shown
 from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
-from eagle_model.model.config import EagleConfig, tiny
+from eagle_model.model import lora
+from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
+from eagle_model.train.adapters import adapted, base_of, same_base
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
 from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
 from eagle_model.train.optimizer import Optimizer, learning_rate
@@ -59,6 +62,8 @@ from eagle_model.train.stop import Stop
 
 READ_ON_RESUME = (
     "config.json",
+    lora.CONFIG_FILE,
+    lora.WEIGHTS_FILE,
     CONFIG_FILE,
     TOKENIZER_FILE,
     "training/config.json",
@@ -66,7 +71,6 @@ READ_ON_RESUME = (
     "training/rng.safetensors",
     "training/state.json",
 )
-PRESETS = {"tiny": tiny}  # models that are trained from scratch
 OWN_VOCAB_SIZE = 512  # of a tokenizer that is trained on the recipe's text
 
 
@@ -128,6 +132,7 @@ class Trainer:
         self.run_id = secrets.token_hex(8)
         torch.manual_seed(config.seed)
         self.model, processor = new_model(config, device=self.device, say=self._say)
+        self._base = base_of(self.model)
         self._prepare(processor)
         if (self.run_folder / "run.json").exists():
             self._say(f"{self.run_folder} holds a run without a complete checkpoint: starting it anew.")
@@ -135,16 +140,27 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         manifest = read_manifest(folder)
+        if not (folder / "training").is_dir():
+            raise ConfigError(
+                f"{folder} holds a model and no state of training, as eagle convert makes it: nothing to resume. Give "
+                f"--run another folder and start from it: --set model={self.run_folder}"
+            )
         state = read_json(folder / "training" / "state.json")
         self._check_belongs(folder, manifest, state)
         self._check_same_config(read_config(folder / "training" / "config.json"), folder)
         self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
         tensors = load_file(folder / "training" / "optimizer.safetensors")
-        self.model = _placed(read_model_config(folder), folder, self.device, is_verified=True)
+        self._base = state.get("base")
+        if self.config.lora is None:
+            self.model = _placed(read_model_config(folder), folder, self.device, is_verified=True)
+        else:
+            base = same_base(self._base, folder)
+            self.model = adapted(read_model_config(base), base, self.config, self.device)
+            lora.load_adapter(self.model, folder, dtype=torch.float32)
         self._prepare(Processor.from_pretrained(folder))
         self.optimizer.load_state_dict(tensors)
         self.loader.load_state_dict(state["loader"])
-        torch.set_rng_state(load_file(folder / "training" / "rng.safetensors")["torch_cpu"])
+        self._set_rng_state(load_file(folder / "training" / "rng.safetensors"))
         for step, path in steps(self.checkpoints).items():
             if step > self.step:  # `latest` has said what is wrong with it; this run will write that step anew
                 self._say(f"Set {path.name} aside as {checkpoint.set_aside(path).name}.")
@@ -186,12 +202,19 @@ class Trainer:
     def _prepare(self, processor: Processor) -> None:
         """What a new run and a resumed one have in common, once there is a model."""
         config = self.config
-        self.model.vision.requires_grad_(config.train_vision)
+        self.model.train()
+        if config.lora is None:
+            self.model.vision.requires_grad_(config.train_vision)
+            self.model.connector.requires_grad_(config.train_connector)
+            self.model.llm.requires_grad_(config.train_llm)
+            self.model.lm_head.requires_grad_(config.train_llm)
         for module in self.model.vision.unused:  # AdamW would decay what no gradient reaches
             module.requires_grad_(False)
-        self.model.connector.requires_grad_(config.train_connector)
-        self.model.llm.requires_grad_(config.train_llm)
-        self.model.lm_head.requires_grad_(config.train_llm)
+        if self.model.adapter is not None:
+            parameters = list(self.model.parameters())
+            num_trained = sum(p.numel() for p in parameters if p.requires_grad)
+            num_all = sum(p.numel() for p in parameters)
+            self._say(f"Training {num_trained:,} of {num_all:,} parameters: adapters of {self.model.adapter.base}.")
         self.optimizer = Optimizer(Masters(self.model, self.dtype), config.optimizer)
         self._say(f"Planning the samples of {config.data.recipe}.")
         self.loader = self._open.enter_context(Loader(config.data, processor))
@@ -338,20 +361,35 @@ class Trainer:
         return path
 
     def _write_checkpoint(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+        if self.model.adapter is None:
+            self.model.save_pretrained(folder)
+        else:
+            lora.save_adapter(self.model, folder)
         self.processor.save_pretrained(folder)
         training = folder / "training"
         training.mkdir()
         write_tensors(training / "optimizer.safetensors", self.optimizer.state_dict())
-        write_tensors(training / "rng.safetensors", {"torch_cpu": torch.get_rng_state()})
+        write_tensors(training / "rng.safetensors", self._rng_state())
         state = {
             "run": self.run_id,
             "step": self.step,
             "loader": self.loader.state_dict(),
             "torch": torch.__version__,
         }
+        if self._base is not None:
+            state["base"] = self._base
         (training / "state.json").write_text(json.dumps(state))
         write_config(training / "config.json", self.config)
+
+    def _rng_state(self) -> dict[str, Tensor]:
+        """Of the generators that dropout draws from."""
+        on_gpu = {"torch_cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"torch_cpu": torch.get_rng_state(), **on_gpu}
+
+    def _set_rng_state(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["torch_cpu"])
+        if self.device.type == "cuda" and "torch_cuda" in state:
+            torch.cuda.set_rng_state(state["torch_cuda"], self.device)
 
     def _save_samples(self, batches: list[PackedBatch]) -> None:
         save_samples(
@@ -385,6 +423,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         model=config.model if config.model in PRESETS else absolute(config.model),
+        adapter=absolute(config.adapter),
         tokenizer=absolute(config.tokenizer),
         data=replace(
             data,
@@ -397,18 +436,19 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 def new_model(
     config: TrainConfig, *, device: torch.device | str = "cpu", say: Callable[[str], object] = print
 ) -> tuple[Eagle, Processor]:
-    """The model that a new run starts from, fp32, and its processor. New weights come from torch's global generator.
+    """The model that a new run starts from, and its processor. New weights come from torch's global generator.
+
+    What is trained is fp32; with adapters, the weights under them are in the config's dtype.
 
     say: is told of damaged checkpoints of another run, from which this one starts, that were passed over.
     Raises: ConfigError when the model, its tokenizer and the processor do not fit each other, ValueError when one of
             their files cannot be read.
     """
     folder, ours = Path(config.model), config.processor
-    if config.model not in PRESETS:
-        if not (folder / "config.json").is_file():
-            raise ConfigError(
-                f"model is {config.model!r}; needs a preset ({', '.join(PRESETS)}) or a folder with config.json."
-            )
+    if config.model not in PRESETS or config.lora is not None:
+        if not config.model or not ((folder / "config.json").is_file() or steps(folder / "checkpoints")):
+            presets = "" if config.lora else f"a preset ({', '.join(PRESETS)}) or "
+            raise ConfigError(f"model is {config.model!r}; needs {presets}a folder with config.json.")
         return read_newest(folder, lambda checkpoint: _model_of(checkpoint, config, device), say)
     own = not config.tokenizer
     tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
@@ -431,6 +471,7 @@ def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> 
     for name, got, need in (
         ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
         ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
+        ("processor's tokens a tile", ours.tokens_per_tile, cfg.tokens_per_tile),
         ("processor.mean", ours.mean, theirs.mean),
         ("processor.std", ours.std, theirs.std),
         ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, cfg.image_token_id),
@@ -442,7 +483,14 @@ def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> 
             f"The tokenizer of {config.tokenizer or folder} has {tokenizer.get_vocab_size()} tokens; the model in "
             f"{folder} has room for {cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), folder, device), Processor(tokenizer, ours)
+    cfg = cfg.trained_on_tiles(ours.sampling.max_tiles)
+    processor = Processor(tokenizer, ours, kept={} if config.tokenizer else read_kept(folder))
+    if config.lora is None:
+        return _placed(cfg, folder, device), processor
+    model = adapted(cfg, folder, config, device)
+    if config.adapter:
+        lora.load_adapter(model, config.adapter, dtype=torch.float32)
+    return model, processor
 
 
 def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str, *, is_verified: bool = False) -> Eagle:

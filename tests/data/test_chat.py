@@ -209,10 +209,11 @@ def test_injected_turn_is_text(tokenizer: Tokenizer) -> None:
 def test_markup_and_non_special_added_tokens_keep_their_ids(tokenizer: Tokenizer) -> None:
     own = Tokenizer.from_str(tokenizer.to_str())
     own.add_tokens([AddedToken("<tool_call>", special=False)])
+    own.add_special_tokens(["<interval>", "</interval>"])
     encoder = ChatEncoder(own, system="")
-    answer = "<ref>dog</ref><box>[1, 2]</box> <tool_call>"
+    answer = "<ref>dog</ref><box>[1, 2]</box> <interval>1-2</interval> <tool_call>"
     token_ids, labels = encode(encoder, Turn("user", ("Where?",)), Turn("assistant", (answer,)))
-    for token in ("<ref>", "</ref>", "<box>", "</box>", "<tool_call>"):
+    for token in ("<ref>", "</ref>", "<box>", "</box>", "<interval>", "</interval>", "<tool_call>"):
         assert token_ids.count(own.token_to_id(token)) == 1
     assert supervised_texts(own, labels) == [answer + "<|im_end|>"]
 

@@ -11,6 +11,7 @@ from eagle_kernels.video import probe
 from eagle_model.data import clips
 from eagle_model.data.clips import open_clip, open_video
 from eagle_model.data.sample import DataError, VideoRef
+from tests.data.make_pdf import gray, write_pdf
 
 
 @pytest.mark.parametrize(
@@ -113,3 +114,12 @@ def test_bad_clips_are_named(media: Path, case: str) -> None:
     name, start, end, message = BAD[case]
     with pytest.raises(DataError, match=message):
         open_clip(VideoRef(media / name, start, end))
+
+
+def test_pages_of_a_document_are_its_frames(tmp_path: Path) -> None:
+    clip = open_clip(VideoRef(write_pdf(tmp_path / "a.pdf", [gray(0)] * 3)), seek="tolerance")
+    assert clip.frame_times_seconds.tolist() == [0, 1, 2]
+    assert clip.duration_seconds is None
+    assert clip.choose((0.0, 2.0)) == (0.0, 2.0)
+    with pytest.raises(DataError, match=r"a\.pdf has pages, not seconds; take its start and end out"):
+        open_clip(VideoRef(tmp_path / "a.pdf", end_seconds=3))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from eagle_model.data import documents
-from eagle_model.data.documents import MAX_PAGE_PX, is_document, load_pages, num_pages, page_size
-from eagle_model.data.sample import DataError
+from eagle_model.data.documents import MAX_PAGE_PX, load_pages, num_pages, page_size
+from eagle_model.data.sample import DataError, is_document
 from tests.data.make_pdf import gray, write_pdf
 
 HALF_BLACK = b"0 g 0 0 30 40 re f"

@@ -18,6 +18,7 @@ from torch import Tensor
 from eagle_model.data import images
 from eagle_model.data.images import image_size, is_still, load_image
 from eagle_model.data.sample import DataError
+from tests.data.make_pdf import gray, write_pdf
 
 
 def gradient(width: int = 12, height: int = 8) -> np.ndarray:
@@ -475,3 +476,44 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path, side: i
     for read in (image_size, load_image):
         with pytest.raises(DataError, match=r"bomb\.png .*than 89478485.*scale it down"):
             read(tmp_path / "bomb.png")
+
+
+def test_a_document_of_one_page_is_an_image(tmp_path: Path) -> None:
+    one = write_pdf(tmp_path / "one.pdf", [gray(77)])
+    assert image_size(one) == (125, 83)
+    assert load_image(one).shape == (83, 125, 3)
+    assert (load_image(one) == 77).all()
+    assert not is_still(one)  # files that are given without a kind: a document is shown page by page
+    two = write_pdf(tmp_path / "two.pdf", [gray(77)] * 2)
+    for read in (image_size, load_image):
+        with pytest.raises(DataError, match=r"two\.pdf has 2 pages; an image has one\. Give it as a video"):
+            read(two)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"])
+def test_an_image_in_memory_is_read_as_its_file_is(mode: str, tmp_path: Path) -> None:
+    kept = {"CMYK": "TIFF", "YCbCr": "TIFF"}.get(mode, "PNG")
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 4), np.uint8)
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels)
+    image = image if mode == "I;16" else image.convert("RGB").convert(mode) if mode in "1P" else image.convert(mode)
+    path = tmp_path / "a"
+    image.save(path, kept)
+    for opened in (image, Image.open(path)):  # the second is decoded when it is needed
+        assert image_size(opened) == image_size(path) == (5, 7)
+        assert torch.equal(load_image(opened), load_image(path))
+    assert image.size == (5, 7)  # it is not changed
+
+
+def test_images_in_memory_are_turned_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.new("RGB", (4, 2), (9, 8, 7))
+    image.getexif()[0x0112] = 6
+    assert image_size(image) == (2, 4)
+    assert load_image(image).shape == (4, 2, 3)
+    with pytest.raises(DataError, match="image in memory has 0 x 3 pixels; needs at least one"):
+        image_size(Image.new("RGB", (0, 3)))
+    with pytest.raises(DataError, match=r"image in memory has floating point pixels"):
+        load_image(Image.new("F", (3, 3)))
+    monkeypatch.setattr(images, "MAX_DECODE_BYTES", 12)
+    for read in (image_size, load_image):
+        with pytest.raises(DataError, match="image in memory has 4 x 2 = 8 pixels, more than 1; scale it down"):
+            read(image)

@@ -90,5 +90,8 @@ def test_fingerprints_tell_data_configs_and_seeds_apart(recipe: Recipe, processo
         fingerprint(ROWS, seed=1),
         fingerprint(ROWS, mean=(0.4, 0.5, 0.5)),
         fingerprint(ROWS, system="Answer in rhymes."),
+        fingerprint(ROWS, template="demo-1"),
+        fingerprint(ROWS, auto_thinking_prompt=True),
+        fingerprint([ROWS[0] | {"tools": [{"name": "f"}]}, *ROWS[1:]]),
     ]
     assert len({same, *others}) == len(others) + 1

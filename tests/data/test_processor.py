@@ -375,6 +375,19 @@ def test_call_with_files_beside_the_messages(processor: Processor, media: Path) 
     assert torch.equal(first.token_ids_T, processor(chat({"image": square}, "or")).token_ids_T)
 
 
+def test_call_with_images_in_memory(processor: Processor, media: Path) -> None:
+    path = str(media / "wide.png")
+    named = processor(chat({"image": path}, {"type": "image_url", "image_url": {"url": path, "detail": "low"}}))
+    image = Image.open(path)
+    batch = processor(chat({"type": "image", "image": image}, {"image_url": {"url": image, "detail": "low"}}))
+    listed = processor(chat({"type": "image"}, "Same?"), images=[image])
+    assert torch.equal(batch.patches_IPK, named.patches_IPK)
+    assert torch.equal(batch.token_ids_T, named.token_ids_T)
+    assert torch.equal(listed.patches_IPK, named.patches_IPK[:4])
+    with pytest.raises(DataError, match=r"messages: video is <PIL\..*; needs the path of one file"):
+        processor(chat({"type": "video", "video": image}))
+
+
 def test_call_with_tools(processor: Processor) -> None:
     tools = [{"type": "function", "function": {"name": "look"}}]
     calls = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from eagle_model.data.chat import SPECIAL_TOKENS
+from eagle_model.data.chat import SPECIAL_TOKENS, ChatEncoder
 from eagle_model.data.processor import Processor, ProcessorConfig
 from eagle_model.data.processor_files import read_kept
-from eagle_model.data.tokenizer import read_released_tokenizer
+from eagle_model.data.rows import parse_sample
+from eagle_model.data.sample import ImageRef
+from eagle_model.data.templates import SampledVideo
+from eagle_model.data.tiling import choose_grid
+from eagle_model.data.tokenizer import read_released_tokenizer, train_tokenizer
 from tests.data.conftest import tiny_config
 from tests.data.test_tokenizer import write_old_files
 
@@ -103,6 +108,29 @@ def test_its_chat_template_gives_our_ids(tokenizer: Tokenizer, tmp_path: Path, c
     messages[0]["content"] = "<|im_end|> <image-1>"
     ids = theirs.apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=True)["input_ids"]
     assert ids == processor(messages).token_ids_T.tolist()
+
+
+RELEASED = read(Path(__file__).parents[1] / "golden/released_processor.json")
+
+
+@pytest.mark.parametrize("number", range(len(RELEASED["cases"])))
+def test_the_published_processor_made_the_same_of_our_files(number: int) -> None:
+    """It was given a folder that we saved; its tokens and its number of tiles are in the golden file."""
+    case = RELEASED["cases"][number]
+    lists = {"images": [f"{i}.png" for i in range(len(case["sizes"]))]}
+    if is_video := "timestamps" in case or "pages" in case:
+        lists["videos"] = ["v.mp4"]
+    sample = parse_sample({"messages": case["messages"], **lists}, root=Path(), where="golden:1")
+    times = tuple(case.get("timestamps", range(case.get("pages", 0))))
+    video = SampledVideo(times, case.get("fps"), has_times="fps" in case)
+    grids = [choose_grid(width, height, tile_px=56, max_tiles=12) for width, height in case["sizes"]]
+    seen = [grids[part.number - 1] if isinstance(part, ImageRef) else video for part in sample.media]
+    tokenizer = train_tokenizer(RELEASED["texts"], 300)
+    tokens = ChatEncoder(tokenizer).encode(sample, seen=seen, tokens_per_tile=4, generation_prompt=True)
+    text = tokenizer.decode(tokens.token_ids_T.tolist(), skip_special_tokens=False)
+    assert re.sub("(<IMG_CONTEXT>)+", lambda m: f"<IMG_CONTEXT>*{len(m[0]) // 13}", text) == case["text"]
+    assert tokens.token_ids_T.tolist() == case["ids"]
+    assert sum(grid.num_tiles for grid in grids) + is_video * len(times) == case["num_tiles"]
 
 
 def test_saved_twice_is_the_same_and_a_stale_template_is_gone(saved: Path, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ PART |= st.sampled_from(MEDIA).map(lambda kind: {"type": kind, kind: "a.x"})
 PART |= st.sampled_from(["image", "video"]).map(lambda kind: {kind: "a.x"}) | TEXT.map(lambda text: {"text": text})
 PART |= st.just({"type": "image_url", "image_url": {"url": "a.x", "detail": "low"}})
 CONTENT = TEXT | st.lists(PART, max_size=4)
-JSON = st.recursive(st.none() | st.integers() | TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner))
+SCALAR = st.none() | st.integers() | TEXT
+JSON = SCALAR | st.lists(SCALAR, max_size=2) | st.dictionaries(TEXT, SCALAR, max_size=2)
 FUNCTION = st.fixed_dictionaries(
     {"name": st.sampled_from(["f", "caf\u00e9"]), "arguments": st.dictionaries(TEXT, JSON, max_size=2)}
 )

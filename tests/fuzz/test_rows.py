@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,20 @@ TURNS = [
     {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "v.mp4", "start": 1}}]},
     {"role": "assistant", "content": [{"type": "text", "text": "Yes."}], "weight": 1},
 ]
+CALLS = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": [1, "a"]}}}]
+TOOLS = [
+    {"role": "user", "content": "Both?"},
+    {"role": "assistant", "content": None, "tool_calls": CALLS},
+    {"role": "tool", "tool_call_id": "1", "content": "a"},
+    {"role": "assistant", "content": "More.", "tool_calls": [{"name": "g", "arguments": "{}"}]},
+    {"role": "tool", "name": "g", "content": [{"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}]},
+    {"role": "assistant", "content": "No."},
+]
 GOOD = [row for row, _ in ROWS.values()]
 GOOD += [
     {"id": "a", "messages": TURNS, "score": 1},
+    {"messages": TOOLS, "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+    {"messages": TOOLS, "tools": '[{"name": "f"}]'},
     chat_row(system="s", video="v.mp4", start=1, end_time=2, tools=None),
 ]
 NAMES = ["id", "system", "image", "images", "video", "videos", "data", "messages", "conversations", "loss", "weight"]
@@ -47,6 +59,8 @@ NAMES += [
     "path",
     "url",
     "x",
+    "tool_calls",
+    "detail",
 ]
 
 
@@ -62,7 +76,9 @@ def check_encoded(encoder: ChatEncoder, sample: Sample) -> None:
     tokens = encoder.encode(sample, seen=seen, tokens_per_tile=3)
     has_system = sample.turns[0].role == "system"
     ends = int(tokens.token_ids_T.eq(encoder.turn_end_id).sum())
-    assert ends == len(sample.turns) + (not has_system)
+    roles = [turn.role for turn in sample.turns]
+    num_joined = sum(pair == ("tool", "tool") for pair in pairwise(roles))  # what tools say is one turn
+    assert ends == len(sample.turns) + (not has_system) - num_joined
     assert tokens.visual_positions_N.numel() == 3 * (len(sample.images) + 2 * len(sample.videos))
     learned = sum(turn.role == "assistant" and turn.learned for turn in sample.turns)
     assert int(tokens.labels_T.eq(encoder.turn_end_id).sum()) == learned

@@ -167,6 +167,15 @@ def test_a_launch_costs_the_host_little(sm90, compilations):
     assert best < 2e-3
 
 
+def test_a_thread_needs_nothing_of_the_first(sm90, compilations):
+    """Autograd launches backward from a thread of its own, where Triton's ContextVars, its allocator, are not set."""
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(launch_of(300, 2)()))
+    thread.start()
+    thread.join()
+    assert ended == [None] and compilations == ["fwd_kernel", "dq_kernel", "dkdv_kernel"]
+
+
 @pytest.fixture
 def hopper_gpu():
     """Inputs of a call that Gluon takes: q, k, v that take gradients, and dout."""

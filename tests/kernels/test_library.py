@@ -1,10 +1,16 @@
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
-from eagle_kernels.library import custom_op
+from eagle_kernels.library import cache_folder, custom_op
+
+ROOT = Path(__file__).resolve().parents[2]
 
 FIRST_CALLS = """
 import sys, torch
@@ -51,3 +57,70 @@ def test_an_op_is_one_of_torch_s():
     assert compiled(a, b).tolist() == [3.0] * 3
     compiled(a, b).sum().backward()
     assert (a.grad.tolist(), b.grad.tolist()) == ([2.0] * 3, [-2.0] * 3)
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_a_folder_that_can_be_written_is_taken(tmp_path, temporary):
+    wanted = tmp_path / "home/.triton/cache"
+    assert cache_folder(wanted) == wanted and wanted.is_dir()
+    assert not list(temporary.iterdir())
+
+
+def test_no_home_to_write_to(temporary):
+    """Every process of a user finds the same folder, which nobody else can write."""
+    found = {cache_folder(Path("/proc/none/.triton/cache")) for _ in range(2)}
+    assert found == set(temporary.iterdir()) and len(found) == 1
+    assert found.pop().stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mine", ["link", "writable by all", "file"])
+def test_somebody_elses_folder_is_not_taken(temporary, tmp_path, mine):
+    (name,) = [cache_folder(Path("/proc/none"))]
+    name.rmdir()
+    if mine == "link":
+        name.symlink_to(tmp_path)
+    elif mine == "file":
+        name.touch()
+    else:
+        name.mkdir()
+        name.chmod(0o777)
+    found = cache_folder(Path("/proc/none"))
+    assert found != name and found.parent == temporary and found.is_dir()
+
+
+COMPILES = """
+import eagle_kernels
+from bench import static_table
+(case,) = [case for case in static_table.all_cases() if case.name == "merge_2x2_1152"]
+print(static_table.compile_case(case, 90)["registers"])
+"""
+
+
+@pytest.mark.parametrize("num_processes", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_processes_that_compile_at_once_without_a_home(tmp_path, num_processes):
+    """All get the kernel; afterwards one more finds it compiled."""
+    hidden = ("TRITON_INTERPRET", "TRITON_CACHE_DIR", "TRITON_HOME")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment |= {"HOME": "/proc/none", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    def start():
+        command = [sys.executable, "-c", COMPILES]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")}
+
+    ended = [(process, *process.communicate()) for process in [start() for _ in range(num_processes)]]
+    assert all(process.returncode == 0 for process, _, _ in ended), [errors for _, _, errors in ended]
+    assert len({out for _, out, _ in ended}) == 1
+    compiled = files()
+    assert len(compiled) == 1
+    last = start()
+    assert last.communicate()[0] == ended[0][1] and files() == compiled

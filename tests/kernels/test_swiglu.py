@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eagle_kernels.swiglu import _bwd, _fwd, swiglu, swiglu_ref
+from eagle_kernels.swiglu import _bwd, _bwd_halves, _fwd, _fwd_halves, swiglu, swiglu_halves, swiglu_ref
 from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, far_rows
 from tests.numerics import randn
 
@@ -35,6 +35,31 @@ def test_views_of_one_fused_projection(device):
     check_as_good(lambda t: _fwd(t[:, ::2], t[:, 1::2]), lambda t: swiglu_ref(t[:, ::2], t[:, 1::2]), (gate_up,))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("T", "F"), [(1, 1), (17, 100), (0, 8), (4, 0)])
+def test_halves_of_one_fused_projection(T, F, dtype, device):
+    """Bit for bit what two tensors give, and their gradients side by side; rows that lie apart, too."""
+    wide = randn(T, 2 * F + 3, dtype=dtype, device=device)
+    for gate_up in (wide[:, : 2 * F], wide[:, : 2 * F].detach().clone().requires_grad_()):
+        parts = [t.detach().requires_grad_() for t in gate_up.chunk(2, dim=1)]
+        ours, want = _fwd_halves(gate_up), _fwd(*parts)
+        assert torch.equal(ours, want)
+        dout = randn(T, F, dtype=dtype, device=device, seed=2).detach()
+        (grad,) = torch.autograd.grad(ours, gate_up, dout)
+        assert torch.equal(grad, torch.cat(torch.autograd.grad(want, parts, dout), dim=1))
+
+
+def test_public_function_of_halves(device):
+    gate_up = randn(2, 3, 96, device=device)
+    torch.testing.assert_close(swiglu_halves(gate_up), swiglu_ref(*gate_up.chunk(2, dim=-1)))
+    with pytest.raises(
+        ValueError, match=r"swiglu_halves: gate_up is torch.float32 \(2, 3\); needs a floating dtype and"
+    ):
+        swiglu_halves(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"swiglu_halves: gate_up is None; needs a torch tensor"):
+        swiglu_halves(None)
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_gradients_only_for_what_needs_them(frozen, device):
     args = inputs(5, 130, torch.float32, device)
@@ -61,6 +86,8 @@ def test_opcheck(device):
     torch.library.opcheck(_fwd.overload, args)
     gate, up = (t.detach() for t in args)
     torch.library.opcheck(_bwd.overload, (gate, gate, up, True, False))
+    torch.library.opcheck(_fwd_halves.overload, args[:1])
+    torch.library.opcheck(_bwd_halves.overload, (gate[:, :20], gate))
 
 
 def test_compiles(device):

@@ -7,7 +7,7 @@ import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from eagle_model.model.config import EagleConfig, tiny
-from eagle_model.model.vision import VisionEncoder
+from eagle_model.model.vision import VisionEncoder, resize_position_table
 from eagle_model.model.weights import released, rules
 from tests.model.samples import randomise, with_vision
 
@@ -16,6 +16,8 @@ SIZES = {
     "tiny": BASE,
     "head_dim 72": with_vision(BASE, hidden_size=144, num_attention_heads=2, num_hidden_layers=3),
     "patch 7": tiny(vocab_size=9, image_token_id=8),
+    "patch 16": tiny(vocab_size=9, image_token_id=8, tile_px=64, patch_px=16),
+    "15 x 15 patches": with_vision(replace(BASE, use_pixel_shuffle=False), tile_px=30, patch_px=2),
 }
 
 
@@ -46,7 +48,7 @@ def theirs_like(ours: VisionEncoder) -> SiglipVisionModel:
 
 
 def under_their_names(ours: VisionEncoder, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    names = rules(replace(BASE, vision=ours.cfg))
+    names = rules(replace(BASE, vision=ours.cfg, use_pixel_shuffle=False))
     theirs = released({f"vision.{name}": tensor for name, tensor in tensors.items()}, names)
     return {key.removeprefix("vision_model.vision_model."): tensor for key, tensor in theirs.items()}
 
@@ -115,6 +117,21 @@ def test_pixels_take_the_parameters_dtype():
     with torch.no_grad():
         assert torch.equal(ours(half), ours(half.float()))
         assert ours.bfloat16()(patches).dtype == torch.bfloat16
+
+
+def test_a_resized_position_table_is_torchs_bicubic():
+    """27 x 27 -> 32 x 32, as SigLIP2 at 384 px becomes Eagle's at 448; without antialiasing."""
+    table = torch.randn(729, 6, generator=torch.Generator().manual_seed(4))
+    want = torch.nn.functional.interpolate(table.T.reshape(1, 6, 27, 27), size=(32, 32), mode="bicubic")
+    resized = resize_position_table(table, 1024)
+    torch.testing.assert_close(resized, want.reshape(6, 1024).T, rtol=0, atol=1e-6)
+    assert resized.is_contiguous()
+    assert resize_position_table(table, 729) is table
+    constant = torch.full((729, 2), 0.3, dtype=torch.bfloat16)
+    assert torch.equal(resize_position_table(constant, 1024), torch.full((1024, 2), 0.3, dtype=torch.bfloat16))
+    for rows, num_patches in ((729, 1000), (730, 1024), (0, 4)):
+        with pytest.raises(ValueError, match=r"positions make no square; needs 729 = 27 x 27"):
+            resize_position_table(torch.zeros(rows, 2), num_patches)
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 588), (1, 16, 147)])

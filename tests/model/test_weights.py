@@ -163,20 +163,6 @@ def test_tied_embeddings_are_stored_once(tmp_path):
         Eagle.from_pretrained(tmp_path)
 
 
-def test_pooling_head_is_skipped(saved):
-    rewrite(saved, lambda tensors: tensors.update({"vision_model.vision_model.head.probe": torch.zeros(1, 1, 64)}))
-    assert_same(Eagle.from_pretrained(saved), small_model(CFG))
-
-
-@pytest.mark.parametrize("prefix", ["backbone.eagle_model.", "backbone.model."])
-def test_groot_prefix(saved, prefix):
-    tensors = load_file(saved / weights.SINGLE)
-    tensors = {prefix + key: tensor for key, tensor in tensors.items()}
-    tensors["action_head.state_encoder.weight"] = torch.zeros(2)
-    save_file(tensors, saved / weights.SINGLE)
-    assert_same(Eagle.from_pretrained(saved), small_model(CFG))
-
-
 def test_every_wrong_tensor_is_named(saved):
     def change(tensors):
         del tensors["mlp1.1.bias"], tensors["language_model.model.norm.weight"]
@@ -306,8 +292,8 @@ def renamed(folder: Path, rename) -> None:
         (lambda key: key.replace("mlp1.", "mlp1._orig_mod."), r"^\S+: 6 tensors have '_orig_mod\.'"),
         (lambda key: f"base_model.model.{key}", r"as peft saves them; save merge_and_unload\(\)'s model"),
         (
-            lambda key: key.replace("vision_model.vision_model.", "vision_model."),
-            r"begin with 'vision_model\.' as transformers 5 does; .* begin with 'vision_model\.vision_model\.'",
+            lambda key: "model." + key.replace("vision_model.vision_model.", "vision_model."),
+            r"begin with 'model\.vision_model\.' as transformers 5 does; .* begin with 'vision_model\.vision_model\.'",
         ),
         (
             lambda key: f"model.{key}",

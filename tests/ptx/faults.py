@@ -99,11 +99,12 @@ def _number(instr: Instr) -> int:
     return instr.args[0].value
 
 
-def planted(program: Program, fault: Fault) -> Program:
-    """A copy with the fault in it. Shares nothing that a run changes."""
+def planted(program: Program, *faults: Fault) -> Program:
+    """A copy with the faults in it. Shares nothing that a run changes."""
     broken = copy.copy(program)
     broken.kernel = replace(program.kernel, code=list(program.kernel.code))
-    broken.kernel.code[fault.at] = fault.instr
+    for fault in faults:
+        broken.kernel.code[fault.at] = fault.instr
     broken.constants = dict(program.constants)
     broken.translate()
     return broken

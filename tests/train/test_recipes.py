@@ -2,15 +2,18 @@
 
 import pytest
 
+from eagle_model.data.processor import ProcessorConfig
 from eagle_model.fields import ConfigError, diff
 from eagle_model.model import config as model_config
-from eagle_model.train.recipes import RECIPES, debug, recipe, tiny
+from eagle_model.model.lora_config import LoraConfig
+from eagle_model.train.recipes import RECIPES, debug, lora, recipe, tiny
 
 
 def test_recipes_by_name():
     assert recipe("tiny") == tiny()
     assert recipe("debug") == debug()
-    with pytest.raises(ConfigError, match=r"There is no recipe 'tinny'; the recipes are tiny, debug\."):
+    assert recipe("lora") == lora()
+    with pytest.raises(ConfigError, match=r"There is no recipe 'tinny'; the recipes are tiny, debug, lora\."):
         recipe("tinny")
 
 
@@ -19,12 +22,17 @@ def test_debug_is_tiny_for_a_few_steps():
     assert debug().save_every_steps < debug().max_steps < 10
 
 
+def test_adapters_are_for_a_model_that_is_there_with_the_released_tiles():
+    assert (lora().model, lora().processor) == ("", ProcessorConfig())
+    assert lora().lora == LoraConfig()
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_its_name(name):
     assert recipe(name).recipe_name == name
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if recipe(name).model])
 def test_tiles_are_the_model_own(name):
     processor = recipe(name).processor
     sizes = {"tile_px": processor.tile_px, "patch_px": processor.patch_px}

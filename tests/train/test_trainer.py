@@ -23,6 +23,7 @@ from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.checkpoints import CheckpointError, FileEntry, Manifest, read_manifest, steps
 from eagle_model.data.loader import Loader
 from eagle_model.data.packing import pack_row
+from eagle_model.data.processor import Processor
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import DataError
@@ -505,7 +506,10 @@ def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["model=/nowhere"], r"model is '/nowhere'; needs a preset \(tiny\) or a folder with config\.json"),
+        (
+            ["model=/nowhere"],
+            r"model is '/nowhere'; needs a preset \(tiny, eagle2_5_8b, .*\) or a folder with config\.json",
+        ),
         (["processor.tile_px=56"], r"processor\.tile_px is 56; the model in .* needs 28"),
         (["processor.patch_px=14"], r"processor\.patch_px is 14; the model in .* needs 7"),
         (
@@ -525,6 +529,19 @@ def test_what_does_not_fit_the_model_is_named(chats, tmp_path_factory, assignmen
     processor.save_pretrained(folder)
     with pytest.raises(ValueError, match=message):
         new_model(config_of(chats, f"model={folder}", *assignments))
+
+
+def test_a_processor_s_files_are_saved_with_every_checkpoint_and_what_others_wrote_in_them_stays(chats, tmp_path):
+    model, processor = new_model(config_of(chats))
+    model.save_pretrained(tmp_path / "model")
+    Processor(
+        processor.tokenizer, processor.config, kept={"preprocessor_config.json": {"of_tomorrow": 1}}
+    ).save_pretrained(tmp_path / "model")
+    run(config_of(chats, f"model={tmp_path / 'model'}"), tmp_path / "run")
+    saved = tmp_path / "run" / "checkpoints" / "step-000004"
+    assert json.loads((saved / "preprocessor_config.json").read_text())["of_tomorrow"] == 1
+    assert (saved / "chat_template.jinja").exists()
+    assert Processor.from_pretrained(tmp_path / "run").kept.keys() == Processor.from_pretrained(saved).kept.keys()
 
 
 def test_a_tokenizer_that_is_none_is_named(chats, tmp_path):

@@ -1,0 +1,213 @@
+"""Loading and saving a model of 1 GB: CPU seconds and memory of ours and of transformers, each in its own process.
+
+    python -m bench.bench_checkpoint --out bench/results/checkpoint-cpu.json
+
+Both read the same folder, with transformers 5's names (`layout="transformers5"`), and have the same modules: theirs are
+SiglipVisionModel, Qwen2ForCausalLM and a connector in one PreTrainedModel. transformers maps files and copies nothing,
+so the work comes when a weight is used: the clock runs until a number of every page was used. `read` is what a forward
+does, `written` what an optimizer does. Saving is without fsync, which transformers never calls, and the second time:
+the first finds out where the system's memory for files comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from eagle_model import files
+from eagle_model.model.config import EagleConfig, eagle2_5_8b
+from eagle_model.model.eagle import Eagle
+
+PAGE_NUMBERS = 2048  # bf16 numbers of a page of 4 KiB
+SAMPLE_SECONDS = 0.002
+TOUCHES = ("read", "written")
+
+
+def config() -> EagleConfig:
+    """The widths of SigLIP2-so400m and Qwen2.5-1.5B, with so many layers that the weights take 1 GB in bf16."""
+    cfg = eagle2_5_8b()
+    text = replace(
+        cfg.text,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=7,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        vocab_size=32_000,
+    )
+    return replace(cfg, vision=replace(cfg.vision, num_hidden_layers=6), text=text, image_token_id=0)
+
+
+def load_ours(folder: Path) -> nn.Module:
+    return Eagle.from_pretrained(folder)
+
+
+def load_theirs(folder: Path) -> nn.Module:
+    import transformers
+    from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, SiglipVisionModel
+
+    class Config(PreTrainedConfig):
+        model_type = "eagle_2_5_vl"
+
+    class Theirs(PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            vision = transformers.SiglipVisionConfig(**config.vision_config)
+            text = transformers.Qwen2Config(**config.text_config)
+            wide, width = 4 * vision.hidden_size, text.hidden_size
+            self.vision_model, self.language_model = SiglipVisionModel(vision), Qwen2ForCausalLM(text)
+            layers = nn.LayerNorm(wide), nn.Linear(wide, width), nn.GELU(), nn.Linear(width, width)
+            self.mlp1 = nn.Sequential(*layers)
+            self.post_init()
+
+    return Theirs.from_pretrained(folder, dtype=torch.bfloat16)
+
+
+LOADERS: dict[str, Callable[[Path], nn.Module]] = {"ours": load_ours, "transformers": load_theirs}
+
+
+@torch.no_grad()
+def touch(model: nn.Module, how: str) -> None:
+    for parameter in model.parameters():
+        page_starts = parameter.view(-1)[::PAGE_NUMBERS]
+        page_starts.sum() if how == "read" else page_starts.add_(1)
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def peak_of(do: Callable[[], object]) -> int:
+    """Bytes of anonymous memory at the peak of `do`, above what there was before."""
+    before, done, seen = anonymous_bytes(), threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            seen[0] = max(seen[0], anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    do()
+    done.set()
+    watcher.join()
+    return max(seen[0], anonymous_bytes()) - before
+
+
+def measure_here(way: str, folder: Path, what: str) -> dict[str, float]:
+    """One figure in this process, whose packages are loaded first."""
+    load = LOADERS[way]
+    import transformers  # noqa: F401
+    from transformers import Qwen2ForCausalLM, SiglipVisionModel  # noqa: F401
+
+    (torch.ones(1024, 1024).bfloat16() + 1).sum()
+    if what == "memory":
+        kept: list[nn.Module] = []
+
+        def loaded() -> None:
+            kept.append(load(folder))
+            touch(kept[0], "read")
+
+        return {"peak_anonymous_bytes": peak_of(loaded)}
+    start = time.process_time()
+    model = load(folder)
+    loaded_seconds = time.process_time() - start
+    if what in TOUCHES:
+        touch(model, what)
+        return {"load_cpu_seconds": loaded_seconds, "cpu_seconds": time.process_time() - start}
+    touch(model, "written")
+    files.flush = lambda path: None  # type: ignore[assignment]
+    for _ in range(2):
+        with tempfile.TemporaryDirectory(dir=folder.parent) as out:
+            start = time.process_time()
+            model.save_pretrained(Path(out) / "model")  # type: ignore[operator]
+            seconds = time.process_time() - start
+    return {"cpu_seconds": seconds}
+
+
+def in_a_process(way: str, folder: Path, what: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.bench_checkpoint", "--only", way, what, "--folder", str(folder)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def machine() -> dict[str, Any]:
+    names = ("torch", "transformers", "safetensors")
+    git = [
+        subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+        for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "eagle_model"])
+    ]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": model[0] if model else platform.machine(),
+        "num_cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "commit": git[0] + ("+" if git[1] else ""),  # +: with changes since
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rounds", type=int, default=5, help="in turn; the median of CPU seconds counts")
+    parser.add_argument("--folder", type=Path, help="for --only: the model's")
+    parser.add_argument("--only", nargs=2, metavar=("WAY", "WHAT"), help="one figure, in this process, as JSON")
+    args = parser.parse_args()
+    if args.only:
+        print(json.dumps(measure_here(args.only[0], args.folder, args.only[1])))
+        return
+    about = machine()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        torch.manual_seed(0)
+        model = Eagle(config()).bfloat16()
+        model.save_pretrained(folder, layout="transformers5")
+        sizes = [parameter.nbytes for parameter in model.parameters()]
+        del model
+        figures: dict[str, dict[str, Any]] = {}
+        for what in (*TOUCHES, "save", "memory"):
+            rounds = 1 if what == "memory" else args.rounds
+            got: dict[str, list[dict[str, float]]] = {way: [] for way in LOADERS}
+            for _ in range(rounds):
+                for way in LOADERS:
+                    got[way].append(in_a_process(way, folder, what))
+            figures[what] = {
+                way: {key: round(statistics.median(one[key] for one in runs), 3) for key in runs[0]}
+                for way, runs in got.items()
+            }
+            print(what, json.dumps(figures[what]))
+    content = {
+        "machine": about,
+        "weights_bytes": sum(sizes),
+        "largest_tensor_bytes": max(sizes),
+        "rounds": args.rounds,
+        "figures": figures,
+    }
+    if args.out:
+        args.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,670 @@
+"""Eagle 2.5 for Hugging Face's tools: importing this file teaches them `eagle_2_5_vl`. No remote code.
+
+    import eagle_model.hf
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained("Eagle2.5-8B")
+    model = AutoModelForImageTextToText.from_pretrained("Eagle2.5-8B", dtype=torch.bfloat16, device_map="cuda")
+    messages = [{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What?"}]}]
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    print(processor.batch_decode(model.generate(**inputs.to("cuda"), max_new_tokens=64)))
+
+The model's class holds an `eagle_model.Eagle` as `model.eagle` and computes with it: what is here is the batch (rows
+with padding) and transformers' cache. Files are read and written by `Eagle` itself, under the released names; in memory
+the modules have ours: adapters of PEFT name `qkv_proj`, `o_proj`, `gate_up_proj`, `down_proj` (docs/huggingface.md).
+
+Dims    B batch, T tokens of each row, R = B * T, D width, V vocabulary, I tiles, P patches a tile, K numbers a patch.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from eagle_kernels.integrations.attention import NAME, Visible, eagle_attention
+from eagle_kernels.integrations.transformers import IGNORE_INDEX, next_token_labels
+from eagle_model.batch import PackedBatch
+from eagle_model.data.chat import IMAGE_CONTEXT
+from eagle_model.data.processor import Processor
+from eagle_model.data.processor_files import CHAT_TEMPLATE
+from eagle_model.data.templates import END_OF_TEXT, TURN_END, TURN_START, chat_template
+from eagle_model.fields import few
+from eagle_model.model import weights
+from eagle_model.model.config import EagleConfig
+from eagle_model.model.eagle import Eagle, build
+from eagle_model.model.llm import document_lengths
+
+MODEL_TYPE = "eagle_2_5_vl"
+# Arguments of from_pretrained that change what is loaded, and that this class has no code for.
+_REFUSED = (
+    "quantization_config",
+    "state_dict",
+    "key_mapping",
+    "output_loading_info",
+    "tp_plan",
+    "gguf_file",
+    "variant",
+)
+_RELEASED = ("language_model.", "mlp1.", "vision_model.")  # what names of tensors begin with in files
+_NOT_OF_THE_FILE = ("attn_implementation", "experts_implementation", "name_or_path")  # of a config: transformers' own
+
+
+class Eagle2_5_VLConfig(PreTrainedConfig):
+    """config.json for transformers: its own view of the two halves, and every field as the file has it."""
+
+    model_type = MODEL_TYPE
+    has_no_defaults_at_init = True
+    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig, "text_config": AutoConfig}
+
+    def __init__(self, **fields: Any) -> None:
+        for name in ("vision_config", "text_config", "llm_config"):
+            if isinstance(fields.get(name), PreTrainedConfig):
+                fields[name] = fields[name].to_dict()
+        own = {name: fields[name] for name in fields if name[0] != "_" and name not in _NOT_OF_THE_FILE}
+        for name in ("dtype", "torch_dtype"):
+            if isinstance(own.get(name), torch.dtype):
+                own[name] = str(own[name]).removeprefix("torch.")
+        self.eagle = EagleConfig.from_dict(own)
+        halves = {"vision_config": own["vision_config"], "text_config": own.get("text_config") or own["llm_config"]}
+        super().__init__(**{name: fields[name] for name in fields if name not in (*halves, "llm_config")})
+        for name, half in halves.items():
+            kind = CONFIG_MAPPING.get(half.get("model_type"), PreTrainedConfig)
+            given = {key: half[key] for key in half if key != "rope_scaling" or half[key] is not None}
+            setattr(self, name, kind(**given))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds, field for field."""
+        return self.eagle.to_dict()
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Attend:
+    """`model/attend.py`'s protocol over transformers' masks and caches."""
+
+    module: nn.Module
+    batch_size: int
+    visible: Visible
+    cache: Any
+    cu_seq_lens_q: Tensor | None
+    cu_seq_lens_k: Tensor | None
+
+    def __call__(self, layer: int, q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(0, (self.batch_size, -1)).transpose(1, 2) for x in (q_THW, k_TKW, v_TKW))
+        if self.cache is not None:
+            k, v = self.cache.update(k, v, layer)
+        out_BTHW, _ = eagle_attention(
+            self.module, q, k, v, self.visible,
+            is_causal=True, cu_seq_lens_q=self.cu_seq_lens_q, cu_seq_lens_k=self.cu_seq_lens_k,
+        )  # fmt: skip
+        return out_BTHW.flatten(0, 1)
+
+
+class _Backbone:
+    """What `base_model` of a model of transformers is to its callers, as TRL: the model without its head."""
+
+    _tp_plan: ClassVar[dict[str, str]] = {}
+    _pp_plan: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, model: Eagle2_5_VLForConditionalGeneration) -> None:
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return self._model.hidden(*args, **kwargs)
+
+
+class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """`model.eagle` in transformers' clothes. New weights as `Eagle` draws them, where none are read."""
+
+    config_class = Eagle2_5_VLConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer", "VisionLayer"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"eagle.lm_head.weight": "eagle.llm.embed_tokens.weight"}
+
+    def __init__(self, config: Eagle2_5_VLConfig, eagle: Eagle | None = None) -> None:
+        _check_attention(config._attn_implementation)
+        config._attn_implementation = NAME
+        super().__init__(config)
+        self.eagle = Eagle(config.eagle) if eagle is None else eagle
+        self.gradient_checkpointing = False
+        self.post_init()
+        self.waiting: dict[str, Tensor] = {}
+        self.register_load_state_dict_pre_hook(_from_released_names)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Eagle has drawn them."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.eagle.llm.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.eagle.lm_head
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *_: Any, **__: Any) -> nn.Module:
+        """The table as it is. Raises ValueError for another size: the config says it, and `assemble` changes it."""
+        have = self.eagle.cfg.text.vocab_size
+        if new_num_tokens not in (None, have):
+            raise ValueError(
+                f"Eagle2_5_VL: resize_token_embeddings asks for {new_num_tokens} tokens; the model has {have}. Tokens "
+                f"are added where a model is put together: eagle_model.model.assemble."
+            )
+        return self.get_input_embeddings()
+
+    # -- computing
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
+        **kwargs: Any,  # cu_seq_lens_q and cu_seq_lens_k, and what trainers hand to every model
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V); with labels (B, T), not shifted, the loss of the next token. In training mode the logits
+        are not made beside a loss: None.
+
+        pixel_values: (I, 3, tile_px, tile_px) or (I, P, K), tiles of all rows one after another. Packed documents:
+        `position_ids` that start again, or cu_seq_lens_q and cu_seq_lens_k (eagle_kernels/integrations/attention.py).
+        Raises ValueError unless the placeholders of input_ids are as many as the tiles' tokens.
+        """
+        below = self.hidden(
+            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+        )
+        hidden_BTD, loss, logits_BTV = below.last_hidden_state, None, None
+        if labels is not None:
+            hidden_RD = hidden_BTD.flatten(0, 1)
+            labels_R, weights_R = next_token_labels(
+                labels, like=hidden_RD, shift_labels=shift_labels, num_items_in_batch=num_items_in_batch
+            )
+            loss = self.eagle.lm_head(hidden_RD, labels_R, weights_R)
+        if loss is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            kept_BTD = hidden_BTD[:, kept]
+            logits_BTV = self.eagle.lm_head(kept_BTD.flatten(0, 1)).unflatten(0, kept_BTD.shape[:2])
+        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=below.past_key_values)
+
+    @property
+    def base_model(self) -> _Backbone:
+        return _Backbone(self)
+
+    def hidden(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """`forward` up to the head: last_hidden_state (B, T, D)."""
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name):
+                raise ValueError(f"Eagle2_5_VL: {name} is asked for; the layers' results are not kept. Leave it out.")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Eagle2_5_VL: got both or none of input_ids and inputs_embeds; needs one of them.")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            has_cache = past_key_values is not None  # then prompts came before, or `generate` has looked at this one
+            inputs_embeds = self.embed(input_ids, pixel_values, may_lack_pixels=has_cache)
+        elif pixel_values is not None:
+            raise ValueError("Eagle2_5_VL: got inputs_embeds and pixel_values; needs input_ids beside pixel_values.")
+        B, T = inputs_embeds.shape[:2]
+        text_config = self.config.get_text_config()
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=text_config)
+        if position_ids is None:
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = torch.arange(T, device=inputs_embeds.device)[None] + seen
+        if isinstance(attention_mask, dict):  # made by `generate`, a mask a kind of layer
+            attention_mask = attention_mask["full_attention"]
+        visible = create_causal_mask(
+            config=text_config, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
+            past_key_values=past_key_values, position_ids=position_ids,
+        )  # fmt: skip
+        attend = _Attend(
+            module=self, batch_size=B, visible=visible, cache=past_key_values,
+            cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
+        )  # fmt: skip
+        needs_lengths = self.eagle.llm.needs_lengths
+        hidden_RD = self.eagle.llm(
+            inputs_embeds.flatten(0, 1),
+            position_ids.expand(B, T).flatten().int(),
+            attend,
+            lengths_T=_document_lengths(visible, cu_seq_lens_q) if needs_lengths else None,
+            checkpoint_activations=self.gradient_checkpointing and self.training,
+        )
+        cache = past_key_values if use_cache else None
+        return BaseModelOutputWithPast(last_hidden_state=hidden_RD.unflatten(0, (B, T)), past_key_values=cache)
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None, *, may_lack_pixels: bool = False) -> Tensor:
+        """(B, T) ids -> (B, T, D): with the tiles' visual tokens in place of the placeholders."""
+        ids_R, vision = input_ids.flatten(), self.eagle.vision
+        rows_N = ids_R.new_zeros(0)
+        if pixel_values is not None or not may_lack_pixels:
+            rows_N = (ids_R == self.eagle.cfg.image_token_id).nonzero().flatten()
+        dtype = self.eagle.llm.embed_tokens.weight.dtype
+        if pixel_values is None:
+            patches_IPK = ids_R.new_zeros(0, vision.num_patches, vision.num_patch_values, dtype=dtype)
+        else:
+            patches_IPK = self._patches(pixel_values).to(dtype)
+        row = PackedBatch(
+            token_ids_T=ids_R,
+            labels_T=torch.full_like(ids_R, IGNORE_INDEX),
+            positions_T=torch.zeros_like(ids_R, dtype=torch.int32),
+            cu_seqlens=ids_R.new_tensor([0, ids_R.numel()], dtype=torch.int32),
+            patches_IPK=patches_IPK,
+            visual_rows_N=rows_N,
+            sample_ids=tuple(f"row {i}" for i in range(len(input_ids))),
+        )
+        return self.eagle.embed(row).unflatten(0, input_ids.shape)
+
+    def _patches(self, pixel_values: Tensor) -> Tensor:
+        """(I, 3, tile_px, tile_px) -> (I, P, K); (I, P, K) stays."""
+        if pixel_values.ndim != 4:
+            return pixel_values
+        patch_px = self.eagle.cfg.vision.patch_px
+        cut = pixel_values.unflatten(3, (-1, patch_px)).unflatten(2, (-1, patch_px))  # I, 3, rows, y, columns, x
+        return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        pixel_values: Tensor | None = None,
+        use_cache: bool | None = True,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """transformers' own, with the pixels where the prompt is."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if is_first_iteration or not use_cache:
+            inputs["pixel_values"] = pixel_values
+            lacks = pixel_values is None and inputs.get("inputs_embeds") is None
+            if lacks and (num := int((inputs["input_ids"] == self.eagle.cfg.image_token_id).sum())):
+                raise ValueError(
+                    f"Eagle2_5_VL: the prompt has {num} placeholders of visual tokens and no pixel_values."
+                )
+        return inputs
+
+    # -- files
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *_: Any,
+        config: Eagle2_5_VLConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        **kwargs: Any,  # of the hub and of every model of transformers
+    ) -> Eagle2_5_VLForConditionalGeneration:
+        """`Eagle.from_pretrained`: a folder, or a model of the hub, which is downloaded.
+
+        dtype: "auto" and None keep the files' own.  device_map: one device ("cuda", 0, {"": 0}), or "auto": a GPU if
+        there is one.  Raises ValueError for arguments that would load something else (quantization, a state_dict ...).
+        """
+        for name in _REFUSED:
+            if kwargs.get(name) is not None:
+                raise ValueError(f"Eagle2_5_VL.from_pretrained: {name} is given; this class loads weights as they are.")
+        _check_attention(kwargs.get("attn_implementation") if config is None else config._attn_implementation)
+        folder = _folder(pretrained_model_name_or_path, kwargs)
+        wanted = torch_dtype if dtype is None else dtype
+        if isinstance(wanted, str):
+            wanted = None if wanted == "auto" else getattr(torch, wanted)
+        eagle = Eagle.from_pretrained(folder, dtype=wanted, device=_device(device_map))
+        config = Eagle2_5_VLConfig.from_pretrained(folder) if config is None else config
+        config.dtype = eagle.lm_head.weight.dtype
+        config._name_or_path = str(pretrained_model_name_or_path)
+        model = cls(config, eagle)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model.eval()
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`Eagle.save_pretrained`, over what the folder held, and generation_config.json. state_dict: the parameters
+        to save in place of the model's own, as trainers gather them."""
+        if not is_main_process:
+            return
+        if push_to_hub:
+            raise ValueError("Eagle2_5_VL.save_pretrained: push_to_hub is set; save, then upload with huggingface_hub.")
+        eagle = self.eagle
+        if state_dict is not None:
+            eagle = build(self.eagle.cfg)
+            eagle.carried = self.eagle.carried
+            mine = {name.removeprefix("eagle."): x for name, x in state_dict.items() if name.startswith("eagle.")}
+            eagle.load_state_dict(mine, assign=True)
+            eagle._tie()
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        max_shard_bytes = weights.MAX_SHARD_BYTES if max_shard_size is None else _num_bytes(max_shard_size)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as fresh:
+            eagle.save_pretrained(fresh, max_shard_bytes=max_shard_bytes)
+            for old in folder.glob("model*.safetensors*"):
+                old.unlink()
+            for path in Path(fresh).iterdir():
+                path.replace(folder / path.name)
+        if self.can_generate():
+            self.generation_config.save_pretrained(folder)
+
+
+def _document_lengths(visible: Visible, cu_seqlens: Tensor | None) -> Tensor:
+    """(R,) int32: the length of each token's document so far, what a cache holds of it included."""
+    documents = visible.documents() if cu_seqlens is None else cu_seqlens
+    if documents is not None:
+        return document_lengths(documents, visible.batch_size * visible.q_length)
+    tokens = visible.tokens()
+    if tokens is None:
+        length_B = torch.full((visible.batch_size,), visible.q_length, dtype=torch.int32, device=visible.device)
+    else:
+        length_B = (tokens[1] - tokens[0]).clamp(min=1)
+    return length_B.repeat_interleave(visible.q_length)
+
+
+def _check_attention(name: str | None) -> None:
+    if name not in (None, NAME):
+        raise ValueError(f"Eagle2_5_VL: attn_implementation is {name!r}; this model has one, {NAME!r}. Leave it out.")
+
+
+def _from_released_names(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before load_state_dict: tensors under the released names, as trainers read them from files, become ours. What
+    belongs to a tensor of another file, as q_proj to a k_proj, waits for it."""
+    names = [name for name in state_dict if name.startswith(_RELEASED)]
+    if prefix or not names:
+        return
+    theirs = {**model.waiting, **{name: state_dict.pop(name) for name in names}}
+    parameters, rules = dict(model.eagle.named_parameters()), weights.rules(model.eagle.cfg)
+    found = weights.assembled(theirs, parameters, rules)
+    made_of = weights.released({name: parameters[name].detach() for name in found}, rules)
+    model.waiting = {name: theirs[name] for name in theirs if name not in made_of}
+    state_dict.update({f"eagle.{name}": tensor for name, tensor in found.items()})
+    if model.eagle.cfg.text.tie_word_embeddings and "llm.embed_tokens.weight" in found:
+        state_dict["eagle.lm_head.weight"] = found["llm.embed_tokens.weight"]
+
+
+def _folder(name: str | Path, kwargs: Mapping[str, Any]) -> Path:
+    if Path(name).is_dir():
+        return Path(name) / (kwargs.get("subfolder") or "")
+    from huggingface_hub import snapshot_download
+
+    of_the_hub = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+    given = {key: kwargs[key] for key in of_the_hub if kwargs.get(key) is not None}
+    files = ["*.json", "*.safetensors", "*.jinja"]
+    return Path(snapshot_download(str(name), allow_patterns=files, **given)) / (kwargs.get("subfolder") or "")
+
+
+def _device(device_map: Any) -> torch.device:
+    if isinstance(device_map, Mapping) and set(device_map) == {""}:
+        device_map = device_map[""]
+    if device_map == "auto":
+        device_map = "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(device_map, int):
+        device_map = f"cuda:{device_map}"
+    try:
+        return torch.device(device_map or "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"Eagle2_5_VL.from_pretrained: device_map is {device_map!r}; needs one device, as 'cuda' or {{'': 0}}, or "
+            f"'auto'. A model larger than a GPU is trained with eagle_model.train."
+        ) from error
+
+
+def _num_bytes(size: int | str) -> int:
+    if isinstance(size, int):
+        return size
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B", size.upper())
+    if found is None:
+        raise ValueError(f"Eagle2_5_VL.save_pretrained: max_shard_size is {size!r}; needs bytes, or as in '5GB'.")
+    return int(float(found[1]) * 1000 ** " KMG".index(found[2] or " "))
+
+
+# -- the processor
+
+_ANSWER = f"{TURN_START}assistant\n"
+_TURN = re.compile(rf"{re.escape(TURN_START)}(\w+)\n(.*?){re.escape(TURN_END)}\n?", re.DOTALL)
+_TAG = re.compile(r"<(image|video)(?:-(\d+))?>")
+
+
+class Eagle2_5_VLProcessor(ProcessorMixin):
+    """`eagle_model.Processor` in transformers' clothes: text that the chat template wrote, and media, to tensors."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, eagle: Processor, chat_template: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.eagle = eagle
+        self.chat_template = chat_template
+        self.image_token = IMAGE_CONTEXT
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        padding: bool | str = True,
+        padding_side: str = "left",
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        **others: Any,  # arguments of other processors: return_tensors is always "pt"
+    ) -> BatchFeature:
+        """input_ids and attention_mask (B, T), and pixel_values (I, 3, tile_px, tile_px) where there are media.
+
+        text: conversations that `apply_chat_template` wrote, with `<image-k>` and `<video-k>` for media; or pieces of
+        text without any.  images: PIL images, arrays, paths or addresses, of one text; of several, a list a text, or
+        one list that all use up in turn.  videos: paths, alike.  padding: texts are always brought to one length.
+        Raises ValueError for text that does not fit the media, and for truncation: it would cut visual tokens.
+        DataError (a ValueError) as `eagle_model.Processor`.
+        """
+        if truncation or padding == "max_length":
+            raise ValueError(
+                f"Eagle2_5_VLProcessor: truncation is {truncation!r}, padding {padding!r}; texts are taken whole. "
+                f"Lower the processor's max_tiles or context_tokens instead."
+            )
+        if text is None:
+            raise ValueError("Eagle2_5_VLProcessor: got no text; needs one that holds the media's places.")
+        texts = [text] if isinstance(text, str) else list(text)
+        shares = [_shared(texts, media, kind) for media, kind in ((images, "image"), (videos, "video"))]
+        rows = [self._row(*row) for row in zip(texts, *shares, strict=True)]
+        longest = max(len(row[0]) for row in rows)
+        ids_BT = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
+        mask_BT = torch.zeros_like(ids_BT)
+        for b, ids_T in enumerate(row[0] for row in rows):
+            place = slice(longest - len(ids_T), None) if padding_side == "left" else slice(len(ids_T))
+            ids_BT[b, place], mask_BT[b, place] = ids_T, 1
+        data: dict[str, Tensor] = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        tiles = [row[1] for row in rows if row[1] is not None]
+        if tiles:
+            data["pixel_values"] = self._tiles(torch.cat(tiles).float())
+        return BatchFeature(data)
+
+    def _row(self, text: str, images: Sequence[Any], videos: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """Token ids (T,) and tiles (I, P, K) of one text."""
+        if not images and not videos:
+            return self._ids(text), None
+        head, found, tail = text.rpartition(_ANSWER)
+        turns = _TURN.findall(head)
+        if not found or _TURN.sub("", head):
+            raise ValueError(
+                f"Eagle2_5_VLProcessor: the text with media is {text[:80]!r}...; needs turns as apply_chat_template "
+                f"writes them, with {_ANSWER!r} where the answer begins (add_generation_prompt=True)."
+            )
+        with _as_files(images) as paths:
+            media: dict[str, list[str]] = {"image": paths, "video": [str(path) for path in videos]}
+            messages = [{"role": role, "content": _parts(content, media)} for role, content in turns]
+            batch = self.eagle(messages)
+        return torch.cat([batch.token_ids_T, self._ids(tail)]), batch.patches_IPK
+
+    def _ids(self, text: str) -> Tensor:
+        return torch.tensor(self.eagle.tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.int64)
+
+    def _tiles(self, patches_IPK: Tensor) -> Tensor:
+        """(I, P, K) -> (I, 3, tile_px, tile_px), as other processors have them."""
+        patch_px = self.eagle.config.patch_px
+        side = self.eagle.config.tile_px // patch_px
+        cut = patches_IPK.unflatten(2, (3, patch_px, patch_px)).unflatten(1, (side, side))
+        return cut.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *_: Any, **kwargs: Any) -> Eagle2_5_VLProcessor:
+        """What `eagle_model.Processor.from_pretrained` reads: a folder, or a model of the hub."""
+        folder = _folder(pretrained_model_name_or_path, kwargs)
+        eagle = Processor.from_pretrained(folder)
+        template = folder / CHAT_TEMPLATE
+        if template.is_file():
+            text = template.read_text(encoding="utf-8")
+        else:  # as `save_pretrained` writes it
+            text = chat_template(eagle.config.system_text, auto_thinking_prompt=eagle.config.auto_thinking_prompt)
+        has_end = eagle.tokenizer.token_to_id(END_OF_TEXT) is not None
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=eagle.tokenizer,
+            eos_token=TURN_END,
+            pad_token=END_OF_TEXT if has_end else TURN_END,
+            padding_side="left",
+            clean_up_tokenization_spaces=False,
+            chat_template=text,
+        )
+        return cls(tokenizer, eagle, text)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> list[str]:
+        """`eagle_model.Processor.save_pretrained`: the files of a folder that `from_pretrained` reads."""
+        if push_to_hub:
+            raise ValueError("Eagle2_5_VLProcessor: push_to_hub is set; save, then upload with huggingface_hub.")
+        self.eagle.save_pretrained(save_directory)
+        return sorted(str(path) for path in Path(save_directory).iterdir())
+
+
+def _shared(texts: Sequence[str], media: Any, kind: str) -> list[list[Any]]:
+    """The media of each text. Raises ValueError unless they are as many as the texts' tags ask for."""
+    if media is None:
+        given: list[Any] = [[] for _ in texts]
+    elif not isinstance(media, list | tuple):
+        given = [[media]]
+    else:
+        given = list(media)
+    asked = [_num_named(text, kind) for text in texts]
+    if not any(isinstance(item, list | tuple) for item in given):  # one list for all
+        rest = iter(given)
+        shares = [[item for _, item in zip(range(num), rest, strict=False)] for num in asked]
+        shares[-1] += rest
+    else:
+        shares = [list(item) if isinstance(item, list | tuple) else [item] for item in given]
+    if [len(share) for share in shares] != asked:
+        raise ValueError(
+            f"Eagle2_5_VLProcessor: got {few([str(len(share)) for share in shares])} {kind}s for texts that name "
+            f"{few([str(num) for num in asked])}; needs one for each <{kind}-k>."
+        )
+    return shares
+
+
+def _num_named(text: str, kind: str) -> int:
+    """How many media a text speaks of: `<image-2>` of two, each `<image>` of one more."""
+    tags = [number for name, number in _TAG.findall(text) if name == kind]
+    return max([int(number) for number in tags if number], default=0) + tags.count("")
+
+
+def _parts(content: str, media: Mapping[str, list[str]]) -> list[dict[str, str]]:
+    """A turn's text and media in order. A tag without a number takes the first that is left."""
+    parts, end = [], 0
+    for tag in _TAG.finditer(content):
+        kind, number = tag[1], tag[2]
+        parts.append({"type": "text", "text": content[end : tag.start()]})
+        parts.append({"type": kind, kind: media[kind][int(number) - 1] if number else media[kind].pop(0)})
+        end = tag.end()
+    parts.append({"type": "text", "text": content[end:]})
+    return [part for part in parts if part.get("text") != ""]
+
+
+@contextmanager
+def _as_files(images: Sequence[Any]) -> Iterator[list[str]]:
+    """Paths of images: their own, or of PNG files, which keep every pixel, while the context is open."""
+    import numpy as np
+    from PIL import Image
+    from transformers.image_utils import load_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for i, image in enumerate(images):
+            if isinstance(image, str | Path) and Path(image).is_file():
+                paths.append(str(image))
+                continue
+            if isinstance(image, str):  # an address, or base64
+                image = load_image(image)
+            elif not isinstance(image, Image.Image):
+                image = Image.fromarray(np.asarray(image))
+            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                image = image.convert("RGB")
+            paths.append(f"{folder}/{i}.png")
+            image.save(paths[-1], compress_level=1)
+        yield paths
+
+
+# exist_ok: a test, or a notebook's cell, may import this file again
+AutoConfig.register(MODEL_TYPE, Eagle2_5_VLConfig, exist_ok=True)
+AutoModelForImageTextToText.register(Eagle2_5_VLConfig, Eagle2_5_VLForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(Eagle2_5_VLConfig, Eagle2_5_VLProcessor, exist_ok=True)

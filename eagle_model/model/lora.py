@@ -1,0 +1,455 @@
+"""Low-rank adapters (LoRA) on a frozen model, in the files that PEFT writes and reads.
+
+    model = Eagle.from_pretrained("Eagle2.5-8B", dtype=torch.bfloat16)
+    add_lora(model, LoraConfig(rank=16, alpha=32))        # answers as before: B begins as 0
+    ...                                                # train what requires a gradient: the adapters alone
+    save_adapter(model, "adapter")                     # adapter_config.json, adapter_model.safetensors
+
+    load_adapter(model, "adapter")                     # onto a model without adapters, or with those of this shape
+    merge(model)                                       # a plain model again, its weights changed
+
+Dims     T tokens, C width in, R rows of a block, F rows of a projection: the sum of its blocks', r rank.
+Formula  y = W x + b + s B A x   with A (r, C), B (R, r), s = alpha / r, or alpha / sqrt(r) with rsLoRA.
+         DoRA:  y = m (W + s B A) x / |W + s B A| + b,  the norm of each row, which gets no gradient.
+Blocks   A projection here may be several of the release, their rows one after another: qkv_proj holds q_proj, k_proj
+         and v_proj. Each is a block, with an adapter of its own or none. The table of weight names says which rows are
+         whose.
+Names    Targets and files have the released modules' names, `language_model.model.layers.0.self_attn.q_proj`. In the
+         model a projection keeps its weight and bias under the names that they had; what is added has
+         `<projection>.lora.<block>.{A,B}.weight`, and `.magnitude` with DoRA.
+Safety   Nothing unpickles. Names, shapes and dtypes of a file are checked before anything is built or changed.
+Source   Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA); Liu et al. 2024,
+         arXiv:2402.09353 (DoRA); the files are those of PEFT 0.21.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from eagle_model.checkpoints import read_newest, verify_listed
+from eagle_model.fields import MAX_NAMES, ConfigError, few, shown
+from eagle_model.files import read_json, write_text
+from eagle_model.model import weights
+from eagle_model.model.eagle import Eagle
+from eagle_model.model.linear import FusedLinear, Linear
+from eagle_model.model.lora_config import LoraConfig, from_peft, to_peft
+from eagle_model.model.nf4 import is_nf4
+
+__all__ = ["LoraConfig", "add_lora", "load_adapter", "merge", "save_adapter", "trained_whole"]
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PICKLES = ("adapter_model.bin", "adapter_model.pt")  # what older programs wrote
+MAX_CONFIG_BYTES = 1 << 18  # the names of all projections of a large model take 34 KB
+_PREFIX = "base_model.model."  # of all names in PEFT's files
+_A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attached:
+    """`Eagle.adapter`: what a model's adapters are, beside their numbers."""
+
+    config: LoraConfig
+    other: Mapping[str, Any] = field(default_factory=dict)  # fields of adapter_config.json that change nothing here
+
+    @property
+    def base(self) -> str:
+        """The folder of the model under them; empty where nobody said."""
+        return self.other.get("base_model_name_or_path") or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of a projection that are a module of the release."""
+
+    name: str  # of that module
+    rows: int
+    rank: int  # of its adapter; 0: it has none
+    scale: float
+
+    @property
+    def leaf(self) -> str:
+        return self.name.rpartition(".")[2]
+
+
+class Adapter(nn.Module):
+    """What is added to one block's output."""
+
+    magnitude: nn.Parameter | None  # m, with DoRA
+
+    def __init__(self, block: Block, width: int, *, dora: bool) -> None:
+        super().__init__()
+        self.scale = block.scale
+        # Torch's own layers: what replaces the model's projections by their class must not replace these.
+        self.A = nn.Linear(width, block.rank, bias=False)
+        self.B = nn.Linear(block.rank, block.rows, bias=False)
+        self.register_parameter("magnitude", nn.Parameter(torch.empty(block.rows)) if dora else None)
+
+    def forward(
+        self, x_TC: Tensor, out_TR: Tensor, plain_TR: Tensor | None = None, weight_RC: Tensor | None = None
+    ) -> Tensor:
+        """(T, R). x_TC: with dropout.  out_TR: W x + b.  For DoRA: plain_TR, W x_TC, and weight_RC, W."""
+        delta_TR = self.B(self.A(x_TC.to(self.A.weight.dtype))) * self.scale
+        if self.magnitude is not None:
+            assert plain_TR is not None and weight_RC is not None
+            stretch_R = self.magnitude / self.row_norms(weight_RC)
+            delta_TR = (stretch_R - 1) * plain_TR + stretch_R * delta_TR
+        return (out_TR + delta_TR).to(out_TR.dtype)
+
+    @torch.no_grad()
+    def row_norms(self, weight_RC: Tensor) -> Tensor:
+        """|W + s B A| of each row, (R,)."""
+        return torch.linalg.vector_norm(self.added_to(weight_RC), dim=1)
+
+    def added_to(self, weight_RC: Tensor) -> Tensor:
+        """W + s B A, in fp32, or fp64 where W is."""
+        dtype = torch.promote_types(weight_RC.dtype, torch.float32)
+        return weight_RC.to(dtype) + self.scale * (self.B.weight.to(dtype) @ self.A.weight.to(dtype))
+
+    @torch.no_grad()
+    def draw(self, weight_RC: Tensor, init: str) -> None:
+        """New numbers that leave the block's output as it is; A from torch's global generator of the CPU."""
+        A_rC = torch.empty(self.A.weight.shape)
+        if init == "gaussian":
+            nn.init.normal_(A_rC, std=1 / len(A_rC))
+        else:
+            nn.init.kaiming_uniform_(A_rC, a=math.sqrt(5))
+        self.A.weight.copy_(A_rC)
+        self.B.weight.zero_()
+        if self.magnitude is not None:
+            self.magnitude.copy_(self.row_norms(weight_RC))
+
+
+class LoraLinear(Linear):
+    """A projection with adapters on some of its blocks. Its own weight may be one of 4 bits (nf4.py)."""
+
+    def __init__(self, linear: Linear, blocks: Sequence[Block], config: LoraConfig) -> None:
+        """Takes over the parameters of `linear`. The adapters are beside them, in fp32, and hold no numbers yet."""
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.blocks = tuple(blocks)
+        self.sizes = tuple(block.rows for block in blocks)
+        self.dora = config.dora
+        self.dropout = nn.Dropout(config.dropout)
+        with torch.device(linear.weight.device):
+            adapters = {b.leaf: Adapter(b, self.in_features, dora=self.dora).float() for b in blocks if b.rank}
+        self.lora = nn.ModuleDict(adapters)
+
+    def adapter(self, block: Block) -> Adapter:
+        return cast(Adapter, self.lora[block.leaf])
+
+    def forward(self, x_TC: Tensor) -> Tensor:
+        out_TF = super().forward(x_TC)
+        dropped_TC = self.dropout(x_TC)
+        found = list(out_TF.split(self.sizes, dim=-1))
+        for_dora = self._for_dora(out_TF, dropped_TC) if self.dora else [()] * len(found)
+        for i, block in enumerate(self.blocks):
+            if block.rank:
+                found[i] = self.adapter(block)(dropped_TC, found[i], *for_dora[i])
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+    def _for_dora(self, out_TF: Tensor, dropped_TC: Tensor) -> list[tuple[Tensor, ...]]:
+        """W x of the x with dropout, and W, for each block."""
+        weight_FC = self.weight.to(dropped_TC.dtype)
+        plain_TF = out_TF if self.bias is None else out_TF - self.bias
+        if self.training and self.dropout.p:
+            plain_TF = F.linear(dropped_TC, weight_FC)
+        return list(zip(plain_TF.split(self.sizes, dim=-1), weight_FC.split(self.sizes), strict=True))
+
+    def draw(self, init: str) -> None:
+        for block, weight_RC in zip(self.blocks, self.weight.to(torch.float32).split(self.sizes), strict=True):
+            if block.rank:
+                self.adapter(block).draw(weight_RC, init)
+
+    @torch.no_grad()
+    def merged(self) -> Linear:
+        """A plain projection that computes the same. It is added up in fp32 and rounded once to the weight's dtype."""
+        weight_FC = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)).clone()
+        for block, weight_RC in zip(self.blocks, weight_FC.split(self.sizes), strict=True):
+            if block.rank:
+                adapter = self.adapter(block)
+                added_RC = adapter.added_to(weight_RC)
+                if adapter.magnitude is not None:
+                    added_RC *= (adapter.magnitude / adapter.row_norms(weight_RC))[:, None]
+                weight_RC.copy_(added_RC)
+        with torch.device("meta"):
+            has_bias = self.bias is not None
+            linear = (
+                FusedLinear(self.in_features, self.sizes, has_bias)
+                if len(self.sizes) > 1
+                else Linear(self.in_features, self.out_features, has_bias)
+            )
+        linear.weight, linear.bias = nn.Parameter(weight_FC.to(self.weight.dtype)), self.bias
+        return linear
+
+
+def add_lora(model: Eagle, config: LoraConfig, *, base: str | None = None) -> None:
+    """Gives a model new adapters, in fp32, and freezes all else but modules_to_save.
+
+    A is drawn on the CPU from torch's global generator: a seed means the same on every device. On "meta" nothing is.
+
+    Args:   base: the folder that the model came from, for the adapters' file.
+    Raises: ConfigError when the model has adapters, a pattern fits no projection, or a module no parameter.
+    """
+    _attach(model, config, {"base_model_name_or_path": base})
+    for module in model.modules():
+        if isinstance(module, LoraLinear) and not module.weight.is_meta:
+            module.draw(config.init)
+
+
+def load_adapter(model: Eagle, folder: Path | str, *, dtype: torch.dtype | None = None) -> None:
+    """Gives a model the adapters of a folder that PEFT or `save_adapter` wrote, or of a run's newest checkpoint.
+
+    The model then is in evaluation: no dropout. Where it has adapters already, theirs must be of the same modules,
+    ranks and scales; they get the file's numbers, and keep their dropout.
+
+    Args:   dtype: of the adapters; None keeps the file's.
+    Raises: FileNotFoundError when there is no adapter; ValueError that names the file and the fields or tensors which
+            are missing, unknown, misshapen, or of another computation. The model is then as it was.
+    """
+    read_newest(Path(folder), lambda at: _load(model, at, dtype))
+    model.eval()
+
+
+def save_adapter(model: Eagle, folder: Path | str) -> None:
+    """Writes the model's adapters as PEFT does. Creates `folder`.
+
+    Raises ValueError when the model has no adapters, FileExistsError when the folder has some.
+    """
+    attached, folder = _attached(model), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if present := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()]:
+        raise FileExistsError(f"{folder} already holds {few(present)}; save to another folder.")
+    tensors = {_PREFIX + key: getattr(*place).detach() for key, place in _places(model).items()}
+    whole = {name: model.get_parameter(name).detach() for name in trained_whole(model, attached.config)}
+    tensors |= {_PREFIX + key: tensor for key, tensor in weights.released(whole, _rules(model)).items()}
+    fields = to_peft(attached.config, list(_adapters(model))) | dict(attached.other)
+    weights.write_tensors(folder / WEIGHTS_FILE, tensors)
+    write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2, sort_keys=True))
+
+
+def merge(model: Eagle) -> None:
+    """Adds the adapters to the weights under them, which makes the model a plain one that computes the same.
+
+    Weights of 4 bits become what they stand for. All parameters require gradients again.
+
+    Raises ValueError when the model has no adapters.
+    """
+    _attached(model)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LoraLinear):
+            model.set_submodule(path, module.merged())
+        elif isinstance(module, Linear) and is_nf4(module.weight):
+            module.weight = nn.Parameter(module.weight.to(module.weight.dtype))
+    model.adapter = None
+    model.requires_grad_(True)
+
+
+def trained_whole(model: Eagle, config: LoraConfig) -> list[str]:
+    """The parameters, by our names, of the modules in modules_to_save.
+
+    Raises ConfigError for a name that fits no module, or a part of a projection.
+    """
+    found, fits = [], set()
+    for name, parameter in model.named_parameters():
+        if ".lora." in name:
+            continue
+        meta = torch.empty(parameter.shape, device="meta")
+        modules = [key.rpartition(".")[0] for key in weights.released({name: meta}, _rules(model))]
+        saved = [config.saves(module) for module in modules]
+        if any(saved):
+            found.append(name)
+            fits |= {
+                wanted for wanted in config.modules_to_save for module in modules if f".{wanted}." in f".{module}."
+            }
+        if any(saved) and not all(saved):
+            raise ConfigError(f"modules_to_save has a part of {few(modules)}, which are one here; needs all or none.")
+    if missing := [name for name in config.modules_to_save if name not in fits]:
+        raise ConfigError(f"modules_to_save is {few(missing)}; the model has no parameter of such a name.")
+    return found
+
+
+def _rules(model: Eagle) -> Sequence[weights.Rule]:
+    return weights.rules(model.cfg)
+
+
+def _attached(model: Eagle) -> Attached:
+    if model.adapter is None:
+        raise ValueError("the model has no adapters; add_lora and load_adapter give it some.")
+    return model.adapter
+
+
+def _plan(model: Eagle, config: LoraConfig) -> dict[str, tuple[Block, ...]]:
+    """The blocks of each projection that gets adapters, by its path."""
+    modules = {}
+    for path, linear in model.named_modules():
+        if isinstance(linear, Linear):
+            meta = torch.empty(linear.weight.shape, device="meta")
+            released = weights.released({f"{path}.weight": meta}, _rules(model))
+            if all(tensor.ndim == 2 for tensor in released.values()):  # a convolution is no projection
+                modules[path] = {key.removesuffix(".weight"): len(tensor) for key, tensor in released.items()}
+    adapted = config.adapted(name for names in modules.values() for name in names)
+    if not adapted:
+        raise ConfigError(
+            f"targets is {few(config.targets)}; no projection has such a name. The names end in, or are: "
+            f"{few(sorted({name.rpartition('.')[2] for names in modules.values() for name in names}))}."
+        )
+    return {
+        path: tuple(Block(name, rows, *adapted.get(name, (0, 0.0))) for name, rows in names.items())
+        for path, names in modules.items()
+        if not adapted.keys().isdisjoint(names)
+    }
+
+
+def _attach(model: Eagle, config: LoraConfig, other: Mapping[str, Any]) -> None:
+    """Puts adapters that hold no numbers yet into the model, and freezes the rest."""
+    if model.adapter is not None:
+        raise ConfigError("the model has adapters; merge them first.")
+    plan, whole = _plan(model, config), trained_whole(model, config)
+    model.requires_grad_(False)
+    for path, blocks in plan.items():
+        linear = model.get_submodule(path)
+        assert isinstance(linear, Linear)
+        model.set_submodule(path, LoraLinear(linear, blocks, config))
+    for name in whole:
+        model.get_parameter(name).requires_grad_(True)
+    model.adapter = Attached(config=config, other=other)
+
+
+def _adapters(model: Eagle) -> dict[str, Adapter]:
+    """By the released name of their module, in the model's order."""
+    return {
+        block.name: module.adapter(block)
+        for module in model.modules()
+        if isinstance(module, LoraLinear)
+        for block in module.blocks
+        if block.rank
+    }
+
+
+def _places(model: Eagle) -> dict[str, tuple[nn.Module, str]]:
+    """The module and the attribute that hold each tensor of the adapters' file, by its name there."""
+    places: dict[str, tuple[nn.Module, str]] = {}
+    for name, adapter in _adapters(model).items():
+        places |= {name + _A: (adapter.A, "weight"), name + _B: (adapter.B, "weight")}
+        if adapter.magnitude is not None:
+            places[name + _MAGNITUDE] = (adapter, "magnitude")
+    return places
+
+
+# ---- reading
+
+
+def _load(model: Eagle, folder: Path, dtype: torch.dtype | None) -> None:
+    path, stored = folder / CONFIG_FILE, _contents(folder)
+    ranks = {key.removesuffix(_A): shape[0] for key, (shape, _) in stored.items() if key.endswith(_A) and shape}
+    try:
+        fields = read_json(path, max_bytes=MAX_CONFIG_BYTES)
+        if not isinstance(fields, dict):
+            raise ConfigError(f"it holds {shown(fields)}; needs a JSON object.")
+        config, other = from_peft(fields, ranks)
+        plan, whole = _plan(model, config), trained_whole(model, config)
+        if model.adapter is not None:
+            _check_same(model, model.adapter.config, config, plan)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    parameters = {name: model.get_parameter(name) for name in whole}
+    meta = {name: torch.empty(parameter.shape, device="meta") for name, parameter in parameters.items()}
+    wanted = {key: tuple(tensor.shape) for key, tensor in weights.released(meta, _rules(model)).items()}
+    _check_fit(folder, stored, _shapes(model, config, plan) | wanted)
+    if model.adapter is None:
+        _attach(model, config, other)
+    with _open(folder / WEIGHTS_FILE) as file, torch.no_grad():
+        for key, (module, attribute) in _places(model).items():
+            old = getattr(module, attribute)
+            tensor = file.get_tensor(_PREFIX + key)  # of a mapped file, which others may write to: copied
+            tensor = tensor.to(device=old.device, dtype=dtype or tensor.dtype, copy=True)
+            setattr(module, attribute, nn.Parameter(tensor, old.requires_grad))
+        released = {key: file.get_tensor(_PREFIX + key) for key in wanted}
+        for name, tensor in weights.assembled(released, parameters, _rules(model)).items():
+            parameters[name].copy_(tensor)
+
+
+def _contents(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of the tensors of an adapter's folder, by their names without PEFT's prefix."""
+    path = folder / WEIGHTS_FILE
+    pickles = [name for name in PICKLES if (folder / name).exists()]
+    if pickles and not path.is_file():
+        raise ValueError(
+            f"{folder} holds {few(pickles)}, a pickle: reading it would run whatever code is in it. Load it with PEFT "
+            f"where you trust it, and save it again, which writes {WEIGHTS_FILE}."
+        )
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; an adapter's folder needs it.")
+    verify_listed(folder, [CONFIG_FILE, WEIGHTS_FILE])
+    stored = {}
+    with _open(path) as file:
+        for key in file.keys():  # noqa: SIM118  (not a dict)
+            header = file.get_slice(key)
+            stored[key.removeprefix(_PREFIX)] = (tuple(header.get_shape()), header.get_dtype())
+            if not key.startswith(_PREFIX):
+                raise ValueError(f"{path} holds {shown(key)}; names in an adapter's file begin with {_PREFIX}.")
+    return stored
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}. Copy it again.") from error
+
+
+def _shapes(model: Eagle, config: LoraConfig, plan: Mapping[str, Sequence[Block]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that adapters by this plan have, by their names in a file."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, blocks in plan.items():
+        width = model.get_parameter(f"{path}.weight").shape[1]
+        for block in blocks:
+            if block.rank:
+                shapes |= {block.name + _A: (block.rank, width), block.name + _B: (block.rows, block.rank)}
+                shapes |= {block.name + _MAGNITUDE: (block.rows,)} if config.dora else {}
+    return shapes
+
+
+def _check_fit(
+    folder: Path, stored: Mapping[str, tuple[tuple[int, ...], str]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    problems = [f"missing: {key}" for key in wanted if key not in stored]
+    for key, (shape, dtype) in stored.items():
+        if key not in wanted:
+            problems.append(f"unknown: {shown(key)}")
+        elif shape != wanted[key]:
+            problems.append(f"shape: {key} is {shape}, needs {wanted[key]}")
+        elif dtype not in weights.DTYPES:
+            problems.append(f"dtype: {key} is {dtype}, needs one of {', '.join(weights.DTYPES)}")
+    if problems:
+        more = f"\n  and {len(problems) - MAX_NAMES:,} more" if len(problems) > MAX_NAMES else ""
+        raise ValueError(
+            f"{folder}: {WEIGHTS_FILE} does not fit {CONFIG_FILE} and this model ({len(problems)} tensors, named "
+            f"without {_PREFIX}):\n  " + "\n  ".join(problems[:MAX_NAMES]) + more
+        )
+
+
+def _check_same(model: Eagle, ours: LoraConfig, theirs: LoraConfig, plan: Mapping[str, Sequence[Block]]) -> None:
+    """Raises ConfigError unless a file's adapters are those that the model has."""
+    here, there = (
+        {block.name: (block.rank, block.scale) for blocks in each.values() for block in blocks if block.rank}
+        for each in (_plan(model, ours), plan)
+    )
+    for name in here | there:
+        if here.get(name) != there.get(name):
+            told = [f"rank {x[name][0]} and scale {x[name][1]:g}" if name in x else "none" for x in (there, here)]
+            raise ConfigError(f"the adapter of {name} has {told[0]}; the model's has {told[1]}.")
+    for name in ("dora", "modules_to_save"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ConfigError(f"{name} is {getattr(theirs, name)}; the model's adapters have {getattr(ours, name)}.")

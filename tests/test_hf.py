@@ -1,0 +1,498 @@
+"""Hugging Face's tools on eagle_model.hf: Auto classes, generate, pipelines, Trainer, PEFT; all on one small folder."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+import eagle_model.hf as hf
+from eagle_kernels.integrations import attention as integration
+from eagle_model import Eagle, Processor
+from eagle_model.batch import IGNORE_INDEX
+from eagle_model.data.processor import ProcessorConfig
+from eagle_model.data.sampling import SamplingConfig
+from eagle_model.data.tokenizer import train_tokenizer
+from eagle_model.model import attend
+from eagle_model.model.config import tiny
+from eagle_model.model.rope_scaling import RopeScaling
+from tests.data.conftest import write_video
+from tests.model.samples import document, pack, randomise, small_model, with_text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder with its processor's files."""
+    folder = tmp_path_factory.mktemp("model")
+    sampling = SamplingConfig(context_tokens=256, max_tiles=2)
+    tokenizer = train_tokenizer(["What is this? A cat. A dog. You are a helpful assistant. system user"] * 2, 320)
+    processor = Processor(tokenizer, ProcessorConfig(tile_px=28, patch_px=7, sampling=sampling))
+    torch.manual_seed(0)
+    eagle = Eagle(tiny(vocab_size=tokenizer.get_vocab_size(), image_token_id=processor.encoder.context_id))
+    randomise(eagle)
+    eagle.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(folder: Path) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> Any:
+    return AutoProcessor.from_pretrained(folder)
+
+
+def picture(size: tuple[int, int] = (40, 28), seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def rows_of(documents: list, padding_side: str) -> dict[str, Tensor]:
+    """Documents as the rows of a padded batch."""
+    longest = max(d.num_tokens for d in documents)
+    ids_BT, mask_BT = torch.zeros(len(documents), longest, dtype=torch.int64), torch.zeros(len(documents), longest)
+    for b, one in enumerate(documents):
+        place = slice(longest - one.num_tokens, None) if padding_side == "left" else slice(one.num_tokens)
+        ids_BT[b, place], mask_BT[b, place] = one.token_ids_T, 1
+    patches = torch.cat([d.patches_IPK for d in documents])
+    return {"input_ids": ids_BT, "attention_mask": mask_BT.long(), "pixel_values": patches}
+
+
+def documents_for(eagle: Eagle) -> list:
+    sizes = [(3, 1, 4), (2, 0, 3), (1, 2, 1)]
+    return [document(eagle.cfg, *size, seed=seed) for seed, size in enumerate(sizes)]
+
+
+# -- computing
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_padded_rows_give_the_logits_of_eagle(model, padding_side: str) -> None:
+    documents = documents_for(model.eagle)
+    inputs = rows_of(documents, padding_side)
+    with torch.no_grad():
+        logits_BTV = model(**inputs).logits
+        want = model.eagle.lm_head(model.eagle.hidden(pack(documents)))
+    assert (logits_BTV[inputs["attention_mask"].bool()] - want).abs().max() < 1e-4
+    last = model(**inputs, logits_to_keep=1).logits
+    assert (last - logits_BTV[:, -1:]).abs().max() < 1e-5
+
+
+def test_it_holds_eagle_and_calls_our_attention_once_a_layer(model, monkeypatch) -> None:
+    assert isinstance(model.eagle, Eagle)
+    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"eagle"}
+    calls = []
+    for module in (integration, attend):
+        real = module.varlen_attention
+        monkeypatch.setattr(
+            module, "varlen_attention", lambda *a, real=real, where=module, **k: calls.append(where) or real(*a, **k)
+        )
+    model(**rows_of(documents_for(model.eagle), "left"))
+    cfg = model.eagle.cfg
+    assert calls == [attend] * model.eagle.vision.num_layers_run + [integration] * cfg.text.num_hidden_layers
+
+
+@pytest.mark.parametrize("num_items", [None, 31])
+def test_losses_and_gradients_are_of_the_next_token(model, num_items) -> None:
+    model.train()
+    documents = documents_for(model.eagle)
+    inputs, row = rows_of(documents, "right"), pack(documents)
+    labels_BT = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
+    labels_BT = labels_BT.masked_fill(labels_BT == model.eagle.cfg.image_token_id, IGNORE_INDEX)
+    result = model(**inputs, labels=labels_BT, num_items_in_batch=num_items)
+    assert result.logits is None
+    num_labels = int((row.labels_T != IGNORE_INDEX).sum())
+    want = model.eagle.lm_head(model.eagle.hidden(row), row.labels_T) * num_labels / (num_items or num_labels)
+    assert abs(result.loss - want) < 1e-5
+    ours = torch.autograd.grad(result.loss, list(model.parameters()), allow_unused=True)
+    theirs = torch.autograd.grad(want, list(model.parameters()), allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).abs().max() < 1e-5
+    model.gradient_checkpointing_enable()
+    loss = model(**inputs, labels=labels_BT, num_items_in_batch=num_items).loss
+    again = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    assert all(a is None or torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+    with_logits = model.eval()(**inputs, labels=labels_BT)
+    assert with_logits.logits.shape == (*labels_BT.shape, model.eagle.cfg.text.vocab_size)
+
+
+def test_packed_documents(model) -> None:
+    documents = documents_for(model.eagle)
+    row = pack(documents)
+    inputs = {"input_ids": row.token_ids_T[None], "pixel_values": row.patches_IPK}
+    with torch.no_grad():
+        want = model.eagle.lm_head(model.eagle.hidden(row))
+        by_positions = model(**inputs, position_ids=row.positions_T[None]).logits[0]
+        by_offsets = model(**inputs, cu_seq_lens_q=row.cu_seqlens, cu_seq_lens_k=row.cu_seqlens).logits[0]
+    assert (by_positions - want).abs().max() < 1e-4
+    assert (by_offsets - want).abs().max() < 1e-4
+
+
+def test_pixels_may_be_tiles(model, processor) -> None:
+    one = document(model.eagle.cfg, 2, 2, 1, seed=0)
+    tiles = processor._tiles(one.patches_IPK)
+    assert tiles.shape == (2, 3, 28, 28)
+    assert torch.equal(model._patches(tiles), one.patches_IPK)
+
+
+@pytest.mark.parametrize("how", [{"use_cache": False}, {}, {"cache_implementation": "static"}], ids=str)
+def test_generation_is_that_of_eagle(model, how: dict) -> None:
+    documents = [document(model.eagle.cfg, *size, seed=seed) for seed, size in enumerate([(3, 1, 4), (2, 0, 3)])]
+    inputs = rows_of(documents, "left")
+    given = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    new = model.generate(**inputs, **given, **how)[:, inputs["input_ids"].shape[1] :]
+    assert new.tolist() == model.eagle.generate(pack(documents), max_new_tokens=6)
+    embeddings = model.embed(inputs["input_ids"], inputs["pixel_values"])
+    by_embeddings = model.generate(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"], **given, **how)
+    assert torch.equal(by_embeddings, new)
+
+
+def test_other_language_models_and_dynamic_rope() -> None:
+    """A document is as long as it is so far, in `Eagle.generate` and here."""
+    scaling = RopeScaling(rope_type="dynamic", factor=2.0)
+    cfg = with_text(
+        tiny(vocab_size=97, image_token_id=96),
+        model_type="qwen3", head_dim=16, max_position_embeddings=6, rope_scaling=scaling,
+    )  # fmt: skip
+    model = hf.Eagle2_5_VLForConditionalGeneration(hf.Eagle2_5_VLConfig(**cfg.to_dict()), small_model(cfg)).eval()
+    assert model.eagle.llm.needs_lengths
+    documents = documents_for(model.eagle)
+    row, inputs = pack(documents), rows_of(documents, "left")
+    new = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0)[:, inputs["input_ids"].shape[1] :]
+    assert new.tolist() == model.eagle.generate(row, max_new_tokens=5)
+    with torch.no_grad():
+        want = model.eagle.lm_head(model.eagle.hidden(row))
+        got = model(input_ids=row.token_ids_T[None], pixel_values=row.patches_IPK, position_ids=row.positions_T[None])
+    assert (got.logits[0] - want).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pixel_values": None}, "rows for visual tokens, but its 0 tiles give 0"),
+        ({"input_ids": None}, "both or none of input_ids and inputs_embeds"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(3, 12, 128)}, "needs input_ids beside pixel_values"),
+        ({"output_hidden_states": True}, "layers' results are not kept"),
+    ],
+    ids=["no pixels", "no ids", "embeddings and pixels", "hidden states"],
+)
+def test_inputs_that_do_not_fit_are_refused(model, change: dict, message: str) -> None:
+    inputs = rows_of(documents_for(model.eagle), "left") | change
+    with pytest.raises(ValueError, match=message):
+        model(**inputs)
+
+
+def test_a_prompt_without_its_pixels_is_refused_before_generation(model) -> None:
+    inputs = rows_of(documents_for(model.eagle), "left") | {"pixel_values": None}
+    with pytest.raises(ValueError, match="12 placeholders of visual tokens and no pixel_values"):
+        model.generate(**inputs, max_new_tokens=1)
+
+
+# -- files
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("model*.safetensors*")}
+
+
+def test_files_stay_bit_for_bit_under_the_released_names(folder: Path, model, tmp_path: Path) -> None:
+    for _ in range(2):  # over what is there
+        model.save_pretrained(tmp_path)
+        assert files_of(tmp_path) == files_of(folder)
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+    model.save_pretrained(tmp_path, max_shard_size="1MB")
+    assert len(files_of(tmp_path)) > 2
+    assert "model.safetensors" not in files_of(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    model.save_pretrained(tmp_path, state_dict=model.state_dict())
+    assert files_of(tmp_path) == files_of(folder)
+    assert not list(tmp_path.glob(".saving*"))
+
+
+def test_configs_lose_nothing(folder: Path, tmp_path: Path) -> None:
+    released = json.loads((folder / "config.json").read_text())
+    config = AutoConfig.from_pretrained(folder)
+    assert isinstance(config, hf.Eagle2_5_VLConfig)
+    assert config.get_text_config().num_hidden_layers == released["text_config"]["num_hidden_layers"]
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).eagle == config.eagle
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {name: written[name] for name in released} == released
+    old = dict(released)
+    old["llm_config"] = old.pop("text_config")
+    assert hf.Eagle2_5_VLConfig(**old).eagle == config.eagle
+
+
+def test_a_release_with_code_of_its_own_needs_none_of_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "release")
+    for name, auto_map in {
+        "config.json": {
+            "AutoConfig": "configuration_eagle2_5_vl.Eagle2_5_VLConfig",
+            "AutoModelForImageTextToText": "modeling_eagle2_5_vl.Eagle2_5_VLForConditionalGeneration",
+        },
+        "processor_config.json": {"AutoProcessor": "processing_eagle2_5_vl.Eagle2_5_VLProcessor"},
+    }.items():
+        fields = json.loads((tmp_path / "release" / name).read_text())
+        (tmp_path / "release" / name).write_text(json.dumps({**fields, "auto_map": auto_map}))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "release")
+    assert isinstance(model, hf.Eagle2_5_VLForConditionalGeneration)
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path / "release"), hf.Eagle2_5_VLProcessor)
+    model.save_pretrained(tmp_path / "again")
+    assert "auto_map" in json.loads((tmp_path / "again" / "config.json").read_text())
+
+
+def test_a_new_model_from_a_config(folder: Path) -> None:
+    torch.manual_seed(1)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+    torch.manual_seed(1)
+    assert torch.equal(model.eagle.lm_head.weight, Eagle(model.eagle.cfg).lm_head.weight)
+
+
+def test_arguments_of_from_pretrained(folder: Path, monkeypatch) -> None:
+    load = AutoModelForImageTextToText.from_pretrained
+    assert load(folder, dtype=torch.bfloat16, device_map="cpu").dtype == torch.bfloat16
+    assert load(folder, dtype="bfloat16", device_map={"": "cpu"}, attn_implementation="eagle").dtype == torch.bfloat16
+    assert load(folder, dtype="auto", device_map="auto").dtype == torch.float32
+    for arguments, message in [
+        ({"attn_implementation": "sdpa"}, "this model has one, 'eagle'"),
+        ({"device_map": {"eagle.llm": 0, "eagle.vision": 1}}, "needs one device"),
+        ({"key_mapping": {"a": "b"}}, "key_mapping is given"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load(folder, **arguments)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **kw: asked.append((name, kw)) or str(folder))
+    hf.Eagle2_5_VLForConditionalGeneration.from_pretrained("someone/eagle", revision="main")
+    assert asked[0][0] == "someone/eagle"
+    assert asked[0][1]["revision"] == "main"
+
+
+def test_importing_twice_is_harmless_and_other_vocabularies_are_refused(model) -> None:
+    importlib.reload(hf)
+    assert model.resize_token_embeddings(model.eagle.cfg.text.vocab_size) is model.get_input_embeddings()
+    with pytest.raises(ValueError, match="asks for 5 tokens"):
+        model.resize_token_embeddings(5)
+
+
+# -- the processor
+
+QUESTION = [{"type": "image", "image": picture()}, {"type": "text", "text": "What is this?"}]
+
+
+def test_the_processor_gives_what_ours_gives(processor, tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    parts = [{"type": "image", "image": str(tmp_path / "a.png")}, QUESTION[1]]
+    want = processor.eagle([{"role": "user", "content": parts}])
+    messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": QUESTION}]
+    got = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert torch.equal(got["input_ids"][0], want.token_ids_T)
+    assert torch.equal(got["attention_mask"], torch.ones_like(got["input_ids"]))
+    tiles = got["pixel_values"]
+    assert tiles.shape == (len(want.patches_IPK), 3, 28, 28)
+    assert torch.equal(tiles, processor._tiles(want.patches_IPK.float()))
+
+
+def test_batches_of_texts_and_images(processor) -> None:
+    turn = "<|im_start|>user\n{}What is this?<|im_end|>\n<|im_start|>assistant\n"
+    texts = [turn.format("<image-1>"), turn.format(""), turn.format("<image><image>")]
+    images = [picture(seed=seed) for seed in range(3)]
+    flat = processor(images=images, text=texts)
+    nested = processor(images=[images[:1], [], images[1:]], text=texts, padding_side="right")
+    assert torch.equal(flat["pixel_values"], nested["pixel_values"])
+    for b, row_mask in enumerate(flat["attention_mask"].bool()):
+        assert torch.equal(flat["input_ids"][b][row_mask], nested["input_ids"][b][nested["attention_mask"][b].bool()])
+    assert not flat["attention_mask"][1, 0]
+    assert not nested["attention_mask"][1, -1]
+    single = [processor(images=share or None, text=text) for share, text in zip([images[:1], [], images[1:]], texts)]
+    tiles = [one["pixel_values"] for one in single if "pixel_values" in one]
+    assert torch.equal(torch.cat(tiles), flat["pixel_values"])
+    answered = processor(images=images[0], text=texts[0] + "A cat.<|im_end|>\n")
+    assert torch.equal(answered["input_ids"][0, : single[0]["input_ids"].shape[1]], single[0]["input_ids"][0])
+    assert processor.batch_decode(answered["input_ids"])[0].endswith("A cat.<|im_end|>\n")
+
+
+def test_a_video_is_sampled_as_ours_samples_it(processor, tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "clip.mp4"))
+    parts = [{"type": "text", "text": "What "}, {"type": "video", "video": path}, {"type": "text", "text": " is this?"}]
+    want = processor.eagle([{"role": "user", "content": parts}])
+    chat = [{"role": "user", "content": parts}]
+    got = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert torch.equal(got["input_ids"][0], want.token_ids_T)
+    assert torch.equal(got["pixel_values"], processor._tiles(want.patches_IPK.float()))
+    assert len(want.patches_IPK) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": "<image-1>"}, "got 0 images for texts that name 1"),
+        ({"text": "x", "images": [picture()]}, "got 1 images for texts that name 0"),
+        ({"text": "<image-1> What?", "images": picture()}, "needs turns as apply_chat_template"),
+        ({"text": "x", "truncation": True, "max_length": 3}, "texts are taken whole"),
+        ({"images": picture()}, "got no text"),
+    ],
+    ids=["image lacks", "image too many", "no turns", "truncation", "no text"],
+)
+def test_texts_that_do_not_fit_are_refused(processor, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor(**arguments)
+
+
+def test_processors_files(processor, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    again = hf.Eagle2_5_VLProcessor.from_pretrained(tmp_path)
+    text = "<|im_start|>user\nWhat is this?<|im_end|>\n"
+    assert torch.equal(again(text=text)["input_ids"], processor(text=text)["input_ids"])
+    assert again.tokenizer.decode(again(text=text)["input_ids"][0]) == text
+
+
+# -- pipelines, Trainer, PEFT
+
+
+def test_pipeline(folder: Path, model, processor) -> None:
+    answer = pipeline("image-text-to-text", model=str(folder), max_new_tokens=4)
+    chat = [{"role": "user", "content": QUESTION}]
+    (result,) = answer(text=chat, generate_kwargs={"do_sample": False})
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    new = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    want = processor.decode(new, skip_special_tokens=True)
+    assert result["generated_text"][-1]["role"] == "assistant"
+    assert result["generated_text"][-1]["content"].strip() == want.strip()
+    turn = "<|im_start|>user\n<image-1>What is this?<|im_end|>\n<|im_start|>assistant\n"
+    results = answer(images=[[picture()], [picture(seed=1)]], text=[turn, turn], generate_kwargs={"do_sample": False})
+    assert len(results) == 2
+
+
+def training_rows(processor) -> list[dict[str, Tensor]]:
+    turn = "<|im_start|>user\n<image-1>What is this?<|im_end|>\n<|im_start|>assistant\n"
+    rows = []
+    for seed, animal in enumerate(["A cat.", "A dog."] * 2):
+        inputs = processor(images=picture(seed=seed), text=f"{turn}{animal}<|im_end|>\n")
+        num_prompt = processor(images=picture(seed=seed), text=turn)["input_ids"].shape[1]
+        labels_1T = inputs["input_ids"].clone()
+        labels_1T[:, :num_prompt] = IGNORE_INDEX
+        rows.append({**inputs, "labels": labels_1T})
+    return rows
+
+
+def join(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows of one length."""
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=2, learning_rate=1e-3, save_steps=2, logging_steps=1,
+        report_to=[], remove_unused_columns=False, use_cpu=True, disable_tqdm=True, seed=0, **changes,
+    )  # fmt: skip
+
+
+def train(model: Any, rows: list, folder: Path, resume: str | None = None, **changes: Any) -> Trainer:
+    trainer = Trainer(model=model, args=arguments(folder, **changes), train_dataset=rows, data_collator=join)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_trainer_trains_and_resumes(folder: Path, model, processor, tmp_path: Path) -> None:
+    rows = training_rows(processor)
+    trainer = train(model, rows, tmp_path, max_steps=3)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    trainer.save_model(str(tmp_path / "checkpoint-3"))  # over what is there
+    saved = Eagle.from_pretrained(tmp_path / "checkpoint-3")
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), model.eagle.parameters(), strict=True))
+    resumed = AutoModelForImageTextToText.from_pretrained(folder)
+    train(resumed, rows, tmp_path / "again", resume=str(tmp_path / "checkpoint-2"), max_steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), model.parameters(), strict=True))
+
+
+def test_tensors_of_shards_are_put_together(folder: Path, model, tmp_path: Path) -> None:
+    """As trainers load a sharded checkpoint: one load_state_dict a file."""
+    model.save_pretrained(tmp_path, max_shard_size="1MB")
+    other = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+    for path in sorted(tmp_path.glob("*.safetensors")):
+        other.load_state_dict(load_file(path), strict=False)
+    assert not other.waiting
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+
+
+def test_peft(model, processor, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    names = {name.rpartition(".")[2] for name, module in model.eagle.llm.named_modules() if hasattr(module, "weight")}
+    targets = [name for name in sorted(names) if name.endswith("_proj")]
+    with pytest.raises(ValueError, match="q_proj"):  # released names are not the modules'
+        get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    config = LoraConfig(r=4, target_modules=targets, modules_to_save=["connector"])
+    plain = {name: p.clone() for name, p in model.named_parameters()}
+    adapted = get_peft_model(model, config)
+    batch = join(training_rows(processor))
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(3):
+        loss = adapted.train()(**batch).loss
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    adapted.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        want = adapted.eval()(**batch).logits
+        merged = adapted.merge_and_unload()
+        assert (merged(**batch).logits - want).abs().max() < 1e-4
+    merged.save_pretrained(tmp_path / "merged")
+    alone = Eagle.from_pretrained(tmp_path / "merged")
+    changed = {name for name, p in alone.named_parameters() if not torch.equal(p, plain[f"eagle.{name}"])}
+    assert any(name.startswith("connector.") for name in changed)
+    assert all(name.startswith(("connector.", "llm.layers.", "vision.layers.")) for name in changed)
+    fresh = AutoModelForImageTextToText.from_pretrained(Path(model.config._name_or_path))
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        assert (loaded(**batch).logits - want).abs().max() < 1e-4
+
+
+def test_trl_prefers_what_it_is_shown(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("trl", reason="needs TRL (the extra `preference`)")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    dpo = importlib.import_module("dpo")
+    pairs = []
+    for seed in range(2):
+        picture(seed=seed).save(tmp_path / f"{seed}.png")
+        question = {"images": [f"{seed}.png"], "prompt": "What is this?"}
+        pairs.append({**question, "chosen": "A cat.", "rejected": "A dog."})
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    out = tmp_path / "preferred"
+    log = dpo.main([str(folder), str(tmp_path / "pairs.jsonl"), "--out", str(out), "--steps", "3", "--lr", "1e-2"])
+    assert float(log[0]["loss"]) == pytest.approx(math.log(2), abs=1e-3)
+    assert float(log[-1]["loss"]) < float(log[0]["loss"]) / 2
+    assert float(log[-1]["rewards/margins"]) > 0
+    before, after = Eagle.from_pretrained(folder), Eagle.from_pretrained(out)
+    changed = [n for (n, p), q in zip(before.named_parameters(), after.parameters()) if not torch.equal(p, q)]
+    assert changed
+    assert all(name.startswith("llm.layers.") and "_proj." in name for name in changed)
+    assert Processor.from_pretrained(out).config == Processor.from_pretrained(folder).config
