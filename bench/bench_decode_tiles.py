@@ -32,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.bench_decode import evenly_spaced, in_own_process, machine, made_files
+from tests.video.make import set_display_matrix
 
 Times = NDArray[np.float64]
 Found = tuple[list[float], Tensor]  # the frames' times; (M, 3, TILE_PX, TILE_PX) bf16, or (M, P, K) patches
@@ -101,6 +102,14 @@ WAYS: dict[str, Callable[[Path, Times], Found]] = {
     "torchcodec Resize, 1 thread": partial(torchcodec, threads=1, resize=True),
 }
 CHOOSES = ("ours, tolerance 25 %",)
+UPRIGHT = "made-20s-720p-no-b.mp4"  # beside it is the same as a phone's portrait: each is tiled from planes
+
+
+def turned(upright: Path) -> Path:
+    path = upright.with_stem(f"{upright.stem}-turned")
+    path.write_bytes(upright.read_bytes())
+    set_display_matrix(path, (0, 1, -1, 0))
+    return path
 
 
 def available(way: str) -> bool:
@@ -154,6 +163,7 @@ def main() -> None:
     parser.add_argument("--make", type=Path, help="a folder for the files of bench_decode, made where absent")
     parser.add_argument("--frames", type=int, nargs="*", default=[32, 128, 512])
     parser.add_argument("--rounds", type=int, default=1, help="the median CPU time counts")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--only", choices=WAYS, help="this way, in this process, as JSON")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -162,14 +172,14 @@ def main() -> None:
         return
     files = list(args.files)
     if args.make:
-        files += made_files(args.make)
+        files += [*made_files(args.make), turned(args.make / UPRIGHT)]
     report: dict[str, Any] = {"machine": machine(), "files": {}}
     for path in files:
         print(path.name)
         report["files"][path.name] = {"bytes": path.stat().st_size, "frames": {}}
         for num_frames in args.frames:
             rows = report["files"][path.name]["frames"][num_frames] = {}
-            for way in filter(available, WAYS):
+            for way in filter(available, args.ways):
                 rounds = [in_own_process("bench_decode_tiles", path, num_frames, way) for _ in range(args.rounds)]
                 results = sorted(rounds, key=lambda r: r["cpu_seconds"])
                 row = rows[way] = results[len(results) // 2]

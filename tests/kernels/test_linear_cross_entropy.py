@@ -532,3 +532,16 @@ def test_compiled_code_asserts_the_labels():
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
     with pytest.raises(RuntimeError, match="linear_cross_entropy: a label is out of range"):
         compiled(H, W, Y + 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_graph_that_is_retained_keeps_its_gradients(dtype):
+    """On a CPU a gradient is handed on as it is kept: what is added to it elsewhere must not come back."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 8, generator=generator).to(dtype).requires_grad_() for n in (6, 11))
+    loss = linear_cross_entropy(hidden, weight, torch.arange(6))
+    once = [grad.clone() for grad in torch.autograd.grad(loss, (hidden, weight), retain_graph=True)]
+    for times in (1, 2, 3):
+        loss.backward(retain_graph=times < 3)
+        for x, grad in zip((hidden, weight), once, strict=True):
+            torch.testing.assert_close(x.grad, times * grad)
