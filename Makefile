@@ -1,6 +1,6 @@
 # make demo    set up, then the main job on real data: an Eagle 2.5 learns to answer questions about video files
 # make test    set up, then every test that this machine can run, but the slow ones
-# make slow    the long proofs: minutes each
+# make slow    the long proofs, minutes each, and make sanitize: half an hour on two cores
 # make sanitize  the CPU code of csrc, built to end at a wrong address or undefined arithmetic, under its own tests
 # make ptx     every kernel's machine code for sm_90a, run on the CPU, short and long proofs
 # make check   formatting, lint, types, layering; what CI runs beside the tests
@@ -26,8 +26,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist l
 test: .make/dev
 	$(PYTEST) tests bench --benchmark-disable --durations 15
 
+# Half of them lie in three files, so whoever has nothing left takes tests of another's file.
 slow: .make/dev
-	$(PYTEST) tests -m slow --durations 15
+	$(PYTEST) --dist worksteal tests -m slow --timeout 900 --durations 30
+	$(MAKE) sanitize
 
 ptx: .make/dev
 	$(PYTEST) tests/ptx tests/kernels/test_hopper*.py tests/kernels/test_attention_gluon*.py \
@@ -36,7 +38,8 @@ ptx: .make/dev
 # The sanitizers' libraries come before Python's own, and libstdc++ with them, or exceptions are not seen.
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell c++ -print-file-name=$(name)))
 SANITIZED := $(addprefix tests/kernels/test_,native.py attention_plan.py decode_attention.py frames_to_tiles.py \
-	merge_attention.py scatter_visual.py yuv_to_tiles.py) tests/video/containers/test_matroska.py
+	merge_attention.py scatter_visual.py yuv_to_tiles.py) tests/video/containers/test_matroska.py \
+	tests/video/test_yuv_to_rgb.py
 
 sanitize: .make/dev
 	CMAKE_ARGS="-DEAGLE_CUDA=OFF -DEAGLE_SANITIZE=ON" $(BIN)/python setup.py build_ext --build-lib build/sanitize --build-temp build/sanitize-temp

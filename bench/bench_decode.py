@@ -8,8 +8,8 @@ and say how far off. CPU seconds are the number to trust on a shared machine. A 
 than asked is marked wrong. torchcodec and decord take part where they are installed.
 
 `--make` makes the files, so that the numbers can be had again anywhere: 10 seconds of moving pictures, copied over and
-over. H.264 and VP9: the encoders' defaults but for the speed; AV1: a fast preset, a key frame every 10 seconds. The
-hour is also put into a Matroska, packet by packet, of which opening alone is measured.
+over. H.264 and VP9: the encoders' defaults but for the speed, H.264 also without B pictures; AV1: a fast preset, a key
+frame every 10 seconds. The hour is also put into a Matroska, packet by packet, of which opening alone is measured.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ FPS = 30
 UNIT_FRAMES = 10 * FPS
 ENCODERS = {
     "h264": ("libx264", {"preset": "veryfast", "crf": "26"}),
+    "h264 without B pictures": ("libx264", {"preset": "veryfast", "crf": "26", "bf": "0"}),
     "av1": ("libsvtav1", {"preset": "10", "crf": "35", "g": str(UNIT_FRAMES), "svtav1-params": "lp=1"}),
     "vp9": ("libvpx-vp9", {"deadline": "good", "cpu-used": "5", "crf": "35", "b": "0"}),
 }
 MADE = {  # codec, width, height, copies of 10 s
     "made-10min-720p.mp4": ("h264", 1280, 720, 60),
     "made-1h-360p.mp4": ("h264", 640, 360, 360),
+    "made-1min-720p-no-b.mp4": ("h264 without B pictures", 1280, 720, 6),
     "made-1min-720p-av1.mp4": ("av1", 1280, 720, 6),
     "made-10min-720p-av1.mp4": ("av1", 1280, 720, 60),
     "made-10min-720p-vp9.webm": ("vp9", 1280, 720, 60),

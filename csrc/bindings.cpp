@@ -16,6 +16,7 @@
 #include "matroska.h"
 #include "merge_attention.h"
 #include "scatter_visual.h"
+#include "yuv_to_rgb.h"
 #include "yuv_to_tiles.h"
 
 namespace py = pybind11;
@@ -46,12 +47,14 @@ eagle::Tiling make_tiling(int cols, int rows, int tile_px, int patch_px, bool th
   return tiling;
 }
 
+eagle::Colours make_colours(const std::array<int, 6>& colours) {
+  const auto& [luma, v_to_red, u_to_green, v_to_green, u_to_blue, black] = colours;
+  return eagle::make_colours(luma, v_to_red, u_to_green, v_to_green, u_to_blue, black);
+}
+
 eagle::YuvFrames make_yuv_frames(const View& y, const View& u, const View& v, const std::array<int, 6>& colours,
                                  bool cosited_across, bool cosited_down) {
-  const auto& [luma, v_to_red, u_to_green, v_to_green, u_to_blue, black] = colours;
-  return {view("y", y),   view("u", u),
-          view("v", v),   eagle::make_colours(luma, v_to_red, u_to_green, v_to_green, u_to_blue, black),
-          cosited_across, cosited_down};
+  return {view("y", y), view("u", u), view("v", v), make_colours(colours), cosited_across, cosited_down};
 }
 
 eagle::MergeAttention make_merge(const View& out_a, const View& lse_a, const View& out_b, const View& lse_b,
@@ -162,6 +165,17 @@ PYBIND11_MODULE(_native, m) {
         eagle::yuv_to_tiles_cpu(frames, view("out", out), tiling, num_threads, simd);
       },
       py::arg("frames"), py::arg("out"), py::arg("tiling"), py::arg("num_threads"), py::arg("simd") = eagle::simd());
+
+  m.def(
+      "yuv_to_rgb",
+      [](const View& y, const View& u, const View& v, const View& out, const std::array<int, 6>& colours,
+         bool cosited_across, const std::string& simd) {
+        const py::gil_scoped_release unlocked;
+        eagle::yuv_to_rgb(view("y", y), view("u", u), view("v", v), view("out", out), make_colours(colours),
+                          cosited_across, simd);
+      },
+      py::arg("y"), py::arg("u"), py::arg("v"), py::arg("out"), py::arg("colours"), py::arg("cosited_across"),
+      py::arg("simd") = eagle::simd());
 
   m.def("matroska_blocks", &matroska_blocks, py::arg("fd"), py::arg("begin"), py::arg("end"), py::arg("track_number"),
         py::arg("allow_invisible"), py::arg("look"));

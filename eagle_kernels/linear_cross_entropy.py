@@ -19,7 +19,7 @@ Shards  With the weight's rows spread over a process group, each process has its
 Numbers Matmuls in hidden's dtype with fp32 sums; z, g and dhidden are rounded to it, as in torch. Softmax, token
         losses, w, the loss, and dweight over all chunks in fp32 (on a CPU a chunk's own part of it is rounded first,
         in 16 bits). g is scaled by 1 / max(w) until backward, so that
-        fp16 does not lose small weights. No atomics: the same bits at every run.
+        fp16 does not lose small weights (on a CPU in fp16 alone). No atomics: the same bits at every run.
 Memory  Beside the inputs: fp32 dweight (V, C), dhidden (T, C) in hidden's dtype, each only where needed, and a chunk:
         its logits, `chunk_bytes` at most, and two copies of its hidden states.
 Source  Wijmans et al. 2024, arXiv:2411.09009; Hsu et al. 2024, arXiv:2410.10989. Choices, with numbers:
@@ -239,8 +239,11 @@ def _fwd(
         )
         return weights_T.sum(), losses_T, predictions_T, dhidden_TC, dweight_VC, weights_T.new_ones(())
 
-    scale = weights_T.abs().amax()
-    scale = torch.where(scale > 0, scale, 1)  # a tensor: reading it would make the host wait
+    if as_on_gpu or hidden_TC.dtype == torch.float16:
+        scale = weights_T.abs().amax()
+        scale = torch.where(scale > 0, scale, 1)  # a tensor: reading it would make the host wait
+    else:  # numbers that lose nothing when they are small: backward then mostly has nothing to multiply
+        scale = weights_T.new_ones(())
     if as_on_gpu:
         order_N = torch.argsort(labelled_T, descending=True, stable=True)[:known_labels]  # labelled first
     else:
@@ -327,9 +330,12 @@ def _grad(ctx, dloss, *_):  # type: ignore[no-untyped-def]
 
 def _scaled(x_RC: Tensor, factor_1: Tensor, dtype: torch.dtype) -> Tensor:
     """x * factor, rounded as it is written; a product in fp32 first would be another dweight in memory, which is what
-    torch makes on a CPU where dtypes differ, unless it gets a part of the rows at a time."""
-    out_RC = torch.empty_like(x_RC, dtype=dtype)
+    torch makes on a CPU where dtypes differ, unless it gets a part of the rows at a time. x itself where that is all
+    (autograd keeps count of who else has it: a graph that is retained loses nothing)."""
     whole = x_RC.is_cuda or torch.compiler.is_compiling()
+    if type(factor_1) is Tensor and not whole and x_RC.dtype == dtype and factor_1.item() == 1:  # one that has a value
+        return x_RC
+    out_RC = torch.empty_like(x_RC, dtype=dtype)
     num_rows = max(1, len(x_RC) if whole else CPU_CACHE_BYTES // (16 * max(1, x_RC.shape[1])))
     for part_RC, out in zip(x_RC.split(num_rows), out_RC.split(num_rows), strict=True):
         torch.mul(part_RC, factor_1, out=out)

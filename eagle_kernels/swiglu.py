@@ -149,14 +149,15 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 
 @custom_op("eagle::swiglu_halves")
 def _fwd_halves(gate_up_TG: Tensor) -> Tensor:
-    return _fwd.function(*gate_up_TG.chunk(2, dim=1))  # type: ignore[no-any-return]
+    return _fwd.function(*gate_up_TG.chunk(2, dim=1))
 
 
 @custom_op("eagle::swiglu_halves_bwd")
 def _bwd_halves(dout_TF: Tensor, gate_up_TG: Tensor) -> Tensor:
     dgate_up_TG = gate_up_TG.new_empty(gate_up_TG.shape)
-    halves = (*gate_up_TG.chunk(2, dim=1), *dgate_up_TG.chunk(2, dim=1))
-    _launch_bwd(dout_TF, *halves, gate_up_TG.shape[1], True, True)
+    gate_TF, up_TF = gate_up_TG.chunk(2, dim=1)
+    dgate_TF, dup_TF = dgate_up_TG.chunk(2, dim=1)
+    _launch_bwd(dout_TF, gate_TF, up_TF, dgate_TF, dup_TF, gate_up_TG.shape[1], True, True)
     return dgate_up_TG
 
 

@@ -29,7 +29,7 @@ Source  ITU-T H.273 (matrices, ranges, chroma sample location types 0 to 2); BT.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,41 +39,13 @@ from eagle_kernels import native
 from eagle_kernels.checks import refuse, refuse_types
 from eagle_kernels.library import custom_op
 from eagle_kernels.tiles import Tiling, check_arguments, filter_weights, patch_px_of, tiles_ref
-from eagle_kernels.video.colour import LUMA_WEIGHTS, TILED_MATRICES
+from eagle_kernels.video.colour import MATRIX_BITS, TILED_MATRICES, colours
 
 Matrix = Literal["bt601", "bt709", "bt2020"]
 Chroma = Literal["left", "center", "top_left"]
 TAP_BITS = 14  # of a weight, below the point
 PLANE_BITS = 6  # of a resized plane: both fit 16 bits
-MATRIX_BITS = 13  # of the matrix: its largest number, 2.14, then fits 16 bits
 COSITED = {"left": (True, False), "center": (False, False), "top_left": (True, True)}  # across, down
-
-
-class Colours(NamedTuple):
-    """A colour matrix in integers of MATRIX_BITS fractional bits, and luma's black."""
-
-    y: int
-    v_to_red: int
-    u_to_green: int
-    v_to_green: int
-    u_to_blue: int
-    black: int
-
-
-def colours(matrix: str, full_range: bool) -> Colours:
-    """Y'CbCr to R'G'B', the quantisation range included: from kr and kb, as H.273 has it."""
-    red, blue = LUMA_WEIGHTS[matrix]
-    green = 1 - red - blue
-    one = 2**MATRIX_BITS
-    luma, chroma = (one, one) if full_range else (one * 255 / 219, one * 255 / 224)
-    return Colours(
-        y=round(luma),
-        v_to_red=round(2 * (1 - red) * chroma),
-        u_to_green=round(-2 * (1 - blue) * blue / green * chroma),
-        v_to_green=round(-2 * (1 - red) * red / green * chroma),
-        u_to_blue=round(2 * (1 - blue) * chroma),
-        black=0 if full_range else 16,
-    )
 
 
 def _taps(num_in: int, num_out: int, length: float, shift: float) -> Tensor:

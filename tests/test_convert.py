@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_training_starts_from_a_converted_folder_and_does_not_resume_it(tmp_path
 
 def test_an_adapter_is_merged_into_the_weights(tmp_path, released):
     model = Eagle.from_pretrained(released)
-    lora.add_lora(model, lora.LoraConfig(r=2, alpha=4))
+    lora.add_lora(model, lora.LoraConfig(rank=2, alpha=4))
     randomise(model, std=0.02)
     lora.save_adapter(model, tmp_path / "adapter")
     convert.to_folder(released, tmp_path / "out", adapter=tmp_path / "adapter")
@@ -209,3 +210,15 @@ def test_a_fresh_eagle_of_two_folders_answers(monkeypatch, tmp_path, padding):
     assert len(model.generate(row, max_new_tokens=3)[0]) == 3
     old, head = load_file(llm / weights.SINGLE)["lm_head.weight"].float(), model.lm_head.weight
     assert torch.equal(head[before:], old[:before].mean(0).bfloat16().float().expand(11, -1))
+
+
+def test_the_example_teaches_a_new_connector(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
+    losses = import_module("new_eagle").main([str(tmp_path / "out")])
+    assert losses[-1] < 0.7 * losses[0]
+    start, trained = (
+        Eagle.from_pretrained(tmp_path / name, dtype=torch.float32) for name in ("out-start/start", "out")
+    )
+    assert torch.equal(trained.llm.embed_tokens.weight, start.llm.embed_tokens.weight)
+    assert not torch.equal(trained.connector.up.weight, start.connector.up.weight)
+    assert Processor.from_pretrained(tmp_path / "out").config.tile_px == 56

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from eagle_model.data.sampling import SamplingConfig
 from eagle_model.data.tokenizer import train_tokenizer
 from eagle_model.model import attend
 from eagle_model.model.config import tiny
+from eagle_model.model.lora import LoraConfig, add_lora, load_adapter, save_adapter
 from eagle_model.model.rope_scaling import RopeScaling
 from tests.data.conftest import write_video
 from tests.model.samples import document, pack, randomise, small_model, with_text
@@ -245,6 +247,24 @@ def test_configs_lose_nothing(folder: Path, tmp_path: Path) -> None:
     assert hf.Eagle2_5_VLConfig(**old).eagle == config.eagle
 
 
+def test_a_release_with_code_of_its_own_needs_none_of_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "release")
+    for name, auto_map in {
+        "config.json": {
+            "AutoConfig": "configuration_eagle2_5_vl.Eagle2_5_VLConfig",
+            "AutoModelForImageTextToText": "modeling_eagle2_5_vl.Eagle2_5_VLForConditionalGeneration",
+        },
+        "processor_config.json": {"AutoProcessor": "processing_eagle2_5_vl.Eagle2_5_VLProcessor"},
+    }.items():
+        fields = json.loads((tmp_path / "release" / name).read_text())
+        (tmp_path / "release" / name).write_text(json.dumps({**fields, "auto_map": auto_map}))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "release")
+    assert isinstance(model, hf.Eagle2_5_VLForConditionalGeneration)
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path / "release"), hf.Eagle2_5_VLProcessor)
+    model.save_pretrained(tmp_path / "again")
+    assert "auto_map" in json.loads((tmp_path / "again" / "config.json").read_text())
+
+
 def test_a_new_model_from_a_config(folder: Path) -> None:
     torch.manual_seed(1)
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
@@ -422,13 +442,14 @@ def test_tensors_of_shards_are_put_together(folder: Path, model, tmp_path: Path)
 
 
 def test_peft(model, processor, tmp_path: Path) -> None:
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig as PeftConfig
+    from peft import PeftModel, get_peft_model
 
     names = {name.rpartition(".")[2] for name, module in model.eagle.llm.named_modules() if hasattr(module, "weight")}
     targets = [name for name in sorted(names) if name.endswith("_proj")]
     with pytest.raises(ValueError, match="q_proj"):  # released names are not the modules'
-        get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    config = LoraConfig(r=4, target_modules=targets, modules_to_save=["connector"])
+        get_peft_model(model, PeftConfig(target_modules=["q_proj"]))
+    config = PeftConfig(r=4, target_modules=targets, modules_to_save=["connector"])
     plain = {name: p.clone() for name, p in model.named_parameters()}
     adapted = get_peft_model(model, config)
     batch = join(training_rows(processor))
@@ -477,3 +498,19 @@ def test_trl_prefers_what_it_is_shown(folder: Path, tmp_path: Path, monkeypatch)
     assert changed
     assert all(name.startswith("llm.layers.") and "_proj." in name for name in changed)
     assert Processor.from_pretrained(out).config == Processor.from_pretrained(folder).config
+
+
+def test_our_own_adapters_attach_to_what_it_holds(model, tmp_path: Path) -> None:
+    """Of q_proj alone, in PEFT's files under the released names; PEFT itself sees a fused module."""
+    add_lora(model.eagle, LoraConfig(rank=2, targets=("q_proj",)), base="base")
+    for name, parameter in model.eagle.named_parameters():
+        if name.endswith(".B.weight"):
+            torch.nn.init.normal_(parameter)
+    save_adapter(model.eagle, tmp_path)
+    inputs = rows_of(documents_for(model.eagle), "left")
+    fresh = AutoModelForImageTextToText.from_pretrained(Path(model.config._name_or_path))
+    with torch.no_grad():
+        want, without = model.eval()(**inputs).logits, fresh(**inputs).logits
+        load_adapter(fresh.eagle, tmp_path)
+        assert torch.equal(fresh.eval()(**inputs).logits, want)
+    assert (want - without).abs().max() > 1e-3

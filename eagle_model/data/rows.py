@@ -67,6 +67,8 @@ _TURN_FIELDS = {
 }  # of messages, by role, beside those of all
 _PARTS = ("text", "image", "image_url", "video", "video_url")
 _DETAILS = {"auto": None, "high": None, "low": 1}  # of an OpenAI image -> the most tiles
+_MAX_PATH_CHARS = 4096  # limit: Linux opens no longer one
+_LISTS = {"image", "images", "video", "videos", "data"}
 _ROW_FIELDS = {"id", "conversations", "messages", "system", "tools", "image", "images", "video", "videos", "data"}
 
 
@@ -181,7 +183,7 @@ class _RowReader:
                 raise self.fail("media are listed beside the messages and are parts of them too; needs one of both.")
             if num_shown and num_shown < len(listed):
                 raise self.fail(f"the row lists {len(listed)} media, but parts of its messages show {num_shown}.")
-            if listed and not num_shown:
+            if not num_shown and (listed or _LISTS & row.keys()):  # a list of none too: what a tag meant is lost
                 turns = self.placed(listed, turns)
         if bounds := [name for name in _VIDEO_BOUNDS if name in row and self.num_media["video"] and not listed]:
             raise self.fail(f"the row has {bounds[0]!r}, but its videos are parts of messages; write it there.")
@@ -344,6 +346,9 @@ class _RowReader:
             text = text.removeprefix("file://")
         elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", text):
             raise self.fail(f"{kind} is the URL {text[:60]!r}; nothing is fetched. Download it and give its path.")
+        if len(text) > _MAX_PATH_CHARS:
+            count = f"{shown(text)[:40]}..., {len(text):,} characters"
+            raise self.fail(f"{kind} is {count}, which is no path; if it is base64, write it to a file.")
         path = self.root / text
         if self.allow_outside_root:
             return path

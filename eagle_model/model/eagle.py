@@ -245,7 +245,7 @@ def check_device(cfg: EagleConfig, device: torch.device | str) -> None:
     for name, width in (("vision", cfg.vision.head_dim), ("text", cfg.text.head_dim)):
         if width not in KERNEL_HEAD_WIDTHS:
             raise ValueError(
-                f"Eagle: the {name} heads are {width} wide (hidden_size / num_attention_heads); on a GPU attention "
+                f"Eagle: the {name} heads are {width} wide (their head_dim); on a GPU attention "
                 f"needs a multiple of 8 from 16 to 256. Use the CPU, or another number of heads."
             )
 

@@ -197,6 +197,21 @@ def test_null_fields_count_as_absent_everywhere(name: str) -> None:
     assert parse(with_nulls(row)).turns == parse(row).turns
 
 
+@pytest.mark.parametrize("key", ["images", "videos", "video", "data"])
+def test_a_tag_beside_an_empty_list_has_lost_its_medium(key: str) -> None:
+    row = {"messages": user("<video>What is it?"), key: []}
+    with pytest.raises(DataError, match="the text has 1 <video> but the row lists 0 videos; the numbers must match"):
+        parse(row)
+    assert parse(row | {key: None}).turns == parse({"messages": row["messages"]}).turns
+
+
+def test_base64_in_the_place_of_a_path_is_refused_in_a_line() -> None:
+    for start in ("/9j/4AAQSkZJRg", "iVBORw0KGgo"):
+        with pytest.raises(DataError, match=r"50,0\d\d characters, which is no path; if it is base64") as refused:
+            parse(chat_row(image=start + "A" * 50_000))
+        assert len(str(refused.value)) < 200
+
+
 def test_a_rows_system_is_its_first_turn() -> None:
     for row in (chat_row(system="Be <image> brief."), {"messages": user("Hi"), "system": "Be <image> brief."}):
         assert parse(row).turns[0] == Turn("system", ("Be <image> brief.",))

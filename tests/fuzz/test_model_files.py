@@ -14,6 +14,7 @@ from torch import nn
 from eagle_model.data.processor import Processor
 from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig, eagle2_5_8b
+from eagle_model.model.lora_config import LoraConfig, from_peft, to_peft
 from eagle_model.model.weights import Rule
 from tests.infer.test_assistant import save_model
 
@@ -44,6 +45,19 @@ def refusal(do: Callable[[], object]) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def test_every_field_of_adapter_config_json_with_every_odd_value():
+    names = ["language_model.model.layers.0.self_attn.q_proj", "mlp1.1"]
+    fields = to_peft(LoraConfig(rank_pattern=(("q_proj", 2),), alpha_pattern=(("q_proj", 2.0),)), names)
+    fields |= dict.fromkeys(("exclude_modules", "layers_to_transform", "velora_config", "loftq_config", "unknown"))
+    said = [
+        refusal(lambda: from_peft(with_value(fields, place, value), {names[0]: 2})[0].adapted(names))  # noqa: B023
+        for place in places(fields)
+        for value in ODD
+    ]
+    assert sum(map(bool, said)) > 150
+    assert max(map(len, said)) < 400
 
 
 def test_every_field_of_config_json_with_every_odd_value():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 from transformers.masking_utils import create_causal_mask, sliding_window_causal_mask_function
 
 from eagle_kernels.attention_plan import AttentionPlan
@@ -208,3 +208,12 @@ def test_masks_that_are_no_documents_are_refused(ours) -> None:
         eagle_mask(1, 2, 8, 6, mask_function=sliding_window_causal_mask_function(3))
     with pytest.raises(ValueError, match="drops old keys"):
         eagle_mask(1, 2, 8, 6, kv_offset=3)
+
+
+def test_transformers_own_collator_packs(ours, theirs) -> None:
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_tensors="pt")
+    documents = [token_ids(length, seed=length).tolist() for length in LENGTHS]
+    batch = collate([{"input_ids": ids} for ids in documents])
+    assert "cu_seq_lens_q" in batch
+    result, whole = ours(**batch, use_cache=False), torch.tensor([[i for ids in documents for i in ids]])
+    assert_close(result.logits, one_by_one(theirs, whole))

@@ -102,6 +102,26 @@ def test_siglip_trains_as_before(make) -> None:
     assert_same_gradients(gradients(patched, losses[0]), gradients(plain, losses[1]))
 
 
+@pytest.mark.parametrize("how", ["bf16", "autocast"])
+def test_sixteen_bits(how: str) -> None:
+    """As far from fp32 as transformers' own numbers are, and no dtype that an op would refuse."""
+    exact = causal_lm("qwen3").train()
+    ids_BT = token_ids(2, 9)
+    want = exact(input_ids=ids_BT, labels=ids_BT).loss
+    losses = []
+    for is_patched in (True, False):
+        model = copy.deepcopy(exact)
+        if is_patched:
+            patch(model)
+        if how == "bf16":
+            model.to(torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            losses.append(model(input_ids=ids_BT, labels=ids_BT).loss)
+        assert all(gradient.isfinite().all() for gradient in gradients(model, losses[-1]).values())
+    ours, theirs = (float((loss - want).detach().abs()) for loss in losses)
+    assert ours <= 2 * theirs + 0.01
+
+
 @pytest.mark.usefixtures("kernels")
 def test_kernels_train_language_models_as_before() -> None:
     """Qwen3, whose norms of q and k are one more way to call an op; the three differ in nothing else here."""
@@ -308,3 +328,23 @@ def test_the_example_trains_alike(monkeypatch) -> None:
     results = example.main([])
     assert results["patched"] == pytest.approx(results["as it is"], rel=1e-5)
     assert results["patched"][1] < results["patched"][0]
+
+
+@pytest.mark.parametrize("first", ["patch", "adapters"])
+def test_adapters_before_and_after(first: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj", "gate_proj", "down_proj"], init_lora_weights=False)
+    plain = causal_lm("qwen2")
+    patched = copy.deepcopy(plain)
+    if first == "patch":
+        patch(patched)
+    models = []
+    for model in (patched, plain):
+        torch.manual_seed(0)
+        models.append(get_peft_model(model, config))
+    if first == "adapters":
+        with pytest.raises(ValueError, match=r"PeftModel; knows .* patch\(model.get_base_model\(\)\)"):
+            patch(models[0])
+        assert patch(models[0].get_base_model())
+    assert_trains_alike(*models, token_ids(2, 9))

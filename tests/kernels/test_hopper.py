@@ -245,3 +245,24 @@ def test_a_launch_of_sm_90(name):
     same = [x for x in launches if (x.module, x.kernel, x.num_warps) == want]
     constants = {key: case.constants[key] for key in dict(same[0].constants)}
     assert any(dict(x.constants) == constants for x in same), (constants, [x.constants for x in same])
+
+
+def test_what_the_table_of_cases_has_not():
+    """Frequencies token by token, a scale, no bias; both halves of a fused projection."""
+    table = randn(6, 16, seed=3).detach().abs()
+    rope, qkv_rope, swiglu = (import_module(f"eagle_kernels.{name}") for name in ("rope", "qkv_rope", "swiglu"))
+    launches = check(
+        lambda q, k: rope._rope(q, k, positions(6), 0.0, False, table, 1.25),
+        lambda q, k: rope.rope_ref(q, k, positions(6), frequencies=table, scale=1.25),
+        (bf16(6, 3, 32), bf16(6, 1, 32, seed=1)),
+    )
+    heads = {"num_heads": 3, "num_kv_heads": 1}
+    launches += check(
+        lambda x: qkv_rope._fwd(x, None, positions(6), 0.0, 3, 1, table, 1.25),
+        lambda x: qkv_rope.qkv_rope_ref(x, None, positions(6), frequencies=table, scale=1.25, **heads),
+        (bf16(6, 5 * 32),),
+    )
+    launches += check(swiglu._fwd_halves, lambda x: swiglu.swiglu_ref(*x.chunk(2, dim=1)), (bf16(5, 2 * 144),))
+    constants = [dict(launch.constants) for launch in launches]
+    for name, value in {"PER_TOKEN": True, "SCALE": 1.25, "HAS_BIAS": False, "GRAD_STRIDE": 288}.items():
+        assert {x[name] for x in constants if name in x} == {value}

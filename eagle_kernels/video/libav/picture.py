@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 from eagle_kernels.video.colour import LEFT_CHROMA, MATRICES, TILED_MATRICES, UNSPECIFIED
 from eagle_kernels.video.info import Orientation, PacketIndex, VideoError
 from eagle_kernels.video.libav.container import named
+from eagle_kernels.video.yuv_to_rgb import yuv_to_rgb
 
 # Without the last two flags swscale rounds down, repeats chroma samples, and loses 10 dB (tests/video/libav/
 # test_picture.py). Bicubic gains nothing there and takes twice the time.
@@ -45,6 +46,10 @@ class Planes(NamedTuple):
     full_range: bool
     chroma: str
 
+    @property
+    def colours(self) -> dict[str, Any]:
+        return {"matrix": self.matrix, "full_range": self.full_range, "chroma": self.chroma}
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -56,7 +61,10 @@ class Picture:
 
     def rgb_YX3(self) -> Tensor:
         """As `Frame.rgb_YX3`; the caller's own."""
-        return to_rgb(self.frame, self.index, self.scaler)
+        index, planes = self.index, self.planes()
+        if planes is None or (self.frame.width, self.frame.height) != (index.scaled_width_px, index.scaled_height_px):
+            return to_rgb(self.frame, index, self.scaler)
+        return turned(yuv_to_rgb(*planes[:3], **planes.colours), index.orientation)
 
     def planes(self) -> Planes | None:
         """The samples where the decoder left them; None unless they are 8-bit 4:2:0, by one of TILED_MATRICES.
