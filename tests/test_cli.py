@@ -416,6 +416,6 @@ def test_sizes_of_a_preset_and_of_a_folder(monkeypatch, capsys, tmp_path: Path) 
 
 def test_every_command_has_an_example() -> None:
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"doctor", "plan", "sizes", "train", "chat", "report", "bench"}
+    assert set(commands) == {"doctor", "plan", "sizes", "train", "chat", "convert", "assemble", "report", "bench"}
     for name, command in commands.items():
         assert f"Example:  eagle {name}" in command.help
