@@ -1,5 +1,8 @@
 """PackedBatch: the one place where data and model meet. One row of documents, end to end, without padding.
 
+    batch = processor(messages).to("cuda")                         # of one document
+    loss = model(batch, sqrt_mass(batch.labels_T, batch.cu_seqlens))
+
 Dims    T tokens of the row, S documents, I tiles, P patches a tile, K = 3 * patch_px**2, N visual tokens.
 """
 
