@@ -1,7 +1,7 @@
 """The built extension, `eagle_kernels._native`, and how it gets a tensor: as numbers, since it knows no torch.
 
-    native.view(torch.zeros(2, 3))          # (address, (2, 3), (3, 1), "float32", 24 bytes from there on)
-    native.build_info()["has_cuda"]         # whether CUDA code is in it
+native.view(torch.zeros(2, 3))          # (address, (2, 3), (3, 1), "float32", 24 bytes from there on)
+native.build_info()["has_cuda"]         # whether CUDA code is in it
 """
 
 from __future__ import annotations

@@ -58,7 +58,11 @@ from eagle_model.fields import ConfigError, from_json, to_json
 from eagle_model.files import read_json, write_json, write_text
 
 CONFIG_FILE = "eagle_processor.json"
-_WHAT_WAS_UNSAID = {"template": "processor-1", "auto_thinking_prompt": False}  # before files said it
+_WHAT_WAS_UNSAID = {
+    "template": "processor-1",
+    "auto_thinking_prompt": False,
+    "use_pixel_shuffle": True,
+}  # before files said it
 PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
 
@@ -69,6 +73,9 @@ class ProcessorConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tile_px: int = 448  # width and height of a tile, the model's own
     patch_px: int = 14  # width and height of a patch, the model's own
+    use_pixel_shuffle: bool = (
+        True  # whether 2 x 2 patches become one token, as the model has it; else each patch is one
+    )
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken from the red, green and blue of pixels, 0 to 1
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # what they are divided by then
     template: TemplateName = DEFAULT_TEMPLATE  # the prompt's layout (docs/templates.md)
@@ -76,11 +83,11 @@ class ProcessorConfig:
     auto_thinking_prompt: bool = False  # questions and answers without thoughts say so, as Qwen3 is trained
 
     def __post_init__(self) -> None:
-        if self.patch_px < 1 or self.tile_px < 1 or self.tile_px % (2 * self.patch_px):
-            raise ValueError(
-                f"ProcessorConfig: tile_px is {self.tile_px}; needs a multiple of 2 * patch_px = {2 * self.patch_px}, "
-                f"as a visual token is a block of 2 x 2 patches."
-            )
+        if self.patch_px < 1 or self.tile_px < 1 or self.tile_px % self._token_px:
+            need = f"2 * patch_px = {self._token_px}, as a visual token is a block of 2 x 2 patches"
+            if not self.use_pixel_shuffle:
+                need = f"patch_px = {self._token_px}, as a visual token is a patch"
+            raise ValueError(f"ProcessorConfig: tile_px is {self.tile_px}; needs a multiple of {need}.")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
@@ -96,8 +103,13 @@ class ProcessorConfig:
         return TEMPLATES[self.template].system if self.system is None else self.system
 
     @property
+    def _token_px(self) -> int:
+        """Width and height of what becomes one token."""
+        return 2 * self.patch_px if self.use_pixel_shuffle else self.patch_px
+
+    @property
     def tokens_per_tile(self) -> int:
-        return (self.tile_px // (2 * self.patch_px)) ** 2
+        return (self.tile_px // self._token_px) ** 2
 
     @property
     def tiling(self) -> Tiling:

@@ -98,6 +98,7 @@ def released_config(folder: Path, kept: Kept) -> dict[str, Any]:
     given = {
         "tile_px": tile_px,
         "patch_px": vision.get("patch_size", _patch_px(tile_px, images.get("tokens_per_tile"))),
+        "use_pixel_shuffle": both.get("use_pixel_shuffle"),
         "mean": images.get("image_mean"),
         "std": images.get("image_std"),
     }

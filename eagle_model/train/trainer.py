@@ -458,7 +458,8 @@ def new_model(
         tile_px=ours.tile_px,
         patch_px=ours.patch_px,
     )
-    return _placed(cfg.trained_on_tiles(ours.sampling.max_tiles), None, device), Processor(tokenizer, ours)
+    cfg = replace(cfg.trained_on_tiles(ours.sampling.max_tiles), use_pixel_shuffle=ours.use_pixel_shuffle)
+    return _placed(cfg, None, device), Processor(tokenizer, ours)
 
 
 def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> tuple[Eagle, Processor]:
@@ -471,7 +472,7 @@ def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> 
     for name, got, need in (
         ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
         ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
-        ("processor's tokens a tile", ours.tokens_per_tile, cfg.tokens_per_tile),
+        ("processor.use_pixel_shuffle", ours.use_pixel_shuffle, cfg.use_pixel_shuffle),
         ("processor.mean", ours.mean, theirs.mean),
         ("processor.std", ours.std, theirs.std),
         ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, cfg.image_token_id),

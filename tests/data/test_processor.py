@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -409,6 +410,16 @@ def test_low_detail_is_one_tile(processor: Processor, media: Path) -> None:
 
     assert grids("low", "high", "auto") == [(1, 1), (3, 1), (3, 1)]
     assert grids("low") == [(1, 1)]
+
+
+def test_without_pixel_shuffle_each_patch_is_a_token(tokenizer: Tokenizer, media: Path) -> None:
+    config = replace(tiny_config(), use_pixel_shuffle=False)
+    processor = Processor(tokenizer, config)
+    plan = processor.plan_sample(sample_of(media, chat_row("<image-1>", image="wide.png")))
+    tokens, patches_IPK = processor.load_sample(plan)
+    assert tokens.visual_positions_N.numel() == patches_IPK.shape[0] * 16 == plan.num_tiles * config.tokens_per_tile
+    with pytest.raises(ValueError, match=r"tile_px is 50; needs a multiple of patch_px = 14"):
+        replace(config, tile_px=50)
 
 
 # ---- documents

@@ -176,6 +176,12 @@ def test_a_release_is_read_and_all_its_fields_come_back(tokenizer: Tokenizer, tm
     assert read(tmp_path / "b/tokenizer_config.json").get("chat_template") is None
 
 
+def test_a_release_without_pixel_shuffle_is_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = {"vision_config": {"image_size": 56, "patch_size": 14}, "use_pixel_shuffle": False}
+    processor = Processor.from_pretrained(released(tmp_path, tokenizer, config=model))
+    assert (processor.config.use_pixel_shuffle, processor.config.tokens_per_tile) == (False, 16)
+
+
 def test_a_processor_s_folder_without_a_model_is_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """In both places where transformers puts an image processor's fields."""
     for name, content in (("preprocessor_config", IMAGES), ("processor_config", {"image_processor": IMAGES})):

@@ -503,6 +503,15 @@ def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
     assert second.train()
 
 
+def test_a_model_without_pixel_shuffle_trains(chats, tmp_path):
+    config = config_of(chats, "processor.use_pixel_shuffle=false")
+    trainer = Trainer(config, tmp_path / "first", say=quiet)
+    assert trainer.train()
+    assert trainer.model.cfg.tokens_per_tile == trainer.processor.config.tokens_per_tile == 16
+    with pytest.raises(ValueError, match=r"processor\.use_pixel_shuffle is True; the model in .* needs False"):
+        Trainer(config_of(chats, f"model={tmp_path / 'first'}"), tmp_path / "second", say=quiet)
+
+
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
