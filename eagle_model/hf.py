@@ -61,7 +61,10 @@ from eagle_model.model.llm import document_lengths
 
 MODEL_TYPE = "eagle_2_5_vl"
 # Arguments of from_pretrained that change what is loaded, and that this class has no code for.
+_NOT_COMPARED = {"dtype", "torch_dtype", "vision_config", "text_config", "rope_scaling"}  # is rope_parameters' old name
 _REFUSED = (
+    "load_in_4bit",
+    "load_in_8bit",
     "quantization_config",
     "state_dict",
     "key_mapping",
@@ -103,6 +106,24 @@ class Eagle2_5_VLConfig(PreTrainedConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
+
+    def check_unedited(self) -> None:
+        """Raises ValueError when a field that changes the model was set after the config was made."""
+        fresh = Eagle2_5_VLConfig(**self.eagle.to_dict())
+        told = self.eagle.to_dict()
+        for part, known in (
+            (None, told),
+            ("vision_config", told["vision_config"]),
+            ("text_config", told["text_config"]),
+        ):
+            ours, theirs = (config if part is None else getattr(config, part) for config in (self, fresh))
+            for name in sorted({*known, "rope_parameters"} - _NOT_COMPARED):
+                if (got := getattr(ours, name, None)) != (was := getattr(theirs, name, None)):
+                    path = name if part is None else f"{part}.{name}"
+                    raise ValueError(
+                        f"Eagle2_5_VLConfig: {path} was set to {got!r}, but the model is made of {was!r}. Change the "
+                        f"dict and make the config anew: Eagle2_5_VLConfig(**fields)."
+                    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +177,7 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         _check_attention(config._attn_implementation)
         config._attn_implementation = NAME
         super().__init__(config)
+        config.check_unedited()
         self.eagle = Eagle(config.eagle) if eagle is None else eagle
         self.gradient_checkpointing = False
         self.post_init()
@@ -309,6 +331,20 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cut = pixel_values.unflatten(3, (-1, patch_px)).unflatten(2, (-1, patch_px))  # I, 3, rows, y, columns, x
         return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
+    def _expand_inputs_for_generation(  # transformers' own is static, and knows no tiles
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Each row of the batch `expand_size` times, with all of its tiles."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        if pixel_values is not None and input_ids is not None and expand_size > 1:
+            num_visual_B = (input_ids == self.eagle.cfg.image_token_id).sum(1) // self.eagle.tokens_per_tile
+            parts = pixel_values.split(num_visual_B.tolist())
+            pixel_values = torch.cat([part for part in parts for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs if pixel_values is None else {**kwargs, "pixel_values": pixel_values}
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
@@ -362,6 +398,8 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for name in _REFUSED:
             if kwargs.get(name) is not None:
                 raise ValueError(f"Eagle2_5_VL.from_pretrained: {name} is given; this class loads weights as they are.")
+        if edits := [name for name in ("select_layer", "text_config", "vision_config") if name in kwargs]:
+            raise ValueError(f"Eagle2_5_VL.from_pretrained: {edits[0]} is given; change config.json instead.")
         _check_attention(kwargs.get("attn_implementation") if config is None else config._attn_implementation)
         folder = _folder(pretrained_model_name_or_path, kwargs)
         wanted = torch_dtype if dtype is None else dtype
@@ -640,11 +678,26 @@ def _parts(content: str, media: Mapping[str, list[str]]) -> list[dict[str, str]]
     return [part for part in parts if part.get("text") != ""]
 
 
+def _picture(array: Any) -> Any:
+    """The PIL image of an array (Y, X), (Y, X, 1 | 3 | 4) or, as torch has them, (1 | 3 | 4, Y, X), of uint8."""
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if str(array.dtype) != "uint8" or not fits:
+        raise ValueError(
+            f"Eagle2_5_VLProcessor: an image is an array of {array.dtype} {array.shape}; needs uint8, (Y, X) or "
+            f"(Y, X, 1, 3 or 4)."
+        )
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array.copy())
+
+
 @contextmanager
 def _as_files(images: Sequence[Any]) -> Iterator[list[str]]:
     """Paths of images: their own, or of PNG files, which keep every pixel, while the context is open."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
     from transformers.image_utils import load_image
 
     with tempfile.TemporaryDirectory() as folder:
@@ -656,8 +709,11 @@ def _as_files(images: Sequence[Any]) -> Iterator[list[str]]:
             if isinstance(image, str):  # an address, or base64
                 image = load_image(image)
             elif not isinstance(image, Image.Image):
-                image = Image.fromarray(np.asarray(image))
-            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                image = _picture(np.asarray(image))
+            if image.mode == "F":
+                raise ValueError("Eagle2_5_VLProcessor: an image has mode 'F'; needs one of whole numbers, as 'RGB'.")
+            image = ImageOps.exif_transpose(image)  # which a PNG's readers might not look for
+            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"):
                 image = image.convert("RGB")
             paths.append(f"{folder}/{i}.png")
             image.save(paths[-1], compress_level=1)

@@ -170,6 +170,50 @@ def test_generation_is_that_of_eagle(model, how: dict) -> None:
     assert torch.equal(by_embeddings, new)
 
 
+def test_several_sequences_of_one_prompt_keep_its_tiles(model) -> None:
+    documents = [document(model.eagle.cfg, *size, seed=seed) for seed, size in enumerate([(3, 2, 4), (2, 1, 3)])]
+    inputs = rows_of(documents, "left")
+    given = {"max_new_tokens": 4, "pad_token_id": 0}
+    want = model.generate(**inputs, **given, do_sample=False)
+    got = model.generate(**inputs, **given, do_sample=True, top_k=1, num_return_sequences=3)
+    assert torch.equal(got, want.repeat_interleave(3, dim=0))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("text_config", "num_hidden_layers", 1),
+        (None, "select_layer", -2),
+        ("text_config", "rope_parameters", {"rope_type": "yarn"}),
+    ],
+)
+def test_an_edited_config_is_refused(folder: Path, part: str | None, name: str, value: object) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    setattr(config if part is None else getattr(config, part), name, value)
+    with pytest.raises(ValueError, match=f"{name} was set to"):
+        AutoModelForImageTextToText.from_config(config)
+    with pytest.raises(ValueError, match=f"{name} was set to"):
+        AutoModelForImageTextToText.from_pretrained(folder, config=config)
+
+
+def test_pictures_in_memory_are_those_of_files(processor, tmp_path: Path) -> None:
+    text = "<|im_start|>user\n<image-1>What is this?<|im_end|>\n<|im_start|>assistant\n"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture().save(tmp_path / "turned.png", exif=exif)
+    deep = Image.fromarray(np.arange(40 * 28, dtype=np.uint16).reshape(28, 40) * 50)
+    deep.save(tmp_path / "deep.png")
+    for path in (tmp_path / "turned.png", tmp_path / "deep.png"):
+        by_path = processor(images=[str(path)], text=text)["pixel_values"]
+        assert torch.equal(processor(images=[Image.open(path)], text=text)["pixel_values"], by_path)
+    array = np.asarray(picture())
+    want = processor(images=[picture()], text=text)["pixel_values"]
+    for given in (array, array.transpose(2, 0, 1), torch.from_numpy(array.copy())):
+        assert torch.equal(processor(images=[given], text=text)["pixel_values"], want)
+    with pytest.raises(ValueError, match=r"an image is an array of float32 .*; needs uint8"):
+        processor(images=[array.astype(np.float32)], text=text)
+
+
 def test_other_language_models_and_dynamic_rope() -> None:
     """A document is as long as it is so far, in `Eagle.generate` and here."""
     scaling = RopeScaling(rope_type="dynamic", factor=2.0)

@@ -12,7 +12,8 @@ Dims    B batch, H query heads, K key/value heads, G = H / K, T queries, L keys 
 Packed  `cu_seq_lens_q` and `cu_seq_lens_k` (transformers' names) over the rows of the batch laid end to end; else
         `position_ids` that start again, where no attention_mask is given: transformers looks at them only then.
 Padding A 2-D attention_mask: a row's tokens are one run, with padding before it, after it or both. Padded queries find
-        nothing (zeros). Holes inside a row, 4-D masks, windows, soft caps and dropout are refused.
+        nothing (zeros) where attention is causal, else what the row's tokens find. Holes inside a row, 4-D masks,
+        windows, soft caps, dropout and models of an encoder with a decoder are refused.
 Cache   T < L: the last query sees the last key written. Keys stay where the cache has them: each key/value head is a
         sequence of its own, so that nothing is copied; one token a row takes `decode_attention`.
 """
@@ -131,9 +132,13 @@ class Visible:
         if tokens is None:
             return AttentionPlan.uniform(self.batch_size, self.q_length, device=self.device)
         start_B, end_B = tokens
-        row_B = torch.arange(self.batch_size, dtype=torch.int32, device=self.device) * self.q_length + start_B
+        row_B = torch.arange(self.batch_size, dtype=torch.int32, device=self.device) * self.q_length
+        if causal:
+            q_start_B, q_len_B = row_B + start_B, end_B - start_B
+        else:  # a padded query sees what the others do: models that pool such a position rely on it
+            q_start_B, q_len_B = row_B, torch.full_like(row_B, self.q_length)
         return AttentionPlan.from_segments(
-            row_B, end_B - start_B, row_B, end_B - start_B, num_tokens=num_rows, causal=causal
+            q_start_B, q_len_B, row_B + start_B, end_B - start_B, num_tokens=num_rows, causal=causal
         )
 
     def segments(self, num_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -225,6 +230,8 @@ def eagle_attention(
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     (B, _, T, _), L = query.shape, key.shape[2]
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        refuse(_OP, "the model", "an encoder with a decoder", "one tower: cross-attention is not computed here")
     if dropout:
         refuse(_OP, "attention dropout", dropout, "0: set attention_dropout to 0, or take another attn_implementation")
     if sliding_window is not None and sliding_window < L:

@@ -323,7 +323,9 @@ def _take_rope(other: dict[str, Any], defaults: Mapping[str, Any]) -> RopeScalin
     if "rope_theta" in rope:
         other["rope_theta"] = rope.pop("rope_theta")
     length = other.get("max_position_embeddings", defaults["max_position_embeddings"])
-    length = other.get("original_max_position_embeddings", length)  # Phi's place for it, which transformers prefers
+    if "original_max_position_embeddings" in other:  # Phi's place for it, which transformers prefers
+        length = other["original_max_position_embeddings"]
+        rope.pop("original_max_position_embeddings", None)
     return RopeScaling.from_dict(f"config.json: {where}", rope, max_position_embeddings=length)
 
 

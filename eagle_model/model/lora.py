@@ -232,6 +232,8 @@ def save_adapter(model: Eagle, folder: Path | str) -> None:
     whole = {name: model.get_parameter(name).detach() for name in trained_whole(model, attached.config)}
     tensors |= {_PREFIX + key: tensor for key, tensor in weights.released(whole, _rules(model)).items()}
     fields = to_peft(attached.config, list(_adapters(model))) | dict(attached.other)
+    if model.cfg.text.tie_word_embeddings and "llm.embed_tokens.weight" in whole:
+        fields["ensure_weight_tying"] = True
     weights.write_tensors(folder / WEIGHTS_FILE, tensors)
     write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2, sort_keys=True))
 
@@ -357,6 +359,12 @@ def _load(model: Eagle, folder: Path, dtype: torch.dtype | None) -> None:
             raise ConfigError(f"it holds {shown(fields)}; needs a JSON object.")
         config, other = from_peft(fields, ranks)
         plan, whole = _plan(model, config), trained_whole(model, config)
+        tied = model.cfg.text.tie_word_embeddings and "llm.embed_tokens.weight" in whole
+        if tied and not fields.get("ensure_weight_tying"):
+            raise ConfigError(
+                "modules_to_save has embed_tokens, which this model's output head shares; PEFT trained a copy for the "
+                "embeddings alone, so the two differ. Train it anew with ensure_weight_tying."
+            )
         if model.adapter is not None:
             _check_same(model, model.adapter.config, config, plan)
     except ValueError as error:

@@ -185,8 +185,10 @@ def _value(patterns: Sequence[tuple[str, Any]], name: str, default: Any) -> Any:
 
 
 def _without_expressions(patterns: Sequence[tuple[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    if all(_is_name(pattern) for pattern, _ in patterns):
-        return {pattern: _short(value) for pattern, value in patterns}
+    written = {pattern: _short(value) for pattern, value in patterns}
+    # The first that fits counts, and JSON is written sorted: an order that this would change is written name by name.
+    if all(map(_is_name, written)) and list(written) == sorted(written):
+        return written
     values = {name: _value(patterns, name, None) for name in names}
     return {name: _short(value) for name, value in values.items() if value is not None}
 

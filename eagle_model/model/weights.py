@@ -531,15 +531,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a model's folder, as its index names them."""
+    """The safetensors files of a model's folder: the single one, as transformers takes them, or those of its index."""
     index_path, listed = folder / INDEX, listed_files(folder)
-    if index_path.is_file() and (
-        listed is None or INDEX in listed
-    ):  # an index that came later is none of the checkpoint
+    # Beside a manifest, what came later is none of the checkpoint.
+    has_single, has_index = (
+        (folder / name).is_file() and (listed is None or name in listed) for name in (SINGLE, INDEX)
+    )
+    if has_single or ((folder / SINGLE).is_file() and not has_index):
+        names = [SINGLE]
+    elif has_index:
         verify_listed(folder, [INDEX])
         names = _named_by(index_path)
-    elif (folder / SINGLE).is_file():
-        names = [SINGLE]
     else:
         if pickles := sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES):
             raise ValueError(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
+from transformers import BartConfig, BartModel, DataCollatorWithFlattening, DynamicCache, StaticCache
 from transformers.masking_utils import create_causal_mask, sliding_window_causal_mask_function
 
 from eagle_kernels.attention_plan import AttentionPlan
@@ -121,10 +121,20 @@ def test_gradients_flow_through_a_cache(ours, theirs) -> None:
 def test_attention_that_is_not_causal() -> None:
     model = siglip_text().eval()
     mask_BT = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])
-    ids_BT, seen = token_ids(2, 6), mask_BT.bool()
+    ids_BT = token_ids(2, 6)
     want = model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
     model.set_attn_implementation("eagle")
-    assert_close(model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state[seen], want[seen])
+    assert_close(model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state, want)  # padding too: it is pooled
+
+
+def test_an_encoder_with_a_decoder_is_refused() -> None:
+    config = BartConfig(
+        vocab_size=32, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, attn_implementation="eagle",
+    )  # fmt: skip
+    model = BartModel(config).eval()
+    with pytest.raises(ValueError, match="an encoder with a decoder; needs one tower"):
+        model(input_ids=torch.ones(1, 9, dtype=torch.int64), decoder_input_ids=torch.ones(1, 5, dtype=torch.int64))
 
 
 def test_one_plan_serves_all_layers(ours, monkeypatch) -> None:

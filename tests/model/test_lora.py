@@ -284,6 +284,31 @@ def test_saved_and_loaded_it_is_the_same(adapter, tmp_path):
     assert not torch.equal(logits_of(model), logits_of(small_model(CFG)))
 
 
+def test_the_order_of_patterns_outlives_a_file_that_sorts_them(tmp_path):
+    patterns = {
+        "rank_pattern": (("self_attn.q_proj", 2), ("q_proj", 6)),
+        "alpha_pattern": (("self_attn.q_proj", 3.0), ("q_proj", 11.0)),
+    }
+    model = with_adapters(LoraConfig(rank=4, targets=("q_proj",), **patterns))
+    save_adapter(model, tmp_path)
+    again = small_model(CFG)
+    load_adapter(again, tmp_path)
+    assert torch.equal(logits_of(again), logits_of(model))
+
+
+def test_embeddings_saved_whole_say_that_the_head_shares_them(tmp_path):
+    tied = replace(CFG, text=replace(CFG.text, tie_word_embeddings=True))
+    model = with_adapters(LoraConfig(rank=2, targets=("q_proj",), modules_to_save=("embed_tokens",)), small_model(tied))
+    save_adapter(model, tmp_path)
+    again = small_model(tied)
+    load_adapter(again, tmp_path)
+    assert torch.equal(logits_of(again), logits_of(model))
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**fields, "ensure_weight_tying": False}))
+    with pytest.raises(ValueError, match="which this model's output head shares"):
+        load_adapter(small_model(tied), tmp_path)
+
+
 def test_a_model_with_adapters_takes_the_numbers_of_the_same_ones_alone(adapter):
     model, fresh = small_model(CFG), small_model(CFG)
     load_adapter(fresh, adapter)

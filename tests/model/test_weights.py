@@ -140,6 +140,7 @@ def test_shards(tmp_path):
     ],
 )
 def test_bad_index(saved, text, message):
+    (saved / weights.SINGLE).unlink()
     (saved / weights.INDEX).write_text(text)
     with pytest.raises(ValueError, match=message):
         Eagle.from_pretrained(saved)
@@ -327,6 +328,7 @@ def test_a_refusal_has_20_names_and_a_count(saved):
     assert re.fullmatch(r"  and 1\d\d more", lines[-1])
     assert max(map(len, lines)) < 400
     names = {f"{i}": f"shard-{i}" for i in range(1000)}
+    (saved / weights.SINGLE).unlink()
     (saved / weights.INDEX).write_text(json.dumps({"weight_map": names}))
     with pytest.raises(FileNotFoundError, match=r"shard-999|and 980 more") as raised:
         Eagle.from_pretrained(saved)
@@ -355,7 +357,8 @@ def test_absurd_sizes_are_refused_before_a_layer_is_built(saved, part, field, va
 def test_a_tensor_in_two_shards_is_named(saved):
     tensors = load_file(saved / weights.SINGLE)
     save_file({"mlp1.0.bias": tensors["mlp1.0.bias"] + 1}, saved / "more.safetensors")
-    index = {"weight_map": {"mlp1.0.bias": "more.safetensors", "mlp1.0.weight": weights.SINGLE}}
+    (saved / weights.SINGLE).rename(saved / "most.safetensors")
+    index = {"weight_map": {"mlp1.0.bias": "more.safetensors", "mlp1.0.weight": "most.safetensors"}}
     (saved / weights.INDEX).write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"both hold mlp1\.0\.bias; needs it once"):
         Eagle.from_pretrained(saved)
@@ -608,3 +611,12 @@ def test_eagles_table_names_every_parameter_once():
     used = {template for rule in weights.rules(CFG) for template in rule.theirs if rule.ours}
     for template in used:
         assert any(weights._match(template, key) is not None for key in stored), template
+
+
+def test_a_single_file_beside_an_index_of_another_saving_is_what_is_read(saved):
+    want = Eagle.from_pretrained(saved)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(saved / weights.SINGLE).items()}
+    save_file(zeros, saved / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(zeros, "model-00001-of-00001.safetensors")}
+    (saved / weights.INDEX).write_text(json.dumps(index))
+    assert torch.equal(Eagle.from_pretrained(saved).lm_head.weight, want.lm_head.weight)
