@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,14 +32,11 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    BatchFeature,
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
 )
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -49,19 +45,15 @@ from transformers.utils.generic import can_return_tuple
 from eagle_kernels.integrations.attention import NAME, Visible, eagle_attention
 from eagle_kernels.integrations.transformers import IGNORE_INDEX, next_token_labels
 from eagle_model.batch import PackedBatch
-from eagle_model.data.chat import IMAGE_CONTEXT
-from eagle_model.data.processor import Processor
-from eagle_model.data.processor_files import CHAT_TEMPLATE
-from eagle_model.data.templates import END_OF_TEXT, TURN_END, TURN_START, chat_template
-from eagle_model.fields import few
+from eagle_model.hf_processor import Eagle2_5_VLProcessor, local_folder
 from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.eagle import Eagle, build
 from eagle_model.model.llm import document_lengths
 
 MODEL_TYPE = "eagle_2_5_vl"
-# Arguments of from_pretrained that change what is loaded, and that this class has no code for.
 _NOT_COMPARED = {"dtype", "torch_dtype", "vision_config", "text_config", "rope_scaling"}  # is rope_parameters' old name
+# Arguments of from_pretrained that change what is loaded, and that this class has no code for.
 _REFUSED = (
     "load_in_4bit",
     "load_in_8bit",
@@ -109,8 +101,8 @@ class Eagle2_5_VLConfig(PreTrainedConfig):
 
     def check_unedited(self) -> None:
         """Raises ValueError when a field that changes the model was set after the config was made."""
-        fresh = Eagle2_5_VLConfig(**self.eagle.to_dict())
         told = self.eagle.to_dict()
+        fresh = Eagle2_5_VLConfig(**told)
         for part, known in (
             (None, told),
             ("vision_config", told["vision_config"]),
@@ -401,7 +393,7 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if edits := [name for name in ("select_layer", "text_config", "vision_config") if name in kwargs]:
             raise ValueError(f"Eagle2_5_VL.from_pretrained: {edits[0]} is given; change config.json instead.")
         _check_attention(kwargs.get("attn_implementation") if config is None else config._attn_implementation)
-        folder = _folder(pretrained_model_name_or_path, kwargs)
+        folder = local_folder(pretrained_model_name_or_path, kwargs)
         wanted = torch_dtype if dtype is None else dtype
         if isinstance(wanted, str):
             wanted = None if wanted == "auto" else getattr(torch, wanted)
@@ -483,17 +475,6 @@ def _from_released_names(model: Any, state_dict: dict[str, Tensor], prefix: str,
         state_dict["eagle.lm_head.weight"] = found["llm.embed_tokens.weight"]
 
 
-def _folder(name: str | Path, kwargs: Mapping[str, Any]) -> Path:
-    if Path(name).is_dir():
-        return Path(name) / (kwargs.get("subfolder") or "")
-    from huggingface_hub import snapshot_download
-
-    of_the_hub = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-    given = {key: kwargs[key] for key in of_the_hub if kwargs.get(key) is not None}
-    files = ["*.json", "*.safetensors", "*.jinja"]
-    return Path(snapshot_download(str(name), allow_patterns=files, **given)) / (kwargs.get("subfolder") or "")
-
-
 def _device(device_map: Any) -> torch.device:
     if isinstance(device_map, Mapping) and set(device_map) == {""}:
         device_map = device_map[""]
@@ -517,207 +498,6 @@ def _num_bytes(size: int | str) -> int:
     if found is None:
         raise ValueError(f"Eagle2_5_VL.save_pretrained: max_shard_size is {size!r}; needs bytes, or as in '5GB'.")
     return int(float(found[1]) * 1000 ** " KMG".index(found[2] or " "))
-
-
-# -- the processor
-
-_ANSWER = f"{TURN_START}assistant\n"
-_TURN = re.compile(rf"{re.escape(TURN_START)}(\w+)\n(.*?){re.escape(TURN_END)}\n?", re.DOTALL)
-_TAG = re.compile(r"<(image|video)(?:-(\d+))?>")
-
-
-class Eagle2_5_VLProcessor(ProcessorMixin):
-    """`eagle_model.Processor` in transformers' clothes: text that the chat template wrote, and media, to tensors."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, eagle: Processor, chat_template: str | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.eagle = eagle
-        self.chat_template = chat_template
-        self.image_token = IMAGE_CONTEXT
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values"]
-
-    def __call__(
-        self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
-        videos: Any = None,
-        padding: bool | str = True,
-        padding_side: str = "left",
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        **others: Any,  # arguments of other processors: return_tensors is always "pt"
-    ) -> BatchFeature:
-        """input_ids and attention_mask (B, T), and pixel_values (I, 3, tile_px, tile_px) where there are media.
-
-        text: conversations that `apply_chat_template` wrote, with `<image-k>` and `<video-k>` for media; or pieces of
-        text without any.  images: PIL images, arrays, paths or addresses, of one text; of several, a list a text, or
-        one list that all use up in turn.  videos: paths, alike.  padding: texts are always brought to one length.
-        Raises ValueError for text that does not fit the media, and for truncation: it would cut visual tokens.
-        DataError (a ValueError) as `eagle_model.Processor`.
-        """
-        if truncation or padding == "max_length":
-            raise ValueError(
-                f"Eagle2_5_VLProcessor: truncation is {truncation!r}, padding {padding!r}; texts are taken whole. "
-                f"Lower the processor's max_tiles or context_tokens instead."
-            )
-        if text is None:
-            raise ValueError("Eagle2_5_VLProcessor: got no text; needs one that holds the media's places.")
-        texts = [text] if isinstance(text, str) else list(text)
-        shares = [_shared(texts, media, kind) for media, kind in ((images, "image"), (videos, "video"))]
-        rows = [self._row(*row) for row in zip(texts, *shares, strict=True)]
-        longest = max(len(row[0]) for row in rows)
-        ids_BT = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
-        mask_BT = torch.zeros_like(ids_BT)
-        for b, ids_T in enumerate(row[0] for row in rows):
-            place = slice(longest - len(ids_T), None) if padding_side == "left" else slice(len(ids_T))
-            ids_BT[b, place], mask_BT[b, place] = ids_T, 1
-        data: dict[str, Tensor] = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        tiles = [row[1] for row in rows if row[1] is not None]
-        if tiles:
-            data["pixel_values"] = self._tiles(torch.cat(tiles).float())
-        return BatchFeature(data)
-
-    def _row(self, text: str, images: Sequence[Any], videos: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-        """Token ids (T,) and tiles (I, P, K) of one text."""
-        if not images and not videos:
-            return self._ids(text), None
-        head, found, tail = text.rpartition(_ANSWER)
-        turns = _TURN.findall(head)
-        if not found or _TURN.sub("", head):
-            raise ValueError(
-                f"Eagle2_5_VLProcessor: the text with media is {text[:80]!r}...; needs turns as apply_chat_template "
-                f"writes them, with {_ANSWER!r} where the answer begins (add_generation_prompt=True)."
-            )
-        with _as_files(images) as paths:
-            media: dict[str, list[str]] = {"image": paths, "video": [str(path) for path in videos]}
-            messages = [{"role": role, "content": _parts(content, media)} for role, content in turns]
-            batch = self.eagle(messages)
-        return torch.cat([batch.token_ids_T, self._ids(tail)]), batch.patches_IPK
-
-    def _ids(self, text: str) -> Tensor:
-        return torch.tensor(self.eagle.tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.int64)
-
-    def _tiles(self, patches_IPK: Tensor) -> Tensor:
-        """(I, P, K) -> (I, 3, tile_px, tile_px), as other processors have them."""
-        patch_px = self.eagle.config.patch_px
-        side = self.eagle.config.tile_px // patch_px
-        cut = patches_IPK.unflatten(2, (3, patch_px, patch_px)).unflatten(1, (side, side))
-        return cut.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *_: Any, **kwargs: Any) -> Eagle2_5_VLProcessor:
-        """What `eagle_model.Processor.from_pretrained` reads: a folder, or a model of the hub."""
-        folder = _folder(pretrained_model_name_or_path, kwargs)
-        eagle = Processor.from_pretrained(folder)
-        template = folder / CHAT_TEMPLATE
-        if template.is_file():
-            text = template.read_text(encoding="utf-8")
-        else:  # as `save_pretrained` writes it
-            text = chat_template(eagle.config.system_text, auto_thinking_prompt=eagle.config.auto_thinking_prompt)
-        has_end = eagle.tokenizer.token_to_id(END_OF_TEXT) is not None
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=eagle.tokenizer,
-            eos_token=TURN_END,
-            pad_token=END_OF_TEXT if has_end else TURN_END,
-            padding_side="left",
-            clean_up_tokenization_spaces=False,
-            chat_template=text,
-        )
-        return cls(tokenizer, eagle, text)
-
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> list[str]:
-        """`eagle_model.Processor.save_pretrained`: the files of a folder that `from_pretrained` reads."""
-        if push_to_hub:
-            raise ValueError("Eagle2_5_VLProcessor: push_to_hub is set; save, then upload with huggingface_hub.")
-        self.eagle.save_pretrained(save_directory)
-        return sorted(str(path) for path in Path(save_directory).iterdir())
-
-
-def _shared(texts: Sequence[str], media: Any, kind: str) -> list[list[Any]]:
-    """The media of each text. Raises ValueError unless they are as many as the texts' tags ask for."""
-    if media is None:
-        given: list[Any] = [[] for _ in texts]
-    elif not isinstance(media, list | tuple):
-        given = [[media]]
-    else:
-        given = list(media)
-    asked = [_num_named(text, kind) for text in texts]
-    if not any(isinstance(item, list | tuple) for item in given):  # one list for all
-        rest = iter(given)
-        shares = [[item for _, item in zip(range(num), rest, strict=False)] for num in asked]
-        shares[-1] += rest
-    else:
-        shares = [list(item) if isinstance(item, list | tuple) else [item] for item in given]
-    if [len(share) for share in shares] != asked:
-        raise ValueError(
-            f"Eagle2_5_VLProcessor: got {few([str(len(share)) for share in shares])} {kind}s for texts that name "
-            f"{few([str(num) for num in asked])}; needs one for each <{kind}-k>."
-        )
-    return shares
-
-
-def _num_named(text: str, kind: str) -> int:
-    """How many media a text speaks of: `<image-2>` of two, each `<image>` of one more."""
-    tags = [number for name, number in _TAG.findall(text) if name == kind]
-    return max([int(number) for number in tags if number], default=0) + tags.count("")
-
-
-def _parts(content: str, media: Mapping[str, list[str]]) -> list[dict[str, str]]:
-    """A turn's text and media in order. A tag without a number takes the first that is left."""
-    parts, end = [], 0
-    for tag in _TAG.finditer(content):
-        kind, number = tag[1], tag[2]
-        parts.append({"type": "text", "text": content[end : tag.start()]})
-        parts.append({"type": kind, kind: media[kind][int(number) - 1] if number else media[kind].pop(0)})
-        end = tag.end()
-    parts.append({"type": "text", "text": content[end:]})
-    return [part for part in parts if part.get("text") != ""]
-
-
-def _picture(array: Any) -> Any:
-    """The PIL image of an array (Y, X), (Y, X, 1 | 3 | 4) or, as torch has them, (1 | 3 | 4, Y, X), of uint8."""
-    from PIL import Image
-
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if str(array.dtype) != "uint8" or not fits:
-        raise ValueError(
-            f"Eagle2_5_VLProcessor: an image is an array of {array.dtype} {array.shape}; needs uint8, (Y, X) or "
-            f"(Y, X, 1, 3 or 4)."
-        )
-    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array.copy())
-
-
-@contextmanager
-def _as_files(images: Sequence[Any]) -> Iterator[list[str]]:
-    """Paths of images: their own, or of PNG files, which keep every pixel, while the context is open."""
-    import numpy as np
-    from PIL import Image, ImageOps
-    from transformers.image_utils import load_image
-
-    with tempfile.TemporaryDirectory() as folder:
-        paths = []
-        for i, image in enumerate(images):
-            if isinstance(image, str | Path) and Path(image).is_file():
-                paths.append(str(image))
-                continue
-            if isinstance(image, str):  # an address, or base64
-                image = load_image(image)
-            elif not isinstance(image, Image.Image):
-                image = _picture(np.asarray(image))
-            if image.mode == "F":
-                raise ValueError("Eagle2_5_VLProcessor: an image has mode 'F'; needs one of whole numbers, as 'RGB'.")
-            image = ImageOps.exif_transpose(image)  # which a PNG's readers might not look for
-            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"):
-                image = image.convert("RGB")
-            paths.append(f"{folder}/{i}.png")
-            image.save(paths[-1], compress_level=1)
-        yield paths
 
 
 # exist_ok: a test, or a notebook's cell, may import this file again

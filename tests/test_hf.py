@@ -9,10 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -28,30 +26,17 @@ import eagle_model.hf as hf
 from eagle_kernels.integrations import attention as integration
 from eagle_model import Eagle, Processor
 from eagle_model.batch import IGNORE_INDEX
-from eagle_model.data.processor import ProcessorConfig
-from eagle_model.data.sampling import SamplingConfig
-from eagle_model.data.tokenizer import train_tokenizer
 from eagle_model.model import attend
 from eagle_model.model.config import tiny
 from eagle_model.model.lora import LoraConfig, add_lora, load_adapter, save_adapter
 from eagle_model.model.rope_scaling import RopeScaling
-from tests.data.conftest import write_video
-from tests.model.samples import document, pack, randomise, small_model, with_text
+from tests.hf_folder import QUESTION, picture, write_folder
+from tests.model.samples import document, pack, small_model, with_text
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model's folder with its processor's files."""
-    folder = tmp_path_factory.mktemp("model")
-    sampling = SamplingConfig(context_tokens=256, max_tiles=2)
-    tokenizer = train_tokenizer(["What is this? A cat. A dog. You are a helpful assistant. system user"] * 2, 320)
-    processor = Processor(tokenizer, ProcessorConfig(tile_px=28, patch_px=7, sampling=sampling))
-    torch.manual_seed(0)
-    eagle = Eagle(tiny(vocab_size=tokenizer.get_vocab_size(), image_token_id=processor.encoder.context_id))
-    randomise(eagle)
-    eagle.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return write_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -62,11 +47,6 @@ def model(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def processor(folder: Path) -> Any:
     return AutoProcessor.from_pretrained(folder)
-
-
-def picture(size: tuple[int, int] = (40, 28), seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def rows_of(documents: list, padding_side: str) -> dict[str, Tensor]:
@@ -194,24 +174,6 @@ def test_an_edited_config_is_refused(folder: Path, part: str | None, name: str, 
         AutoModelForImageTextToText.from_config(config)
     with pytest.raises(ValueError, match=f"{name} was set to"):
         AutoModelForImageTextToText.from_pretrained(folder, config=config)
-
-
-def test_pictures_in_memory_are_those_of_files(processor, tmp_path: Path) -> None:
-    text = "<|im_start|>user\n<image-1>What is this?<|im_end|>\n<|im_start|>assistant\n"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    picture().save(tmp_path / "turned.png", exif=exif)
-    deep = Image.fromarray(np.arange(40 * 28, dtype=np.uint16).reshape(28, 40) * 50)
-    deep.save(tmp_path / "deep.png")
-    for path in (tmp_path / "turned.png", tmp_path / "deep.png"):
-        by_path = processor(images=[str(path)], text=text)["pixel_values"]
-        assert torch.equal(processor(images=[Image.open(path)], text=text)["pixel_values"], by_path)
-    array = np.asarray(picture())
-    want = processor(images=[picture()], text=text)["pixel_values"]
-    for given in (array, array.transpose(2, 0, 1), torch.from_numpy(array.copy())):
-        assert torch.equal(processor(images=[given], text=text)["pixel_values"], want)
-    with pytest.raises(ValueError, match=r"an image is an array of float32 .*; needs uint8"):
-        processor(images=[array.astype(np.float32)], text=text)
 
 
 def test_other_language_models_and_dynamic_rope() -> None:
@@ -343,75 +305,6 @@ def test_importing_twice_is_harmless_and_other_vocabularies_are_refused(model) -
 
 
 # -- the processor
-
-QUESTION = [{"type": "image", "image": picture()}, {"type": "text", "text": "What is this?"}]
-
-
-def test_the_processor_gives_what_ours_gives(processor, tmp_path: Path) -> None:
-    picture().save(tmp_path / "a.png")
-    parts = [{"type": "image", "image": str(tmp_path / "a.png")}, QUESTION[1]]
-    want = processor.eagle([{"role": "user", "content": parts}])
-    messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": QUESTION}]
-    got = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
-    assert torch.equal(got["input_ids"][0], want.token_ids_T)
-    assert torch.equal(got["attention_mask"], torch.ones_like(got["input_ids"]))
-    tiles = got["pixel_values"]
-    assert tiles.shape == (len(want.patches_IPK), 3, 28, 28)
-    assert torch.equal(tiles, processor._tiles(want.patches_IPK.float()))
-
-
-def test_batches_of_texts_and_images(processor) -> None:
-    turn = "<|im_start|>user\n{}What is this?<|im_end|>\n<|im_start|>assistant\n"
-    texts = [turn.format("<image-1>"), turn.format(""), turn.format("<image><image>")]
-    images = [picture(seed=seed) for seed in range(3)]
-    flat = processor(images=images, text=texts)
-    nested = processor(images=[images[:1], [], images[1:]], text=texts, padding_side="right")
-    assert torch.equal(flat["pixel_values"], nested["pixel_values"])
-    for b, row_mask in enumerate(flat["attention_mask"].bool()):
-        assert torch.equal(flat["input_ids"][b][row_mask], nested["input_ids"][b][nested["attention_mask"][b].bool()])
-    assert not flat["attention_mask"][1, 0]
-    assert not nested["attention_mask"][1, -1]
-    single = [processor(images=share or None, text=text) for share, text in zip([images[:1], [], images[1:]], texts)]
-    tiles = [one["pixel_values"] for one in single if "pixel_values" in one]
-    assert torch.equal(torch.cat(tiles), flat["pixel_values"])
-    answered = processor(images=images[0], text=texts[0] + "A cat.<|im_end|>\n")
-    assert torch.equal(answered["input_ids"][0, : single[0]["input_ids"].shape[1]], single[0]["input_ids"][0])
-    assert processor.batch_decode(answered["input_ids"])[0].endswith("A cat.<|im_end|>\n")
-
-
-def test_a_video_is_sampled_as_ours_samples_it(processor, tmp_path: Path) -> None:
-    path = str(write_video(tmp_path / "clip.mp4"))
-    parts = [{"type": "text", "text": "What "}, {"type": "video", "video": path}, {"type": "text", "text": " is this?"}]
-    want = processor.eagle([{"role": "user", "content": parts}])
-    chat = [{"role": "user", "content": parts}]
-    got = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
-    assert torch.equal(got["input_ids"][0], want.token_ids_T)
-    assert torch.equal(got["pixel_values"], processor._tiles(want.patches_IPK.float()))
-    assert len(want.patches_IPK) > 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"text": "<image-1>"}, "got 0 images for texts that name 1"),
-        ({"text": "x", "images": [picture()]}, "got 1 images for texts that name 0"),
-        ({"text": "<image-1> What?", "images": picture()}, "needs turns as apply_chat_template"),
-        ({"text": "x", "truncation": True, "max_length": 3}, "texts are taken whole"),
-        ({"images": picture()}, "got no text"),
-    ],
-    ids=["image lacks", "image too many", "no turns", "truncation", "no text"],
-)
-def test_texts_that_do_not_fit_are_refused(processor, arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        processor(**arguments)
-
-
-def test_processors_files(processor, tmp_path: Path) -> None:
-    processor.save_pretrained(tmp_path)
-    again = hf.Eagle2_5_VLProcessor.from_pretrained(tmp_path)
-    text = "<|im_start|>user\nWhat is this?<|im_end|>\n"
-    assert torch.equal(again(text=text)["input_ids"], processor(text=text)["input_ids"])
-    assert again.tokenizer.decode(again(text=text)["input_ids"][0]) == text
 
 
 # -- pipelines, Trainer, PEFT

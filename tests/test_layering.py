@@ -96,6 +96,10 @@ def test_native_imports_nothing_of_ours_but_the_extension() -> None:
         ("eagle_model/train", ("eagle_model.infer", "bench", "tests", "eagle_model.cli")),
         ("eagle_model/infer", ("eagle_model.train", "bench", "tests", "eagle_model.cli")),
         ("eagle_model/hf.py", ("eagle_model.train", "eagle_model.infer", "eagle_model.cli", "bench", "tests")),
+        (
+            "eagle_model/hf_processor.py",
+            ("eagle_model.model", "eagle_model.train", "eagle_model.infer", "eagle_model.cli", "bench", "tests"),
+        ),
         ("eagle_model", ("bench", "tests", "examples")),
         *((f"eagle_model/{name}.py", (*FOLDERS, "eagle_kernels", "eagle_model.cli")) for name in SHARED),
     ],
@@ -121,8 +125,8 @@ def test_data_and_model_meet_only_in_packed_batch() -> None:
 
 
 def test_other_libraries_models_are_known_at_the_edges_alone() -> None:
-    """transformers in the integrations and in hf.py; nobody but hf.py needs the integrations."""
-    edges = {*modules("eagle_kernels/integrations"), ROOT / "eagle_model/hf.py"}
+    """transformers in the integrations and in hf's two files; nobody but hf.py needs the integrations."""
+    edges = {*modules("eagle_kernels/integrations"), ROOT / "eagle_model/hf.py", ROOT / "eagle_model/hf_processor.py"}
     inside = [p for p in modules("eagle_kernels") + modules("eagle_model") if p not in edges]
     found = {str(p): reaches(p, "transformers", "peft", "trl", "eagle_kernels.integrations") for p in inside}
     assert not {path: names for path, names in found.items() if names}
