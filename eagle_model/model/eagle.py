@@ -35,7 +35,7 @@ from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.llm import Decoder, document_lengths
-from eagle_model.model.loss import LMHead, token_weights
+from eagle_model.model.loss import LMHead, LossPer, token_weights
 from eagle_model.model.vision import GeluBias, VisionEncoder
 
 if TYPE_CHECKING:
@@ -115,14 +115,16 @@ class Eagle(nn.Module):
             lengths_T=lengths_T, checkpoint_activations=checkpoint_activations,
         )  # fmt: skip
 
-    def forward(self, batch: PackedBatch, mass: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
+    def forward(
+        self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", checkpoint_activations: bool = False
+    ) -> Tensor:
         """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
 
-        mass: sum of `loss.sqrt_mass` over all rows of the step. Where nothing is supervised, loss and gradients are 0.
-        checkpoint_activations and errors as in `hidden`.
+        mass: sum of `loss.sqrt_mass` over all rows of the step, per the same. Where nothing is supervised, loss and
+        gradients are 0. checkpoint_activations and errors as in `hidden`.
         """
         hidden_TD = self.hidden(batch, checkpoint_activations=checkpoint_activations)
-        weights_T = token_weights(batch.labels_T, batch.cu_seqlens, mass)
+        weights_T = token_weights(batch.labels_T, batch.cu_seqlens, mass, per=loss_per)
         return self.lm_head(hidden_TD, batch.labels_T, weights_T, batch.num_labelled)
 
     def generate(

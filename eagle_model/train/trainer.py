@@ -223,6 +223,26 @@ class Trainer:
         self._say(f"{self.loader.num_samples} samples in {self.loader.num_rows} rows an epoch{left_out}.")
         self._say(self.loader.contents)
         self.processor = self.loader.processor
+        self.max_steps = self._count_steps()
+
+    def _count_steps(self) -> int:
+        """Of the whole run. By epochs it is what they would take if every row could be loaded."""
+        if self.config.max_steps is not None:
+            return self.config.max_steps
+        assert self.config.num_epochs is not None
+        return math.ceil(self.loader.rows_left(self.config.num_epochs) / self.config.rows_per_step)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done. By epochs it is the data's end that counts: rows that cannot be loaded make it
+        come early."""
+        if self.config.num_epochs is not None and self.loader.rows_left(self.config.num_epochs) == 0:
+            return True
+        return self.step >= self.max_steps
+
+    def _length(self) -> str:
+        name = "max_steps" if self.config.num_epochs is None else "num_epochs"
+        return f"{name} is {getattr(self.config, name)}"
 
     def _write_about(self) -> None:
         with self._writing("run.json and config.json"):
@@ -230,9 +250,9 @@ class Trainer:
             write_config(self.run_folder / "config.json", self.config)
 
     def train(self) -> bool:
-        """Trains to max_steps, or until it is told to stop (see stop.py); ends with a checkpoint and a report.
+        """Trains to the end, or until it is told to stop (see stop.py); ends with a checkpoint and a report.
 
-        Returns: whether max_steps are done; if not, `stopped_by` says why, and making the Trainer again resumes.
+        Returns: whether the run is done; if not, `stopped_by` says why, and making the Trainer again resumes.
         Raises:  TrainingError when a loss or a gradient is not finite, a step does not fit into memory, or a file
                  cannot be written. The run can go on from its newest checkpoint.
         """
@@ -242,29 +262,27 @@ class Trainer:
                 report = write_report(self.run_folder, self._say)
         finally:
             self.close()
-        done = self.step >= self.config.max_steps
+        done = self.is_done
         if not done:
-            of = f"{self.step} of {self.config.max_steps}"
+            of = f"{self.step} of {self.max_steps}"
             self._say(f"Stopped after step {of}; it is saved. The same command resumes.")
         self._say(f"Report: {report}")
         return done
 
     def _train(self) -> None:
         config = self.config
-        if self.step >= config.max_steps:
-            self._say(
-                f"{self.run_folder} has done {self.step} steps and max_steps is {config.max_steps}: nothing to train."
-            )
+        if self.is_done:
+            self._say(f"{self.run_folder} has done {self.step} steps and {self._length()}: nothing to train.")
         with self._writing("metrics.jsonl"):
             log = MetricsLog(self.run_folder / "metrics.jsonl", steps_done=self.step)
         progress = StepProgress(
             steps_done=self.step,
-            max_steps=config.max_steps,
+            max_steps=self.max_steps,
             log_every_steps=config.log_every_steps,
             say=self._say,
         )
         with contextlib.closing(log), self._stop, progress:
-            while self.step < config.max_steps and not self._stop.requested:
+            while not (self.is_done or self._stop.requested):
                 with self._fitting_into_memory():
                     metrics = self._train_step()
                 with self._writing("metrics.jsonl"):
@@ -302,7 +320,7 @@ class Trainer:
         loss_value, norm_value = loss.item(), grad_norm.item()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             self._stop_not_finite(batches, loss_value, norm_value)
-        lr = learning_rate(config.optimizer, self.step, config.max_steps)
+        lr = learning_rate(config.optimizer, self.step, self.max_steps)
         self.optimizer.step(lr)
         self.step += 1
 
