@@ -36,6 +36,7 @@ ONE_PLACE = {  # a file, or a folder
     "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
     "torchao": "eagle_model/model/nf4.py",
+    "transformer_engine": "eagle_model/model/fp8_te.py",
 }
 
 

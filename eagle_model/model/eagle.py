@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
@@ -55,6 +56,7 @@ class Eagle(nn.Module):
     def __init__(self, cfg: EagleConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.row_multiple = 1  # the language model gets such a number of rows: what FP8 products need (fp8.py)
         self.adapter: Attached | None = None  # what lora.py has added
         self.tokens_per_tile = cfg.tokens_per_tile
         self.vision = VisionEncoder(cfg)
@@ -107,13 +109,22 @@ class Eagle(nn.Module):
         the same numbers. Raises ValueError where `embed` does.
         """
         embeddings_TD = self.embed(batch, checkpoint_activations=checkpoint_activations)
-        plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=batch.num_tokens)
+        num_tokens, num_added = batch.num_tokens, -batch.num_tokens % self.row_multiple
+        positions_T = batch.positions_T
+        lengths_T = document_lengths(batch.cu_seqlens, num_tokens) if self.llm.needs_lengths else None
+        if num_added:  # zeros outside of all documents: attention gives zeros there, and so do all layers
+            embeddings_TD = F.pad(embeddings_TD, (0, 0, 0, num_added))
+            positions_T = F.pad(positions_T, (0, num_added))
+            lengths_T = None if lengths_T is None else F.pad(lengths_T, (0, num_added), value=1)
+            starts, lengths = batch.cu_seqlens[:-1], batch.cu_seqlens.diff()
+            plan = AttentionPlan.from_segments(starts, lengths, starts, lengths, num_tokens=num_tokens + num_added)
+        else:
+            plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=num_tokens)
         attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
-        lengths_T = document_lengths(batch.cu_seqlens, batch.num_tokens) if self.llm.needs_lengths else None
-        return self.llm(
-            embeddings_TD, batch.positions_T, attend,
-            lengths_T=lengths_T, checkpoint_activations=checkpoint_activations,
-        )  # fmt: skip
+        hidden_TD = self.llm(
+            embeddings_TD, positions_T, attend, lengths_T=lengths_T, checkpoint_activations=checkpoint_activations
+        )
+        return hidden_TD[:num_tokens] if num_added else hidden_TD
 
     def forward(self, batch: PackedBatch, mass: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
         """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.

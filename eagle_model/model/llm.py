@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from eagle_kernels.qkv_rope import qkv_rope
 from eagle_kernels.rms_norm import add_rms_norm, rms_norm
@@ -24,7 +23,7 @@ from eagle_kernels.rope import rope
 from eagle_kernels.swiglu import swiglu_halves
 from eagle_model.model.attend import Attend
 from eagle_model.model.config import TextConfig
-from eagle_model.model.linear import FusedLinear, Linear
+from eagle_model.model.linear import FusedLinear, Linear, checkpoint
 from eagle_model.model.rope_scaling import RopeScaling
 
 
@@ -171,7 +170,7 @@ class Decoder(nn.Module):
         x_TD, rotary = embeddings_TD, Rotary.of(self.cfg, positions_T, lengths_T)
         for layer in self.layers:
             if checkpoint_activations:
-                x_TD = checkpoint(layer, x_TD, rotary, attend, use_reentrant=False)
+                x_TD = checkpoint(layer, x_TD, rotary, attend)
             else:
                 x_TD = layer(x_TD, rotary, attend)
         return self.norm(x_TD)

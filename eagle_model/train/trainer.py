@@ -47,6 +47,7 @@ from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
 from eagle_model.model import lora
 from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
+from eagle_model.model.fp8 import use_fp8
 from eagle_model.model.loss import sqrt_mass, supervised_counts
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
@@ -215,6 +216,8 @@ class Trainer:
             num_trained = sum(p.numel() for p in parameters if p.requires_grad)
             num_all = sum(p.numel() for p in parameters)
             self._say(f"Training {num_trained:,} of {num_all:,} parameters: adapters of {self.model.adapter.base}.")
+        if config.fp8 is not None:
+            self._say(use_fp8(self.model, config.fp8))
         self.optimizer = Optimizer(Masters(self.model, self.dtype), config.optimizer)
         self._say(f"Planning the samples of {config.data.recipe}.")
         self.loader = self._open.enter_context(Loader(config.data, processor))
