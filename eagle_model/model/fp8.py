@@ -191,7 +191,7 @@ class _Multiply(torch.autograd.Function):
         return multiply(x_codes, weight_codes.t(), x_TC.dtype, is_forward=True)
 
     @staticmethod
-    def backward(ctx: Any, dy_TF: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy_TF: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         values, scale, weight_FC = ctx.saved_tensors
         scaling, multiply = ctx.scaling, ctx.multiply
         dx_TC = dweight_FC = None

@@ -28,7 +28,7 @@ from eagle_model.fields import ConfigError, few
 from eagle_model.model.fp8_config import SCALINGS
 from eagle_model.model.fp8_quantize import pad_rows
 from eagle_model.model.linear import Linear, Product
-from eagle_model.model.llm import MLP, AddRMSNorm, Decoder, RMSNorm
+from eagle_model.model.llm import MLP, AddRMSNorm, Decoder, DecoderLayer, RMSNorm
 
 VERSION = "2.20"  # the release that the calls here are written for
 INSTALL = (
@@ -98,6 +98,7 @@ def convert(llm: Decoder, linears: Mapping[str, Linear], recipe: str, *, fused: 
         linear.product = LinearProduct.of(linear, settings)
     if fused:
         for layer in llm.layers:
+            assert isinstance(layer, DecoderLayer)
             _fuse(layer, settings)
     return f"Transformer Engine {version}{', norms fused' if fused else ''}"
 
@@ -197,18 +198,14 @@ class NormMLP(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         settings, module, norm = self.hidden
-        weights = {"layer_norm_weight": norm.weight}
+        weights: dict[str, Tensor] = {"layer_norm_weight": norm.weight}
         for name, linear in (("fc1", self.gate_up_proj), ("fc2", self.down_proj)):
             weights |= {f"{name}_{key}": tensor for key, tensor in _named(linear.weight, linear.bias).items()}
         return settings.call(module, weights, x_TD)
 
 
-def _fuse(layer: nn.Module, settings: Settings) -> None:
+def _fuse(layer: DecoderLayer, settings: Settings) -> None:
     linear, norm, after = layer.self_attn.qkv_proj, layer.input_layernorm, layer.post_attention_layernorm
-    assert isinstance(linear, Linear)
-    assert isinstance(norm, RMSNorm)
-    assert isinstance(after, AddRMSNorm)
-    assert isinstance(layer.mlp, MLP)
     module = settings.te.LayerNormLinear(
         linear.in_features, linear.out_features, eps=norm.eps, bias=linear.bias is not None,
         normalization="RMSNorm", params_dtype=linear.weight.dtype, device="meta",
@@ -216,7 +213,7 @@ def _fuse(layer: nn.Module, settings: Settings) -> None:
     layer.input_layernorm = _with_weight_of(norm, PassedOn)
     layer.post_attention_layernorm = _with_weight_of(after, SumPassedOn)
     linear.product = NormLinearProduct(settings, module, layer.input_layernorm)
-    layer.mlp = NormMLP(layer.mlp, layer.post_attention_layernorm, settings)
+    layer.mlp = NormMLP(layer.mlp, layer.post_attention_layernorm, settings)  # type: ignore[assignment]
 
 
 def _with_weight_of(norm: nn.RMSNorm, kind: type[nn.RMSNorm]) -> nn.RMSNorm:
