@@ -26,10 +26,10 @@ from eagle_model.train.precision import Masters
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
     """The learning rate of step 0, 1, ..., max_steps - 1.
 
-    Rises linearly for W = ceil(warmup_ratio * max_steps) steps, to the peak in step W - 1; then stays there ("constant")
-    or falls, by a half cosine ("cosine") or a straight line ("linear"; "wsd": in the last ceil(decay_ratio * max_steps)
-    steps), towards min_lr_ratio of the peak, which it would reach in step max_steps. The rise starts at peak / W, not at
-    0: a step with learning rate 0 does nothing.
+    Rises linearly for W = ceil(warmup_ratio * max_steps) steps, to the peak in step W - 1; then stays there
+    ("constant") or falls, by a half cosine ("cosine") or a straight line ("linear"; "wsd": in the last
+    ceil(decay_ratio * max_steps) steps), towards min_lr_ratio of the peak, which it would reach in step max_steps. The
+    rise starts at peak / W, not at 0: a step with learning rate 0 does nothing.
     """
     warmup_steps = math.ceil(config.warmup_ratio * max_steps)
     if step < warmup_steps:
