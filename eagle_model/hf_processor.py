@@ -106,9 +106,13 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
         end of turn. Raises ValueError for it without tokenize and return_dict, and for sanitize_control_tokens.
         """
         if sanitize_control_tokens:
-            raise ValueError("Eagle2_5_VLProcessor: sanitize_control_tokens is set; call eagle_model.Processor instead.")
+            raise ValueError(
+                "Eagle2_5_VLProcessor: sanitize_control_tokens is set; call eagle_model.Processor instead."
+            )
         if return_assistant_tokens_mask and not (tokenize and return_dict):
-            raise ValueError("Eagle2_5_VLProcessor: return_assistant_tokens_mask needs tokenize=True, return_dict=True.")
+            raise ValueError(
+                "Eagle2_5_VLProcessor: return_assistant_tokens_mask needs tokenize=True, return_dict=True."
+            )
         conversations, is_batched = self._normalize_conversations(conversation)
         has_listed = bool((others.get("processor_kwargs") or others).get("images"))
         chats = [getattr(chat, "messages", chat) for chat in conversations]

@@ -17,6 +17,7 @@ Source   Chen et al. 2025, arXiv:2504.15271.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_model.batch import PackedBatch
 from eagle_model.checkpoints import read_newest
+from eagle_model.fields import few
 from eagle_model.files import write_json
 from eagle_model.model import weights
 from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Packed
@@ -41,6 +43,7 @@ from eagle_model.model.vision import GeluBias, VisionEncoder
 if TYPE_CHECKING:
     from eagle_model.model.lora import Attached
 
+_HEAD = "lm_head.weight"  # a second name of tied embeddings
 MAX_TIMES_STORED = 2  # parameters of a config to numbers in its files: beyond, they are of different models
 
 
@@ -177,10 +180,21 @@ class Eagle(nn.Module):
                 "save_pretrained: the model has adapters. lora.merge adds them to the weights first, and "
                 "lora.save_adapter writes them alone."
             )
-        folder = Path(folder)
-        parameters, rules = dict(self.named_parameters()), weights.rules(self.cfg)
+        folder, cfg = Path(folder), self._as_it_is()
+        parameters, rules = dict(self.named_parameters()), weights.rules(cfg)
+        if strange := [name for name in build(cfg).state_dict().keys() ^ parameters.keys() if name != _HEAD]:
+            raise ValueError(
+                f"save_pretrained: the model and its config differ in {few(sorted(strange))}. Modules were put around "
+                f"or into it: PEFT's adapters are saved by its own save_pretrained, or merged by merge_and_unload."
+            )
         weights.save(folder, parameters, rules, carried=self.carried, layout=layout, max_shard_bytes=max_shard_bytes)
-        write_config(folder, self.cfg, self.lm_head.weight.dtype, self.carried, layout=layout)
+        write_config(folder, cfg, self.lm_head.weight.dtype, self.carried, layout=layout)
+
+    def _as_it_is(self) -> EagleConfig:
+        """The config; where tied embeddings were trained apart, as PEFT does with either of the two, not tied."""
+        text = self.cfg.text
+        is_tied = text.tie_word_embeddings and self.lm_head.weight is self.llm.embed_tokens.weight
+        return replace(self.cfg, text=replace(text, tie_word_embeddings=is_tied))
 
 
 def write_config(
