@@ -5,7 +5,8 @@
     optimizer.clip()
     optimizer.step(learning_rate(config, step, max_steps))
 
-Numbers  masters, gradients, moments: fp32; 16 bytes a parameter, 18 for a bf16 model (precision.py).
+Numbers  masters, gradients, moments: fp32; 16 bytes a parameter, 18 for a bf16 model (precision.py). With moments of
+         8 bits, 2 * (1 + 4 / 256) bytes in place of 8.
 Source   Loshchilov and Hutter 2019, arXiv:1711.05101.
 """
 
@@ -17,8 +18,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from eagle_model.train.adamw8bit import PARTS, adamw8bit, flat, joined, shapes
 from eagle_model.train.config import OptimizerConfig
 from eagle_model.train.precision import Masters
+
+MOMENTS = ("step", *(f"{key}{part}" for key in ("exp_avg", "exp_avg_sq") for part in ("", *(f"_{p}" for p in PARTS))))
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -39,20 +43,25 @@ def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
 class Optimizer:
     """AdamW over the masters of a model. Matrices decay; norms and biases, all of them vectors, do not."""
 
-    def __init__(self, masters: Masters, config: OptimizerConfig) -> None:
+    adamw: torch.optim.Optimizer
+
+    def __init__(
+        self, masters: Masters, config: OptimizerConfig, *, in_8_bits: bool = False, stochastic_rounding: bool = False
+    ) -> None:
+        """in_8_bits: the moments; stochastic_rounding: then, of masters in bf16 (adamw8bit.py)."""
         self.masters, self.config = masters, config
         decayed = [master for master in masters.by_name.values() if master.ndim >= 2]
         others = [master for master in masters.by_name.values() if master.ndim < 2]
-        self.adamw = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        options = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
+        if in_8_bits:
+            self.adamw = adamw8bit(groups, **options, stochastic_rounding=stochastic_rounding)
+        else:
+            self.adamw = torch.optim.AdamW(groups, **options, fused=True)
 
     def clip(self) -> Tensor:
         """Scales the gradients down to a global norm of max_grad_norm; returns the norm they had, fp32 scalar."""
@@ -68,21 +77,25 @@ class Optimizer:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
         for group in self.adamw.param_groups:
-            group["lr"] = lr
+            if isinstance(group["lr"], Tensor):  # torchao's, which compiled code reads
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self.masters.round_into_model()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next update depends on beside the model, by name: `exp_avg.<parameter>`,
-        `exp_avg_sq.<parameter>`, `step.<parameter>`, and `master.<parameter>` for a bf16 model."""
+        `exp_avg_sq.<parameter>` (of 8 bits, `..._codes` and `..._scale`), `step.<parameter>`, and `master.<parameter>`
+        where the weights are no masters themselves. With stochastic rounding, torch's generator beside it."""
         state = {
-            f"{key}.{name}": value
+            f"{part}.{name}": tensor
             for name, master in self.masters.by_name.items()
             for key, value in self.adamw.state.get(master, {}).items()
+            for part, tensor in flat(key, value).items()
         }
-        if self.masters.are_copies:
-            state |= {f"master.{name}": master for name, master in self.masters.by_name.items()}
+        state |= {f"master.{name}": self.masters.by_name[name] for name in self.masters.copies}
         return {key: value.detach() for key, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -93,20 +106,20 @@ class Optimizer:
         masters = self.masters.by_name
         for key, value in state.items():
             kind, _, name = key.partition(".")
-            if kind not in ("exp_avg", "exp_avg_sq", "step", "master") or name not in masters:
+            if kind not in (*MOMENTS, "master") or name not in masters:
                 raise ValueError(f"optimizer state: {key} belongs to no trainable parameter of this model.")
-            need = () if kind == "step" else tuple(masters[name].shape)
+            need = shapes(kind, tuple(masters[name].shape))
             if tuple(value.shape) != need:
                 raise ValueError(f"optimizer state: {key} has shape {tuple(value.shape)}; the model needs {need}.")
         for name, master in masters.items():
-            if self.masters.are_copies != (f"master.{name}" in state):
-                has, needs = ("no master", "one") if self.masters.are_copies else ("a master", "none")
+            is_copy = name in self.masters.copies
+            if is_copy != (f"master.{name}" in state):
+                has, needs = ("no master", "one") if is_copy else ("a master", "none")
                 raise ValueError(f"optimizer state: {name} has {has}; training in this dtype needs {needs}.")
-            if self.masters.are_copies:
+            if is_copy:
                 master.copy_(state[f"master.{name}"])
-            moments = {
-                key: state[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in state
-            }
+            moments = {key: state[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in state}
             if moments:  # a parameter that never had a gradient, as vision in a run on text alone, has none
-                self.adamw.state[master] = {key: value.to(master.device).clone() for key, value in moments.items()}
+                moments = {key: value.to(master.device).clone() for key, value in moments.items()}
+                self.adamw.state[master] = joined(moments)
         self.masters.round_into_model()

@@ -48,10 +48,12 @@ from eagle_model.model import lora
 from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import sqrt_mass, supervised_counts
+from eagle_model.model.recompute import RunLayer, run
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
 from eagle_model.train.adapters import adapted, base_of, same_base
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
+from eagle_model.train.memory import use_memory
 from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
 from eagle_model.train.optimizer import Optimizer, learning_rate
 from eagle_model.train.parallel import Layout, parallelize
@@ -215,7 +217,17 @@ class Trainer:
             num_trained = sum(p.numel() for p in parameters if p.requires_grad)
             num_all = sum(p.numel() for p in parameters)
             self._say(f"Training {num_trained:,} of {num_all:,} parameters: adapters of {self.model.adapter.base}.")
-        self.optimizer = Optimizer(Masters(self.model, self.dtype), config.optimizer)
+        memory = config.memory
+        self.run_layer = use_memory(self.model, memory, self.device)
+        masters = Masters(
+            self.model, self.dtype, on_host=memory.optimizer == "host", stochastic=memory.stochastic_rounding
+        )
+        self.optimizer = Optimizer(
+            masters,
+            config.optimizer,
+            in_8_bits=memory.optimizer == "adamw8bit",
+            stochastic_rounding=memory.stochastic_rounding,
+        )
         self._say(f"Planning the samples of {config.data.recipe}.")
         self.loader = self._open.enter_context(Loader(config.data, processor))
         num_skipped = len(self.loader.skipped)
@@ -297,7 +309,7 @@ class Trainer:
                 self._save_samples(batches)
 
         batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
-        loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
+        loss = accumulate_gradients(self.model, batches, run_layer=self.run_layer)
         grad_norm = self.optimizer.clip()
         loss_value, norm_value = loss.item(), grad_norm.item()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -333,8 +345,9 @@ class Trainer:
             said = str(error).partition("\n")[0]
             raise TrainingError(
                 f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
-                "another machine, or, in a new run, a smaller processor.sampling.context_tokens or rows_per_step, or "
-                "checkpoint_activations=true."
+                "another machine, or, in a new run, memory.activations=block or offload, memory.mlp_chunk_tokens=8192, "
+                "memory.vision_chunk_tiles=8, memory.optimizer=adamw8bit or host, or a smaller "
+                "processor.sampling.context_tokens or rows_per_step. docs/memory.md says what each saves."
             ) from error
 
     def _stop_not_finite(self, batches: list[PackedBatch], loss: float, grad_norm: float) -> None:
@@ -402,12 +415,14 @@ class Trainer:
         )
 
 
-def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint_activations: bool = False) -> Tensor:
-    """Adds the gradients of one step's loss over all its rows, one row after the other; returns that loss, detached."""
+def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, run_layer: RunLayer = run) -> Tensor:
+    """Adds the gradients of one step's loss over all its rows, one row after the other; returns that loss, detached.
+
+    run_layer: what of each layer is kept for backward, as `use_memory` gives it."""
     mass = torch.stack([sqrt_mass(batch.labels_T, batch.cu_seqlens) for batch in batches]).sum()
     total = torch.zeros_like(mass)
     for batch in batches:
-        loss = model(batch, mass, checkpoint_activations=checkpoint_activations)
+        loss = model(batch, mass, run_layer=run_layer)
         loss.backward()
         total += loss.detach()
     return total
