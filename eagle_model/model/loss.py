@@ -92,6 +92,7 @@ class LMHead(nn.Linear):
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
+        self.chunk_bytes: int | None = None  # the most that logits take at a time in training; None: the op's choice
 
     def forward(
         self,
@@ -105,4 +106,7 @@ class LMHead(nn.Linear):
         knows the number of labels."""
         if labels_T is None:
             return F.linear(hidden_TD, self.weight)
-        return linear_cross_entropy(hidden_TD, self.weight, labels_T, token_weights_T, num_labelled=num_labelled)
+        return linear_cross_entropy(
+            hidden_TD, self.weight, labels_T, token_weights_T,
+            num_labelled=num_labelled, chunk_bytes=self.chunk_bytes,
+        )  # fmt: skip

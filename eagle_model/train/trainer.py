@@ -49,11 +49,13 @@ from eagle_model.model import lora
 from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import LossPer, sqrt_mass
+from eagle_model.model.recompute import RunLayer, run
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
 from eagle_model.train.adapters import adapted, base_of, same_base
 from eagle_model.train.answers import Answers
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
+from eagle_model.train.memory import use_memory
 from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
 from eagle_model.train.neftune import Noise
 from eagle_model.train.optimizer import Optimizer, learning_rate
@@ -234,9 +236,17 @@ class Trainer:
             num_trained = sum(p.numel() for p in parameters if p.requires_grad)
             num_all = sum(p.numel() for p in parameters)
             self._say(f"Training {num_trained:,} of {num_all:,} parameters: adapters of {self.model.adapter.base}.")
-        multipliers = config.optimizer.multipliers
+        memory, multipliers = config.memory, config.optimizer.multipliers
+        self.run_layer = use_memory(self.model, memory, self.device)
+        masters = Masters(
+            self.model, self.dtype, on_host=memory.optimizer == "host", stochastic=memory.stochastic_rounding
+        )
         self.optimizer = Optimizer(
-            Masters(self.model, self.dtype), config.optimizer, multiplier=lambda name: multiplier(name, multipliers)
+            masters,
+            config.optimizer,
+            multiplier=lambda name: multiplier(name, multipliers),
+            in_8_bits=memory.optimizer == "adamw8bit",
+            stochastic_rounding=memory.stochastic_rounding,
         )
         self.noise = Noise(self.model, alpha=config.neftune_alpha, seed=config.seed) if config.neftune_alpha else None
         self._say(f"Planning the samples of {config.data.recipe}.")
@@ -363,10 +373,7 @@ class Trainer:
     def _train_step(self) -> StepMetrics:
         config, begin, rows = self.config, time.perf_counter(), _StepRows()
         total, mass = accumulate_gradients(
-            self.model,
-            self._rows(rows),
-            loss_per=config.loss_per,
-            checkpoint_activations=config.checkpoint_activations,
+            self.model, self._rows(rows), loss_per=config.loss_per, run_layer=self.run_layer
         )
         if rows.shown:
             with self._writing("samples/"):
@@ -421,8 +428,9 @@ class Trainer:
             said = str(error).partition("\n")[0]
             raise TrainingError(
                 f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
-                "another machine, or, in a new run, a smaller processor.sampling.context_tokens or rows_per_step, or "
-                "checkpoint_activations=true."
+                "another machine, or, in a new run, memory.activations=block or offload, memory.mlp_chunk_tokens=8192, "
+                "memory.vision_chunk_tiles=8, memory.optimizer=adamw8bit or host, or a smaller "
+                "processor.sampling.context_tokens or rows_per_step. docs/memory.md says what each saves."
             ) from error
 
     def _stop_not_finite(self, ids: list[str], loss: float, grad_norm: float) -> None:
@@ -496,18 +504,19 @@ def accumulate_gradients(
     batches: Iterable[PackedBatch],
     *,
     loss_per: LossPer = "sample",
-    checkpoint_activations: bool = False,
+    run_layer: RunLayer = run,
 ) -> tuple[Tensor, Tensor]:
     """Adds up the gradients of a step's rows, one row after the other: of mass times the step's loss.
 
     The mass, which the loss is divided by, is known after the last row: one row at a time need be there.
+    run_layer: what of each layer is kept for backward, as `use_memory` gives it.
     Returns: mass times the loss, and the mass, fp32 scalars; `Optimizer.clip` divides the gradients by it.
     """
     device = model.lm_head.weight.device
     one = torch.ones((), device=device)
     total, mass = torch.zeros_like(one), torch.zeros_like(one)
     for batch in batches:
-        loss = model(batch, one, loss_per=loss_per, checkpoint_activations=checkpoint_activations)
+        loss = model(batch, one, loss_per=loss_per, run_layer=run_layer)
         loss.backward()
         total += loss.detach()
         mass += sqrt_mass(batch.labels_T, batch.cu_seqlens, per=loss_per)
