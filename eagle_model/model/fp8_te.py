@@ -29,6 +29,7 @@ from eagle_model.model.fp8_config import SCALINGS
 from eagle_model.model.fp8_quantize import pad_rows
 from eagle_model.model.linear import Linear, Product
 from eagle_model.model.llm import MLP, AddRMSNorm, Decoder, DecoderLayer, RMSNorm
+from eagle_model.model.recompute import in_chunks
 
 VERSION = "2.20"  # the release that the calls here are written for
 INSTALL = (
@@ -194,10 +195,14 @@ class NormMLP(nn.Module):
             mlp.down_proj.out_features, mlp.down_proj.in_features, eps=norm.eps, bias=has_bias,
             normalization="RMSNorm", activation="swiglu", params_dtype=norm.weight.dtype, device="meta",
         )  # fmt: skip
-        self.hidden = (settings, module, norm)  # in a tuple, which is not searched for parameters
+        self.chunk_tokens = mlp.chunk_tokens
+        self.others = (settings, module, norm)  # in a tuple, which is not searched for parameters
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        settings, module, norm = self.hidden
+        return in_chunks([self, self.others[2]], self._whole, x_TD, self.chunk_tokens)
+
+    def _whole(self, x_TD: Tensor) -> Tensor:
+        settings, module, norm = self.others
         weights: dict[str, Tensor] = {"layer_norm_weight": norm.weight}
         for name, linear in (("fc1", self.gate_up_proj), ("fc2", self.down_proj)):
             weights |= {f"{name}_{key}": tensor for key, tensor in _named(linear.weight, linear.bias).items()}

@@ -20,6 +20,7 @@ from eagle_model.model.linear import Linear
 from eagle_model.model.lora import LoraConfig, add_lora, merge
 from eagle_model.model.loss import sqrt_mass
 from eagle_model.model.nf4 import to_nf4
+from eagle_model.model.recompute import attention_kept, recomputed
 from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, document, mixed_documents, pack, small_model, with_text
 
 CFG = with_text(tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID), intermediate_size=384, num_hidden_layers=2)
@@ -243,8 +244,22 @@ def test_the_count_is_what_torch_counts():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_activations_computed_again_give_the_same_gradients(recipe):
     batch = batch_of(9, 14)
-    kept, again = results(model_of(recipe), batch), results(model_of(recipe), batch, checkpoint_activations=True)
-    assert not differing(kept, again)
+    kept = results(model_of(recipe), batch)
+    for run_layer in (recomputed, attention_kept):
+        assert not differing(results(model_of(recipe), batch, run_layer=run_layer), kept)
+
+
+def test_an_mlp_in_chunks_takes_scales_of_its_chunk():
+    """Blocks of a row are the same in any chunk; a scale of all rows is another, and the loss is near."""
+    batch = batch_of(*range(1, 21))
+    for recipe, is_same in (("current", False), ("block", True)):
+        model = model_of(recipe)
+        whole = results(model, batch)["loss"]
+        for layer in model.llm.layers:
+            layer.mlp.chunk_tokens = 128
+        chunked = results(model, batch)["loss"]
+        assert torch.equal(chunked, whole) == is_same
+        assert abs(chunked / whole - 1) < 0.01
 
 
 def test_it_generates():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.fp8_loss import LIMIT, SEEDS, last, train, wrong_scale
+from bench.fp8_loss import LIMIT, PLANTS, SEEDS, last, train, wrong_scale
 from eagle_model.fields import ConfigError, override
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.fp8_config import Fp8Config
@@ -26,7 +26,7 @@ def test_sixty_steps_learn_as_in_bf16_and_a_wrong_scale_shows():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "wrong"), list(zip(SEEDS, ("x", "weight", "gradient"), strict=True)))
+@pytest.mark.parametrize(("seed", "wrong"), list(zip(SEEDS, PLANTS, strict=True)))
 def test_two_hundred_steps(seed, wrong):
     """Each seed within 2 % of bf16's loss; a scale four times wrong, of either operand or the gradient, is not."""
     bf16 = last(train(None, seed=seed, num_steps=200))
@@ -62,7 +62,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_resumed_run_is_the_same_to_the_bit(chats, tmp_path):
     said: list[str] = []
-    config = config_of(chats, "fp8.recipe=current", "checkpoint_activations=true")
+    config = config_of(chats, "fp8.recipe=current", "memory.activations=block")
     assert Trainer(config, tmp_path / "whole", say=said.append).train()
     assert any(line.startswith("FP8 (current scaling) by emulation") for line in said)
     assert Trainer(override(config, ["max_steps=2"]), tmp_path / "halves", say=said.append).train()
