@@ -57,11 +57,11 @@ class Optimizer:
             {"params": others, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        options = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
+        lr, betas, eps = config.learning_rate, config.betas, config.eps
         if in_8_bits:
-            self.adamw = adamw8bit(groups, **options, stochastic_rounding=stochastic_rounding)
+            self.adamw = adamw8bit(groups, lr=lr, betas=betas, eps=eps, stochastic_rounding=stochastic_rounding)
         else:
-            self.adamw = torch.optim.AdamW(groups, **options, fused=True)
+            self.adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
     def clip(self) -> Tensor:
         """Scales the gradients down to a global norm of max_grad_norm; returns the norm they had, fp32 scalar."""
