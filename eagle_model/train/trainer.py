@@ -238,9 +238,8 @@ class Trainer:
             self._say(f"Training {num_trained:,} of {num_all:,} parameters: adapters of {self.model.adapter.base}.")
         memory, multipliers = config.memory, config.optimizer.multipliers
         self.run_layer = use_memory(self.model, memory, self.device)
-        masters = Masters(
-            self.model, self.dtype, on_host=memory.optimizer == "host", stochastic=memory.stochastic_rounding
-        )
+        host = torch.device("cpu") if memory.optimizer == "host" else None
+        masters = Masters(self.model, self.dtype, host=host, stochastic=memory.stochastic_rounding)
         self.optimizer = Optimizer(
             masters,
             config.optimizer,
