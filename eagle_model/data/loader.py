@@ -123,6 +123,12 @@ class Loader:
         """The epoch, from 0, of the batch given last."""
         return self._epoch
 
+    def rows_left(self, num_epochs: int) -> int:
+        """Rows from the next one to the end of the first `num_epochs` epochs; those that cannot be loaded count too."""
+        if self._epoch >= num_epochs:
+            return 0
+        return sum(len(self._schedule.rows(epoch)) for epoch in range(self._epoch, num_epochs)) - self._next_row
+
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """(sample id, reason with file and line), in the order of the stream: those that were come to until now."""
