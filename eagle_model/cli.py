@@ -280,6 +280,7 @@ def train(
     ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="path.to.field=value, as often as needed.")] = [],  # noqa: B006
     show: Annotated[bool, typer.Option("--show", help="List all fields, their values and meanings, and stop.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a Chrome trace of the third step.")] = False,
 ) -> None:
     """Trains by a recipe; interrupted, the same command resumes.
 
@@ -308,7 +309,7 @@ def train(
 
     try:
         trainer = Trainer(chosen, run, say=print)
-        done = trainer.train()
+        done = trainer.train(profile=profile)
     except TrainingError as error:
         raise typer.Exit(_say(str(error), code=1)) from error
     if not done and trainer.stopped_by:
