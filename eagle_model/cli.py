@@ -292,6 +292,7 @@ def train(
     ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="path.to.field=value, as often as needed.")] = [],  # noqa: B006
     show: Annotated[bool, typer.Option("--show", help="List all fields, their values and meanings, and stop.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a Chrome trace of the third step.")] = False,
 ) -> None:
     """Trains by a recipe; interrupted, the same command resumes.
 
@@ -299,7 +300,7 @@ def train(
     Example:  eagle train progressive --run runs/eagle --set model=start --set data.recipe=mix.json --set stage4:seed=1
     """
     if recipe == "progressive" and config is None:
-        return _train_progressive(stages, run, set_, show)
+        return _train_progressive(stages, run, set_, show=show, profile=profile)
     if stages is not None:
         raise ValueError("--stages goes with progressive: eagle train progressive --stages stage2,stage3 ...")
     from eagle_model.fields import listing, override
@@ -322,10 +323,12 @@ def train(
 
     from eagle_model.train.trainer import Trainer
 
-    _train(lambda: Trainer(chosen, run, say=print))
+    _train(lambda: Trainer(chosen, run, say=print), profile=profile)
 
 
-def _train_progressive(stages: str | None, run: Path | None, assignments: list[str], show: bool) -> None:
+def _train_progressive(
+    stages: str | None, run: Path | None, assignments: list[str], *, show: bool, profile: bool
+) -> None:
     from eagle_model.fields import listing
     from eagle_model.train.progressive import STAGES, Progressive, stages_of
 
@@ -338,7 +341,7 @@ def _train_progressive(stages: str | None, run: Path | None, assignments: list[s
         return
     if run is None:
         raise ValueError("--run is missing; needs the folder of the stages' runs, as in --run runs/eagle.")
-    _train(lambda: Progressive(chosen, run, say=print))
+    _train(lambda: Progressive(chosen, run, say=print), profile=profile)
 
 
 def _show(lines: list[tuple[str, str]]) -> None:
@@ -346,12 +349,12 @@ def _show(lines: list[tuple[str, str]]) -> None:
         print(f"{assignment:{COMMENT_COLUMN}}  # {about}" if assignment else f"\n# {about}")
 
 
-def _train(make: Callable[[], Trainer | Progressive]) -> None:
+def _train(make: Callable[[], Trainer | Progressive], *, profile: bool) -> None:
     from eagle_model.train.trainer import TrainingError
 
     try:
         trainer = make()
-        done = trainer.train()
+        done = trainer.train(profile=profile)
     except TrainingError as error:
         raise typer.Exit(_say(str(error), code=1)) from error
     if not done and trainer.stopped_by:
