@@ -125,7 +125,7 @@ class _InChunks(torch.autograd.Function):
         kind = x.device.type
         ctx.autocast = None if x.is_meta else (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         ctx.rng = torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
-        return _rows_after_rows(function, x, chunk_rows)
+        return _rows_after_rows(function, x.detach(), chunk_rows)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from eagle_model.files import read_json, write_json
 from eagle_model.model.fp8_config import Fp8Config
 from eagle_model.model.lora_config import LoraConfig
 from eagle_model.train.memory import MemoryConfig
+from eagle_model.train.sinks import LoggingConfig
 
 VERSION = 2  # of run folders and their configs; raised when what was written before can no longer be read
 MAX_CONFIG_BYTES = 1 << 20  # a config has some thousand bytes; what is larger is another file
@@ -138,6 +139,8 @@ class TrainConfig:
     validation: ValidationConfig | None = None  # the loss on held-out data
     answers: AnswersConfig | None = None  # an early look at what the model says
     seed: int = 0  # of a preset's first weights, and of NEFTune's noise
+    compile: bool = False  # layers by torch.compile: minutes in the first step; on a CPU no gain
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     log_every_steps: int = 10  # on the terminal; metrics.jsonl has every step
     save_every_steps: int = 100  # a checkpoint
     keep_last: int = 3  # checkpoints; older ones of the run are deleted
@@ -212,6 +215,9 @@ CHANGEABLE_ON_RESUME = frozenset(
         "answers.prompts",
         "answers.every_steps",
         "answers.max_new_tokens",
+        "logging.tensorboard",
+        "logging.wandb_project",
+        "logging.wandb_mode",
         "log_every_steps",
         "save_every_steps",
         "keep_last",

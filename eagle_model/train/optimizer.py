@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,11 +72,11 @@ class Optimizer:
         groups = [
             {"params": group, "weight_decay": decay, "multiplier": factor} for (factor, decay), group in by_kind.items()
         ]
-        options: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
+        lr, betas, eps = config.learning_rate, config.betas, config.eps
         if in_8_bits:
-            self.adamw = adamw8bit(groups, **options, stochastic_rounding=stochastic_rounding)
+            self.adamw = adamw8bit(groups, lr=lr, betas=betas, eps=eps, stochastic_rounding=stochastic_rounding)
         else:
-            self.adamw = torch.optim.AdamW(groups, **options, fused=True)
+            self.adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
     def clip(self, mass: Tensor | None = None) -> Tensor:
         """Divides the gradients by `mass`, then scales them down to a global norm of max_grad_norm.

@@ -8,7 +8,7 @@
 A model in bf16 cannot be trained in place: with 8 bits of mantissa an update below 1/256 of a weight rounds to nothing.
 So every trainable parameter has an fp32 master. In an fp32 model the parameter is its own master. In a bf16 model each
 gradient moves to its master the moment autograd has finished it: rows of a step are then added up in fp32, and no bf16
-gradient outlives its own backward. Masters may be in host memory (`on_host`): their gradients too then, and the
+gradient outlives its own backward. Masters may be in host memory (`host`): their gradients too then, and the
 update is the CPU's.
 
 The other way is to round at random (`stochastic`): a weight of bf16 is then its own master, and what an update makes
@@ -35,12 +35,13 @@ class Masters:
     copies: frozenset[str]  # which of them are not the parameters themselves
 
     def __init__(
-        self, model: nn.Module, dtype: torch.dtype, *, on_host: bool = False, stochastic: bool = False
+        self, model: nn.Module, dtype: torch.dtype, *, host: torch.device | None = None, stochastic: bool = False
     ) -> None:
         """Takes a model and leaves it in `dtype`; the masters keep what that loses, in the memory it had.
 
         Frozen parameters may be in `dtype` already, or of 4 bits that stand for it.
-        on_host: the masters are in the CPU's memory.  stochastic: matrices have no master but themselves.
+        host: where masters are, if not where the model is: the CPU.
+        stochastic: matrices have no master but themselves.
         Raises: ValueError when a trainable parameter is not fp32, or nothing is trainable.
         """
         self._params = {name: param for name, param in model.named_parameters() if param.requires_grad}
@@ -53,11 +54,11 @@ class Masters:
         self.copies = frozenset(
             name
             for name, param in self._params.items()
-            if (dtype != torch.float32 and not (stochastic and param.ndim >= 2)) or (on_host and not param.is_cpu)
+            if (dtype != torch.float32 and not (stochastic and param.ndim >= 2)) or host not in (None, param.device)
         )
         for name in self.copies:
             master = self._params[name].detach()
-            self.by_name[name] = master.cpu() if on_host else master
+            self.by_name[name] = master if host is None else master.to(host)
         for param in model.parameters():
             if dtype not in (param.dtype, torch.float32):
                 param.data = param.data.to(dtype)  # new memory: the old is its master's alone

@@ -9,6 +9,8 @@ from eagle_model.train.optimizer import Optimizer
 from eagle_model.train.precision import Masters
 from tests.train.test_optimizer import backward, model
 
+CPU = torch.device("cpu")
+
 
 def test_an_fp32_model_is_its_own_masters():
     net = model()
@@ -35,14 +37,15 @@ def test_masters_on_the_host_compute_the_same():
     """On a CPU the host is the device; that they are copies all the same shows the way that a GPU's would take."""
     nets = [model() for _ in range(2)]
     for net, on_host in zip(nets, (False, True), strict=True):
-        optimizer = Optimizer(Masters(net, torch.bfloat16, on_host=on_host), OptimizerConfig(learning_rate=1e-2))
+        masters = Masters(net, torch.bfloat16, host=CPU if on_host else None)
+        optimizer = Optimizer(masters, OptimizerConfig(learning_rate=1e-2))
         for step in range(3):
             backward(net, step)
             backward(net, step + 3)
             optimizer.clip()
             optimizer.step(1e-2)
     assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
-    masters = Masters(model(), torch.float32, on_host=True)
+    masters = Masters(model(), torch.float32, host=CPU)
     assert not masters.copies  # nothing to copy where the weights are on the host themselves
 
 
@@ -52,7 +55,7 @@ def test_masters_of_a_gpu_on_the_host(dtype):
     """The same as on the device, up to the rounding of another machine's AdamW; nothing of theirs is on the device."""
     nets = [model().cuda() for _ in range(2)]
     for net, on_host in zip(nets, (False, True), strict=True):
-        masters = Masters(net, dtype, on_host=on_host)
+        masters = Masters(net, dtype, host=CPU if on_host else None)
         optimizer = Optimizer(masters, OptimizerConfig(learning_rate=1e-2))
         for step in range(3):
             values = torch.randn(5, 6, generator=torch.Generator().manual_seed(step)).cuda()
