@@ -50,6 +50,7 @@ from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.eagle import Eagle, build
 from eagle_model.model.llm import document_lengths
+from eagle_model.model.recompute import recomputed, run
 
 MODEL_TYPE = "eagle_2_5_vl"
 _NOT_COMPARED = {"dtype", "torch_dtype", "vision_config", "text_config", "rope_scaling"}  # is rope_parameters' old name
@@ -289,7 +290,7 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids.expand(B, T).flatten().int(),
             attend,
             lengths_T=_document_lengths(visible, cu_seq_lens_q) if needs_lengths else None,
-            checkpoint_activations=self.gradient_checkpointing and self.training,
+            run_layer=recomputed if self.gradient_checkpointing and self.training else run,
         )
         cache = past_key_values if use_cache else None
         return BaseModelOutputWithPast(last_hidden_state=hidden_RD.unflatten(0, (B, T)), past_key_values=cache)

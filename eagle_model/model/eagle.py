@@ -38,6 +38,7 @@ from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.llm import Decoder, document_lengths
 from eagle_model.model.loss import LMHead, LossPer, token_weights
+from eagle_model.model.recompute import RunLayer, in_chunks, run
 from eagle_model.model.vision import GeluBias, VisionEncoder
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Eagle(nn.Module):
         self.cfg = cfg
         self.adapter: Attached | None = None  # what lora.py has added
         self.tokens_per_tile = cfg.tokens_per_tile
+        self.vision_chunk_tiles: int | None = None  # seen so many at a time, and again in backward; None: all at once
         self.vision = VisionEncoder(cfg)
         self.connector = Connector(cfg)
         self.llm = Decoder(cfg.text)
@@ -72,12 +74,17 @@ class Eagle(nn.Module):
         if self.cfg.text.tie_word_embeddings:
             self.lm_head.weight = self.llm.embed_tokens.weight
 
-    def encode_tiles(self, patches_IPK: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
+    def encode_tiles(self, patches_IPK: Tensor, *, run_layer: RunLayer = run) -> Tensor:
         """(I, P, K), normalised pixels -> (N, D) visual tokens, tile by tile. I may be 0."""
-        patches_IPC = self.vision(patches_IPK, checkpoint_activations=checkpoint_activations)
-        return self.connector(patches_IPC).flatten(0, 1)
+        if self.vision_chunk_tiles is not None:
+            run_layer = run  # what a chunk keeps is gone before the next one
 
-    def embed(self, batch: PackedBatch, *, checkpoint_activations: bool = False) -> Tensor:
+        def encode(patches_IPK: Tensor) -> Tensor:
+            return self.connector(self.vision(patches_IPK, run_layer=run_layer)).flatten(0, 1)
+
+        return in_chunks((self.vision, self.connector), encode, patches_IPK, self.vision_chunk_tiles)
+
+    def embed(self, batch: PackedBatch, *, run_layer: RunLayer = run) -> Tensor:
         """(T, D): token embeddings, with the visual tokens in the rows `visual_rows_N`.
 
         Raises ValueError, before anything is computed, unless there is one row for each visual token.
@@ -100,33 +107,33 @@ class Eagle(nn.Module):
             if not (torch.is_grad_enabled() and _num_processes() > 1):
                 return embeddings_TD
             patches_IPK = embeddings_TD.new_zeros(1, self.vision.num_patches, self.vision.num_patch_values)
-        visual_ND = self.encode_tiles(patches_IPK, checkpoint_activations=checkpoint_activations)[:num_visual]
+        visual_ND = self.encode_tiles(patches_IPK, run_layer=run_layer)[:num_visual]
         return scatter_visual(embeddings_TD, visual_ND, batch.visual_rows_N)
 
-    def hidden(self, batch: PackedBatch, *, checkpoint_activations: bool = False) -> Tensor:
+    def hidden(self, batch: PackedBatch, *, run_layer: RunLayer = run) -> Tensor:
         """Hidden states after the final norm, (T, D); `lm_head` makes logits of them.
 
-        checkpoint_activations: keep only each layer's input and compute the layer again in backward; the gradients are
-        the same numbers. Raises ValueError where `embed` does.
+        run_layer: what of each layer is kept for backward (recompute.py); the gradients are the same numbers.
+        Raises ValueError where `embed` does.
         """
-        embeddings_TD = self.embed(batch, checkpoint_activations=checkpoint_activations)
+        embeddings_TD = self.embed(batch, run_layer=run_layer)
         plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=batch.num_tokens)
         attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
         lengths_T = document_lengths(batch.cu_seqlens, batch.num_tokens) if self.llm.needs_lengths else None
         return self.llm(
             embeddings_TD, batch.positions_T, attend,
-            lengths_T=lengths_T, checkpoint_activations=checkpoint_activations,
+            lengths_T=lengths_T, run_layer=run_layer,
         )  # fmt: skip
 
     def forward(
-        self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", checkpoint_activations: bool = False
+        self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", run_layer: RunLayer = run
     ) -> Tensor:
         """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
 
         mass: sum of `loss.sqrt_mass` over all rows of the step, per the same. Where nothing is supervised, loss and
-        gradients are 0. checkpoint_activations and errors as in `hidden`.
+        gradients are 0. run_layer and errors as in `hidden`.
         """
-        hidden_TD = self.hidden(batch, checkpoint_activations=checkpoint_activations)
+        hidden_TD = self.hidden(batch, run_layer=run_layer)
         weights_T = token_weights(batch.labels_T, batch.cu_seqlens, mass, per=loss_per)
         return self.lm_head(hidden_TD, batch.labels_T, weights_T, batch.num_labelled)
 

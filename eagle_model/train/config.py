@@ -17,6 +17,7 @@ from eagle_model.data.processor import ProcessorConfig
 from eagle_model.fields import NOT_SET_BY_TEXT, ConfigError, few, from_json, require, to_json
 from eagle_model.files import read_json, write_json
 from eagle_model.model.lora_config import LoraConfig
+from eagle_model.train.memory import MemoryConfig
 from eagle_model.train.sinks import LoggingConfig
 
 VERSION = 2  # of run folders and their configs; raised when what was written before can no longer be read
@@ -123,7 +124,7 @@ class TrainConfig:
     )
     neftune_alpha: float = 0.0  # size of the noise on token embeddings (NEFTune; 5 is usual); 0: none
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the model's arithmetic; masters and moments are fp32
-    checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more time
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     lora: LoraConfig | None = None  # train low-rank adapters on `model`, a folder then, and nothing else of it
     adapter: str = ""  # with lora: the folder of an adapter to go on from, PEFT's or a run's; lora must fit it
     base_weights: Literal["full", "nf4"] = "full"  # with lora: nf4 keeps the language model's in 4 bits (needs torchao)
@@ -166,6 +167,12 @@ class TrainConfig:
             "train_vision, train_connector and train_llm",
             "all false",
             "one of them true",
+        )
+        require(
+            self.dtype == "bfloat16" or not self.memory.stochastic_rounding,
+            "memory.stochastic_rounding",
+            f"true with dtype={self.dtype}",
+            "dtype=bfloat16: weights that are fp32 need no rounding",
         )
         if self.lora is None:
             require(not self.adapter, "adapter", self.adapter, "lora too, as lora.rank=16")

@@ -49,11 +49,13 @@ from eagle_model.model import lora
 from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.loss import LossPer, sqrt_mass
+from eagle_model.model.recompute import RunLayer, run
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
 from eagle_model.train.adapters import adapted, base_of, same_base
 from eagle_model.train.answers import Answers
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
+from eagle_model.train.memory import use_memory
 from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress
 from eagle_model.train.neftune import Noise
 from eagle_model.train.optimizer import Optimizer, learning_rate
@@ -96,10 +98,12 @@ class Trainer:
         *,
         device: torch.device | str | None = None,
         say: Callable[[str], None] = print,
+        profile: bool = False,
     ) -> None:
         """Takes up the newest complete checkpoint of `run_folder`, or starts a new run there.
 
         Args:   device: by default the GPU where there is one, else the CPU.  say: takes messages for the terminal.
+                profile: writes a trace of one step into the run's folder (profiling.py).
         Raises: ConfigError when the folder's run has another configuration, or the folder is in use by another
                 trainer, holds files but no run, or cannot be written to; CheckpointError when it has checkpoints and
                 none can be used; DataError as `Loader` does.
@@ -111,6 +115,7 @@ class Trainer:
         self._say = self._stop.when_closed(say)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[config.dtype]
+        self._profile = profile
         self.step = 0  # how many are done
         self._shown: list[PackedBatch] = []  # of the first step, for the report
         self._sample_ids: list[str] = []  # of the step that is trained
@@ -231,9 +236,16 @@ class Trainer:
         if config.compile:
             for layer in (*self.model.vision.layers, *self.model.llm.layers):
                 layer.compile()
-        multipliers = config.optimizer.multipliers
+        memory, multipliers = config.memory, config.optimizer.multipliers
+        self.run_layer = use_memory(self.model, memory, self.device)
+        host = torch.device("cpu") if memory.optimizer == "host" else None
+        masters = Masters(self.model, self.dtype, host=host, stochastic=memory.stochastic_rounding)
         self.optimizer = Optimizer(
-            Masters(self.model, self.dtype), config.optimizer, multiplier=lambda name: multiplier(name, multipliers)
+            masters,
+            config.optimizer,
+            multiplier=lambda name: multiplier(name, multipliers),
+            in_8_bits=memory.optimizer == "adamw8bit",
+            stochastic_rounding=memory.stochastic_rounding,
         )
         self.noise = Noise(self.model, alpha=config.neftune_alpha, seed=config.seed) if config.neftune_alpha else None
         self._say(f"Planning the samples of {config.data.recipe}.")
@@ -245,7 +257,7 @@ class Trainer:
         self.processor = self.loader.processor
         self.max_steps = self._count_steps()
         self._say(f"{self.max_steps} steps of {config.rows_per_step} rows, {config.tokens_per_step:,} tokens at most.")
-        self.meter = StepMeter(self.model, config, recomputes_layers=config.checkpoint_activations)
+        self.meter = StepMeter(self.model, config)
         self.validation = self.answers = None
         if config.validation is not None:
             self.validation = Validation(config, self.processor, self.run_folder, steps_done=self.step)
@@ -281,16 +293,15 @@ class Trainer:
             write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id})
             write_config(self.run_folder / "config.json", self.config)
 
-    def train(self, *, profile: bool = False) -> bool:
+    def train(self) -> bool:
         """Trains to the end, or until it is told to stop (see stop.py); ends with a checkpoint and a report.
 
-        profile: writes a trace of one step into the run's folder (profiling.py).
         Returns: whether the run is done; if not, `stopped_by` says why, and making the Trainer again resumes.
         Raises:  TrainingError when a loss or a gradient is not finite, a step does not fit into memory, or a file
                  cannot be written. The run can go on from its newest checkpoint.
         """
         try:
-            self._train(profile=profile)
+            self._train()
             with self._writing("The report"):
                 report = write_report(self.run_folder, self._say)
         finally:
@@ -302,7 +313,7 @@ class Trainer:
         self._say(f"Report: {report}")
         return done
 
-    def _train(self, *, profile: bool) -> None:
+    def _train(self) -> None:
         config, steps_done = self.config, self.step
         if self.is_done:
             self._say(f"{self.run_folder} has done {self.step} steps, and {self._length()}: nothing to train.")
@@ -315,7 +326,7 @@ class Trainer:
             say=self._say,
         )
         sinks = open_sinks(config.logging, self.run_folder, self.run_id, to_json(config))
-        if profile:
+        if self._profile:
             remember_memory(self.device)
         with contextlib.ExitStack() as closing:
             for sink in (log, *sinks):
@@ -323,8 +334,8 @@ class Trainer:
             closing.enter_context(self._stop)
             closing.enter_context(progress)
             while not (self.is_done or self._stop.requested):
-                is_traced_now = profile and is_traced(self.step + 1, steps_done=steps_done, max_steps=self.max_steps)
-                with self._fitting_into_memory(), self._traced() if is_traced_now else contextlib.nullcontext():
+                traces = self._profile and is_traced(self.step + 1, steps_done=steps_done, max_steps=self.max_steps)
+                with self._fitting_into_memory(), self._traced() if traces else contextlib.nullcontext():
                     metrics = self._train_step()
                 with self._writing("Its metrics"):
                     for sink in (log, *sinks):
@@ -379,12 +390,7 @@ class Trainer:
         config, meter = self.config, self.meter
         meter.begin()
         self._shown, self._sample_ids = [], []
-        total, mass = accumulate_gradients(
-            self.model,
-            self._rows(),
-            loss_per=config.loss_per,
-            checkpoint_activations=config.checkpoint_activations,
-        )
+        total, mass = accumulate_gradients(self.model, self._rows(), loss_per=config.loss_per, run_layer=self.run_layer)
         if self._shown:
             with self._writing("samples/"):
                 self._save_samples(self._shown)
@@ -431,8 +437,9 @@ class Trainer:
             said = str(error).partition("\n")[0]
             raise TrainingError(
                 f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
-                "another machine, or, in a new run, a smaller processor.sampling.context_tokens or rows_per_step, or "
-                "checkpoint_activations=true."
+                "another machine, or, in a new run, memory.activations=block or offload, memory.mlp_chunk_tokens=8192, "
+                "memory.vision_chunk_tiles=8, memory.optimizer=adamw8bit or host, or a smaller "
+                "processor.sampling.context_tokens or rows_per_step. docs/memory.md says what each saves."
             ) from error
 
     def _stop_not_finite(self, ids: list[str], loss: float, grad_norm: float) -> None:
@@ -506,18 +513,19 @@ def accumulate_gradients(
     batches: Iterable[PackedBatch],
     *,
     loss_per: LossPer = "sample",
-    checkpoint_activations: bool = False,
+    run_layer: RunLayer = run,
 ) -> tuple[Tensor, Tensor]:
     """Adds up the gradients of a step's rows, one row after the other: of mass times the step's loss.
 
     The mass, which the loss is divided by, is known after the last row: one row at a time need be there.
+    run_layer: what of each layer is kept for backward, as `use_memory` gives it.
     Returns: mass times the loss, and the mass, fp32 scalars; `Optimizer.clip` divides the gradients by it.
     """
     device = model.lm_head.weight.device
     one = torch.ones((), device=device)
     total, mass = torch.zeros_like(one), torch.zeros_like(one)
     for batch in batches:
-        loss = model(batch, one, loss_per=loss_per, checkpoint_activations=checkpoint_activations)
+        loss = model(batch, one, loss_per=loss_per, run_layer=run_layer)
         loss.backward()
         total += loss.detach()
         mass += sqrt_mass(batch.labels_T, batch.cu_seqlens, per=loss_per)
