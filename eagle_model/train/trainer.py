@@ -63,6 +63,7 @@ from eagle_model.train.parallel import Layout, parallelize
 from eagle_model.train.parts import check_multipliers, freeze, multiplier
 from eagle_model.train.precision import DTYPES, Masters
 from eagle_model.train.profiling import is_traced, remember_memory, traced, write_memory_snapshot
+from eagle_model.train.provenance import provenance
 from eagle_model.train.report import MAX_SAMPLES, save_samples, write_report
 from eagle_model.train.run_folder import take
 from eagle_model.train.sinks import open_sinks
@@ -290,7 +291,8 @@ class Trainer:
 
     def _write_about(self) -> None:
         with self._writing("run.json and config.json"):
-            write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id})
+            made_by = provenance(self.device)
+            write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id, "made_by": made_by})
             write_config(self.run_folder / "config.json", self.config)
 
     def train(self) -> bool:
