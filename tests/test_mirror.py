@@ -30,6 +30,7 @@ BENCHES = {
     "decode_dali",
     "generate",
     "images",
+    "memory",
 }  # benches of what is no op: decoding, generation
 
 
