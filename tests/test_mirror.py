@@ -31,7 +31,8 @@ BENCHES = {
     "generate",
     "images",
     "memory",
-}  # benches of what is no op: decoding, generation
+    "progressive",
+}  # benches of what is no op: decoding, generation, training
 
 
 def stems(*patterns: str) -> set[str]:

@@ -17,6 +17,7 @@ Source   Chen et al. 2025, arXiv:2504.15271.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_model.batch import PackedBatch
 from eagle_model.checkpoints import read_newest
+from eagle_model.fields import few
 from eagle_model.files import write_json
 from eagle_model.model import weights
 from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Packed
@@ -35,13 +37,14 @@ from eagle_model.model.connector import Connector
 from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.llm import Decoder, document_lengths
-from eagle_model.model.loss import LMHead, token_weights
+from eagle_model.model.loss import LMHead, LossPer, token_weights
 from eagle_model.model.recompute import RunLayer, in_chunks, run
 from eagle_model.model.vision import GeluBias, VisionEncoder
 
 if TYPE_CHECKING:
     from eagle_model.model.lora import Attached
 
+_HEAD = "lm_head.weight"  # a second name of tied embeddings
 MAX_TIMES_STORED = 2  # parameters of a config to numbers in its files: beyond, they are of different models
 
 
@@ -122,14 +125,16 @@ class Eagle(nn.Module):
             lengths_T=lengths_T, run_layer=run_layer,
         )  # fmt: skip
 
-    def forward(self, batch: PackedBatch, mass: Tensor, *, run_layer: RunLayer = run) -> Tensor:
+    def forward(
+        self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", run_layer: RunLayer = run
+    ) -> Tensor:
         """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
 
-        mass: sum of `loss.sqrt_mass` over all rows of the step. Where nothing is supervised, loss and gradients are 0.
-        run_layer and errors as in `hidden`.
+        mass: sum of `loss.sqrt_mass` over all rows of the step, per the same. Where nothing is supervised, loss and
+        gradients are 0. run_layer and errors as in `hidden`.
         """
         hidden_TD = self.hidden(batch, run_layer=run_layer)
-        weights_T = token_weights(batch.labels_T, batch.cu_seqlens, mass)
+        weights_T = token_weights(batch.labels_T, batch.cu_seqlens, mass, per=loss_per)
         return self.lm_head(hidden_TD, batch.labels_T, weights_T, batch.num_labelled)
 
     def generate(
@@ -182,10 +187,21 @@ class Eagle(nn.Module):
                 "save_pretrained: the model has adapters. lora.merge adds them to the weights first, and "
                 "lora.save_adapter writes them alone."
             )
-        folder = Path(folder)
-        parameters, rules = dict(self.named_parameters()), weights.rules(self.cfg)
+        folder, cfg = Path(folder), self._as_it_is()
+        parameters, rules = dict(self.named_parameters()), weights.rules(cfg)
+        if strange := [name for name in build(cfg).state_dict().keys() ^ parameters.keys() if name != _HEAD]:
+            raise ValueError(
+                f"save_pretrained: the model and its config differ in {few(sorted(strange))}. Modules were put around "
+                f"or into it: PEFT's adapters are saved by its own save_pretrained, or merged by merge_and_unload."
+            )
         weights.save(folder, parameters, rules, carried=self.carried, layout=layout, max_shard_bytes=max_shard_bytes)
-        write_config(folder, self.cfg, self.lm_head.weight.dtype, self.carried, layout=layout)
+        write_config(folder, cfg, self.lm_head.weight.dtype, self.carried, layout=layout)
+
+    def _as_it_is(self) -> EagleConfig:
+        """The config; where tied embeddings were trained apart, as PEFT does with either of the two, not tied."""
+        text = self.cfg.text
+        is_tied = text.tie_word_embeddings and self.lm_head.weight is self.llm.embed_tokens.weight
+        return replace(self.cfg, text=replace(text, tie_word_embeddings=is_tied))
 
 
 def write_config(

@@ -1,19 +1,21 @@
-"""AdamW on a model's fp32 masters; cosine learning rate with warm-up; clipping by the global norm.
+"""AdamW on a model's fp32 masters; schedules of the learning rate, with warm-up; clipping by the global norm.
 
     optimizer = Optimizer(Masters(model, torch.bfloat16), config)
-    model(batch, mass).backward()
-    optimizer.clip()
+    for batch in rows:
+        model(batch, ONE).backward()             # gradients of all rows add up, each document by its own weight
+    optimizer.clip(mass)                         # sum of loss.sqrt_mass over the rows: what makes weights add up to 1
     optimizer.step(learning_rate(config, step, max_steps))
 
 Numbers  masters, gradients, moments: fp32; 16 bytes a parameter, 18 for a bf16 model (precision.py). With moments of
          8 bits, 2 * (1 + 4 / 256) bytes in place of 8.
-Source   Loshchilov and Hutter 2019, arXiv:1711.05101.
+Decay    of matrices, tables of embeddings among them; norms and biases, all of them vectors, do not decay.
+Source   Loshchilov and Hutter 2019, arXiv:1711.05101; wsd: Hu et al. 2024, arXiv:2404.06395.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,43 +30,65 @@ MOMENTS = ("step", *(f"{key}{part}" for key in ("exp_avg", "exp_avg_sq") for par
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
     """The learning rate of step 0, 1, ..., max_steps - 1.
 
-    Rises linearly for W = ceil(warmup_ratio * max_steps) steps, to the peak in step W - 1, then falls by a half cosine
-    towards min_lr_ratio of the peak, which it would reach in step max_steps. The rise starts at peak / W, not at 0: a
-    step with learning rate 0 does nothing.
+    Rises linearly for W = ceil(warmup_ratio * max_steps) steps, to the peak in step W - 1; then stays there
+    ("constant") or falls, by a half cosine ("cosine") or a straight line ("linear"; "wsd": in the last
+    ceil(decay_ratio * max_steps) steps), towards min_lr_ratio of the peak, which it would reach in step max_steps. The
+    rise starts at peak / W, not at 0: a step with learning rate 0 does nothing.
     """
     warmup_steps = math.ceil(config.warmup_ratio * max_steps)
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+    if config.schedule == "constant":
+        return config.learning_rate
+    falls_from = warmup_steps
+    if config.schedule == "wsd":
+        falls_from = max(warmup_steps, max_steps - math.ceil(config.decay_ratio * max_steps))
+    progress = min(1.0, max(0, step - falls_from) / max(1, max_steps - falls_from))
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
 
 
 class Optimizer:
-    """AdamW over the masters of a model. Matrices decay; norms and biases, all of them vectors, do not."""
+    """AdamW over the masters of a model, in groups of one multiplier of the learning rate and one weight decay."""
 
     adamw: torch.optim.Optimizer
 
     def __init__(
-        self, masters: Masters, config: OptimizerConfig, *, in_8_bits: bool = False, stochastic_rounding: bool = False
+        self,
+        masters: Masters,
+        config: OptimizerConfig,
+        *,
+        multiplier: Callable[[str], float] = lambda name: 1.0,
+        in_8_bits: bool = False,
+        stochastic_rounding: bool = False,
     ) -> None:
-        """in_8_bits: the moments; stochastic_rounding: then, of masters in bf16 (adamw8bit.py)."""
+        """multiplier: of the learning rate, by a parameter's name (parts.py). in_8_bits: the moments;
+        stochastic_rounding: then, of masters in bf16 (adamw8bit.py)."""
         self.masters, self.config = masters, config
-        decayed = [master for master in masters.by_name.values() if master.ndim >= 2]
-        others = [master for master in masters.by_name.values() if master.ndim < 2]
+        by_kind: dict[tuple[float, float], list[Tensor]] = {}
+        for name, master in masters.by_name.items():
+            decay = config.weight_decay if master.ndim >= 2 else 0.0
+            by_kind.setdefault((multiplier(name), decay), []).append(master)
         groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": group, "weight_decay": decay, "multiplier": factor} for (factor, decay), group in by_kind.items()
         ]
-        groups = [group for group in groups if group["params"]]
         lr, betas, eps = config.learning_rate, config.betas, config.eps
         if in_8_bits:
             self.adamw = adamw8bit(groups, lr=lr, betas=betas, eps=eps, stochastic_rounding=stochastic_rounding)
         else:
             self.adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
-    def clip(self) -> Tensor:
-        """Scales the gradients down to a global norm of max_grad_norm; returns the norm they had, fp32 scalar."""
+    def clip(self, mass: Tensor | None = None) -> Tensor:
+        """Divides the gradients by `mass`, then scales them down to a global norm of max_grad_norm.
+
+        mass: fp32 scalar; None for gradients that are those of the loss already. Zero, as of a step in which nothing is
+        supervised, counts as 1.
+        Returns: the norm they had in between, fp32 scalar. No host synchronisation.
+        """
+        grads = [master.grad for master in self.masters.by_name.values() if master.grad is not None]
+        if mass is not None and grads:
+            share = torch.where(mass > 0, mass, 1.0).reciprocal()
+            torch._foreach_mul_(grads, share.to(grads[0].device))  # masters may be on the host
         return nn.utils.clip_grad_norm_(self.masters.by_name.values(), self.config.max_grad_norm)
 
     def step(self, lr: float) -> None:
@@ -77,10 +101,11 @@ class Optimizer:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
         for group in self.adamw.param_groups:
+            rate = lr * group["multiplier"]
             if isinstance(group["lr"], Tensor):  # torchao's, which compiled code reads
-                group["lr"].fill_(lr)
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = lr
+                group["lr"] = rate
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self.masters.round_into_model()

@@ -100,8 +100,9 @@ def rows_and_one(chats) -> tuple[torch.nn.Module, list[PackedBatch], PackedBatch
 
 def gradients(model, batches, **options):
     model.zero_grad()
-    loss = accumulate_gradients(model, batches, **options)
-    return loss, {name: p.grad.clone() for name, p in model.named_parameters()}
+    total, mass = accumulate_gradients(model, batches, **options)
+    mass = mass.clamp(min=1)
+    return total / mass, {name: p.grad / mass for name, p in model.named_parameters()}
 
 
 def test_rows_added_up_are_one_long_row(rows_and_one):
@@ -470,6 +471,7 @@ def test_a_run_that_never_saved_starts_anew(chats, tmp_path):
         f"Planning the samples of {chats / 'chats.jsonl'}.",
         "8 samples in 2 rows an epoch.",
         "4 images, 0 videos, 4 text-only samples.",
+        "1 steps of 1 rows, 160 tokens at most.",
         f"{tmp_path / 'run'} holds a run without a complete checkpoint: starting it anew.",
     ]
     assert trainer.train()
