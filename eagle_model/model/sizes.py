@@ -5,8 +5,8 @@
     print("\n".join(sizes.lines()))                   # what `eagle sizes` prints
 
 A multiply and an add are two FLOPs. Matrices count as 2 x parameters for each patch or token that meets them, biases
-and norms with them; of attention the two products count, over the pairs of tokens that see each other. Forward alone: what
-training takes, train/flops.py counts.
+and norms with them; of attention the two products count, over the pairs of tokens that see each other. Forward alone:
+what is trained costs more, which train/flops.py counts.
 """
 
 from __future__ import annotations
