@@ -27,7 +27,8 @@ test: .make/dev
 	$(PYTEST) tests bench --benchmark-disable --durations 15
 
 # Half of them lie in three files, so whoever has nothing left takes tests of another's file. Fuzzers, schedules and
-# planted faults go on for SLOW_SECONDS of CPU each (tests/rounds.py; pytest --slow-seconds), whatever the machine.
+# planted faults go on for SLOW_SECONDS of CPU each (tests/rounds.py; pytest --slow-seconds), whatever the machine. Aim: 15 minutes
+# on two cores; docs/notes/faults.md has what each file takes.
 slow: .make/dev
 	$(PYTEST) --dist worksteal tests -m "slow and not exhaustive" --timeout 900 --durations 30
 	$(MAKE) sanitize
