@@ -47,12 +47,6 @@ def test_some_faults_of_every_kernel(source, rounds):
     check([row for sound in sound_launches(source) for row in examine(sound, drawn(sound.faults(), rounds))], 0.8)
 
 
-@by_rounds(None)
-def test_some_wrong_counts_and_bytes_of_the_gluon_kernels(rounds):
-    rows = [row for sound in sound_launches("gluon_128") for row in examine(sound, drawn(sound.faults(NEEDED), rounds))]
-    check(rows, 1.0)
-
-
 @pytest.mark.exhaustive
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("source", SOURCES)
