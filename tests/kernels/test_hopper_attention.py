@@ -84,17 +84,22 @@ def test_documents(kernels, D, H, K, keys, causal):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("D", [64, 72, 128])
-@pytest.mark.parametrize(("group", "keys", "causal"), list(product([1, 7], KEYS, [True, False])))
+@pytest.mark.parametrize(
+    ("D", "group", "keys", "causal"),
+    [*product([72, 128], [1, 7], KEYS, [True, False]), (64, 1, "equal", True), (64, 1, "more", False)],
+)
 def test_all_documents(kernels, D, group, keys, causal):
-    check(plan_with_keys(LENGTHS, keys, causal), 2 * group, 2, D, causal, Schedule(1))
+    """All warps together, for time's sake: what nothing orders is found under any schedule. That check, most of the
+    time, is left to one query head: seven go through the same barriers, with other rows."""
+    schedule = Schedule(1, order="together", races=group == 1)
+    check(plan_with_keys(LENGTHS, keys, causal), group, 1, D, causal, schedule)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("D", [16, 96, 192, 256])
 @pytest.mark.parametrize("causal", [True, False])
 def test_other_widths(D, causal):
-    check(plan_with_keys(LENGTHS, "fewer", causal), 2, 1, D, causal, Schedule(1))
+    check(plan_with_keys(LENGTHS, "fewer", causal), 1, 1, D, causal, Schedule(1, order="together"))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -147,18 +152,19 @@ def test_a_document_moved_within_the_pack(kernels, D):
 
 
 def same_bits(D, num_schedules):
+    """Order, most of the time, is checked in the first few."""
     plan = plan_of([129, 0])
     inputs = inputs_of(plan, 1, 1, D)
     douts = douts_of(inputs)
     first = attend(inputs, plan, True, Schedule(order="together", landing="early"), douts)
     landings = ("random", "early", "late")
     for seed in range(num_schedules):
-        again = attend(inputs, plan, True, Schedule(100 * seed, landing=landings[seed % 3]), douts)
+        again = attend(inputs, plan, True, Schedule(100 * seed, landing=landings[seed % 3], races=seed < 5), douts)
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True)), seed
 
 
 @pytest.mark.parametrize("D", [72, 128])
-def test_the_same_bits_under_a_few_schedules(kernels, D):
+def test_the_same_bits_under_a_few_schedules(D):
     same_bits(D, 3)
 
 
