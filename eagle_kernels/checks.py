@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -44,6 +45,20 @@ def check_kernel_dtype(op: str, argument: str, tensor: Tensor) -> None:
     """Raises ValueError for a dtype that the kernels, fp32 inside, would take and silently lose digits of."""
     if tensor.dtype not in KERNEL_DTYPES:
         refuse(op, f"{argument}'s dtype", tensor.dtype, f"one of {', '.join(map(str, KERNEL_DTYPES))} on a GPU")
+
+
+def takes_kernel(x: Tensor) -> bool:
+    """Whether x goes to the operator and not to the reference: tensors on a GPU, and those without numbers (on "meta",
+    or of FakeTensorMode), whose shapes, memory and graph are then those of a GPU whatever device they stand for.
+
+    What traces code for a CPU, torch.compile and torch.export, gets the reference.
+    """
+    return x.is_cuda or has_no_numbers(x)
+
+
+def has_no_numbers(x: Tensor) -> bool:
+    """On "meta", or of FakeTensorMode outside of tracing: what looks at a value must be left out."""
+    return x.is_meta or (isinstance(x, FakeTensor) and not torch.compiler.is_compiling())
 
 
 def inner_contiguous(x: Tensor) -> Tensor:

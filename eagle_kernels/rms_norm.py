@@ -26,6 +26,7 @@ from eagle_kernels.checks import (
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_kernel,
 )
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
@@ -271,7 +272,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
             wide = autocast.at_least_fp32
             return autocast.as_norm(rms_norm(wide(x), wide(weight), eps), x)
     _check("rms_norm", x, weight, eps)
-    if not x.is_cuda:
+    if not takes_kernel(x):
         return rms_norm_ref(x, weight, eps)
     check_kernel_dtype("rms_norm", "x", x)
     return _fwd(as_rows(x), weight, eps)[0].view(x.shape)
@@ -304,7 +305,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     _check(op, x, weight, eps)
     if residual.dtype != x.dtype or residual.device != x.device:
         refuse_unlike(op, "residual", residual, "x", x)
-    if not x.is_cuda:
+    if not takes_kernel(x):
         return add_rms_norm_ref(x, residual, weight, eps)
     check_kernel_dtype(op, "x", x)
     y_TC, h_TC, _ = _add_fwd(as_rows(x), as_rows(residual), weight, eps)

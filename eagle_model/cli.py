@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+
+    from eagle_model.train.progressive import Progressive
+    from eagle_model.train.trainer import Trainer
 
 USAGE_ERROR = 2  # exit code, as other command lines have it
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 128 + 2
@@ -273,18 +278,31 @@ def _describe_video(path: Path, times: tuple[float, ...]) -> str:
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="tiny, debug or lora.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="tiny, debug, lora, stage1, stage1_5, stage2, stage3, stage4; progressive for several."),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="The run's folder. One that holds a run resumes it.")] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="With progressive: recipes, one after the other. By default stage2,stage3,stage4."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Instead of a recipe: the config.json of a run, which makes the same run again.")
     ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="path.to.field=value, as often as needed.")] = [],  # noqa: B006
     show: Annotated[bool, typer.Option("--show", help="List all fields, their values and meanings, and stop.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a Chrome trace of the third step.")] = False,
 ) -> None:
     """Trains by a recipe; interrupted, the same command resumes.
 
     Example:  eagle train tiny --run runs/first --set data.recipe=videos/recipe.json --set max_steps=500
+    Example:  eagle train progressive --run runs/eagle --set model=start --set data.recipe=mix.json --set stage4:seed=1
     """
+    if recipe == "progressive" and config is None:
+        return _train_progressive(stages, run, set_, show=show, profile=profile)
+    if stages is not None:
+        raise ValueError("--stages goes with progressive: eagle train progressive --stages stage2,stage3 ...")
     from eagle_model.fields import listing, override
     from eagle_model.train.config import read_config
     from eagle_model.train.recipes import RECIPES
@@ -298,17 +316,45 @@ def train(
         raise ValueError(f"Give a recipe ({', '.join(RECIPES)}) or --config FILE: one of the two.")
     chosen = override(start, set_)
     if show:
-        for assignment, about in listing(chosen):
-            print(f"{assignment:{COMMENT_COLUMN}}  # {about}" if assignment else f"\n# {about}")
+        _show(listing(chosen))
         return
     if run is None:
         raise ValueError("--run is missing; needs the run's folder, as in --run runs/first.")
 
-    from eagle_model.train.trainer import Trainer, TrainingError
+    from eagle_model.train.trainer import Trainer
+
+    _train(lambda: Trainer(chosen, run, say=print), profile=profile)
+
+
+def _train_progressive(
+    stages: str | None, run: Path | None, assignments: list[str], *, show: bool, profile: bool
+) -> None:
+    from eagle_model.fields import listing
+    from eagle_model.train.progressive import STAGES, Progressive, stages_of
+
+    names = list(STAGES) if stages is None else [name.strip() for name in stages.split(",")]
+    chosen = stages_of(names, assignments)
+    if show:
+        for config in chosen:
+            print(f"\n# ---- {config.recipe_name}")
+            _show(listing(config))
+        return
+    if run is None:
+        raise ValueError("--run is missing; needs the folder of the stages' runs, as in --run runs/eagle.")
+    _train(lambda: Progressive(chosen, run, say=print), profile=profile)
+
+
+def _show(lines: list[tuple[str, str]]) -> None:
+    for assignment, about in lines:
+        print(f"{assignment:{COMMENT_COLUMN}}  # {about}" if assignment else f"\n# {about}")
+
+
+def _train(make: Callable[[], Trainer | Progressive], *, profile: bool) -> None:
+    from eagle_model.train.trainer import TrainingError
 
     try:
-        trainer = Trainer(chosen, run, say=print)
-        done = trainer.train()
+        trainer = make()
+        done = trainer.train(profile=profile)
     except TrainingError as error:
         raise typer.Exit(_say(str(error), code=1)) from error
     if not done and trainer.stopped_by:

@@ -30,7 +30,8 @@ BENCHES = {
     "decode_dali",
     "generate",
     "images",
-}  # benches of what is no op: decoding, generation
+    "progressive",
+}  # benches of what is no op: decoding, generation, training
 
 
 def stems(*patterns: str) -> set[str]:

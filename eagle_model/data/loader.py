@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -123,6 +123,12 @@ class Loader:
         """The epoch, from 0, of the batch given last."""
         return self._epoch
 
+    def rows_left(self, num_epochs: int) -> int:
+        """Rows from the next one to the end of the first `num_epochs` epochs; those that cannot be loaded count too."""
+        if self._epoch >= num_epochs:
+            return 0
+        return sum(len(self._schedule.rows(epoch)) for epoch in range(self._epoch, num_epochs)) - self._next_row
+
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """(sample id, reason with file and line), in the order of the stream: those that were come to until now."""
@@ -140,7 +146,7 @@ class Loader:
 
     def _load_row(self, row: ScheduledRow) -> _LoadedRow:
         """In a worker thread."""
-        loaded, skipped = [], []
+        loaded, plans, skipped = [], [], []
         for i in row.samples:
             plan = self._plans[i]
             try:
@@ -152,6 +158,7 @@ class Loader:
                     stop=self._prefetch.stop,
                 )
                 loaded.append(sample)
+                plans.append(plan)
             except DataError as error:
                 if self.config.on_bad_sample == "raise":
                     raise
@@ -159,7 +166,12 @@ class Loader:
         if not loaded:
             return _LoadedRow(None, skipped)
         patches_IPK = torch.cat([sample.patches_IPK for sample in loaded])
-        return _LoadedRow(pack_row([sample.tokens for sample in loaded], patches_IPK), skipped)
+        batch = replace(
+            pack_row([sample.tokens for sample in loaded], patches_IPK),
+            datasets=tuple(plan.dataset for plan in plans),
+            num_reduced=sum(plan.visual.is_reduced for plan in plans),
+        )
+        return _LoadedRow(batch, skipped)
 
     def __iter__(self) -> Loader:
         return self

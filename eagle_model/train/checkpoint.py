@@ -6,6 +6,7 @@
     checkpoints/step-000123.partial/      a save that was interrupted; the next trainer deletes it
     checkpoints/step-000123.damaged-1/    was complete, then failed its check; set aside, never deleted
     checkpoints/step-000100.removing/     complete and no longer kept; its deletion was interrupted
+    checkpoints/best-000080/              the files of step-000080, kept whatever becomes of that; never resumed from
 
 A save writes beside, fsyncs every file and folder, renames, and fsyncs the parent: the name `step-000123` appears at
 once or not at all.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +71,41 @@ def set_aside(checkpoint: Path) -> Path:
     return aside
 
 
+def keep_best(folder: Path, step: int) -> Path:
+    """Makes `folder`/best-<step> of the files of step-<step>, by hard links, and deletes the best there was before.
+
+    Returns: the new folder, which stays when step-<step> is pruned. `latest` and `steps` do not see it.
+    Raises:  OSError when it cannot be made, as where step-<step> is not there.
+    """
+    best = folder / f"best-{step:06d}"
+    if not best.exists():
+        partial = best.with_name(f"{best.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder / f"step-{step:06d}", partial, copy_function=_link)
+        for path in (partial, *partial.rglob("*")):
+            flush(path)
+        os.rename(partial, best)
+        flush(folder)
+    for other in folder.glob("best-*"):
+        if re.fullmatch(r"best-[0-9]{6,}", other.name) and other != best:
+            _remove(other)
+    return best
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a deletion that is cut short must not leave half a checkpoint under a whole one's name.
+    removing = path.with_name(path.name + ".removing")
+    os.rename(path, removing)
+    shutil.rmtree(removing)
+
+
 def prune(folder: Path, run: str, keep_last: int, say: Callable[[str], None]) -> None:
     """Deletes the complete checkpoints of this run but the newest `keep_last` (>= 1).
 
@@ -86,15 +123,12 @@ def prune(folder: Path, run: str, keep_last: int, say: Callable[[str], None]) ->
         if manifest.run == run and names == {*manifest.files, MANIFEST}:
             complete.append(path)
     for path in complete[:-keep_last]:
-        # Renamed first: a deletion that is cut short must not leave half a checkpoint under a whole one's name.
-        removing = path.with_name(path.name + ".removing")
-        os.rename(path, removing)
-        shutil.rmtree(removing)
+        _remove(path)
 
 
 def remove_interrupted(folder: Path) -> None:
     """Deletes what saves and deletions that were cut short have left; for the one trainer that writes to `folder`."""
-    for pattern in ("step-*.partial", "step-*.removing"):
+    for pattern in ("step-*.partial", "step-*.removing", "best-*.partial", "best-*.removing"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
 

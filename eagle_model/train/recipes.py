@@ -14,6 +14,7 @@ from eagle_model.data.sampling import SamplingConfig
 from eagle_model.fields import ConfigError
 from eagle_model.model.lora_config import LoraConfig
 from eagle_model.train.config import OptimizerConfig, TrainConfig
+from eagle_model.train.memory import MemoryConfig
 
 
 def tiny() -> TrainConfig:
@@ -47,8 +48,66 @@ def lora() -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.0),
         max_steps=1000,
         dtype="bfloat16",
-        checkpoint_activations=True,
+        memory=MemoryConfig(activations="block"),
     )
+
+
+def stage1() -> TrainConfig:
+    """The connector alone, between towers that are there: `--set model=FOLDER`, as `eagle assemble` makes it.
+
+    This and the stages after it are the paper's (docs/training.md). Its batch sizes are taken as packed rows, which
+    hold samples up to the context; the paper says neither rows nor samples. Weight decay and warm-up: the release's.
+    """
+    return _with_context(
+        4096,
+        TrainConfig(
+            recipe_name="stage1",
+            model="",
+            data=DataConfig(recipe=""),
+            optimizer=OptimizerConfig(learning_rate=2e-4),
+            num_epochs=1,
+            rows_per_step=1024,  # 4,194,304 tokens
+            dtype="bfloat16",
+            memory=MemoryConfig(activations="block"),
+            train_vision=False,
+            train_llm=False,
+        ),
+    )
+
+
+def stage1_5() -> TrainConfig:
+    """The whole model, on rich and diverse data. Starts from stage 1: `--set model=RUN`."""
+    start = stage1()
+    whole = replace(
+        start,
+        recipe_name="stage1_5",
+        optimizer=replace(start.optimizer, learning_rate=2e-5),
+        train_vision=True,
+        train_llm=True,
+    )
+    return _with_context(8192, whole)  # 8,388,608 tokens a step
+
+
+def stage2() -> TrainConfig:
+    """The whole model, on short and long data. Starts from stage 1.5, or from a released model."""
+    return _with_context(32_768, replace(stage1_5(), recipe_name="stage2", rows_per_step=256))  # 8,388,608 tokens
+
+
+def stage3() -> TrainConfig:
+    """Stage 2's data, of which a sample may show twice as much. Starts from stage 2."""
+    config = replace(stage2(), recipe_name="stage3", rows_per_step=128)  # 8,388,608 tokens
+    return replace(_with_context(65_536, config), max_position_embeddings=65_536)
+
+
+def stage4() -> TrainConfig:
+    """Stage 2's data, of which a sample may show four times as much. Starts from stage 3."""
+    config = replace(stage3(), recipe_name="stage4", max_position_embeddings=131_072)
+    return _with_context(131_072, config)  # 16,777,216 tokens a step
+
+
+def _with_context(context_tokens: int, config: TrainConfig) -> TrainConfig:
+    sampling = replace(config.processor.sampling, context_tokens=context_tokens)
+    return replace(config, processor=replace(config.processor, sampling=sampling))
 
 
 def debug() -> TrainConfig:
@@ -57,6 +116,7 @@ def debug() -> TrainConfig:
 
 
 RECIPES = {"tiny": tiny, "debug": debug, "lora": lora}
+RECIPES |= {"stage1": stage1, "stage1_5": stage1_5, "stage2": stage2, "stage3": stage3, "stage4": stage4}
 
 
 def recipe(name: str) -> TrainConfig:

@@ -141,7 +141,7 @@ def _summary(steps: list[dict[str, float]], config: TrainConfig | None) -> list[
     seconds = sum(m["step_seconds"] for m in steps)
     waited = sum(m["data_wait_seconds"] for m in steps) / max(seconds, 1e-9)
     rows = {
-        "steps": f"{steps[-1]['step']} of {config.max_steps}" if config else steps[-1]["step"],
+        "steps": f"{steps[-1]['step']} of {config.max_steps}" if config and config.max_steps else steps[-1]["step"],
         "epoch": steps[-1]["epoch"],
         "loss, first and last": f"{steps[0]['loss']:.4f} and {steps[-1]['loss']:.4f}",
         "tokens": f"{sum(m['num_tokens'] for m in steps):,}",

@@ -7,6 +7,7 @@ run_folder/
     run.json         the run's id
     config.json      its configuration: `eagle train --config` makes the same run again from it, bit for bit
     metrics.jsonl    every step once
+    validation.jsonl and answers.jsonl   where the config asks for them
     samples/         samples of the first step, as the model saw them
     skipped.json     samples that were skipped, and why
     checkpoints/     see checkpoint.py
@@ -20,9 +21,9 @@ import json
 import math
 import secrets
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,32 @@ from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
 from eagle_model.data.templates import DEFAULT_SYSTEM
 from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
-from eagle_model.fields import ConfigError, diff, few, shown
+from eagle_model.fields import ConfigError, diff, few, shown, to_json
 from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
 from eagle_model.model import lora
 from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
-from eagle_model.model.loss import sqrt_mass, supervised_counts
+from eagle_model.model.loss import LossPer, sqrt_mass
+from eagle_model.model.recompute import RunLayer, run
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
 from eagle_model.train.adapters import adapted, base_of, same_base
+from eagle_model.train.answers import Answers
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
-from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
+from eagle_model.train.memory import use_memory
+from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress
+from eagle_model.train.neftune import Noise
 from eagle_model.train.optimizer import Optimizer, learning_rate
 from eagle_model.train.parallel import Layout, parallelize
+from eagle_model.train.parts import check_multipliers, freeze, multiplier
 from eagle_model.train.precision import DTYPES, Masters
-from eagle_model.train.report import save_samples, write_report
+from eagle_model.train.profiling import is_traced, remember_memory, traced, write_memory_snapshot
+from eagle_model.train.report import MAX_SAMPLES, save_samples, write_report
 from eagle_model.train.run_folder import take
+from eagle_model.train.sinks import open_sinks
+from eagle_model.train.step_meter import StepMeter
 from eagle_model.train.stop import Stop
+from eagle_model.train.validation import Validation
 
 READ_ON_RESUME = (
     "config.json",
@@ -104,6 +114,8 @@ class Trainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[config.dtype]
         self.step = 0  # how many are done
+        self._shown: list[PackedBatch] = []  # of the first step, for the report
+        self._sample_ids: list[str] = []  # of the step that is trained
         self._saved_step = 0
         self.checkpoints = self.run_folder / "checkpoints"
         self._open = contextlib.ExitStack()
@@ -158,6 +170,11 @@ class Trainer:
             self.model = adapted(read_model_config(base), base, self.config, self.device)
             lora.load_adapter(self.model, folder, dtype=torch.float32)
         self._prepare(Processor.from_pretrained(folder))
+        if self.validation is not None and "validation" in state:
+            if not self.validation.load_state_dict(state["validation"]):
+                self._say("The held-out data have changed: looking for the lowest loss anew.")
+            elif self.validation.best_step == self.step:
+                self._keep_best()  # it was killed before
         self.optimizer.load_state_dict(tensors)
         self.loader.load_state_dict(state["loader"])
         self._set_rng_state(load_file(folder / "training" / "rng.safetensors"))
@@ -204,10 +221,8 @@ class Trainer:
         config = self.config
         self.model.train()
         if config.lora is None:
-            self.model.vision.requires_grad_(config.train_vision)
-            self.model.connector.requires_grad_(config.train_connector)
-            self.model.llm.requires_grad_(config.train_llm)
-            self.model.lm_head.requires_grad_(config.train_llm)
+            freeze(self.model, config)
+        check_multipliers(self.model, config.optimizer.multipliers)
         for module in self.model.vision.unused:  # AdamW would decay what no gradient reaches
             module.requires_grad_(False)
         if self.model.adapter is not None:
@@ -215,7 +230,21 @@ class Trainer:
             num_trained = sum(p.numel() for p in parameters if p.requires_grad)
             num_all = sum(p.numel() for p in parameters)
             self._say(f"Training {num_trained:,} of {num_all:,} parameters: adapters of {self.model.adapter.base}.")
-        self.optimizer = Optimizer(Masters(self.model, self.dtype), config.optimizer)
+        if config.compile:
+            for layer in (*self.model.vision.layers, *self.model.llm.layers):
+                layer.compile()
+        memory, multipliers = config.memory, config.optimizer.multipliers
+        self.run_layer = use_memory(self.model, memory, self.device)
+        host = torch.device("cpu") if memory.optimizer == "host" else None
+        masters = Masters(self.model, self.dtype, host=host, stochastic=memory.stochastic_rounding)
+        self.optimizer = Optimizer(
+            masters,
+            config.optimizer,
+            multiplier=lambda name: multiplier(name, multipliers),
+            in_8_bits=memory.optimizer == "adamw8bit",
+            stochastic_rounding=memory.stochastic_rounding,
+        )
+        self.noise = Noise(self.model, alpha=config.neftune_alpha, seed=config.seed) if config.neftune_alpha else None
         self._say(f"Planning the samples of {config.data.recipe}.")
         self.loader = self._open.enter_context(Loader(config.data, processor))
         num_skipped = len(self.loader.skipped)
@@ -223,57 +252,124 @@ class Trainer:
         self._say(f"{self.loader.num_samples} samples in {self.loader.num_rows} rows an epoch{left_out}.")
         self._say(self.loader.contents)
         self.processor = self.loader.processor
+        self.max_steps = self._count_steps()
+        self._say(f"{self.max_steps} steps of {config.rows_per_step} rows, {config.tokens_per_step:,} tokens at most.")
+        self.meter = StepMeter(self.model, config, recomputes_layers=config.memory.activations != "none")
+        self.validation = self.answers = None
+        if config.validation is not None:
+            self.validation = Validation(config, self.processor, self.run_folder, steps_done=self.step)
+            self._open.callback(self.validation.close)
+        if config.answers is not None:
+            self.answers = Answers(config, self.processor, self.run_folder, steps_done=self.step)
+
+    def _count_steps(self) -> int:
+        """Of the whole run. By epochs it is what they would take if every row could be loaded."""
+        if self.config.max_steps is not None:
+            return self.config.max_steps
+        assert self.config.num_epochs is not None
+        return math.ceil(self.loader.rows_left(self.config.num_epochs) / self.config.rows_per_step)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is no step left to do: all are done, or no lower loss on held-out data is in sight. By epochs
+        it is the data's end that counts: rows that cannot be loaded make it come early."""
+        if self.validation is not None and self.validation.is_over:
+            return True
+        if self.config.num_epochs is not None and self.loader.rows_left(self.config.num_epochs) == 0:
+            return True
+        return self.step >= self.max_steps
+
+    def _length(self) -> str:
+        if self.validation is not None and self.validation.is_over:
+            return f"has found no lower loss on held-out data since step {self.validation.best_step}"
+        name = "max_steps" if self.config.num_epochs is None else "num_epochs"
+        return f"{name} is {getattr(self.config, name)}"
 
     def _write_about(self) -> None:
         with self._writing("run.json and config.json"):
             write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id})
             write_config(self.run_folder / "config.json", self.config)
 
-    def train(self) -> bool:
-        """Trains to max_steps, or until it is told to stop (see stop.py); ends with a checkpoint and a report.
+    def train(self, *, profile: bool = False) -> bool:
+        """Trains to the end, or until it is told to stop (see stop.py); ends with a checkpoint and a report.
 
-        Returns: whether max_steps are done; if not, `stopped_by` says why, and making the Trainer again resumes.
+        profile: writes a trace of one step into the run's folder (profiling.py).
+        Returns: whether the run is done; if not, `stopped_by` says why, and making the Trainer again resumes.
         Raises:  TrainingError when a loss or a gradient is not finite, a step does not fit into memory, or a file
                  cannot be written. The run can go on from its newest checkpoint.
         """
         try:
-            self._train()
+            self._train(profile=profile)
             with self._writing("The report"):
                 report = write_report(self.run_folder, self._say)
         finally:
             self.close()
-        done = self.step >= self.config.max_steps
+        done = self.is_done
         if not done:
-            of = f"{self.step} of {self.config.max_steps}"
+            of = f"{self.step} of {self.max_steps}"
             self._say(f"Stopped after step {of}; it is saved. The same command resumes.")
         self._say(f"Report: {report}")
         return done
 
-    def _train(self) -> None:
-        config = self.config
-        if self.step >= config.max_steps:
-            self._say(
-                f"{self.run_folder} has done {self.step} steps and max_steps is {config.max_steps}: nothing to train."
-            )
+    def _train(self, *, profile: bool) -> None:
+        config, steps_done = self.config, self.step
+        if self.is_done:
+            self._say(f"{self.run_folder} has done {self.step} steps, and {self._length()}: nothing to train.")
         with self._writing("metrics.jsonl"):
             log = MetricsLog(self.run_folder / "metrics.jsonl", steps_done=self.step)
         progress = StepProgress(
             steps_done=self.step,
-            max_steps=config.max_steps,
+            max_steps=self.max_steps,
             log_every_steps=config.log_every_steps,
             say=self._say,
         )
-        with contextlib.closing(log), self._stop, progress:
-            while self.step < config.max_steps and not self._stop.requested:
-                with self._fitting_into_memory():
+        sinks = open_sinks(config.logging, self.run_folder, self.run_id, to_json(config))
+        if profile:
+            remember_memory(self.device)
+        with contextlib.ExitStack() as closing:
+            for sink in (log, *sinks):
+                closing.callback(sink.close)
+            closing.enter_context(self._stop)
+            closing.enter_context(progress)
+            while not (self.is_done or self._stop.requested):
+                is_traced_now = profile and is_traced(self.step + 1, steps_done=steps_done, max_steps=self.max_steps)
+                with self._fitting_into_memory(), self._traced() if is_traced_now else contextlib.nullcontext():
                     metrics = self._train_step()
-                with self._writing("metrics.jsonl"):
-                    log.write(metrics)
+                with self._writing("Its metrics"):
+                    for sink in (log, *sinks):
+                        sink.write(metrics)
                 progress.show(metrics)
-                if self.step % config.save_every_steps == 0:
+                is_best = self._look()
+                if is_best or self.step % config.save_every_steps == 0:
                     self.save()
+                if is_best:
+                    self._keep_best()
             if self._saved_step != self.step:
                 self.save()
+
+    @contextlib.contextmanager
+    def _traced(self) -> Iterator[None]:
+        path = self.run_folder / f"trace-step-{self.step + 1:06d}.json"
+        with self._writing("The trace"), traced(path):
+            yield
+        self._say(f"Trace of step {self.step}: {path}")
+
+    def _look(self) -> bool:
+        """Validates and asks where it is time to; returns whether this step's checkpoint is the best to keep."""
+        is_last, is_lower = self.is_done, False
+        if self.answers is not None and self.answers.is_due(self.step, is_last=is_last):
+            with self._writing("answers.jsonl"):
+                self.answers.answer(self.model, self.step)
+        if self.validation is not None and self.validation.is_due(self.step, is_last=is_last):
+            with self._writing("validation.jsonl"):
+                is_lower = self.validation.validate(self.model, self.step)
+            self._say(self.validation.summary)
+        return is_lower and self.config.validation is not None and self.config.validation.keep_best
+
+    def _keep_best(self) -> None:
+        if self.config.validation is not None and self.config.validation.keep_best:
+            with self._writing("The best checkpoint"):
+                checkpoint.keep_best(self.checkpoints, self.step)
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -289,39 +385,41 @@ class Trainer:
         return f"The newest checkpoint is step {self._saved_step}'s" if self._saved_step else "There is no checkpoint"
 
     def _train_step(self) -> StepMetrics:
-        config, begin = self.config, time.perf_counter()
-        batches = [next(self.loader) for _ in range(config.rows_per_step)]
-        wait_seconds = time.perf_counter() - begin
-        if self.step == 0:
+        config, meter = self.config, self.meter
+        meter.begin()
+        self._shown, self._sample_ids = [], []
+        total, mass = accumulate_gradients(self.model, self._rows(), loss_per=config.loss_per, run_layer=self.run_layer)
+        if self._shown:
             with self._writing("samples/"):
-                self._save_samples(batches)
-
-        batches = [batch.to(self.device, dtype=self.dtype) for batch in batches]
-        loss = accumulate_gradients(self.model, batches, checkpoint_activations=config.checkpoint_activations)
-        grad_norm = self.optimizer.clip()
-        loss_value, norm_value = loss.item(), grad_norm.item()
+                self._save_samples(self._shown)
+        meter.take_gradients(self.optimizer.masters.by_name, mass)
+        grad_norm = self.optimizer.clip(mass)
+        loss_value, norm_value = meter.read(_per_mass(total, mass), grad_norm)
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            self._stop_not_finite(batches, loss_value, norm_value)
-        lr = learning_rate(config.optimizer, self.step, config.max_steps)
+            self._stop_not_finite(self._sample_ids, loss_value, norm_value)
+        lr = learning_rate(config.optimizer, self.step, self.max_steps)
         self.optimizer.step(lr)
         self.step += 1
 
-        num_tokens = sum(batch.num_tokens for batch in batches)
-        seconds = time.perf_counter() - begin
-        return StepMetrics(
+        return meter.metrics(
             step=self.step,
             epoch=self.loader.epoch,
             loss=loss_value,
             learning_rate=lr,
             grad_norm=norm_value,
-            num_tokens=num_tokens,
-            num_supervised_tokens=sum(int(supervised_counts(b.labels_T, b.cu_seqlens).sum()) for b in batches),
-            tokens_per_second=num_tokens / seconds,
-            step_seconds=seconds,
-            data_wait_seconds=wait_seconds,
             num_skipped_samples=len(self.loader.skipped),
-            peak_rss_bytes=peak_rss_bytes(),
         )
+
+    def _rows(self) -> Iterator[PackedBatch]:
+        """The rows of one step, each on the device when it is asked for; the meter sees them all."""
+        for number, batch in enumerate(self.meter.rows(islice(self.loader, self.config.rows_per_step))):
+            if self.step == 0 and len(self._sample_ids) < MAX_SAMPLES:
+                self._shown.append(batch)  # for the report
+            self._sample_ids += batch.sample_ids
+            batch = batch.to(self.device, dtype=self.dtype)
+            if self.noise is not None:
+                self.noise.begin_row(batch.cu_seqlens, step=self.step, row=number)
+            yield batch
 
     @contextlib.contextmanager
     def _fitting_into_memory(self) -> Iterator[None]:
@@ -330,15 +428,19 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            with contextlib.suppress(OSError):  # the disk may be full as well
+                snapshot = self.run_folder / f"out-of-memory-step-{self.step + 1:06d}.json"
+                if write_memory_snapshot(snapshot, self.device) is not None:
+                    self._say(f"What took the memory: {snapshot}")
             said = str(error).partition("\n")[0]
             raise TrainingError(
                 f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
-                "another machine, or, in a new run, a smaller processor.sampling.context_tokens or rows_per_step, or "
-                "checkpoint_activations=true."
+                "another machine, or, in a new run, memory.activations=block or offload, memory.mlp_chunk_tokens=8192, "
+                "memory.vision_chunk_tiles=8, memory.optimizer=adamw8bit or host, or a smaller "
+                "processor.sampling.context_tokens or rows_per_step. docs/memory.md says what each saves."
             ) from error
 
-    def _stop_not_finite(self, batches: list[PackedBatch], loss: float, grad_norm: float) -> None:
-        ids = [sample_id for batch in batches for sample_id in batch.sample_ids]
+    def _stop_not_finite(self, ids: list[str], loss: float, grad_norm: float) -> None:
         path = self.run_folder / f"not-finite-step-{self.step + 1:06d}.json"
         about = {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm), "sample_ids": ids}
         with self._writing(path.name):
@@ -378,6 +480,8 @@ class Trainer:
         }
         if self._base is not None:
             state["base"] = self._base
+        if self.validation is not None:
+            state["validation"] = self.validation.state_dict()
         (training / "state.json").write_text(json.dumps(state))
         write_config(training / "config.json", self.config)
 
@@ -402,15 +506,32 @@ class Trainer:
         )
 
 
-def accumulate_gradients(model: Eagle, batches: list[PackedBatch], *, checkpoint_activations: bool = False) -> Tensor:
-    """Adds the gradients of one step's loss over all its rows, one row after the other; returns that loss, detached."""
-    mass = torch.stack([sqrt_mass(batch.labels_T, batch.cu_seqlens) for batch in batches]).sum()
-    total = torch.zeros_like(mass)
+def accumulate_gradients(
+    model: Eagle,
+    batches: Iterable[PackedBatch],
+    *,
+    loss_per: LossPer = "sample",
+    run_layer: RunLayer = run,
+) -> tuple[Tensor, Tensor]:
+    """Adds up the gradients of a step's rows, one row after the other: of mass times the step's loss.
+
+    The mass, which the loss is divided by, is known after the last row: one row at a time need be there.
+    run_layer: what of each layer is kept for backward, as `use_memory` gives it.
+    Returns: mass times the loss, and the mass, fp32 scalars; `Optimizer.clip` divides the gradients by it.
+    """
+    device = model.lm_head.weight.device
+    one = torch.ones((), device=device)
+    total, mass = torch.zeros_like(one), torch.zeros_like(one)
     for batch in batches:
-        loss = model(batch, mass, checkpoint_activations=checkpoint_activations)
+        loss = model(batch, one, loss_per=loss_per, run_layer=run_layer)
         loss.backward()
         total += loss.detach()
-    return total
+        mass += sqrt_mass(batch.labels_T, batch.cu_seqlens, per=loss_per)
+    return total, mass
+
+
+def _per_mass(total: Tensor, mass: Tensor) -> Tensor:
+    return total / torch.where(mass > 0, mass, 1.0)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -430,6 +551,8 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
             recipe=absolute(data.recipe),
             index_folder=None if data.index_folder is None else absolute(data.index_folder),
         ),
+        validation=config.validation and replace(config.validation, recipe=absolute(config.validation.recipe)),
+        answers=config.answers and replace(config.answers, prompts=absolute(config.answers.prompts)),
     )
 
 
@@ -459,6 +582,7 @@ def new_model(
         patch_px=ours.patch_px,
     )
     cfg = replace(cfg.trained_on_tiles(ours.sampling.max_tiles), use_pixel_shuffle=ours.use_pixel_shuffle)
+    cfg = _with_positions(cfg, config)
     return _placed(cfg, None, device), Processor(tokenizer, ours)
 
 
@@ -484,7 +608,7 @@ def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> 
             f"The tokenizer of {config.tokenizer or folder} has {tokenizer.get_vocab_size()} tokens; the model in "
             f"{folder} has room for {cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
         )
-    cfg = cfg.trained_on_tiles(ours.sampling.max_tiles)
+    cfg = _with_positions(cfg.trained_on_tiles(ours.sampling.max_tiles), config)
     processor = Processor(tokenizer, ours, kept={} if config.tokenizer else read_kept(folder))
     if config.lora is None:
         return _placed(cfg, folder, device), processor
@@ -492,6 +616,25 @@ def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> 
     if config.adapter:
         lora.load_adapter(model, config.adapter, dtype=torch.float32)
     return model, processor
+
+
+def _with_positions(cfg: EagleConfig, config: TrainConfig) -> EagleConfig:
+    """The model's config, for documents as long as the run's context. Raises ConfigError where they may not be."""
+    context, has = config.processor.sampling.context_tokens, cfg.text.max_position_embeddings
+    needs = max(has, config.max_position_embeddings or 0)
+    if needs < context:
+        raise ConfigError(
+            f"processor.sampling.context_tokens is {context}; the model in {config.model} is for documents of {has} "
+            f"tokens (max_position_embeddings). Set max_position_embeddings={context}, which changes no weight and "
+            "lets it learn longer ones, or lower the context."
+        )
+    scaling = cfg.text.rope_scaling
+    if needs > has and scaling is not None and scaling.rope_type == "dynamic":
+        raise ConfigError(
+            f"max_position_embeddings is {needs}, the model's {has}; its rope_scaling is dynamic, which depends on "
+            f"that number, so that raising it would change what the model does. Keep to {has}, and to that context."
+        )
+    return replace(cfg, text=replace(cfg.text, max_position_embeddings=needs)) if needs > has else cfg
 
 
 def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str, *, is_verified: bool = False) -> Eagle:

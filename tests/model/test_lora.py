@@ -27,6 +27,7 @@ from eagle_model.model.lora import (
     trained_whole,
 )
 from eagle_model.model.loss import sqrt_mass
+from eagle_model.model.recompute import recomputed, run
 from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model, with_text
 from tests.model.test_eagle import called, owners
 
@@ -153,10 +154,10 @@ def test_every_module_with_parameters_is_called_in_training_and_recomputed_with_
     row = pack(mixed_documents(CFG))
     mass = sqrt_mass(row.labels_T, row.cu_seqlens)
     grads = []
-    for checkpoint_activations in (False, True):
+    for run_layer in (run, recomputed):
         torch.manual_seed(0)
         model.zero_grad()
-        step = partial(model, row, mass, checkpoint_activations=checkpoint_activations)
+        step = partial(model, row, mass, run_layer=run_layer)
         names = called(model, lambda step=step: step().backward())
         assert len(owners(model)) > 100
         assert owners(model).keys() - names == set()

@@ -30,7 +30,7 @@ def test_diff_names_nested_fields():
 
 
 def test_changeable_fields_exist():
-    a = tiny()
+    a = override(tiny(), ["validation.recipe=v.jsonl", "answers.prompts=p.jsonl"])
     for path in CHANGEABLE_ON_RESUME:
         value: object = a
         for name in path.split("."):
@@ -63,7 +63,10 @@ def test_senseless_values_are_refused(assignment):
 def test_the_recipe_s_name_is_no_setting():
     with pytest.raises(ConfigError, match=r"^recipe_name is 'tiny' and cannot be set; leave it out\.$"):
         override(tiny(), ["recipe_name=debug"])
-    with pytest.raises(ConfigError, match=r"no field recipe_nam\. Did you mean data\.recipe\? The fields are model, "):
+    with pytest.raises(
+        ConfigError,
+        match=r"no field recipe_nam\. Did you mean data\.recipe or validation\.recipe\? The fields are model, ",
+    ):
         override(tiny(), ["recipe_nam=debug"])
     assert [assignment for assignment, _ in listing(tiny()) if "recipe_name" in assignment] == []
 

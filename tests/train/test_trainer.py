@@ -28,6 +28,7 @@ from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import DataError
 from eagle_model.fields import ConfigError, override
+from eagle_model.model.recompute import recomputed
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
 from eagle_model.train.recipes import debug
@@ -99,8 +100,9 @@ def rows_and_one(chats) -> tuple[torch.nn.Module, list[PackedBatch], PackedBatch
 
 def gradients(model, batches, **options):
     model.zero_grad()
-    loss = accumulate_gradients(model, batches, **options)
-    return loss, {name: p.grad.clone() for name, p in model.named_parameters()}
+    total, mass = accumulate_gradients(model, batches, **options)
+    mass = mass.clamp(min=1)
+    return total / mass, {name: p.grad / mass for name, p in model.named_parameters()}
 
 
 def test_rows_added_up_are_one_long_row(rows_and_one):
@@ -117,7 +119,7 @@ def test_rows_added_up_are_one_long_row(rows_and_one):
 def test_checkpointed_activations_give_the_same_gradients(rows_and_one):
     model, rows, _ = rows_and_one
     loss, grads = gradients(model, rows)
-    again, grads_again = gradients(model, rows, checkpoint_activations=True)
+    again, grads_again = gradients(model, rows, run_layer=recomputed)
     assert torch.equal(loss, again)
     assert_equal(grads, grads_again)
 
@@ -305,8 +307,13 @@ def test_a_step_that_does_not_fit_into_memory_is_named(chats, tmp_path, monkeypa
     monkeypatch.setattr(trainer.model, "forward", lambda *_, **__: torch.empty(2**60))
     with pytest.raises(
         TrainingError, match=r"Step 1 does not fit into memory \(.*DefaultCPUAllocator.*\)\. There is no che"
-    ):
+    ) as refused:
         trainer.train()
+    settings = re.findall(r"(memory\.\w+)=(\w+) or (\w+)|(memory\.\w+)=(\w+)", str(refused.value))
+    named = [(a or d, value) for a, b, c, d, e in settings for value in (b, c, e) if value]
+    assert len(named) == 6
+    for name, value in named:  # what it says to try can be set
+        override(debug(), [f"{name}={value}"])
     trainer = Trainer(config_of(chats), tmp_path / "run", say=quiet)
     monkeypatch.setattr(trainer.model, "forward", lambda *_, **__: [0] * 2**60)
     with pytest.raises(TrainingError, match=r"Step 1 does not fit into memory\. There is no checkpoint"):
@@ -464,6 +471,7 @@ def test_a_run_that_never_saved_starts_anew(chats, tmp_path):
         f"Planning the samples of {chats / 'chats.jsonl'}.",
         "8 samples in 2 rows an epoch.",
         "4 images, 0 videos, 4 text-only samples.",
+        "1 steps of 1 rows, 160 tokens at most.",
         f"{tmp_path / 'run'} holds a run without a complete checkpoint: starting it anew.",
     ]
     assert trainer.train()
