@@ -45,7 +45,7 @@ STAGES = (
     Stage(name="doctor", share=0.05),
     Stage(
         name="correctness",
-        paths=("tests/kernels", "tests/model"),
+        paths=("tests/kernels", "tests/model", "tests/train"),
         options=("-m", "gpu and not real_shapes", "--in-turn"),
         share=0.35,
         spread=True,
