@@ -2,20 +2,22 @@
 longer than a tile by one, keys fewer and more than queries, overlapping segments, NaN in the rows next door; the same
 bits under many schedules and wherever a document lies."""
 
-from itertools import count, product
+from itertools import count
 
 import pytest
 import torch
 
 from eagle_kernels import attention_sm90
 from eagle_kernels.attention import _varlen_attention, varlen_attention_ref
+from tests.combinations import pairs
 from tests.kernels import hopper
 from tests.kernels.plans import plan_of, plan_of_segments
 from tests.numerics import assert_as_good, outputs_and_grads, randn, to_double
 from tests.ptx.machine import Schedule
 
 LENGTHS = [0, 1, 63, 64, 65, 127, 129, 300]
-KEYS = {"equal": lambda n: n, "fewer": lambda n: n - n // 3, "more": lambda n: n + 70}
+OTHERS = dict(zip(LENGTHS, [5, 200, 63, 0, 300, 1, 129, 77], strict=True))  # queries without keys, and the reverse
+KEYS = {"equal": lambda n: n, "fewer": lambda n: n - n // 3, "more": lambda n: n + 70, "others": OTHERS.__getitem__}
 # q_start, q_len, k_start, k_len: gaps, keys that several segments see, rows that see no key, no queries, no keys.
 OVERLAPPING = [(10, 130, 50, 140), (150, 65, 0, 200), (220, 5, 60, 30), (231, 0, 10, 10), (231, 20, 100, 0)]
 
@@ -83,11 +85,7 @@ def test_documents(kernels, D, H, K, keys, causal):
     check(plan_with_keys(lengths, keys, causal), H, K, D, causal, Schedule(7))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("D", "group", "keys", "causal"),
-    [*product([72, 128], [1, 7], KEYS, [True, False]), (64, 1, "equal", True), (64, 1, "more", False)],
-)
+@pytest.mark.parametrize(("D", "group", "keys", "causal"), pairs([64, 72, 128], [1, 7], KEYS, [True, False]))
 def test_all_documents(kernels, D, group, keys, causal):
     """All warps together, for time's sake: what nothing orders is found under any schedule. That check, most of the
     time, is left to one query head: seven go through the same barriers, with other rows."""
@@ -159,7 +157,7 @@ def same_bits(D, num_schedules):
     first = attend(inputs, plan, True, Schedule(order="together", landing="early"), douts)
     landings = ("random", "early", "late")
     for seed in range(num_schedules):
-        again = attend(inputs, plan, True, Schedule(100 * seed, landing=landings[seed % 3], races=seed < 5), douts)
+        again = attend(inputs, plan, True, Schedule(100 * seed, landing=landings[seed % 3], races=seed < 3), douts)
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True)), seed
 
 

@@ -610,3 +610,37 @@ def test_a_config_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: py
     assert with_absolute_paths(replace(typed, model="released")).model == str(tmp_path / "released")
     monkeypatch.chdir("/")
     assert with_absolute_paths(there) == there
+
+
+# ---- seeing it
+
+
+def test_a_run_is_seen(chats, tmp_path, monkeypatch):
+    """What each step was like, a trace of the third, and TensorBoard's events."""
+    pytest.importorskip("tensorboard")
+    said: list[str] = []
+    config = config_of(chats, "logging.tensorboard=true", "train_vision=false")
+    assert Trainer(config, tmp_path / "run", say=said.append, profile=True).train()
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [set(m["grad_norms"]) for m in lines] == [{"connector", "embeddings", "llm", "lm_head"}] * 4
+    for m in lines:
+        assert m["dataset_tokens"] == {"chats": m["num_supervised_tokens"]}
+        assert m["dataset_losses"]["chats"] == pytest.approx(m["loss"], rel=0.3)  # weighed otherwise
+        assert sum(norm**2 for norm in m["grad_norms"].values()) ** 0.5 == pytest.approx(m["grad_norm"], rel=1e-4)
+        assert 0 < m["model_flops"] < 1e12 and m["mfu"] is None
+        assert 0 <= m["padding_share"] < 0.5 and m["truncation_share"] == 0
+    trace = tmp_path / "run" / "trace-step-000003.json"
+    assert f"Trace of step 3: {trace}" in said and json.loads(trace.read_text())["traceEvents"]
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Loss by data set</h2>" in page and "torch " + torch.__version__ in page
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_alike(chats, tmp_path):
+    """Layers run again in backward too. The first step takes minutes."""
+    losses = {}
+    for name, assignments in (("plain", []), ("compiled", ["compile=true", "memory.activations=block"])):
+        run(config_of(chats, "max_steps=2", *assignments), tmp_path / name)
+        losses[name] = [m["loss"] for m in read_metrics(tmp_path / name / "metrics.jsonl")]
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-4)
