@@ -75,7 +75,7 @@ class Optimizer:
         Returns: the norm they had in between, fp32 scalar. No host synchronisation.
         """
         grads = [master.grad for master in self.masters.by_name.values() if master.grad is not None]
-        if mass is not None:
+        if mass is not None and grads:
             torch._foreach_mul_(grads, torch.where(mass > 0, mass, 1.0).reciprocal())
         return nn.utils.clip_grad_norm_(self.masters.by_name.values(), self.config.max_grad_norm)
 

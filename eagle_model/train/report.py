@@ -26,8 +26,10 @@ from eagle_model.checkpoints import CheckpointError, read_manifest, steps
 from eagle_model.data.contact_sheet import patches_to_pixels
 from eagle_model.fields import MAX_NAMES, few, listing
 from eagle_model.files import os_reason, read_json, write_json, write_text
+from eagle_model.train import answers, validation
 from eagle_model.train.config import TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
+from eagle_model.train.step_log import read_log
 
 MAX_SAMPLES = 6  # shown: enough to see that data arrive as they should, and the page stays short
 MAX_TILES = 16  # shown of one sample: an hour of video has hundreds
@@ -111,6 +113,8 @@ def write_report(run_folder: str | Path, say: Callable[[str], None] = print) -> 
     log = run / "metrics.jsonl"
     metrics = _read_or_tell(lambda: read_metrics(log, damaged) if log.exists() else [], damaged) or []
     body = [*_summary(metrics, config), *_curves(metrics)]
+    body += _held_out(_read_or_tell(lambda: read_log(run / validation.LOG, damaged), damaged) or [])
+    body += _answers(_read_or_tell(lambda: read_log(run / answers.LOG, damaged), damaged) or [])
     body += ["<h2>Samples as the model saw them</h2>", *_samples(run / "samples", damaged)]
     body += ["<h2>Skipped samples</h2>", _skipped(run / "skipped.json", damaged)]
     body += ["<h2>Checkpoints</h2>", _checkpoints(run / "checkpoints")]
@@ -174,6 +178,23 @@ def _curve(steps: list[dict[str, float]], key: str, label: str) -> str:
     svg = io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     return f'<img class="curve" alt="{_text(label)}" src="{_data_uri("image/svg+xml", svg.getvalue())}">'
+
+
+def _held_out(lines: list[dict[str, Any]]) -> list[str]:
+    finite = [line for line in lines if isinstance(line.get("loss"), float)]
+    return ["<h2>Held-out loss</h2>", _curve(finite, "loss", "nats a token")] if finite else []
+
+
+def _answers(lines: list[dict[str, Any]]) -> list[str]:
+    """A table for each question: what was answered, step by step."""
+    parts: list[str] = ["<h2>Answers</h2>"] if lines else []
+    for name in dict.fromkeys(str(line.get("id")) for line in lines):
+        own = [line for line in lines if str(line.get("id")) == name]
+        expected = own[-1].get("expected")
+        parts.append(f"<h3>{_text(name)}: {_text(own[-1].get('asked'))}</h3>")
+        rows = {f"step {line['step']}": line.get("answer") for line in own}
+        parts.append(_table(rows | ({"should be": expected} if expected else {})))
+    return parts
 
 
 def _samples(folder: Path, damaged: Callable[[str], None]) -> list[str]:
