@@ -23,23 +23,20 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.bench_checkpoint import machine, peak_of
-from bench.harness import DEVICE, measure, rival, seconds
 from eagle_kernels.merge_2x2 import merge_2x2_ref
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data.packing import pack
 from eagle_model.model import weights
-from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig, eagle2_5_8b
-from eagle_model.model.eagle import Eagle, build
+from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig
+from eagle_model.model.eagle import Eagle
 from eagle_model.model.loss import sqrt_mass, token_weights
 from eagle_model.model.recompute import recomputed
 from eagle_model.train.flops import FlopMeter

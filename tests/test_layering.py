@@ -35,6 +35,7 @@ ONE_PLACE = {  # a file, or a folder
     "pillow_heif": "eagle_model/data/images.py",
     "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
+    "transformer_engine": "eagle_model/model/fp8_te.py",
 }
 TORCHAO = {"eagle_model/model/nf4.py", "eagle_model/train/adamw8bit.py"}
 

@@ -6,7 +6,7 @@
 
 A multiply and an add are two FLOPs. Matrices count as 2 x parameters for each patch or token that meets them, biases
 and norms with them; of attention the two products count, over the pairs of tokens that see each other. Forward alone:
-what training takes, train/flops.py counts.
+what is trained costs more, which train/flops.py counts.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def stage1() -> TrainConfig:
             num_epochs=1,
             rows_per_step=1024,  # 4,194,304 tokens
             dtype="bfloat16",
-            checkpoint_activations=True,
+            memory=MemoryConfig(activations="block"),
             train_vision=False,
             train_llm=False,
         ),

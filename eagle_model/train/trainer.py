@@ -49,6 +49,7 @@ from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
 from eagle_model.model import lora
 from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
+from eagle_model.model.fp8 import use_fp8
 from eagle_model.model.loss import LossPer, sqrt_mass
 from eagle_model.model.recompute import RunLayer, run
 from eagle_model.model.weights import write_tensors
@@ -235,6 +236,8 @@ class Trainer:
             num_trained = sum(p.numel() for p in parameters if p.requires_grad)
             num_all = sum(p.numel() for p in parameters)
             self._say(f"Training {num_trained:,} of {num_all:,} parameters: adapters of {self.model.adapter.base}.")
+        if config.fp8 is not None:
+            self._say(use_fp8(self.model, config.fp8))
         if config.compile:
             for layer in (*self.model.vision.layers, *self.model.llm.layers):
                 layer.compile()

@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -68,11 +68,11 @@ class Sound:
     after: np.ndarray
     executed: set[int]  # segments
 
-    def faults(self) -> list[Fault]:
-        """In code that this launch runs."""
+    def faults(self, kinds: Collection[str] = KINDS) -> list[Fault]:
+        """Of these kinds, in code that this launch runs."""
         ran = [s for s in self.job.program.segments if s.index in self.executed]
         lines = {at for segment in ran for at in range(segment.first, segment.last)}
-        return [fault for fault in faults(self.job.program) if fault.at in lines]
+        return [fault for fault in faults(self.job.program) if fault.at in lines and fault.kind in kinds]
 
 
 def attention(patch: pytest.MonkeyPatch, gluon: bool, D: int) -> None:
@@ -157,9 +157,9 @@ def notice(sound: Sound, *faults: Fault) -> str | None:
     return None
 
 
-def examine(sound: Sound, kinds: Collection[str] = KINDS) -> list[dict[str, Any]]:
-    """A row for each fault of these kinds: kernel, kind, fault and notice: who noticed it, DISPENSABLE or None."""
-    found = {fault: notice(sound, fault) for fault in sound.faults() if fault.kind in kinds}
+def examine(sound: Sound, chosen: Iterable[Fault]) -> list[dict[str, Any]]:
+    """A row for each of these faults: kernel, kind, fault and notice: who noticed it, DISPENSABLE or None."""
+    found = {fault: notice(sound, fault) for fault in chosen}
     found |= tell_apart(sound, [fault for fault, who in found.items() if who is None and fault.kind in REMOVALS])
     return [{"kernel": sound.name, "kind": x.kind, "fault": str(x), "notice": who} for x, who in found.items()]
 
@@ -234,7 +234,7 @@ def main() -> None:
             if args.only not in sound.name:
                 continue
             start = time.time()
-            mine = examine(sound, [kind for kind in KINDS if args.kind in kind])
+            mine = examine(sound, sound.faults([kind for kind in KINDS if args.kind in kind]))
             num = sum(r["notice"] == DISPENSABLE for r in mine)
             share = f"{share_noticed(mine):.1%} of {len(mine) - num}, {num} dispensable"
             print(f"{sound.name}: {share}, {time.time() - start:.0f} s", flush=True)
