@@ -23,20 +23,25 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.bench_checkpoint import machine, peak_of
+from bench.harness import DEVICE, measure, rival, seconds
 from eagle_kernels.merge_2x2 import merge_2x2_ref
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data.packing import pack
 from eagle_model.model import weights
-from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig
-from eagle_model.model.eagle import Eagle
+from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig, eagle2_5_8b
+from eagle_model.model.eagle import Eagle, build
+from eagle_model.model.fp8 import use_fp8
+from eagle_model.model.fp8_config import Fp8Config
 from eagle_model.model.loss import sqrt_mass, token_weights
 from eagle_model.model.recompute import recomputed
 from eagle_model.train.flops import FlopMeter
@@ -349,7 +354,7 @@ def measure_size(size: str, num_steps: int) -> dict[str, Any]:
 
 GPU_TOKENS = {"8K": 8192, "32K": 32_768, "128K": 131_072}
 GPU_LAYERS = 4  # of each tower: weights, gradients and AdamW's state of 2.1 billion parameters take 17 GB in bf16
-GPU_WAYS = ("ours", "transformers, flash-attn 2, Liger")
+GPU_WAYS = ("ours", "ours, FP8", "transformers, flash-attn 2, Liger")
 
 
 def gpu_config() -> EagleConfig:
@@ -378,17 +383,20 @@ def with_liger(theirs: Theirs) -> None:
 @pytest.mark.parametrize("tokens", GPU_TOKENS)
 def test_step(benchmark: Any, tokens: str, way: str) -> None:
     """Both run each layer again in backward. Where one does not fit, its row says so."""
-    if way != "ours":
-        rival("flash_attn", "flash-attn")
-        rival("transformers", "transformers")
+    needed = {"ours": (), "ours, FP8": ("transformer_engine.pytorch",)}.get(way, ("flash_attn", "transformers"))
+    for module in needed:
+        rival(module, module.partition(".")[0])
     torch.manual_seed(0)
     ours = build(gpu_config(), DEVICE).bfloat16()
     batch = gpu_row(ours.cfg, GPU_TOKENS[tokens])
     mass = sqrt_mass(batch.labels_T, batch.cu_seqlens)
+    flops = FlopMeter(ours).step([batch.to("cpu")]).model
     model: nn.Module = ours
     with torch.no_grad():
         want = ours(batch, mass)
-    if way == "ours":
+    if way == "ours, FP8":
+        print(use_fp8(ours, Fp8Config()))
+    if way.startswith("ours"):
 
         def loss() -> Tensor:
             return ours(batch, mass, run_layer=recomputed)
@@ -400,7 +408,6 @@ def test_step(benchmark: Any, tokens: str, way: str) -> None:
         pixels_I3YX, model = pixels_of(batch, ours.cfg), theirs.train()
         # transformers shifts labels itself: label t is what stands at t, not what follows.
         labels_T = torch.cat([batch.labels_T.new_full((1,), IGNORE_INDEX), batch.labels_T[:-1]])
-        flops = FlopMeter(ours).step([batch.to("cpu")]).model
         del ours
 
         def loss() -> Tensor:
@@ -411,8 +418,6 @@ def test_step(benchmark: Any, tokens: str, way: str) -> None:
                 use_cache=False,
             ).loss
 
-    if way == "ours":
-        flops = FlopMeter(ours).step([batch.to("cpu")]).model
     adamw = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)  # the loss stays what it is
 
     def step() -> list[Tensor]:
