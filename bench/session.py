@@ -53,6 +53,7 @@ STAGES = (
     ),
     Stage(name="real shapes", paths=("tests/kernels", "tests/model"), options=("-m", "gpu and real_shapes"), share=0.2),
     Stage(name="attention", paths=("bench/bench_attention.py",), options=("-k", GOAL_PATTERNS), share=0.4),
+    Stage(name="training step", paths=("bench/bench_step.py",), share=0.3),
     Stage(name="linear cross-entropy", paths=("bench/bench_linear_cross_entropy.py",), share=0.3),
     Stage(
         name="norms and activations",
@@ -89,6 +90,7 @@ GOALS = (
     Goal(group="attention backward, packed", rival="flex", times=1.8),
     Goal(group="attention deterministic backward", rival=BEST, times=1.0),
     Goal(group="linear_cross_entropy", rival="three matmuls", times=0.9),
+    Goal(group="training step, 32K", rival="transformers, flash-attn 2, Liger", times=1.35),
 )
 
 
