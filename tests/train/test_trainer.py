@@ -25,7 +25,7 @@ from eagle_model.data.processor import Processor
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import DataError
-from eagle_model.fields import ConfigError
+from eagle_model.fields import ConfigError, override
 from eagle_model.model.recompute import recomputed
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, read_config
 from eagle_model.train.metrics import read_metrics
