@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eagle_kernels import native
-from eagle_kernels.checks import kind_of, refuse, refuse_types, refuse_unlike
+from eagle_kernels.checks import has_no_numbers, kind_of, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 TILE = 128  # rows that one entry of a tile table stands for; every BLOCK divides it; kTile of csrc/attention_plan.h
@@ -154,7 +154,7 @@ class AttentionPlan:
             if x.dtype != q_start.dtype or x.device != q_start.device:
                 refuse_unlike(op, name, x, "q_start", q_start)
         segments_S4 = torch.stack((q_start, q_len, k_start, k_len), dim=1)
-        if segments_S4.device.type == "cpu":
+        if segments_S4.device.type == "cpu" and not has_no_numbers(segments_S4):
             _check_segments(op, segments_S4, num_tokens, num_tokens_k)
         segments_S4 = segments_S4[k_start.argsort(stable=True)]
         return _plan(op, segments_S4, num_tokens, num_tokens_k, causal, covers_all=False)
@@ -194,7 +194,7 @@ def _check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, num_tokens: int) -
     shape = tuple(cu_seqlens.shape)
     if not (len(shape) == 1 and shape[0] >= 1):
         refuse(op, f"{name}'s shape", shape, "(S + 1,), one dimension that starts with 0")
-    if cu_seqlens.device.type != "cpu":
+    if cu_seqlens.device.type != "cpu" or has_no_numbers(cu_seqlens):
         return
     ends = cu_seqlens.tolist()
     if ends[0] != 0:
@@ -225,7 +225,7 @@ def _check_segments(op: str, segments_S4: Tensor, num_tokens: int, num_tokens_k:
 def _plan(
     op: str, segments_S4: Tensor, num_tokens: int, num_tokens_k: int, causal: bool, *, covers_all: bool
 ) -> AttentionPlan:
-    if segments_S4.is_cuda and not torch.compiler.is_compiling():
+    if segments_S4.is_cuda and not has_no_numbers(segments_S4) and not torch.compiler.is_compiling():
         native.require_cuda(op)
     q_tiles_N2, k_tiles_M4 = _tiles(segments_S4, num_tokens, num_tokens_k, causal, covers_all)
     return AttentionPlan(

@@ -1,22 +1,29 @@
 """How an op refuses an argument before a kernel starts: the message says who, what it got and what it needs.
 
-if eps <= 0:
-    refuse("rms_norm", "eps", eps, "a number > 0")  # ValueError: rms_norm: eps is -1; needs a number > 0.
+if not is_positive(eps):
+    refuse("rms_norm", "eps", eps, "a finite number > 0")  # rms_norm: eps is -1; needs a finite number > 0.
 
-The condition stands at the call, the message after it: what is right costs no call, builds no text, and under
+The condition stands at the call, the message after it: what is right builds no text, and under
 torch.compile no number in a text becomes a constant of the graph.
 """
 
+from math import inf
 from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def refuse(op: str, argument: str, got: object, need: str) -> NoReturn:
     raise ValueError(f"{op}: {argument} is {got}; needs {need}.")
+
+
+def is_positive(x: object) -> bool:
+    """Whether it is a finite number above 0; True is none."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < inf
 
 
 def refuse_types(op: str, **arguments: object) -> NoReturn:
@@ -44,6 +51,20 @@ def check_kernel_dtype(op: str, argument: str, tensor: Tensor) -> None:
     """Raises ValueError for a dtype that the kernels, fp32 inside, would take and silently lose digits of."""
     if tensor.dtype not in KERNEL_DTYPES:
         refuse(op, f"{argument}'s dtype", tensor.dtype, f"one of {', '.join(map(str, KERNEL_DTYPES))} on a GPU")
+
+
+def takes_kernel(x: Tensor) -> bool:
+    """Whether x goes to the operator and not to the reference: tensors on a GPU, and those without numbers (on "meta",
+    or of FakeTensorMode), whose shapes, memory and graph are then those of a GPU whatever device they stand for.
+
+    What traces code for a CPU, torch.compile and torch.export, gets the reference.
+    """
+    return x.is_cuda or has_no_numbers(x)
+
+
+def has_no_numbers(x: Tensor) -> bool:
+    """On "meta", or of FakeTensorMode outside of tracing: what looks at a value must be left out."""
+    return x.is_meta or (isinstance(x, FakeTensor) and not torch.compiler.is_compiling())
 
 
 def inner_contiguous(x: Tensor) -> Tensor:

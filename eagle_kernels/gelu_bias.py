@@ -26,6 +26,7 @@ from eagle_kernels.checks import (
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_kernel,
 )
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import sum_partials
@@ -172,7 +173,7 @@ def gelu_bias(x: Tensor, bias: Tensor) -> Tensor:
         refuse(op, "bias's shape", tuple(bias.shape), f"({x.shape[-1]},), the width of x")
     if bias.dtype != x.dtype or bias.device != x.device:
         refuse_unlike(op, "bias", bias, "x", x)
-    if not x.is_cuda:
+    if not takes_kernel(x):
         return gelu_bias_ref(x, bias)
     check_kernel_dtype(op, "x", x)
     return _fwd(as_rows(x), bias).view(x.shape)

@@ -23,10 +23,12 @@ from eagle_kernels.checks import (
     as_rows,
     check_kernel_dtype,
     inner_contiguous,
+    is_positive,
     on_device_of,
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_kernel,
 )
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
@@ -235,9 +237,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
             refuse(op, f"{name}'s shape", tuple(tensor.shape), f"({x.shape[-1]},), x's width")
         if tensor.dtype != x.dtype or tensor.device != x.device:
             refuse_unlike(op, name, tensor, "x", x)
-    if not (isinstance(eps, int | float) and eps > 0):
-        refuse(op, "eps", eps, "a number > 0")
-    if not x.is_cuda:
+    if not is_positive(eps):
+        refuse(op, "eps", eps, "a finite number > 0")
+    if not takes_kernel(x):
         return layer_norm_ref(x, weight, bias, eps)
     check_kernel_dtype(op, "x", x)
     return _fwd(as_rows(x), weight, bias, eps)[0].view(x.shape)

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from eagle_kernels import autocast
-from eagle_kernels.checks import check_kernel_dtype, kind_of, refuse, refuse_types, refuse_unlike
+from eagle_kernels.checks import check_kernel_dtype, kind_of, refuse, refuse_types, refuse_unlike, takes_kernel
 from eagle_kernels.library import custom_op
 from eagle_kernels.linear_cross_entropy_triton import Statistics, library_matmul, matmul, softmax
 
@@ -332,7 +332,7 @@ def _scaled(x_RC: Tensor, factor_1: Tensor, dtype: torch.dtype) -> Tensor:
     """x * factor, rounded as it is written; a product in fp32 first would be another dweight in memory, which is what
     torch makes on a CPU where dtypes differ, unless it gets a part of the rows at a time. x itself where that is all
     (autograd keeps count of who else has it: a graph that is retained loses nothing)."""
-    whole = x_RC.is_cuda or torch.compiler.is_compiling()
+    whole = takes_kernel(x_RC) or torch.compiler.is_compiling()
     if type(factor_1) is Tensor and not whole and x_RC.dtype == dtype and factor_1.item() == 1:  # one that has a value
         return x_RC
     out_RC = torch.empty_like(x_RC, dtype=dtype)
@@ -379,7 +379,8 @@ def _loss(
             refuse(op, "token_weights' device", w.device, f"{hidden_TC.device}")
         if w.requires_grad:
             refuse(op, "token_weights' requires_grad", True, "a constant: detach it")
-    if hidden_TC.is_cuda:
+    on_gpu = takes_kernel(hidden_TC)
+    if on_gpu:
         check_kernel_dtype(op, "hidden", hidden_TC)
     good = chunk_bytes is None or (isinstance(chunk_bytes, int) and chunk_bytes > 0)
     if not good:
@@ -387,14 +388,14 @@ def _loss(
     labelled_T = labels_T != ignore_index
     in_range_T = ((labels_T >= 0) & (labels_T < vocab_size)) | (labels_T == ignore_index)
     in_range = in_range_T.all()
-    if hidden_TC.is_cuda or torch.compiler.is_compiling():  # in words: compiled code may not know the numbers yet
+    if on_gpu or torch.compiler.is_compiling():  # in words: compiled code may not know the numbers yet
         torch._assert_async(in_range, f"{op}: a label is out of range; needs 0 <= label < V, or ignore_index.")
     elif not in_range:
         need = f"0 <= label < {vocab_size}, or ignore_index = {ignore_index}"
         refuse(op, "a label", int(labels_T[~in_range_T][0]), need)
     if num_labelled is not None:
         right = labelled_T.sum() == num_labelled
-        if hidden_TC.is_cuda or torch.compiler.is_compiling():
+        if on_gpu or torch.compiler.is_compiling():
             torch._assert_async(right, f"{op}: num_labelled is not the number of labels that are not ignore_index.")
         elif not right:
             need = f"{int(labelled_T.sum())}, the number of labels that are not {ignore_index}, or None"
@@ -404,8 +405,8 @@ def _loss(
     grad = torch.is_grad_enabled()
     loss, losses_T, predictions_T, *_ = _fwd(
         hidden_TC, weight_VC, labels_T, token_weights_T, ignore_index,
-        grad and hidden_TC.requires_grad, grad and weight_VC.requires_grad, hidden_TC.is_cuda,
-        _chunk_tokens(chunk_bytes, most_rows, hidden_TC.dtype, hidden_TC.is_cuda),
+        grad and hidden_TC.requires_grad, grad and weight_VC.requires_grad, on_gpu,
+        _chunk_tokens(chunk_bytes, most_rows, hidden_TC.dtype, on_gpu),
         None if group is None else group.group_name, process * most_rows, num_labelled,
     )  # fmt: skip
     if not return_stats:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels.checks import on_device_of, refuse, refuse_types
+from eagle_kernels.checks import on_device_of, refuse, refuse_types, takes_kernel
 from eagle_kernels.library import custom_op
 
 COLS = 1024  # elements a program copies: 8 a thread, one 16-byte load of bf16
@@ -95,4 +95,4 @@ def merge_2x2(patches_IPC: Tensor) -> Tensor:
     square = side_of(P) ** 2 == P and P % 2 == 0
     if not square:
         refuse("merge_2x2", "the number of patches a tile", P, "the square of an even side")
-    return _merge(patches_IPC, False) if patches_IPC.is_cuda else merge_2x2_ref(patches_IPC)
+    return _merge(patches_IPC, False) if takes_kernel(patches_IPC) else merge_2x2_ref(patches_IPC)

@@ -26,6 +26,7 @@ from eagle_kernels.checks import (
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_kernel,
 )
 from eagle_kernels.library import custom_op
 from eagle_kernels.rope import _cos_sin, check_angles, check_positions, rope_frequencies_on, rope_ref
@@ -343,7 +344,7 @@ def qkv_rope(
     check_positions(op, positions_T, shape[0], "qkv", qkv_TF)
     half = shape[1] // num_all // 2
     check_angles(op, theta, frequencies, scale, ((half,), (shape[0], half)), "qkv", qkv_TF)
-    if not qkv_TF.is_cuda:
+    if not takes_kernel(qkv_TF):
         heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads}
         return qkv_rope_ref(qkv_TF, bias_F, positions_T, theta, **heads, frequencies=frequencies, scale=scale)
     check_kernel_dtype(op, "qkv", qkv_TF)

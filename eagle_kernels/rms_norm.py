@@ -22,10 +22,12 @@ from eagle_kernels.checks import (
     as_rows,
     check_kernel_dtype,
     inner_contiguous,
+    is_positive,
     on_device_of,
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_kernel,
 )
 from eagle_kernels.library import custom_op
 from eagle_kernels.sum_partials import MAX_WIDTH, NUM_PARTIALS, sum_partials, whole_rows_launch
@@ -246,8 +248,8 @@ def _check(op: str, x: Tensor, weight: Tensor, eps: float) -> None:
         refuse(op, "weight's shape", tuple(weight.shape), f"({x.shape[-1]},), the width of x")
     if weight.dtype != x.dtype or weight.device != x.device:
         refuse_unlike(op, "weight", weight, "x", x)
-    if not (isinstance(eps, int | float) and eps > 0):
-        refuse(op, "eps", eps, "a number > 0")
+    if not is_positive(eps):
+        refuse(op, "eps", eps, "a finite number > 0")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -271,7 +273,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
             wide = autocast.at_least_fp32
             return autocast.as_norm(rms_norm(wide(x), wide(weight), eps), x)
     _check("rms_norm", x, weight, eps)
-    if not x.is_cuda:
+    if not takes_kernel(x):
         return rms_norm_ref(x, weight, eps)
     check_kernel_dtype("rms_norm", "x", x)
     return _fwd(as_rows(x), weight, eps)[0].view(x.shape)
@@ -304,7 +306,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     _check(op, x, weight, eps)
     if residual.dtype != x.dtype or residual.device != x.device:
         refuse_unlike(op, "residual", residual, "x", x)
-    if not x.is_cuda:
+    if not takes_kernel(x):
         return add_rms_norm_ref(x, residual, weight, eps)
     check_kernel_dtype(op, "x", x)
     y_TC, h_TC, _ = _add_fwd(as_rows(x), as_rows(residual), weight, eps)

@@ -21,11 +21,14 @@ from torch import Tensor
 from eagle_kernels import autocast
 from eagle_kernels.checks import (
     check_kernel_dtype,
+    has_no_numbers,
     inner_contiguous,
+    is_positive,
     on_device_of,
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_kernel,
 )
 from eagle_kernels.library import custom_op
 
@@ -192,7 +195,7 @@ def check_positions(op: str, positions_T: Tensor, num_tokens: int, like_name: st
         refuse(op, "positions' dtype", positions_T.dtype, "int32 or int64")
     if positions_T.device != like.device:
         refuse(op, "positions' device", positions_T.device, f"{like_name}'s {like.device}")
-    if positions_T.device.type != "cpu" or not num_tokens:
+    if positions_T.device.type != "cpu" or not num_tokens or has_no_numbers(positions_T):
         return
     is_wrong = (positions_T < 0).any()
     if torch.compiler.is_compiling():
@@ -222,10 +225,10 @@ def check_angles(
             refuse(op, "frequencies' dtype", frequencies.dtype, "torch.float32")
         if frequencies.device != like.device:
             refuse(op, "frequencies' device", frequencies.device, f"{like_name}'s {like.device}")
-    elif not (isinstance(theta, int | float) and theta > 0):
-        refuse(op, "theta", theta, "a number > 0")
-    if not (isinstance(scale, int | float) and scale > 0):
-        refuse(op, "scale", scale, "a number > 0")
+    elif not is_positive(theta):
+        refuse(op, "theta", theta, "a finite number > 0")
+    if not is_positive(scale):
+        refuse(op, "scale", scale, "a finite number > 0")
 
 
 def rope(
@@ -276,7 +279,7 @@ def rope(
     check_positions("rope", positions_T, q_shape[0], "q", q_THD)
     half = q_shape[2] // 2
     check_angles("rope", theta, frequencies, scale, ((half,), (q_shape[0], half)), "q", q_THD)
-    if not q_THD.is_cuda:
+    if not takes_kernel(q_THD):
         return rope_ref(q_THD, k_TKD, positions_T, theta, frequencies=frequencies, scale=scale)
     check_kernel_dtype("rope", "q", q_THD)
     return _rope(q_THD, k_TKD, positions_T, theta or 0.0, False, frequencies, scale)

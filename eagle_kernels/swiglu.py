@@ -25,6 +25,7 @@ from eagle_kernels.checks import (
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_kernel,
 )
 from eagle_kernels.library import custom_op
 
@@ -201,7 +202,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         refuse(op, "up's shape", tuple(up.shape), f"gate's {tuple(gate.shape)}")
     if up.dtype != gate.dtype or up.device != gate.device:
         refuse_unlike(op, "up", up, "gate", gate)
-    if not gate.is_cuda:
+    if not takes_kernel(gate):
         return swiglu_ref(gate, up)
     check_kernel_dtype(op, "gate", gate)
     return _fwd(as_rows(gate), as_rows(up)).view(gate.shape)
@@ -224,7 +225,7 @@ def swiglu_halves(gate_up: Tensor) -> Tensor:
         refuse_types(op, gate_up=gate_up)
     if not (gate_up.is_floating_point() and gate_up.ndim >= 1 and gate_up.shape[-1] % 2 == 0):
         refuse(op, "gate_up", f"{gate_up.dtype} {tuple(gate_up.shape)}", "a floating dtype and (..., 2F)")
-    if not gate_up.is_cuda:
+    if not takes_kernel(gate_up):
         return swiglu_ref(*gate_up.chunk(2, dim=-1))
     check_kernel_dtype(op, "gate_up", gate_up)
     return _fwd_halves(as_rows(gate_up)).view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)

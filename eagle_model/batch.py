@@ -26,6 +26,8 @@ class PackedBatch:
     visual_rows_N: Tensor  # int64: the rows that visual tokens take, in tile order
     sample_ids: tuple[str, ...]  # one a document, for messages and metrics
     num_labelled: int | None = None  # of labels_T, where it is known without asking a GPU
+    datasets: tuple[str, ...] = ()  # one a document: the recipe's source that it is of; () where nobody says
+    num_reduced: int = 0  # documents that show fewer frames or tiles than they might, for want of context
 
     @property
     def num_tokens(self) -> int:

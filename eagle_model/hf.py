@@ -50,6 +50,8 @@ from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.eagle import Eagle, build
 from eagle_model.model.llm import document_lengths
+from eagle_model.model.lora import load_adapter
+from eagle_model.model.recompute import recomputed, run
 
 MODEL_TYPE = "eagle_2_5_vl"
 _NOT_COMPARED = {"dtype", "torch_dtype", "vision_config", "text_config", "rope_scaling"}  # is rope_parameters' old name
@@ -82,6 +84,7 @@ class Eagle2_5_VLConfig(PreTrainedConfig):
                 fields[name] = fields[name].to_dict()
         own = {name: fields[name] for name in fields if name[0] != "_" and name not in _NOT_OF_THE_FILE}
         for name in ("dtype", "torch_dtype"):
+            _dtype(own.get(name))
             if isinstance(own.get(name), torch.dtype):
                 own[name] = str(own[name]).removeprefix("torch.")
         self.eagle = EagleConfig.from_dict(own)
@@ -288,7 +291,7 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids.expand(B, T).flatten().int(),
             attend,
             lengths_T=_document_lengths(visible, cu_seq_lens_q) if needs_lengths else None,
-            checkpoint_activations=self.gradient_checkpointing and self.training,
+            run_layer=recomputed if self.gradient_checkpointing and self.training else run,
         )
         cache = past_key_values if use_cache else None
         return BaseModelOutputWithPast(last_hidden_state=hidden_RD.unflatten(0, (B, T)), past_key_values=cache)
@@ -316,10 +319,17 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.eagle.embed(row).unflatten(0, input_ids.shape)
 
     def _patches(self, pixel_values: Tensor) -> Tensor:
-        """(I, 3, tile_px, tile_px) -> (I, P, K); (I, P, K) stays."""
-        if pixel_values.ndim != 4:
+        """(I, 3, tile_px, tile_px) -> (I, P, K); (I, P, K) stays. Raises ValueError for another shape, or no floats."""
+        vision, shape = self.eagle.cfg.vision, tuple(pixel_values.shape)
+        tile, patches = (3, vision.tile_px, vision.tile_px), (vision.num_patches, vision.num_patch_values)
+        if shape[1:] not in (tile, patches) or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"Eagle2_5_VL: pixel_values is {pixel_values.dtype} {shape}; needs normalised tiles, floats of "
+                f"(I, {', '.join(map(str, tile))}) or (I, {', '.join(map(str, patches))}), as the processor makes them."
+            )
+        if shape[1:] == patches:
             return pixel_values
-        patch_px = self.eagle.cfg.vision.patch_px
+        patch_px = vision.patch_px
         cut = pixel_values.unflatten(3, (-1, patch_px)).unflatten(2, (-1, patch_px))  # I, 3, rows, y, columns, x
         return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -382,10 +392,11 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         device_map: Any = None,
         **kwargs: Any,  # of the hub and of every model of transformers
     ) -> Eagle2_5_VLForConditionalGeneration:
-        """`Eagle.from_pretrained`: a folder, or a model of the hub, which is downloaded.
+        """`Eagle.from_pretrained`: a folder, or a model of the hub, which is downloaded; mapped, as transformers does.
 
         dtype: "auto" and None keep the files' own.  device_map: one device ("cuda", 0, {"": 0}), or "auto": a GPU if
-        there is one.  Raises ValueError for arguments that would load something else (quantization, a state_dict ...).
+        there is one.  The Auto class finds the model of an adapter's folder, whose adapters are then in place.
+        Raises ValueError for arguments that would load something else (quantization, a state_dict ...).
         """
         for name in _REFUSED:
             if kwargs.get(name) is not None:
@@ -395,12 +406,14 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         _check_attention(kwargs.get("attn_implementation") if config is None else config._attn_implementation)
         folder = local_folder(pretrained_model_name_or_path, kwargs)
         wanted = torch_dtype if dtype is None else dtype
-        if isinstance(wanted, str):
-            wanted = None if wanted == "auto" else getattr(torch, wanted)
-        eagle = Eagle.from_pretrained(folder, dtype=wanted, device=_device(device_map))
+        eagle = Eagle.from_pretrained(folder, dtype=_dtype(wanted), device=_device(device_map), mapped=True)
         config = Eagle2_5_VLConfig.from_pretrained(folder) if config is None else config
         config.dtype = eagle.lm_head.weight.dtype
         config._name_or_path = str(pretrained_model_name_or_path)
+        if adapter := (kwargs.get("adapter_kwargs") or {}).get(
+            "_adapter_model_path"
+        ):  # of the Auto class, for its folder
+            load_adapter(eagle, adapter)
         model = cls(config, eagle)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -427,7 +440,8 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             eagle.carried = self.eagle.carried
             mine = {name.removeprefix("eagle."): x for name, x in state_dict.items() if name.startswith("eagle.")}
             eagle.load_state_dict(mine, assign=True)
-            eagle._tie()
+            if torch.equal(eagle.lm_head.weight, eagle.llm.embed_tokens.weight):
+                eagle._tie()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         max_shard_bytes = weights.MAX_SHARD_BYTES if max_shard_size is None else _num_bytes(max_shard_size)
@@ -473,6 +487,17 @@ def _from_released_names(model: Any, state_dict: dict[str, Tensor], prefix: str,
     state_dict.update({f"eagle.{name}": tensor for name, tensor in found.items()})
     if model.eagle.cfg.text.tie_word_embeddings and "llm.embed_tokens.weight" in found:
         state_dict["eagle.lm_head.weight"] = found["llm.embed_tokens.weight"]
+
+
+def _dtype(given: Any) -> torch.dtype | None:
+    """None, as for "auto": the files' own. Raises ValueError for what no weights are of."""
+    if given is None or given == "auto":
+        return None
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if found not in weights.DTYPES.values():
+        names = ", ".join(str(one).removeprefix("torch.") for one in weights.DTYPES.values())
+        raise ValueError(f"Eagle2_5_VL: dtype is {given!r}; needs auto, {names}.")
+    return found
 
 
 def _device(device_map: Any) -> torch.device:

@@ -24,12 +24,14 @@ from transformers.image_utils import load_image
 from eagle_model.data.chat import IMAGE_CONTEXT
 from eagle_model.data.processor import Processor
 from eagle_model.data.processor_files import CHAT_TEMPLATE
+from eagle_model.data.rows import Tag, split_at_tags
 from eagle_model.data.templates import END_OF_TEXT, TURN_END, TURN_START, chat_template
 from eagle_model.fields import few
 
 _ANSWER = f"{TURN_START}assistant\n"
 _TURN = re.compile(rf"{re.escape(TURN_START)}(\w+)\n(.*?){re.escape(TURN_END)}\n?", re.DOTALL)
-_TAG = re.compile(r"<(image|video)(?:-(\d+))?>")
+_ANSWERED = re.compile(rf"({re.escape(_ANSWER)}.*?(?:{re.escape(TURN_END)}|\Z))", re.DOTALL)
+_TAG = re.compile(r"(\\*)(<(?:image|video)(?:-[0-9]{1,9})?>)")
 
 
 class Eagle2_5_VLProcessor(ProcessorMixin):
@@ -59,9 +61,10 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """input_ids and attention_mask (B, T), and pixel_values (I, 3, tile_px, tile_px) where there are media.
 
-        text: conversations that `apply_chat_template` wrote, with `<image-k>` and `<video-k>` for media; or pieces of
-        text without any.  images: PIL images, arrays, paths or addresses, of one text; of several, a list a text, or
-        one list that all use up in turn.  videos: paths, alike.  padding: texts are always brought to one length.
+        text: conversations that `apply_chat_template` wrote, with `<image-k>` and `<video-k>` for media, each once, and
+        a backslash before one that is text; or pieces of text without media.  images: PIL images, arrays, paths or
+        addresses, of one text; of several, a list a text, or one list that all use up in turn.  videos: paths, alike.
+        padding: texts are always brought to one length.
         Raises ValueError for text that does not fit the media, and for truncation: it would cut visual tokens.
         DataError (a ValueError) as `eagle_model.Processor`.
         """
@@ -87,10 +90,60 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
             data["pixel_values"] = self._tiles(torch.cat(tiles).float())
         return BatchFeature(data)
 
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        sanitize_control_tokens: bool = False,
+        **others: Any,  # transformers'
+    ) -> Any:
+        """transformers' own. In conversations that show media as parts, or are tokenized here, the texts' `<image-k>`
+        are characters, written with a backslash before them, not places of media.
+
+        return_assistant_tokens_mask: "assistant_masks" (B, T), 1 for what our trainer learns: each answer through its
+        end of turn. Raises ValueError for it without tokenize and return_dict, and for sanitize_control_tokens.
+        """
+        if sanitize_control_tokens:
+            raise ValueError(
+                "Eagle2_5_VLProcessor: sanitize_control_tokens is set; call eagle_model.Processor instead."
+            )
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise ValueError(
+                "Eagle2_5_VLProcessor: return_assistant_tokens_mask needs tokenize=True, return_dict=True."
+            )
+        conversations, is_batched = self._normalize_conversations(conversation)
+        has_listed = bool((others.get("processor_kwargs") or others).get("images"))
+        chats = [getattr(chat, "messages", chat) for chat in conversations]
+        chats = [
+            _with_escaped_tags(chat) if _shows_media(chat) or (tokenize and not has_listed) else chat for chat in chats
+        ]
+        chosen = {"chat_template": chat_template, "tokenize": tokenize, "return_dict": return_dict}
+        out = super().apply_chat_template(chats if is_batched else chats[0], **chosen, **others)
+        if return_assistant_tokens_mask:
+            out["assistant_masks"] = torch.stack([self._answers(ids_T) for ids_T in out["input_ids"]])
+        return out
+
+    def _answers(self, ids_T: Tensor) -> Tensor:
+        """1 from after `<|im_start|>assistant` and its newline through `<|im_end|>`, (T,)."""
+        ids, mask_T = ids_T.tolist(), torch.zeros_like(ids_T)
+        start, end = self._ids(_ANSWER).tolist(), self.tokenizer.convert_tokens_to_ids(TURN_END)
+        at = 0
+        while at < len(ids):
+            if ids[at : at + len(start)] == start:
+                first = at + len(start)
+                at = ids.index(end, first) + 1 if end in ids[first:] else len(ids)
+                mask_T[first:at] = 1
+            else:
+                at += 1
+        return mask_T
+
     def _row(self, text: str, images: Sequence[Any], videos: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
         """Token ids (T,) and tiles (I, P, K) of one text."""
         if not images and not videos:
-            return self._ids(text), None
+            return self._ids("".join(map(str, _pieces(text)))), None
         head, found, tail = text.rpartition(_ANSWER)
         turns = _TURN.findall(head)
         if not found or _TURN.sub("", head):
@@ -98,8 +151,11 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
                 f"Eagle2_5_VLProcessor: the text with media is {text[:80]!r}...; needs turns as apply_chat_template "
                 f"writes them, with {_ANSWER!r} where the answer begins (add_generation_prompt=True)."
             )
-        media = {"image": [_picture(image) for image in images], "video": [str(path) for path in videos]}
-        batch = self.eagle([{"role": role, "content": _parts(content, media)} for role, content in turns])
+        batch = self.eagle(
+            [{"role": role, "content": content} for role, content in turns],
+            images=[_picture(image) for image in images],
+            videos=[str(path) for path in videos],
+        )
         return torch.cat([batch.token_ids_T, self._ids(tail)]), batch.patches_IPK
 
     def _ids(self, text: str) -> Tensor:
@@ -166,20 +222,38 @@ def _shared(texts: Sequence[str], media: Any, kind: str) -> list[list[Any]]:
 
 def _num_named(text: str, kind: str) -> int:
     """How many media a text speaks of: `<image-2>` of two, each `<image>` of one more."""
-    tags = [number for name, number in _TAG.findall(text) if name == kind]
-    return max([int(number) for number in tags if number], default=0) + tags.count("")
+    tags = [piece.number for piece in _pieces(text) if not isinstance(piece, str) and piece.kind == kind]
+    return max([number for number in tags if number is not None], default=0) + tags.count(None)
 
 
-def _parts(content: str, media: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    """A turn's text and media in order. A tag without a number takes the first that is left."""
-    parts, end = [], 0
-    for tag in _TAG.finditer(content):
-        kind, number = tag[1], tag[2]
-        parts.append({"type": "text", "text": content[end : tag.start()]})
-        parts.append({"type": kind, kind: media[kind][int(number) - 1] if number else media[kind].pop(0)})
-        end = tag.end()
-    parts.append({"type": "text", "text": content[end:]})
-    return [part for part in parts if part.get("text") != ""]
+def _pieces(text: str) -> list[str | Tag]:
+    """A text cut where its tags stand, escaped ones without their backslash. What the assistant says has no tags."""
+    pieces: list[str | Tag] = []
+    for i, part in enumerate(_ANSWERED.split(text)):
+        pieces += [part] if i % 2 else split_at_tags(part)
+    return pieces
+
+
+def _shows_media(messages: Sequence[Mapping[str, Any]]) -> bool:
+    parts = [part for message in messages if not isinstance(message.get("content"), str) for part in message["content"]]
+    return any(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)
+
+
+def _with_escaped_tags(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose texts keep their `<image-k>` as characters. An assistant's are not looked at anyhow."""
+
+    def escaped(part: Any) -> Any:
+        if isinstance(part, str):
+            return _TAG.sub(lambda found: f"{found[1]}{found[1]}\\{found[2]}", part)
+        return {**part, "text": escaped(part["text"])} if isinstance(part.get("text"), str) else part
+
+    shown = []
+    for message in messages:
+        content = message.get("content")
+        if message.get("role") != "assistant" and content:
+            content = escaped(content) if isinstance(content, str) else [escaped(part) for part in content]
+        shown.append({**message, "content": content})
+    return shown
 
 
 def _picture(image: Any) -> Any:

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.rounds import SLOW, SLOW_SECONDS, Rounds
+
 if TYPE_CHECKING:
     from tests.video.make import GoldenSet
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is decorated: Triton reads it then
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow-seconds", type=float, default=SLOW_SECONDS, help="CPU seconds of tests that go by rounds")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,6 +35,13 @@ def device() -> str:
     """Where kernels run: "cuda", or "cpu" under Triton's interpreter. Call the op itself, not its public function,
     which sends CPU tensors to the reference."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> Rounds:
+    """Of tests marked `by_rounds`."""
+    most = None if request.param == SLOW else request.param
+    return Rounds(most, seconds=request.config.getoption("--slow-seconds"))
 
 
 @pytest.fixture(scope="session")

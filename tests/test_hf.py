@@ -176,6 +176,30 @@ def test_an_edited_config_is_refused(folder: Path, part: str | None, name: str, 
         AutoModelForImageTextToText.from_pretrained(folder, config=config)
 
 
+def test_beams_are_those_of_no_cache(model) -> None:
+    """The best of three beams is by its log-probability under the model; one beam is greedy."""
+    documents = [document(model.eagle.cfg, *size, seed=seed) for seed, size in enumerate([(3, 2, 4), (2, 0, 3)])]
+    inputs, num_new = rows_of(documents, "left"), 4
+    given = {"max_new_tokens": num_new, "do_sample": False, "pad_token_id": 0, "num_beams": 3}
+    beams = model.generate(**inputs, **given)
+    assert torch.equal(model.generate(**inputs, **given, use_cache=False), beams)
+
+    one = {name: x[:1] for name, x in inputs.items()} | {"pixel_values": documents[0].patches_IPK}
+    several = model.generate(**one, **given, num_return_sequences=3, return_dict_in_generate=True, output_scores=True)
+    assert torch.equal(several.sequences[0], beams[0])
+    repeated = {name: x.repeat_interleave(3, dim=0) for name, x in one.items() if name != "pixel_values"}
+    with torch.no_grad():
+        logits = model(
+            input_ids=several.sequences,
+            attention_mask=torch.nn.functional.pad(repeated["attention_mask"], (0, num_new), value=1),
+            pixel_values=documents[0].patches_IPK.repeat(3, 1, 1),
+        ).logits
+    new = several.sequences[:, -num_new:, None]
+    sums = logits[:, -num_new - 1 : -1].log_softmax(-1).gather(2, new).sum((1, 2))
+    assert (sums / num_new - several.sequences_scores).abs().max() < 1e-4
+    assert sums[0] == sums.max()
+
+
 def test_other_language_models_and_dynamic_rope() -> None:
     """A document is as long as it is so far, in `Eagle.generate` and here."""
     scaling = RopeScaling(rope_type="dynamic", factor=2.0)
@@ -202,8 +226,14 @@ def test_other_language_models_and_dynamic_rope() -> None:
         ({"input_ids": None}, "both or none of input_ids and inputs_embeds"),
         ({"input_ids": None, "inputs_embeds": torch.zeros(3, 12, 128)}, "needs input_ids beside pixel_values"),
         ({"output_hidden_states": True}, "layers' results are not kept"),
+        (
+            {"pixel_values": torch.zeros(3, 3, 14, 56)},
+            r"is torch.float32 \(3, 3, 14, 56\); needs .*\(I, 3, 28, 28\) or",
+        ),
+        ({"pixel_values": torch.zeros(3, 16, 75)}, r"\(3, 16, 75\); needs .* or \(I, 16, 147\)"),
+        ({"pixel_values": torch.zeros(3, 3, 28, 28, dtype=torch.uint8)}, "is torch.uint8 .* needs normalised tiles"),
     ],
-    ids=["no pixels", "no ids", "embeddings and pixels", "hidden states"],
+    ids=["no pixels", "no ids", "embeddings and pixels", "hidden states", "no square", "other patches", "integers"],
 )
 def test_inputs_that_do_not_fit_are_refused(model, change: dict, message: str) -> None:
     inputs = rows_of(documents_for(model.eagle), "left") | change
@@ -287,6 +317,8 @@ def test_arguments_of_from_pretrained(folder: Path, monkeypatch) -> None:
         ({"attn_implementation": "sdpa"}, "this model has one, 'eagle'"),
         ({"device_map": {"eagle.llm": 0, "eagle.vision": 1}}, "needs one device"),
         ({"key_mapping": {"a": "b"}}, "key_mapping is given"),
+        ({"dtype": "nope"}, "dtype is 'nope'; needs auto, float64, float32, float16, bfloat16"),
+        ({"dtype": torch.int8}, "dtype is torch.int8; needs auto"),
     ]:
         with pytest.raises(ValueError, match=message):
             load(folder, **arguments)
@@ -411,8 +443,49 @@ def test_peft(model, processor, tmp_path: Path) -> None:
     assert all(name.startswith(("connector.", "llm.layers.", "vision.layers.")) for name in changed)
     fresh = AutoModelForImageTextToText.from_pretrained(Path(model.config._name_or_path))
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    ours = AutoModelForImageTextToText.from_pretrained(Path(model.config._name_or_path)).eval()
+    load_adapter(ours.eagle, tmp_path / "adapter")
+    by_folder = AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter")  # which names the model under it
     with torch.no_grad():
-        assert (loaded(**batch).logits - want).abs().max() < 1e-4
+        for again in (loaded, ours, by_folder):
+            assert (again(**batch).logits - want).abs().max() < 1e-4
+
+
+def test_a_model_under_adapters_is_not_saved_as_if_it_were_plain(model, tmp_path: Path) -> None:
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    peft = get_peft_model(model, PeftConfig(target_modules=["qkv_proj"]))
+    with pytest.raises(ValueError, match=r"the model and its config differ in .*qkv_proj.*merged by merge_and_unload"):
+        peft.get_base_model().save_pretrained(tmp_path / "model")
+    assert not list((tmp_path / "model").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("how", [{"target_modules": ["o_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_tied_embeddings_that_peft_trained_apart_are_saved_apart(how: dict, tmp_path: Path) -> None:
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    cfg = with_text(tiny(vocab_size=97, image_token_id=96), num_hidden_layers=1, tie_word_embeddings=True)
+    model = hf.Eagle2_5_VLForConditionalGeneration(hf.Eagle2_5_VLConfig(**cfg.to_dict()), small_model(cfg)).eval()
+    model.save_pretrained(tmp_path / "plain")
+    assert Eagle.from_pretrained(tmp_path / "plain").cfg.text.tie_word_embeddings
+    peft = get_peft_model(model, PeftConfig(**{"target_modules": ["o_proj"], "r": 2, **how}))
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if parameter.requires_grad and "lm_head" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    inputs = rows_of(documents_for(model.eagle), "left")
+    with torch.no_grad():
+        merged = peft.eval().merge_and_unload()
+        want = merged(**inputs).logits
+    is_tied = "target_modules" in how  # merging adapters of the head, PEFT changes what the embeddings share
+    for name, given in (("own", {}), ("gathered", {"state_dict": merged.state_dict()})):
+        merged.save_pretrained(tmp_path / name, **given)
+        again = AutoModelForImageTextToText.from_pretrained(tmp_path / name)
+        assert again.eagle.cfg.text.tie_word_embeddings == is_tied
+        with torch.no_grad():
+            assert (again(**inputs).logits - want).abs().max() < 1e-4
 
 
 def test_trl_prefers_what_it_is_shown(folder: Path, tmp_path: Path, monkeypatch) -> None:

@@ -104,3 +104,59 @@ def test_processors_files(processor, tmp_path: Path) -> None:
     text = "<|im_start|>user\nWhat is this?<|im_end|>\n"
     assert torch.equal(again(text=text)["input_ids"], processor(text=text)["input_ids"])
     assert again.tokenizer.decode(again(text=text)["input_ids"][0]) == text
+
+
+# -- tags in texts
+
+
+def test_a_users_own_tag_is_text(processor, tmp_path: Path) -> None:
+    """Beside an image as a part, `<image-1>` in a question is these characters, as `eagle_model.Processor` has it."""
+    picture().save(tmp_path / "a.png")
+    for said in ("What does <image-1> mean?", r"And \<image>, \\<video-3>?"):
+        parts = [{"type": "text", "text": said}, {"type": "image", "image": str(tmp_path / "a.png")}, said]
+        answered = [
+            {"role": "system", "content": "Tags: <image>"},
+            {"role": "user", "content": said},
+            {"role": "assistant", "content": "It is <image-7>."},
+            {"role": "user", "content": parts},
+        ]
+        want = processor.eagle(answered)
+        typed = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in parts]
+        chat = [*answered[:-1], {"role": "user", "content": typed}]
+        got = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+        assert torch.equal(got["input_ids"][0], want.token_ids_T)
+        assert len(got["pixel_values"]) == len(want.patches_IPK)
+        text = processor.apply_chat_template(chat, add_generation_prompt=True)
+        again = processor(text=text, images=[[str(tmp_path / "a.png")]])
+        assert torch.equal(again["input_ids"], got["input_ids"])
+        alone = chat[:3]
+        got = processor.apply_chat_template(alone, tokenize=True, return_dict=True)
+        assert f"user\n{said}<|im_end|>" in processor.decode(got["input_ids"][0])
+
+
+def test_an_image_is_shown_once(processor) -> None:
+    turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(ValueError, match="names <image-1> twice"):
+        processor(text=turn.format("<image-1>What is <image-1>?"), images=[picture()])
+    with pytest.raises(ValueError, match="both <image> and <image-k>"):
+        processor(text=turn.format("<image-1><image>"), images=[picture(), picture(seed=1)])
+    twice = processor(text=turn.format("<image-2><image-1>"), images=[picture(), picture(seed=1)])
+    once = processor(text=turn.format("<image-1><image-2>"), images=[picture(seed=1), picture()])
+    assert torch.equal(twice["pixel_values"], once["pixel_values"])
+
+
+def test_masks_of_what_the_assistant_says(processor) -> None:
+    chat = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "A dog."},
+    ]
+    asked = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    got = processor.apply_chat_template([chat, chat[2:]], **asked)
+    for ids_T, mask_T, want in zip(got["input_ids"], got["assistant_masks"], [["A cat.", "A dog."], ["A dog."]]):
+        assert processor.decode(ids_T[mask_T.bool()]) == "".join(f"{said}<|im_end|>" for said in want)
+    with pytest.raises(ValueError, match="needs tokenize=True, return_dict=True"):
+        processor.apply_chat_template(chat, return_assistant_tokens_mask=True)
+    with pytest.raises(ValueError, match="sanitize_control_tokens is set"):
+        processor.apply_chat_template(chat, tokenize=True, sanitize_control_tokens=True)

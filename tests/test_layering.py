@@ -31,12 +31,15 @@ FOLDERS = ("eagle_model.data", "eagle_model.model", "eagle_model.train", "eagle_
 ONE_PLACE = {  # a file, or a folder
     "av": "eagle_kernels/video/libav",
     "flash_attn": "eagle_kernels/attention.py",
+    "jinja2": "eagle_model/train/report.py",
     "nvidia": "eagle_kernels/video/dali.py",
     "pillow_heif": "eagle_model/data/images.py",
     "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
-    "torchao": "eagle_model/model/nf4.py",
+    "transformer_engine": "eagle_model/model/fp8_te.py",
+    "wandb": "eagle_model/train/sinks.py",
 }
+TORCHAO = {"eagle_model/model/nf4.py", "eagle_model/train/adamw8bit.py"}
 
 
 def modules(folder: str) -> list[Path]:
@@ -136,6 +139,10 @@ def test_other_libraries_models_are_known_at_the_edges_alone() -> None:
 def test_a_decoder_is_imported_in_one_place(library: str) -> None:
     users = [p.relative_to(ROOT) for p in modules("eagle_kernels") + modules("eagle_model") if reaches(p, library)]
     assert all(Path(ONE_PLACE[library]) in (user, *user.parents) for user in users), users
+
+
+def test_torchao_is_imported_where_it_is_named() -> None:
+    assert {str(p.relative_to(ROOT)) for p in modules("eagle_model") if reaches(p, "torchao")} == TORCHAO
 
 
 def test_libav_is_imported_late_by_all_but_its_own_folder() -> None:

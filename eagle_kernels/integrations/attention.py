@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
@@ -171,6 +172,18 @@ class Visible:
                 causal=causal,
             ),
         )
+
+    def repeat(self, *sizes: int) -> Tensor:
+        """Of the mask as a bool tensor (B, 1, T, L): SigLIP2's pooling head has a layer of torch's own for it."""
+        row_B111 = torch.arange(self.batch_size, device=self.device)[:, None, None, None]
+        query_T1 = torch.arange(self.q_length, device=self.device)[:, None] + self.q_offset
+        key_L = torch.arange(self.kv_length, device=self.device)
+        head = torch.zeros((), dtype=torch.int64, device=self.device)
+        seen = self.mask_function(row_B111, head, query_T1, key_L).expand(self.batch_size, 1, -1, self.kv_length)
+        if self.padding_mask_BL is not None:
+            missing = self.kv_length - self.padding_mask_BL.shape[1]
+            seen = seen & F.pad(self.padding_mask_BL, (0, missing))[:, None, None]
+        return seen.repeat(*sizes)
 
     def contiguous(self) -> Visible:
         """transformers calls this on the masks of a static cache."""

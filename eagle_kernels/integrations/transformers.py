@@ -23,13 +23,14 @@ The first four are also modules for a model of one's own: RMSNorm(4096, eps=1e-6
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
@@ -37,6 +38,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from transformers.models.siglip import modeling_siglip as siglip
 from transformers.utils.generic import can_return_tuple
 
+from eagle_kernels.checks import refuse
 from eagle_kernels.gelu_bias import gelu_bias
 from eagle_kernels.integrations.attention import NAME
 from eagle_kernels.layer_norm import layer_norm
@@ -192,11 +194,22 @@ class _CausalLM(nn.Module):
         }
         if labels is None or not (self.training and _takes_our_loss(self)):
             return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
-        loss_arguments = {name: kwargs.pop(name, None) for name in ("num_items_in_batch", "shift_labels")}
+        shift_labels, num_items_in_batch = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
         ignore_index = kwargs.pop("ignore_index", IGNORE_INDEX)
         outputs = self.model(**inputs, **kwargs)
-        hidden_RD = outputs.last_hidden_state.flatten(0, 1)
-        labels_R, weights_R = next_token_labels(labels, ignore_index=ignore_index, like=hidden_RD, **loss_arguments)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_BTD = outputs.last_hidden_state[:, kept]
+        if (labels if shift_labels is None else shift_labels).shape != hidden_BTD.shape[:2]:
+            got = tuple((labels if shift_labels is None else shift_labels).shape)
+            refuse("patch", "labels", got, f"{tuple(hidden_BTD.shape[:2])}, the tokens that logits_to_keep leaves")
+        hidden_RD = hidden_BTD.flatten(0, 1)
+        labels_R, weights_R = next_token_labels(
+            labels,
+            like=hidden_RD,
+            shift_labels=shift_labels,
+            num_items_in_batch=num_items_in_batch,
+            ignore_index=ignore_index,
+        )
         return CausalLMOutputWithPast(
             loss=linear_cross_entropy(hidden_RD, self.lm_head.weight, labels_R, weights_R, ignore_index=ignore_index),
             past_key_values=outputs.past_key_values,
@@ -269,6 +282,7 @@ def patch(model: nn.Module) -> list[Swap]:
         for swap in patch(model):
             print(swap)
 
+    The model gets configs of its own, copies of those it had, so that another model of the same config stays.
     Losses and gradients are the same up to rounding (without a labelled token: 0, where transformers gives nan). Patch
     before FSDP or torch.compile wraps the model; adapters may come before or after. A second call changes nothing.
 
@@ -291,6 +305,8 @@ def patch(model: nn.Module) -> list[Swap]:
             layer.self_attn.rotary = (decoder.rotary_emb,)
     configs = _configs(model)
     if all(map(_attention_fits, configs)) and any(config._attn_implementation != NAME for config in configs):
+        _copy_configs(model)
+        configs = _configs(model)
         model._eagle_attention_before = [config._attn_implementation for config in configs]
         swaps.append(Swap("", f"attn_implementation={configs[0]._attn_implementation}", "varlen_attention"))
         for config in configs:
@@ -347,6 +363,14 @@ def _configs(model: nn.Module) -> list[Any]:
                 yield module.config
 
     return list({id(config): config for config in all_of_them()}.values())
+
+
+def _copy_configs(model: nn.Module) -> None:
+    """Configs of the model's own, each as often the same one as before."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(module.__dict__.get("config"), PreTrainedConfig):
+            module.config = deepcopy(module.config, memo)
 
 
 def _takes_our_loss(model: Any) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def plan_recipe(
                     raise
                 skipped.append(skip_entry(sample, error))
             else:
-                shown.extend([planned] * source.num_repeats(i))
+                shown.extend([replace(planned, dataset=source.name)] * source.num_repeats(i))
                 images, videos = len(sample.images), len(sample.videos)
                 counts.update(images=images, videos=videos, text_only=int(images + videos == 0))
                 unused_fields.update(sample.unused_fields)

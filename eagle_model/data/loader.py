@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -146,7 +146,7 @@ class Loader:
 
     def _load_row(self, row: ScheduledRow) -> _LoadedRow:
         """In a worker thread."""
-        loaded, skipped = [], []
+        loaded, plans, skipped = [], [], []
         for i in row.samples:
             plan = self._plans[i]
             try:
@@ -158,6 +158,7 @@ class Loader:
                     stop=self._prefetch.stop,
                 )
                 loaded.append(sample)
+                plans.append(plan)
             except DataError as error:
                 if self.config.on_bad_sample == "raise":
                     raise
@@ -165,7 +166,12 @@ class Loader:
         if not loaded:
             return _LoadedRow(None, skipped)
         patches_IPK = torch.cat([sample.patches_IPK for sample in loaded])
-        return _LoadedRow(pack_row([sample.tokens for sample in loaded], patches_IPK), skipped)
+        batch = replace(
+            pack_row([sample.tokens for sample in loaded], patches_IPK),
+            datasets=tuple(plan.dataset for plan in plans),
+            num_reduced=sum(plan.visual.is_reduced for plan in plans),
+        )
+        return _LoadedRow(batch, skipped)
 
     def __iter__(self) -> Loader:
         return self

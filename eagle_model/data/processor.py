@@ -133,6 +133,7 @@ class SamplePlan:
     seen: tuple[Seen, ...]  # of each of sample.media: an image's grid, or a video's times and the rate its text names
     num_tokens: int
     generation_prompt: bool = False
+    dataset: str = ""  # the recipe's source that it is of
 
     @property
     def num_tiles(self) -> int:

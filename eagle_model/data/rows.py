@@ -20,7 +20,7 @@ Parts   `{"type": "text", "text": ...}` or a string; `{"type": "image", "image":
         in its place; `{"type": "image_url", "image_url": {"url": path, "detail": "low"}}`, low being one tile; videos
         alike. `{"type": "image"}` alone shows the next of the row's `images`. What has no type is what it names. A
         path of an image may be a PIL.Image.
-Paths   A video that ends in .pdf is a document: its pages are seen as frames. Media lie inside `root`: absolute paths,
+Paths   A video that ends in .pdf is a document: its pages are seen as frames. Media lie inside `root`: paths out of it,
         `..` and symbolic links that lead out are refused unless `allow_outside_root`. URLs are always refused: nothing
         here reaches the network.
 Errors  DataError, its message starting with "file:line: " wherever there is a line.
@@ -148,7 +148,7 @@ def _given(entry: dict) -> dict:
     return {name: value for name, value in entry.items() if value is not None}
 
 
-class _Tag(NamedTuple):
+class Tag(NamedTuple):
     kind: str  # image | video
     number: int | None  # None: the next one
 
@@ -352,7 +352,7 @@ class _RowReader:
         path = self.root / text
         if self.allow_outside_root:
             return path
-        if Path(text).is_absolute() or ".." in Path(text).parts:
+        if ".." in Path(text).parts or not path.is_relative_to(self.root):
             raise self.fail(
                 f"{kind} {text!r} leaves the root {str(self.root)!r}. "
                 f"Give a path inside it, or set data.allow_outside_root=true if you trust the data."
@@ -489,8 +489,8 @@ class _RowReader:
     def placed(self, listed: list[Media], turns: list[Turn]) -> list[Turn]:
         """Turns of text alone, every medium of the list shown once: where its tag stands, else at the start."""
         texts = ["".join(map(str, turn.parts)) for turn in turns]
-        cut = [[text] if turn.role == "assistant" else _split_at_tags(text) for turn, text in zip(turns, texts)]
-        tags = [piece for pieces in cut for piece in pieces if isinstance(piece, _Tag)]
+        cut = [[text] if turn.role == "assistant" else split_at_tags(text) for turn, text in zip(turns, texts)]
+        tags = [piece for pieces in cut for piece in pieces if isinstance(piece, Tag)]
         by_kind: dict[str, list[Media]] = {
             "image": [medium for medium in listed if isinstance(medium, ImageRef)],
             "video": [medium for medium in listed if isinstance(medium, VideoRef)],
@@ -501,17 +501,17 @@ class _RowReader:
         coming = {kind: iter(media) for kind, media in tagged.items()}
         placed = []
         for turn, pieces in zip(turns, cut, strict=True):
-            parts = [next(coming[piece.kind]) if isinstance(piece, _Tag) else piece for piece in pieces]
+            parts = [next(coming[piece.kind]) if isinstance(piece, Tag) else piece for piece in pieces]
             if turn.role == "user" and untagged:
                 parts, untagged = [*untagged, *parts], []
             placed.append(replace(turn, parts=_without_empty(parts)))
         if untagged:
             kinds = ["image" if isinstance(medium, ImageRef) else "video" for medium in untagged]
-            names = [str(_Tag(kind, medium.number)) for kind, medium in zip(kinds, untagged, strict=True)]
+            names = [str(Tag(kind, medium.number)) for kind, medium in zip(kinds, untagged, strict=True)]
             raise self.fail(f"there is no user (human) turn to show {listed_names(names)} in.")
         return placed
 
-    def tagged(self, kind: str, tags: list[_Tag], media: list[Media]) -> list[Media]:
+    def tagged(self, kind: str, tags: list[Tag], media: list[Media]) -> list[Media]:
         """What each of the tags of one kind shows."""
         plain = sum(tag.number is None for tag in tags)
         if plain and plain != len(tags):
@@ -523,7 +523,7 @@ class _RowReader:
             )
         if plain:
             return media
-        named: set[_Tag] = set()
+        named: set[Tag] = set()
         for tag in tags:
             if not 1 <= (tag.number or 0) <= len(media):
                 raise self.fail(f"the text names {tag} but the row lists {len(media)} {kind}s.")
@@ -533,9 +533,9 @@ class _RowReader:
         return [media[tag.number - 1] for tag in tags if tag.number is not None]
 
 
-def _split_at_tags(text: str) -> list[str | _Tag]:
+def split_at_tags(text: str) -> list[str | Tag]:
     """A turn's text, cut where its tags stand; escaped tags are text, without the backslash."""
-    pieces: list[str | _Tag] = []
+    pieces: list[str | Tag] = []
     since_tag: list[str] = []  # texts
     end = 0
     for match in _TAG.finditer(text):
@@ -549,7 +549,7 @@ def _split_at_tags(text: str) -> list[str | _Tag]:
         if num_backslashes % 2:
             since_tag.append(match[0])
         else:
-            pieces += ["".join(since_tag), _Tag(kind, None if number is None else int(number))]
+            pieces += ["".join(since_tag), Tag(kind, None if number is None else int(number))]
             since_tag = []
     return [*pieces, "".join([*since_tag, text[end:]])]
 

@@ -72,6 +72,7 @@ class VisualPlan:
     max_tiles: int  # t of the paper: what the grids were chosen with
     num_visual_tokens: int
     num_text_tokens: int  # <img>, </img> and frame labels included
+    is_reduced: bool = False  # fewer frames or tiles than the config allows, because more did not fit the context
 
     @property
     def num_tokens(self) -> int:
@@ -147,12 +148,14 @@ def plan(
         num_visual_tokens = tokens_per_tile * (num_frames + sum(grid.num_tiles for grid in grids))
         if num_visual_tokens + num_text_tokens <= config.context_tokens:
             break  # at the latest at 1, which num_frames was found with
+    is_reduced = num_frames < sum(most) or (bool(images) and max_tiles < config.max_tiles)
     return VisualPlan(
         grids=grids,
         timestamps_seconds=times,
         max_tiles=max_tiles,
         num_visual_tokens=num_visual_tokens,
         num_text_tokens=num_text_tokens,
+        is_reduced=is_reduced,
     )
 
 

@@ -46,6 +46,14 @@ _ONLY_EAGLE = {
 _ONLY_TEXT = {"hidden_act": "silu", "attention_dropout": 0.0}
 _ONLY_QWEN = {**_ONLY_TEXT, "use_sliding_window": False}
 
+# Eagle 2's first class, which Isaac GR00T N1 has: the same computation, where these fields say so. No auto_map goes on:
+# it names that class's code.
+_EAGLE_CHAT = {
+    "model_type": "eagle_chat",
+    "architectures": ["Eagle2ChatModel"],
+    "ps_version": "v2",
+    "pre_feature_reduction": False,
+}
 _LEROBOTS_CLASS = ["Eagle25VLForConditionalGeneration"]  # LeRobot's name for the released class
 
 # Not written, but where a file has them they must say what the model computes.
@@ -257,6 +265,7 @@ class TextConfig:
         family = _FAMILIES[model_type]
         other = _without_fixed("text_config", fields, family.only)
         _without_fixed("text_config", other, {**family.only_if_given, "partial_rotary_factor": 1.0})
+        spelled = {name: other[name] for name in ("rope_parameters", "rope_scaling", "rope_theta") if name in other}
         rope_scaling = _take_rope(other, family.defaults)
         kinds = other.get("layer_types") or []
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
@@ -270,6 +279,12 @@ class TextConfig:
         if head_dim is not None:
             _check_types("config.json: text_config.", {"head_dim": head_dim}, {"head_dim": 1})
         known = _known("text_config", other, family.defaults)
+        if spelled.get("rope_parameters") is not None:
+            other |= spelled
+        elif rope := spelled.get("rope_scaling"):
+            other |= {} if rope_scaling is not None and rope == rope_scaling.to_dict() else {"rope_scaling": rope}
+        if "architectures" in fields and fields["architectures"] is None:
+            other["architectures"] = None
         return cls(model_type=model_type, head_dim=head_dim or 0, rope_scaling=rope_scaling, **known, other=other)
 
     @property
@@ -291,7 +306,24 @@ class TextConfig:
             or self.head_dim * self.num_attention_heads != self.hidden_size
         ):
             fields["head_dim"] = self.head_dim
-        return {**fields, "rope_scaling": None if self.rope_scaling is None else self.rope_scaling.to_dict()}
+        if "architectures" in self.other:
+            fields["architectures"] = self.other["architectures"]
+        return fields | self._rope_as_it_came(fields)
+
+    def _rope_as_it_came(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """`rope_scaling`; where the file had the same in another spelling, that, and no theta beside one inside."""
+        plain = {"rope_scaling": None if self.rope_scaling is None else self.rope_scaling.to_dict()}
+        came = {name: fields.pop(name) for name in ("rope_parameters", "rope_scaling") if name in fields}
+        if not came:
+            return plain
+        again = {**fields, **came, "rope_theta": self.other.get("rope_theta", self.rope_theta)}
+        is_same = _take_rope(again, _FAMILIES[self.model_type].defaults) == self.rope_scaling
+        if not is_same or again["rope_theta"] != self.rope_theta:
+            return plain
+        if "rope_theta" in (came.get("rope_parameters") or {}):
+            del fields["rope_theta"]
+            came |= {"rope_theta": self.other["rope_theta"]} if "rope_theta" in self.other else {}
+        return came
 
 
 def _model_type(fields: Mapping[str, Any]) -> Any:
@@ -419,6 +451,13 @@ class EagleConfig:
         """From the content of config.json. Raises ValueError as the file's docstring says."""
         if isinstance(fields, Mapping) and fields.get("architectures") == _LEROBOTS_CLASS:
             fields = _without(fields, "architectures")
+        if isinstance(fields, Mapping) and fields.get("model_type") == _EAGLE_CHAT["model_type"]:
+            fields = _without(_without_fixed("", fields, _EAGLE_CHAT), "auto_map")
+            if "image_token_index" not in fields:
+                raise ValueError(
+                    "config.json has no image_token_index, and its model_type, eagle_chat, no default for it; needs "
+                    "the tokenizer's id of <IMG_CONTEXT>. Put it in, or added_tokens.json beside config.json."
+                )
         other = _without_fixed("", fields, _ONLY_EAGLE)
         _without_fixed("", other, _ONLY_EAGLE_IF_GIVEN)
         if "vision_config" not in other:
@@ -487,6 +526,12 @@ class EagleConfig:
         fields = read_json(path)
         if not isinstance(fields, dict):
             raise ValueError(f"{path} holds a {type(fields).__name__}; needs a JSON object.")
+        tokens = path.with_name("added_tokens.json")
+        if fields.get("model_type") == _EAGLE_CHAT["model_type"] and tokens.is_file():
+            verify_listed(path.parent, [tokens.name])
+            ids = read_json(tokens)
+            if isinstance(ids, dict) and "<IMG_CONTEXT>" in ids:
+                fields = {"image_token_index": ids["<IMG_CONTEXT>"], **fields}
         try:
             return cls.from_dict(fields)
         except (TypeError, ValueError) as error:

@@ -17,16 +17,19 @@ Source   Chen et al. 2025, arXiv:2504.15271.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
 from eagle_model.batch import PackedBatch
 from eagle_model.checkpoints import read_newest
+from eagle_model.fields import few
 from eagle_model.files import write_json
 from eagle_model.model import weights
 from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Packed
@@ -36,11 +39,13 @@ from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.llm import Decoder, document_lengths
 from eagle_model.model.loss import LMHead, LossPer, token_weights
+from eagle_model.model.recompute import RunLayer, in_chunks, run
 from eagle_model.model.vision import GeluBias, VisionEncoder
 
 if TYPE_CHECKING:
     from eagle_model.model.lora import Attached
 
+_HEAD = "lm_head.weight"  # a second name of tied embeddings
 MAX_TIMES_STORED = 2  # parameters of a config to numbers in its files: beyond, they are of different models
 
 
@@ -55,8 +60,10 @@ class Eagle(nn.Module):
     def __init__(self, cfg: EagleConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.row_multiple = 1  # the language model gets such a number of rows: what FP8 products need (fp8.py)
         self.adapter: Attached | None = None  # what lora.py has added
         self.tokens_per_tile = cfg.tokens_per_tile
+        self.vision_chunk_tiles: int | None = None  # seen so many at a time, and again in backward; None: all at once
         self.vision = VisionEncoder(cfg)
         self.connector = Connector(cfg)
         self.llm = Decoder(cfg.text)
@@ -69,12 +76,23 @@ class Eagle(nn.Module):
         if self.cfg.text.tie_word_embeddings:
             self.lm_head.weight = self.llm.embed_tokens.weight
 
-    def encode_tiles(self, patches_IPK: Tensor, *, checkpoint_activations: bool = False) -> Tensor:
-        """(I, P, K), normalised pixels -> (N, D) visual tokens, tile by tile. I may be 0."""
-        patches_IPC = self.vision(patches_IPK, checkpoint_activations=checkpoint_activations)
-        return self.connector(patches_IPC).flatten(0, 1)
+    def untie(self) -> None:
+        """Gives an output head that shares its weight with the embeddings one of its own, of the same numbers."""
+        self.cfg = replace(self.cfg, text=replace(self.cfg.text, tie_word_embeddings=False))
+        weight = self.lm_head.weight
+        self.lm_head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
 
-    def embed(self, batch: PackedBatch, *, checkpoint_activations: bool = False) -> Tensor:
+    def encode_tiles(self, patches_IPK: Tensor, *, run_layer: RunLayer = run) -> Tensor:
+        """(I, P, K), normalised pixels -> (N, D) visual tokens, tile by tile. I may be 0."""
+        if self.vision_chunk_tiles is not None:
+            run_layer = run  # what a chunk keeps is gone before the next one
+
+        def encode(patches_IPK: Tensor) -> Tensor:
+            return self.connector(self.vision(patches_IPK, run_layer=run_layer)).flatten(0, 1)
+
+        return in_chunks((self.vision, self.connector), encode, patches_IPK, self.vision_chunk_tiles)
+
+    def embed(self, batch: PackedBatch, *, run_layer: RunLayer = run) -> Tensor:
         """(T, D): token embeddings, with the visual tokens in the rows `visual_rows_N`.
 
         Raises ValueError, before anything is computed, unless there is one row for each visual token.
@@ -97,33 +115,40 @@ class Eagle(nn.Module):
             if not (torch.is_grad_enabled() and _num_processes() > 1):
                 return embeddings_TD
             patches_IPK = embeddings_TD.new_zeros(1, self.vision.num_patches, self.vision.num_patch_values)
-        visual_ND = self.encode_tiles(patches_IPK, checkpoint_activations=checkpoint_activations)[:num_visual]
+        visual_ND = self.encode_tiles(patches_IPK, run_layer=run_layer)[:num_visual]
         return scatter_visual(embeddings_TD, visual_ND, batch.visual_rows_N)
 
-    def hidden(self, batch: PackedBatch, *, checkpoint_activations: bool = False) -> Tensor:
+    def hidden(self, batch: PackedBatch, *, run_layer: RunLayer = run) -> Tensor:
         """Hidden states after the final norm, (T, D); `lm_head` makes logits of them.
 
-        checkpoint_activations: keep only each layer's input and compute the layer again in backward; the gradients are
-        the same numbers. Raises ValueError where `embed` does.
+        run_layer: what of each layer is kept for backward (recompute.py); the gradients are the same numbers.
+        Raises ValueError where `embed` does.
         """
-        embeddings_TD = self.embed(batch, checkpoint_activations=checkpoint_activations)
-        plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=batch.num_tokens)
+        embeddings_TD = self.embed(batch, run_layer=run_layer)
+        num_tokens, num_added = batch.num_tokens, -batch.num_tokens % self.row_multiple
+        positions_T = batch.positions_T
+        lengths_T = document_lengths(batch.cu_seqlens, num_tokens) if self.llm.needs_lengths else None
+        if num_added:  # zeros outside of all documents: attention gives zeros there, and so do all layers
+            embeddings_TD = F.pad(embeddings_TD, (0, 0, 0, num_added))
+            positions_T = F.pad(positions_T, (0, num_added))
+            lengths_T = None if lengths_T is None else F.pad(lengths_T, (0, num_added), value=1)
+            starts, lengths = batch.cu_seqlens[:-1], batch.cu_seqlens.diff()
+            plan = AttentionPlan.from_segments(starts, lengths, starts, lengths, num_tokens=num_tokens + num_added)
+        else:
+            plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=num_tokens)
         attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
-        lengths_T = document_lengths(batch.cu_seqlens, batch.num_tokens) if self.llm.needs_lengths else None
-        return self.llm(
-            embeddings_TD, batch.positions_T, attend,
-            lengths_T=lengths_T, checkpoint_activations=checkpoint_activations,
-        )  # fmt: skip
+        hidden_TD = self.llm(embeddings_TD, positions_T, attend, lengths_T=lengths_T, run_layer=run_layer)
+        return hidden_TD[:num_tokens] if num_added else hidden_TD
 
     def forward(
-        self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", checkpoint_activations: bool = False
+        self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", run_layer: RunLayer = run
     ) -> Tensor:
         """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
 
         mass: sum of `loss.sqrt_mass` over all rows of the step, per the same. Where nothing is supervised, loss and
-        gradients are 0. checkpoint_activations and errors as in `hidden`.
+        gradients are 0. run_layer and errors as in `hidden`.
         """
-        hidden_TD = self.hidden(batch, checkpoint_activations=checkpoint_activations)
+        hidden_TD = self.hidden(batch, run_layer=run_layer)
         weights_T = token_weights(batch.labels_T, batch.cu_seqlens, mass, per=loss_per)
         return self.lm_head(hidden_TD, batch.labels_T, weights_T, batch.num_labelled)
 
@@ -145,10 +170,16 @@ class Eagle(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+        cls,
+        folder: Path | str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        mapped: bool = False,
     ) -> Eagle:
         """From a folder with config.json and safetensors under the released names, or from a run's folder, whose newest
-        checkpoint is taken. dtype None keeps the files' own.
+        checkpoint is taken. dtype None keeps the files' own. mapped: weights are read when they are used, as `load`
+        says.
 
         Files that a checkpoint's manifest lists are checked against it. Raises FileNotFoundError or ValueError where
         `read_model_config`, `load` and `checkpoints.read_newest` do.
@@ -156,7 +187,7 @@ class Eagle(nn.Module):
 
         def read(checkpoint: Path) -> Eagle:
             model = build(read_model_config(checkpoint))
-            load(model, checkpoint, dtype=dtype, device=device)
+            load(model, checkpoint, dtype=dtype, device=device, mapped=mapped)
             return model
 
         return read_newest(Path(folder), read)
@@ -177,10 +208,21 @@ class Eagle(nn.Module):
                 "save_pretrained: the model has adapters. lora.merge adds them to the weights first, and "
                 "lora.save_adapter writes them alone."
             )
-        folder = Path(folder)
-        parameters, rules = dict(self.named_parameters()), weights.rules(self.cfg)
+        folder, cfg = Path(folder), self._as_it_is()
+        parameters, rules = dict(self.named_parameters()), weights.rules(cfg)
+        if strange := [name for name in build(cfg).state_dict().keys() ^ parameters.keys() if name != _HEAD]:
+            raise ValueError(
+                f"save_pretrained: the model and its config differ in {few(sorted(strange))}. Modules were put around "
+                f"or into it: PEFT's adapters are saved by its own save_pretrained, or merged by merge_and_unload."
+            )
         weights.save(folder, parameters, rules, carried=self.carried, layout=layout, max_shard_bytes=max_shard_bytes)
-        write_config(folder, self.cfg, self.lm_head.weight.dtype, self.carried, layout=layout)
+        write_config(folder, cfg, self.lm_head.weight.dtype, self.carried, layout=layout)
+
+    def _as_it_is(self) -> EagleConfig:
+        """The config; where tied embeddings were trained apart, as PEFT does with either of the two, not tied."""
+        text = self.cfg.text
+        is_tied = text.tie_word_embeddings and self.lm_head.weight is self.llm.embed_tokens.weight
+        return replace(self.cfg, text=replace(text, tie_word_embeddings=is_tied))
 
 
 def write_config(
@@ -199,6 +241,8 @@ def write_config(
 def draw(model: nn.Module, initializer_range: float) -> None:
     """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
     for module in model.modules():
+        if next((p.is_meta for p in module.parameters(recurse=False)), True):
+            continue  # nothing to draw into, and torch does it in Python, slowly
         if isinstance(module, Linear):
             # One projection after another: a seed's numbers are those of layers that are not fused.
             sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features
@@ -259,6 +303,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     is_verified: bool = False,
+    mapped: bool = False,
     convert: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Gives a model that was built on "meta" its weights, on `device` and in `dtype`; None keeps the source's own.
@@ -268,6 +313,8 @@ def load(
     generator, so that a seed means the same on every device, and the same as a model that was built on the CPU.
 
     is_verified: a checkpoint's files were checked against its manifest just now; else those that are read are.
+    mapped: on a CPU, weights are views of the mapped files, as transformers has them: a model that is only used starts
+    at once. The files must not be written to in place meanwhile (weights.read).
     convert: what a parameter of a folder becomes, by its name, one by one as they are read: another dtype, or 4 bits.
 
     Raises ValueError when the model has weights already and where `check_device` does, FileNotFoundError or ValueError
@@ -293,6 +340,7 @@ def load(
             device=device,
             is_verified=is_verified,
             carried=model.carried,
+            mapped=mapped,
         )
         for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from eagle_kernels.qkv_rope import qkv_rope
 from eagle_kernels.rms_norm import add_rms_norm, rms_norm
@@ -25,6 +24,7 @@ from eagle_kernels.swiglu import swiglu_halves
 from eagle_model.model.attend import Attend
 from eagle_model.model.config import TextConfig
 from eagle_model.model.linear import FusedLinear, Linear
+from eagle_model.model.recompute import RunLayer, in_chunks, run
 from eagle_model.model.rope_scaling import RopeScaling
 
 
@@ -122,8 +122,12 @@ class MLP(nn.Module):
         self.gate_up_proj = FusedLinear(cfg.hidden_size, 2 * cfg.intermediate_size, bias=cfg.mlp_bias)
         self.gate_up_proj.sizes = (cfg.intermediate_size, cfg.intermediate_size)
         self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias)
+        self.chunk_tokens: int | None = None  # computed so many tokens at a time, and again in backward; None: at once
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        return in_chunks([self], self._whole, x_TD, self.chunk_tokens)
+
+    def _whole(self, x_TD: Tensor) -> Tensor:
         return self.down_proj(swiglu_halves(self.gate_up_proj(x_TD)))
 
 
@@ -137,7 +141,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x_TD: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         attended_TD = self.self_attn(self.input_layernorm(x_TD), rotary, attend)
-        # One tensor passes between layers, not (branch, residual): a checkpointed layer then saves half as much.
+        # One tensor passes between layers, not (branch, residual): a layer that is run again then saves half as much.
         normed_TD, x_TD = self.post_attention_layernorm(attended_TD, x_TD)
         return x_TD + self.mlp(normed_TD)
 
@@ -161,17 +165,15 @@ class Decoder(nn.Module):
         attend: Attend,
         *,
         lengths_T: Tensor | None = None,
-        checkpoint_activations: bool = False,
+        run_layer: RunLayer = run,
     ) -> Tensor:
         """(T, D) embeddings -> (T, D) hidden states after the final norm.
 
         positions_T: int32, from 0 in each document. attend: who sees whom, the same object for all layers. lengths_T:
-        the length of each token's document, where `needs_lengths`; without it that raises ValueError.
+        the length of each token's document, where `needs_lengths`; without it that raises ValueError. run_layer: what
+        of a layer is kept for backward, see recompute.py.
         """
         x_TD, rotary = embeddings_TD, Rotary.of(self.cfg, positions_T, lengths_T)
         for layer in self.layers:
-            if checkpoint_activations:
-                x_TD = checkpoint(layer, x_TD, rotary, attend, use_reentrant=False)
-            else:
-                x_TD = layer(x_TD, rotary, attend)
+            x_TD = run_layer(layer, x_TD, rotary, attend)
         return self.norm(x_TD)

@@ -14,6 +14,7 @@ Source   arXiv:2504.15271 and its released training code ("square averaging"), w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -92,6 +93,8 @@ class LMHead(nn.Linear):
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
+        self.on_losses: Callable[[Tensor], None] | None = None  # is given each token's loss, (T,), without its weight
+        self.chunk_bytes: int | None = None  # the most that logits take at a time in training; None: the op's choice
 
     def forward(
         self,
@@ -105,4 +108,10 @@ class LMHead(nn.Linear):
         knows the number of labels."""
         if labels_T is None:
             return F.linear(hidden_TD, self.weight)
-        return linear_cross_entropy(hidden_TD, self.weight, labels_T, token_weights_T, num_labelled=num_labelled)
+        loss, stats = linear_cross_entropy(
+            hidden_TD, self.weight, labels_T, token_weights_T,
+            num_labelled=num_labelled, chunk_bytes=self.chunk_bytes, return_stats=True,
+        )  # fmt: skip
+        if self.on_losses is not None:
+            self.on_losses(stats.losses_T)
+        return loss

@@ -37,6 +37,8 @@ _NEEDS = {
     "yarn": ("factor", _LENGTH),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", _LENGTH),
 }
+# What no kind here has and transformers' classes of these models pass over too, unless it asks for another computation.
+_OF_OTHERS = ("mrope_section", "long_factor", "short_factor")
 _MAY_HAVE = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")}
 
 
@@ -92,20 +94,24 @@ class RopeScaling:
         """From `rope_scaling` or `rope_parameters` without its theta; None for plain rotary positions.
 
         max_position_embeddings: the model's, where the fields do not say what length it was trained on. `where` names
-        the part of the file in an error. Raises ValueError for a kind or a field that is not computed.
+        the part of the file in an error. Fields that the kind does not have change nothing and are passed over, as
+        transformers does. Raises ValueError for a kind or a field that asks for another computation.
         """
         fields = dict(fields)
         kind, old_name = fields.pop("rope_type", None), fields.pop("type", None)  # transformers' older name
         if kind is not None and old_name is not None and kind != old_name:
             raise ValueError(f"{where}: rope_type is {shown(kind)} but type {shown(old_name)}; they must agree.")
         kind = old_name if kind is None else kind
+        given = shown({"rope_type": kind, **fields})
+        if others := [name for name, x in fields.items() if name in _OF_OTHERS or isinstance(x, Mapping)]:
+            raise ValueError(f"{where} is {given}; this model has no {shown(others[0])}.")
+        if kind is None and fields.get("factor") is not None:
+            raise ValueError(f"{where} is {given}; needs rope_type beside factor.")
         if kind in (None, "default"):
             return None
-        given = shown({"rope_type": kind, **fields})
         if kind not in list(_NEEDS):  # a list, because what a file says need not be hashable
             raise ValueError(f"{where} is {given}; this model computes rope_type default, {', '.join(_NEEDS)} only.")
-        if unknown := [name for name in fields if name not in cls.__slots__]:
-            raise ValueError(f"{where} is {given}; {kind} has no {shown(unknown[0])}.")
+        fields = {name: x for name, x in fields.items() if name in (*_NEEDS[kind], *_MAY_HAVE.get(kind, ()))}
         if _LENGTH in _NEEDS[kind] and fields.get(_LENGTH) is None:
             fields[_LENGTH] = max_position_embeddings
         if missing := [name for name in _NEEDS[kind] if fields.get(name) is None]:

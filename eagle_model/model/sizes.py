@@ -5,8 +5,8 @@
     print("\n".join(sizes.lines()))                   # what `eagle sizes` prints
 
 A multiply and an add are two FLOPs. Matrices count as 2 x parameters for each patch or token that meets them, biases
-and norms with them; of attention the two products count, half of each where it is causal. Forward alone: training takes
-three times as much, and once more what it computes again.
+and norms with them; of attention the two products count, over the pairs of tokens that see each other. Forward alone:
+what is trained costs more, which train/flops.py counts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from eagle_model.model.config import EagleConfig
 
 BYTES = 2  # a number in bf16
 ROW_TOKENS, CONTEXT_TOKENS = 32_768, 131_072  # what is shown as an example: the paper's first stage and its last
+
+
+def causal_pairs(num_tokens: int) -> int:
+    """How many (query, key) a document of `num_tokens` has where each token sees itself and those before it."""
+    return num_tokens * (num_tokens + 1) // 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +70,7 @@ class Sizes:
     def causal_attention_flops(self, num_tokens: int) -> int:
         """Of the decoder over one document of `num_tokens`."""
         text = self.cfg.text
-        return 2 * text.num_hidden_layers * num_tokens**2 * text.num_attention_heads * text.head_dim
+        return 4 * text.num_hidden_layers * causal_pairs(num_tokens) * text.num_attention_heads * text.head_dim
 
     def lines(self) -> list[str]:
         vision, text = self.cfg.vision, self.cfg.text

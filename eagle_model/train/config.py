@@ -16,7 +16,10 @@ from eagle_model.data.loader import DataConfig
 from eagle_model.data.processor import ProcessorConfig
 from eagle_model.fields import NOT_SET_BY_TEXT, ConfigError, few, from_json, require, to_json
 from eagle_model.files import read_json, write_json
+from eagle_model.model.fp8_config import Fp8Config
 from eagle_model.model.lora_config import LoraConfig
+from eagle_model.train.memory import MemoryConfig
+from eagle_model.train.sinks import LoggingConfig
 
 VERSION = 2  # of run folders and their configs; raised when what was written before can no longer be read
 MAX_CONFIG_BYTES = 1 << 20  # a config has some thousand bytes; what is larger is another file
@@ -122,10 +125,11 @@ class TrainConfig:
     )
     neftune_alpha: float = 0.0  # size of the noise on token embeddings (NEFTune; 5 is usual); 0: none
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the model's arithmetic; masters and moments are fp32
-    checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more time
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     lora: LoraConfig | None = None  # train low-rank adapters on `model`, a folder then, and nothing else of it
     adapter: str = ""  # with lora: the folder of an adapter to go on from, PEFT's or a run's; lora must fit it
     base_weights: Literal["full", "nf4"] = "full"  # with lora: nf4 keeps the language model's in 4 bits (needs torchao)
+    fp8: Fp8Config | None = None  # the language model's projections in FP8 (docs/fp8.md); none: in dtype
     train_vision: bool = True  # false: its weights stay as they are
     train_connector: bool = True  # false: its weights stay as they are
     train_llm: bool = True  # false: its weights stay as they are
@@ -135,6 +139,8 @@ class TrainConfig:
     validation: ValidationConfig | None = None  # the loss on held-out data
     answers: AnswersConfig | None = None  # an early look at what the model says
     seed: int = 0  # of a preset's first weights, and of NEFTune's noise
+    compile: bool = False  # layers by torch.compile: minutes in the first step; on a CPU no gain
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     log_every_steps: int = 10  # on the terminal; metrics.jsonl has every step
     save_every_steps: int = 100  # a checkpoint
     keep_last: int = 3  # checkpoints; older ones of the run are deleted
@@ -163,6 +169,14 @@ class TrainConfig:
             "train_vision, train_connector and train_llm",
             "all false",
             "one of them true",
+        )
+        if self.fp8 is not None:
+            self.fp8.check_run(dtype=self.dtype, base_weights=self.base_weights, has_lora=self.lora is not None)
+        require(
+            self.dtype == "bfloat16" or not self.memory.stochastic_rounding,
+            "memory.stochastic_rounding",
+            f"true with dtype={self.dtype}",
+            "dtype=bfloat16: weights that are fp32 need no rounding",
         )
         if self.lora is None:
             require(not self.adapter, "adapter", self.adapter, "lora too, as lora.rank=16")
@@ -201,6 +215,9 @@ CHANGEABLE_ON_RESUME = frozenset(
         "answers.prompts",
         "answers.every_steps",
         "answers.max_new_tokens",
+        "logging.tensorboard",
+        "logging.wandb_project",
+        "logging.wandb_mode",
         "log_every_steps",
         "save_every_steps",
         "keep_last",

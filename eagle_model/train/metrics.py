@@ -13,7 +13,7 @@ import math
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,6 +43,15 @@ class StepMetrics:
     data_wait_seconds: float  # of step_seconds
     num_skipped_samples: int  # since the run began
     peak_rss_bytes: int  # of this process
+    # What files of earlier versions do not have:
+    grad_norms: dict[str, float] = field(default_factory=dict)  # by part of the model that is trained, before clipping
+    model_flops: int | None = None  # forward and backward, without what is computed a second time (flops.py)
+    mfu: float | None = None  # model_flops a second as a share of the GPU's peak in bf16; None where that is unknown
+    padding_share: float | None = None  # of the rows' room that no token fills; nothing is computed there
+    truncation_share: float | None = None  # of samples: that show fewer frames or tiles, for want of context
+    peak_device_bytes: int | None = None  # that this step took of the GPU's memory
+    dataset_losses: dict[str, float] = field(default_factory=dict)  # nats a supervised token, by the recipe's source
+    dataset_tokens: dict[str, int] = field(default_factory=dict)  # supervised ones that those are means of
 
 
 class MetricsLog:
@@ -51,12 +60,12 @@ class MetricsLog:
     def __init__(self, path: Path, *, steps_done: int) -> None:
         """Drops what was logged after `steps_done`, the step that the run resumes from: that will be trained again."""
         kept = [m for m in read_metrics(path) if m["step"] <= steps_done] if path.exists() else []
-        write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
+        write_text(path, "".join(_line(m) for m in kept))
         self._file = path.open("ab", buffering=0)
 
     def write(self, metrics: StepMetrics) -> None:
         """Raises: OSError where the disk is full; what was written of the line is left out when the file is read."""
-        line = json.dumps(asdict(metrics), allow_nan=False).encode() + b"\n"
+        line = _line(asdict(metrics)).encode()
         while line:  # a disk that fills up takes a part
             line = line[self._file.write(line) :]
 
@@ -64,7 +73,12 @@ class MetricsLog:
         self._file.close()
 
 
-def read_metrics(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, float]]:
+def _line(metrics: dict[str, Any]) -> str:
+    """What a step does not have is left out."""
+    return json.dumps({k: v for k, v in metrics.items() if v is not None and v != {}}, allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The steps of a metrics.jsonl. A last line that a crash cut short is left out.
 
     Args:   damaged: is told, by file and line, of each line that is none of metrics, which is then left out.
@@ -87,8 +101,9 @@ def read_metrics(path: Path, damaged: Callable[[str], None] | None = None) -> li
     return found
 
 
-def _metrics_of(line: bytes) -> dict[str, float]:
-    """Raises ValueError unless every field of StepMetrics is there, and a finite number."""
+def _metrics_of(line: bytes) -> dict[str, Any]:
+    """Raises ValueError unless every field of StepMetrics is there, and a finite number; or, of those that have a
+    default, missing, None, or numbers by name."""
     try:
         metrics = json.loads(line)
     except RecursionError as error:
@@ -97,9 +112,19 @@ def _metrics_of(line: bytes) -> dict[str, float]:
         raise ValueError("needs a JSON object")
     for f in fields(StepMetrics):
         value: Any = metrics.get(f.name)
-        if type(value) not in (int, float) or not math.isfinite(value):
+        by_name = f.default_factory is not MISSING
+        if value is None and (by_name or f.default is None):
+            metrics[f.name] = {} if by_name else None
+        elif by_name:
+            if not isinstance(value, dict) or not all(map(_is_number, value.values())):
+                raise ValueError(f"{f.name} is {shown(value)}; needs finite numbers by name")
+        elif not _is_number(value):
             raise ValueError(f"{f.name} is {shown(value)}; needs a finite number")
     return metrics
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 class StepProgress:
@@ -130,6 +155,7 @@ class StepProgress:
     def show(self, m: StepMetrics) -> None:
         self._seconds += m.step_seconds
         numbers = f"step {m.step}/{self._max_steps}  loss {m.loss:.4f}  {m.tokens_per_second:,.0f} tokens/s"
+        numbers += "" if m.mfu is None else f"  MFU {m.mfu:.1%}"
         if self._bar is not None:
             self._bar.update(self._task, completed=m.step, description=numbers)
         elif m.step % self._log_every_steps == 0 or m.step == self._max_steps:

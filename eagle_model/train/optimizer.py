@@ -6,7 +6,8 @@
     optimizer.clip(mass)                         # sum of loss.sqrt_mass over the rows: what makes weights add up to 1
     optimizer.step(learning_rate(config, step, max_steps))
 
-Numbers  masters, gradients, moments: fp32; 16 bytes a parameter, 18 for a bf16 model (precision.py).
+Numbers  masters, gradients, moments: fp32; 16 bytes a parameter, 18 for a bf16 model (precision.py). With moments of
+         8 bits, 2 * (1 + 4 / 256) bytes in place of 8.
 Decay    of matrices, tables of embeddings among them; norms and biases, all of them vectors, do not decay.
 Source   Loshchilov and Hutter 2019, arXiv:1711.05101; wsd: Hu et al. 2024, arXiv:2404.06395.
 """
@@ -19,8 +20,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from eagle_model.train.adamw8bit import PARTS, adamw8bit, flat, joined, shapes
 from eagle_model.train.config import OptimizerConfig
 from eagle_model.train.precision import Masters
+
+MOMENTS = ("step", *(f"{key}{part}" for key in ("exp_avg", "exp_avg_sq") for part in ("", *(f"_{p}" for p in PARTS))))
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -47,25 +51,32 @@ def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
 class Optimizer:
     """AdamW over the masters of a model, in groups of one multiplier of the learning rate and one weight decay."""
 
+    adamw: torch.optim.Optimizer
+
     def __init__(
-        self, masters: Masters, config: OptimizerConfig, *, multiplier: Callable[[str], float] = lambda name: 1.0
+        self,
+        masters: Masters,
+        config: OptimizerConfig,
+        *,
+        multiplier: Callable[[str], float] = lambda name: 1.0,
+        in_8_bits: bool = False,
+        stochastic_rounding: bool = False,
     ) -> None:
-        """multiplier: of the learning rate, by a parameter's name (parts.py)."""
+        """multiplier: of the learning rate, by a parameter's name (parts.py). in_8_bits: the moments;
+        stochastic_rounding: then, of masters in bf16 (adamw8bit.py)."""
         self.masters, self.config = masters, config
-        groups: dict[tuple[float, float], list[Tensor]] = {}
+        by_kind: dict[tuple[float, float], list[Tensor]] = {}
         for name, master in masters.by_name.items():
             decay = config.weight_decay if master.ndim >= 2 else 0.0
-            groups.setdefault((multiplier(name), decay), []).append(master)
-        self.adamw = torch.optim.AdamW(
-            [
-                {"params": group, "weight_decay": decay, "multiplier": factor}
-                for (factor, decay), group in groups.items()
-            ],
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
+            by_kind.setdefault((multiplier(name), decay), []).append(master)
+        groups = [
+            {"params": group, "weight_decay": decay, "multiplier": factor} for (factor, decay), group in by_kind.items()
+        ]
+        lr, betas, eps = config.learning_rate, config.betas, config.eps
+        if in_8_bits:
+            self.adamw = adamw8bit(groups, lr=lr, betas=betas, eps=eps, stochastic_rounding=stochastic_rounding)
+        else:
+            self.adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
     def clip(self, mass: Tensor | None = None) -> Tensor:
         """Divides the gradients by `mass`, then scales them down to a global norm of max_grad_norm.
@@ -76,7 +87,8 @@ class Optimizer:
         """
         grads = [master.grad for master in self.masters.by_name.values() if master.grad is not None]
         if mass is not None and grads:
-            torch._foreach_mul_(grads, torch.where(mass > 0, mass, 1.0).reciprocal())
+            share = torch.where(mass > 0, mass, 1.0).reciprocal()
+            torch._foreach_mul_(grads, share.to(grads[0].device))  # masters may be on the host
         return nn.utils.clip_grad_norm_(self.masters.by_name.values(), self.config.max_grad_norm)
 
     def step(self, lr: float) -> None:
@@ -89,21 +101,26 @@ class Optimizer:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
         for group in self.adamw.param_groups:
-            group["lr"] = lr * group["multiplier"]
+            rate = lr * group["multiplier"]
+            if isinstance(group["lr"], Tensor):  # torchao's, which compiled code reads
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self.masters.round_into_model()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next update depends on beside the model, by name: `exp_avg.<parameter>`,
-        `exp_avg_sq.<parameter>`, `step.<parameter>`, and `master.<parameter>` for a bf16 model."""
+        `exp_avg_sq.<parameter>` (of 8 bits, `..._codes` and `..._scale`), `step.<parameter>`, and `master.<parameter>`
+        where the weights are no masters themselves. With stochastic rounding, torch's generator beside it."""
         state = {
-            f"{key}.{name}": value
+            f"{part}.{name}": tensor
             for name, master in self.masters.by_name.items()
             for key, value in self.adamw.state.get(master, {}).items()
+            for part, tensor in flat(key, value).items()
         }
-        if self.masters.are_copies:
-            state |= {f"master.{name}": master for name, master in self.masters.by_name.items()}
+        state |= {f"master.{name}": self.masters.by_name[name] for name in self.masters.copies}
         return {key: value.detach() for key, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -114,20 +131,20 @@ class Optimizer:
         masters = self.masters.by_name
         for key, value in state.items():
             kind, _, name = key.partition(".")
-            if kind not in ("exp_avg", "exp_avg_sq", "step", "master") or name not in masters:
+            if kind not in (*MOMENTS, "master") or name not in masters:
                 raise ValueError(f"optimizer state: {key} belongs to no trainable parameter of this model.")
-            need = () if kind == "step" else tuple(masters[name].shape)
+            need = shapes(kind, tuple(masters[name].shape))
             if tuple(value.shape) != need:
                 raise ValueError(f"optimizer state: {key} has shape {tuple(value.shape)}; the model needs {need}.")
         for name, master in masters.items():
-            if self.masters.are_copies != (f"master.{name}" in state):
-                has, needs = ("no master", "one") if self.masters.are_copies else ("a master", "none")
+            is_copy = name in self.masters.copies
+            if is_copy != (f"master.{name}" in state):
+                has, needs = ("no master", "one") if is_copy else ("a master", "none")
                 raise ValueError(f"optimizer state: {name} has {has}; training in this dtype needs {needs}.")
-            if self.masters.are_copies:
+            if is_copy:
                 master.copy_(state[f"master.{name}"])
-            moments = {
-                key: state[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in state
-            }
+            moments = {key: state[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in state}
             if moments:  # a parameter that never had a gradient, as vision in a run on text alone, has none
-                self.adamw.state[master] = {key: value.to(master.device).clone() for key, value in moments.items()}
+                moments = {key: value.to(master.device).clone() for key, value in moments.items()}
+                self.adamw.state[master] = joined(moments)
         self.masters.round_into_model()

@@ -8,7 +8,12 @@
 A model in bf16 cannot be trained in place: with 8 bits of mantissa an update below 1/256 of a weight rounds to nothing.
 So every trainable parameter has an fp32 master. In an fp32 model the parameter is its own master. In a bf16 model each
 gradient moves to its master the moment autograd has finished it: rows of a step are then added up in fp32, and no bf16
-gradient outlives its own backward.
+gradient outlives its own backward. Masters may be in host memory (`host`): their gradients too then, and the
+update is the CPU's.
+
+The other way is to round at random (`stochastic`): a weight of bf16 is then its own master, and what an update makes
+of it goes to one of the two neighbours in bf16, the nearer the likelier, so that on average nothing is lost. Rows of a
+step add up in bf16 then. Vectors, a ten thousandth of all numbers, keep masters: their moments are not 8 bits either.
 
 Source   Micikevicius et al. 2018, arXiv:1710.03740.
 """
@@ -27,12 +32,16 @@ class Masters:
     """The fp32 values of a model's trainable parameters, by name."""
 
     by_name: dict[str, Tensor]
-    are_copies: bool  # False: they are the parameters themselves
+    copies: frozenset[str]  # which of them are not the parameters themselves
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, *, host: torch.device | None = None, stochastic: bool = False
+    ) -> None:
         """Takes a model and leaves it in `dtype`; the masters keep what that loses, in the memory it had.
 
         Frozen parameters may be in `dtype` already, or of 4 bits that stand for it.
+        host: where masters are, if not where the model is: the CPU.
+        stochastic: matrices have no master but themselves.
         Raises: ValueError when a trainable parameter is not fp32, or nothing is trainable.
         """
         self._params = {name: param for name, param in model.named_parameters() if param.requires_grad}
@@ -42,30 +51,35 @@ class Masters:
             if param.dtype != torch.float32:
                 raise ValueError(f"masters: {name} is {param.dtype}; needs torch.float32 to take masters from.")
         self.by_name = dict(self._params)
-        self.are_copies = dtype != torch.float32
-        if self.are_copies:
-            self.by_name = {name: param.detach() for name, param in self._params.items()}
-            for param in model.parameters():
-                if param.dtype != dtype:
-                    param.data = param.data.to(dtype)  # new memory: the old is its master's alone
-            for name, param in self._params.items():
-                param.register_post_accumulate_grad_hook(_move_grad_to(self.by_name[name]))
+        self.copies = frozenset(
+            name
+            for name, param in self._params.items()
+            if (dtype != torch.float32 and not (stochastic and param.ndim >= 2)) or host not in (None, param.device)
+        )
+        for name in self.copies:
+            master = self._params[name].detach()
+            self.by_name[name] = master if host is None else master.to(host)
+        for param in model.parameters():
+            if dtype not in (param.dtype, torch.float32):
+                param.data = param.data.to(dtype)  # new memory: the old is its master's alone
+        for name in self.copies:
+            self._params[name].register_post_accumulate_grad_hook(_move_grad_to(self.by_name[name]))
 
     @torch.no_grad()
     def round_into_model(self) -> None:
         """Makes the model compute with what the masters are now."""
-        if self.are_copies:
-            for name, param in self._params.items():
-                param.copy_(self.by_name[name])
+        for name in self.copies:
+            self._params[name].copy_(self.by_name[name])
 
 
 def _move_grad_to(master: Tensor) -> Callable[[Tensor], None]:
     def move(param: Tensor) -> None:
         assert param.grad is not None
+        grad = param.grad.to(master.device)  # before it is made wider: on the host, there
         if master.grad is None:
-            master.grad = param.grad.float()
+            master.grad = grad.float()
         else:
-            master.grad += param.grad
+            master.grad += grad
         param.grad = None
 
     return move

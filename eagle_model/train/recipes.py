@@ -14,6 +14,7 @@ from eagle_model.data.sampling import SamplingConfig
 from eagle_model.fields import ConfigError
 from eagle_model.model.lora_config import LoraConfig
 from eagle_model.train.config import OptimizerConfig, TrainConfig
+from eagle_model.train.memory import MemoryConfig
 
 
 def tiny() -> TrainConfig:
@@ -47,7 +48,7 @@ def lora() -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.0),
         max_steps=1000,
         dtype="bfloat16",
-        checkpoint_activations=True,
+        memory=MemoryConfig(activations="block"),
     )
 
 
@@ -67,7 +68,7 @@ def stage1() -> TrainConfig:
             num_epochs=1,
             rows_per_step=1024,  # 4,194,304 tokens
             dtype="bfloat16",
-            checkpoint_activations=True,
+            memory=MemoryConfig(activations="block"),
             train_vision=False,
             train_llm=False,
         ),

@@ -12,6 +12,7 @@ run_folder/
     skipped.json     samples that were skipped, and why
     checkpoints/     see checkpoint.py
     report.html      see report.py
+    tensorboard/, wandb/, trace-step-*.json, out-of-memory-step-*.json   where asked for, or where it came to that
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import json
 import math
 import secrets
 import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.batch import PackedBatch
 from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_manifest, read_newest, steps, verify_listed
 from eagle_model.data.chat import ChatEncoder
 from eagle_model.data.loader import Loader
@@ -43,25 +44,32 @@ from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import ROLES
 from eagle_model.data.templates import DEFAULT_SYSTEM
 from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
-from eagle_model.fields import ConfigError, diff, few, shown
+from eagle_model.fields import ConfigError, diff, few, shown, to_json
 from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
 from eagle_model.model import lora
 from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
+from eagle_model.model.fp8 import use_fp8
 from eagle_model.model.loss import LossPer, sqrt_mass
+from eagle_model.model.recompute import RunLayer, run
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
 from eagle_model.train.adapters import adapted, base_of, same_base
 from eagle_model.train.answers import Answers
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
-from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress, peak_rss_bytes
+from eagle_model.train.memory import use_memory
+from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress
 from eagle_model.train.neftune import Noise
 from eagle_model.train.optimizer import Optimizer, learning_rate
 from eagle_model.train.parallel import Layout, parallelize
 from eagle_model.train.parts import check_multipliers, freeze, multiplier
 from eagle_model.train.precision import DTYPES, Masters
+from eagle_model.train.profiling import is_traced, remember_memory, traced, write_memory_snapshot
+from eagle_model.train.provenance import provenance
 from eagle_model.train.report import MAX_SAMPLES, save_samples, write_report
 from eagle_model.train.run_folder import take
+from eagle_model.train.sinks import open_sinks
+from eagle_model.train.step_meter import StepMeter
 from eagle_model.train.stop import Stop
 from eagle_model.train.validation import Validation
 
@@ -83,17 +91,6 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why. The checkpoints are as they were."""
 
 
-@dataclass(slots=True)
-class _StepRows:
-    """What the rows of one step were."""
-
-    wait_seconds: float = 0.0  # for data
-    num_tokens: int = 0
-    num_supervised_tokens: int = 0
-    sample_ids: list[str] = field(default_factory=list)
-    shown: list[PackedBatch] = field(default_factory=list)  # for the report; of the first step alone
-
-
 class Trainer:
     """One run in its folder, which is this trainer's alone until `train` returns or `close` is called."""
 
@@ -104,10 +101,12 @@ class Trainer:
         *,
         device: torch.device | str | None = None,
         say: Callable[[str], None] = print,
+        profile: bool = False,
     ) -> None:
         """Takes up the newest complete checkpoint of `run_folder`, or starts a new run there.
 
         Args:   device: by default the GPU where there is one, else the CPU.  say: takes messages for the terminal.
+                profile: writes a trace of one step into the run's folder (profiling.py).
         Raises: ConfigError when the folder's run has another configuration, or the folder is in use by another
                 trainer, holds files but no run, or cannot be written to; CheckpointError when it has checkpoints and
                 none can be used; DataError as `Loader` does.
@@ -119,7 +118,10 @@ class Trainer:
         self._say = self._stop.when_closed(say)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[config.dtype]
+        self._profile = profile
         self.step = 0  # how many are done
+        self._shown: list[PackedBatch] = []  # of the first step, for the report
+        self._sample_ids: list[str] = []  # of the step that is trained
         self._saved_step = 0
         self.checkpoints = self.run_folder / "checkpoints"
         self._open = contextlib.ExitStack()
@@ -234,9 +236,21 @@ class Trainer:
             num_trained = sum(p.numel() for p in parameters if p.requires_grad)
             num_all = sum(p.numel() for p in parameters)
             self._say(f"Training {num_trained:,} of {num_all:,} parameters: adapters of {self.model.adapter.base}.")
-        multipliers = config.optimizer.multipliers
+        if config.fp8 is not None:
+            self._say(use_fp8(self.model, config.fp8))
+        if config.compile:
+            for layer in (*self.model.vision.layers, *self.model.llm.layers):
+                layer.compile()
+        memory, multipliers = config.memory, config.optimizer.multipliers
+        self.run_layer = use_memory(self.model, memory, self.device)
+        host = torch.device("cpu") if memory.optimizer == "host" else None
+        masters = Masters(self.model, self.dtype, host=host, stochastic=memory.stochastic_rounding)
         self.optimizer = Optimizer(
-            Masters(self.model, self.dtype), config.optimizer, multiplier=lambda name: multiplier(name, multipliers)
+            masters,
+            config.optimizer,
+            multiplier=lambda name: multiplier(name, multipliers),
+            in_8_bits=memory.optimizer == "adamw8bit",
+            stochastic_rounding=memory.stochastic_rounding,
         )
         self.noise = Noise(self.model, alpha=config.neftune_alpha, seed=config.seed) if config.neftune_alpha else None
         self._say(f"Planning the samples of {config.data.recipe}.")
@@ -248,6 +262,7 @@ class Trainer:
         self.processor = self.loader.processor
         self.max_steps = self._count_steps()
         self._say(f"{self.max_steps} steps of {config.rows_per_step} rows, {config.tokens_per_step:,} tokens at most.")
+        self.meter = StepMeter(self.model, config)
         self.validation = self.answers = None
         if config.validation is not None:
             self.validation = Validation(config, self.processor, self.run_folder, steps_done=self.step)
@@ -280,7 +295,8 @@ class Trainer:
 
     def _write_about(self) -> None:
         with self._writing("run.json and config.json"):
-            write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id})
+            made_by = provenance(self.device)
+            write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id, "made_by": made_by})
             write_config(self.run_folder / "config.json", self.config)
 
     def train(self) -> bool:
@@ -304,7 +320,7 @@ class Trainer:
         return done
 
     def _train(self) -> None:
-        config = self.config
+        config, steps_done = self.config, self.step
         if self.is_done:
             self._say(f"{self.run_folder} has done {self.step} steps, and {self._length()}: nothing to train.")
         with self._writing("metrics.jsonl"):
@@ -315,12 +331,23 @@ class Trainer:
             log_every_steps=config.log_every_steps,
             say=self._say,
         )
-        with contextlib.closing(log), self._stop, progress:
+        sinks = open_sinks(config.logging, self.run_folder, self.run_id, to_json(config))
+        if self._profile:
+            remember_memory(self.device)
+        with contextlib.ExitStack() as closing:
+            for sink in (log, *sinks):
+                closing.callback(sink.close)
+            closing.enter_context(self._stop)
+            closing.enter_context(progress)
             while not (self.is_done or self._stop.requested):
-                with self._fitting_into_memory():
+                traces = self._profile and is_traced(self.step + 1, steps_done=steps_done, max_steps=self.max_steps)
+                with self._fitting_into_memory(), self._traced() if traces else contextlib.nullcontext():
                     metrics = self._train_step()
                 with self._writing("metrics.jsonl"):
                     log.write(metrics)
+                with self._writing("What logging asks for"):
+                    for sink in sinks:
+                        sink.write(metrics)
                 progress.show(metrics)
                 is_best = self._look()
                 if is_best or self.step % config.save_every_steps == 0:
@@ -329,6 +356,13 @@ class Trainer:
                     self._keep_best()
             if self._saved_step != self.step:
                 self.save()
+
+    @contextlib.contextmanager
+    def _traced(self) -> Iterator[None]:
+        path = self.run_folder / f"trace-step-{self.step + 1:06d}.json"
+        with self._writing("The trace"), traced(path):
+            yield
+        self._say(f"Trace of step {self.step}: {path}")
 
     def _look(self) -> bool:
         """Validates and asks where it is time to; returns whether this step's checkpoint is the best to keep."""
@@ -361,51 +395,37 @@ class Trainer:
         return f"The newest checkpoint is step {self._saved_step}'s" if self._saved_step else "There is no checkpoint"
 
     def _train_step(self) -> StepMetrics:
-        config, begin, rows = self.config, time.perf_counter(), _StepRows()
-        total, mass = accumulate_gradients(
-            self.model,
-            self._rows(rows),
-            loss_per=config.loss_per,
-            checkpoint_activations=config.checkpoint_activations,
-        )
-        if rows.shown:
+        config, meter = self.config, self.meter
+        meter.begin()
+        self._shown, self._sample_ids = [], []
+        total, mass = accumulate_gradients(self.model, self._rows(), loss_per=config.loss_per, run_layer=self.run_layer)
+        if self._shown:
             with self._writing("samples/"):
-                self._save_samples(rows.shown)
+                self._save_samples(self._shown)
+        meter.take_gradients(self.optimizer.masters.by_name, mass)
         grad_norm = self.optimizer.clip(mass)
-        loss_value, norm_value = _per_mass(total, mass).item(), grad_norm.item()
+        loss_value, norm_value = meter.read(_per_mass(total, mass), grad_norm)
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            self._stop_not_finite(rows.sample_ids, loss_value, norm_value)
+            self._stop_not_finite(self._sample_ids, loss_value, norm_value)
         lr = learning_rate(config.optimizer, self.step, self.max_steps)
         self.optimizer.step(lr)
         self.step += 1
 
-        seconds = time.perf_counter() - begin
-        return StepMetrics(
+        return meter.metrics(
             step=self.step,
             epoch=self.loader.epoch,
             loss=loss_value,
             learning_rate=lr,
             grad_norm=norm_value,
-            num_tokens=rows.num_tokens,
-            num_supervised_tokens=rows.num_supervised_tokens,
-            tokens_per_second=rows.num_tokens / seconds,
-            step_seconds=seconds,
-            data_wait_seconds=rows.wait_seconds,
             num_skipped_samples=len(self.loader.skipped),
-            peak_rss_bytes=peak_rss_bytes(),
         )
 
-    def _rows(self, rows: _StepRows) -> Iterator[PackedBatch]:
-        """The rows of one step, each on the device when it is asked for; `rows` is told what they were."""
-        for number in range(self.config.rows_per_step):
-            begin = time.perf_counter()
-            batch = next(self.loader)
-            rows.wait_seconds += time.perf_counter() - begin
-            rows.num_tokens += batch.num_tokens
-            rows.num_supervised_tokens += int((batch.labels_T != IGNORE_INDEX).sum())
-            if self.step == 0 and len(rows.sample_ids) < MAX_SAMPLES:
-                rows.shown.append(batch)
-            rows.sample_ids += batch.sample_ids
+    def _rows(self) -> Iterator[PackedBatch]:
+        """The rows of one step, each on the device when it is asked for; the meter sees them all."""
+        for number, batch in enumerate(self.meter.rows(islice(self.loader, self.config.rows_per_step))):
+            if self.step == 0 and len(self._sample_ids) < MAX_SAMPLES:
+                self._shown.append(batch)  # for the report
+            self._sample_ids += batch.sample_ids
             batch = batch.to(self.device, dtype=self.dtype)
             if self.noise is not None:
                 self.noise.begin_row(batch.cu_seqlens, step=self.step, row=number)
@@ -418,11 +438,16 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            with contextlib.suppress(OSError):  # the disk may be full as well
+                snapshot = self.run_folder / f"out-of-memory-step-{self.step + 1:06d}.json"
+                if write_memory_snapshot(snapshot, self.device) is not None:
+                    self._say(f"What took the memory: {snapshot}")
             said = str(error).partition("\n")[0]
             raise TrainingError(
                 f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
-                "another machine, or, in a new run, a smaller processor.sampling.context_tokens or rows_per_step, or "
-                "checkpoint_activations=true."
+                "another machine, or, in a new run, memory.activations=block or offload, memory.mlp_chunk_tokens=8192, "
+                "memory.vision_chunk_tiles=8, memory.optimizer=adamw8bit or host, or a smaller "
+                "processor.sampling.context_tokens or rows_per_step. docs/memory.md says what each saves."
             ) from error
 
     def _stop_not_finite(self, ids: list[str], loss: float, grad_norm: float) -> None:
@@ -496,18 +521,19 @@ def accumulate_gradients(
     batches: Iterable[PackedBatch],
     *,
     loss_per: LossPer = "sample",
-    checkpoint_activations: bool = False,
+    run_layer: RunLayer = run,
 ) -> tuple[Tensor, Tensor]:
     """Adds up the gradients of a step's rows, one row after the other: of mass times the step's loss.
 
     The mass, which the loss is divided by, is known after the last row: one row at a time need be there.
+    run_layer: what of each layer is kept for backward, as `use_memory` gives it.
     Returns: mass times the loss, and the mass, fp32 scalars; `Optimizer.clip` divides the gradients by it.
     """
     device = model.lm_head.weight.device
     one = torch.ones((), device=device)
     total, mass = torch.zeros_like(one), torch.zeros_like(one)
     for batch in batches:
-        loss = model(batch, one, loss_per=loss_per, checkpoint_activations=checkpoint_activations)
+        loss = model(batch, one, loss_per=loss_per, run_layer=run_layer)
         loss.backward()
         total += loss.detach()
         mass += sqrt_mass(batch.labels_T, batch.cu_seqlens, per=loss_per)

@@ -6,23 +6,23 @@ import random
 import time
 from pathlib import Path
 
-import pytest
 import torch
 
 from eagle_model.data.documents import load_pages, num_pages, page_size
 from eagle_model.data.sample import DataError
 from tests.data.make_pdf import gray, write_pdf
 from tests.fuzz.mutations import damaged
+from tests.rounds import Rounds, by_rounds
 
 SECONDS = 10  # of CPU for one small file, on a busy machine; the slowest takes a tenth
 
 
-@pytest.mark.parametrize("num", [200, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
-def test_documents(num: int, tmp_path: Path) -> None:
-    path, rng, num_read = tmp_path / "a.pdf", random.Random(num), 0
+@by_rounds(200)
+def test_documents(rounds: Rounds, tmp_path: Path) -> None:
+    path, rng, num_read = tmp_path / "a.pdf", random.Random(rounds.seed), 0
     pages = [[gray(100)], [gray(9), b"q 1 0 0 rg 2 2 m 30 40 l S Q", b"BT /F1 8 Tf (x) Tj ET"]]
     files = [write_pdf(path, kind).read_bytes() for kind in pages]
-    for _ in range(num):
+    for _ in rounds:
         path.write_bytes(damaged(rng.choice(files), rng, files))
         started = time.process_time()
         try:
@@ -36,4 +36,4 @@ def test_documents(num: int, tmp_path: Path) -> None:
             assert page_YX3.dtype == torch.uint8
             num_read += 1
         assert time.process_time() - started < SECONDS
-    assert num // 10 < num_read < num
+    assert rounds.num // 10 < num_read < rounds.num

@@ -17,6 +17,7 @@ from eagle_model.data.images import FORMATS, image_size, is_still, load_image
 from eagle_model.data.sample import DataError
 from tests.data.test_images import PNGS, TIFFS
 from tests.fuzz.mutations import damaged
+from tests.rounds import Rounds, by_rounds
 
 SECONDS = 10  # of CPU for one small file, on a busy machine; the slowest takes a second
 
@@ -57,12 +58,12 @@ def good_files() -> dict[str, list[bytes]]:
     return files
 
 
-@pytest.mark.parametrize("num", [60, pytest.param(6000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+@by_rounds(60)
 @pytest.mark.parametrize("name", FORMATS)
-def test_images(name: str, num: int, tmp_path: Path) -> None:
-    files, rng, num_read = good_files()[name], random.Random(num), 0
+def test_images(name: str, rounds: Rounds, tmp_path: Path) -> None:
+    files, rng, num_read = good_files()[name], random.Random(rounds.seed), 0
     path = tmp_path / "image"
-    for _ in range(num):
+    for _ in rounds:
         path.write_bytes(damaged(rng.choice(files), rng, files))
         started = time.process_time()
         with warnings.catch_warnings():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
@@ -17,6 +16,7 @@ from eagle_model.model.config import EagleConfig, eagle2_5_8b
 from eagle_model.model.lora_config import LoraConfig, from_peft, to_peft
 from eagle_model.model.weights import Rule
 from tests.infer.test_assistant import save_model
+from tests.rounds import Rounds, by_rounds
 
 ODD = [None, True, "x", -1, 0, 1.5, 1e999, [], {}, [[]], {"a": []}, 10**30, "x" * 100_000]
 
@@ -106,22 +106,22 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("num_files", [200, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
-def test_damaged_safetensors(tmp_path: Path, num_files: int):
+@by_rounds(200)
+def test_damaged_safetensors(rounds: Rounds, tmp_path: Path):
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).bfloat16()
     parameters, rules = dict(model.named_parameters()), (Rule(theirs=("model.{rest}",), ours=("{rest}",)),)
     weights.save(tmp_path, parameters, rules)
     path = tmp_path / weights.SINGLE
     good = path.read_bytes()
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    rng, said = random.Random(0), []
+    rng, said = random.Random(rounds.seed), []
 
     def read() -> None:
         got = dict(weights.read(tmp_path, parameters, rules, dtype=torch.float32, device="cpu"))
         assert {name: tensor.shape for name, tensor in got.items()} == shapes
 
-    for _ in range(num_files):
+    for _ in rounds:
         path.write_bytes(damaged(good, rng))
         said.append(refusal(read))
-    assert sum(map(bool, said)) > num_files // 2
+    assert sum(map(bool, said)) > rounds.num // 2
     assert all(str(tmp_path) in text and len(text) < 4000 for text in said if text)

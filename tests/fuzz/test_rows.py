@@ -19,6 +19,7 @@ from eagle_model.data.tiling import Grid
 from tests.data.conftest import TEXTS, chat_row, train_tokenizer
 from tests.data.test_rows import ROWS
 from tests.fuzz.mutations import altered, damaged
+from tests.rounds import Rounds, by_rounds
 
 TURNS = [
     {"role": "system", "content": "s"},
@@ -85,15 +86,10 @@ def check_encoded(encoder: ChatEncoder, sample: Sample) -> None:
     assert bool(learned) or bool(tokens.labels_T.eq(IGNORE_INDEX).all())
 
 
-MANY = pytest.mark.parametrize(
-    "num", [1500, pytest.param(150_000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
-)
-
-
-@MANY
-def test_rows(num: int, encoder: ChatEncoder) -> None:
-    rng, num_read = random.Random(num), 0
-    for _ in range(num):
+@by_rounds(1500)
+def test_rows(rounds: Rounds, encoder: ChatEncoder) -> None:
+    rng, num_read = random.Random(rounds.seed), 0
+    for _ in rounds:
         row = altered(rng.choice(GOOD), rng, NAMES)
         try:
             sample = parse_sample(row, root=Path("/data"), where="f:1", allow_outside_root=rng.random() < 0.5)
@@ -103,20 +99,20 @@ def test_rows(num: int, encoder: ChatEncoder) -> None:
         else:
             num_read += 1
             check_encoded(encoder, sample)
-    assert num // 10 < num_read < num  # else the damage is too much, or none
+    assert rounds.num // 10 < num_read < rounds.num  # else the damage is too much, or none
 
 
-@MANY
-def test_files(num: int, tmp_path: Path) -> None:
+@by_rounds(300)
+def test_files(rounds: Rounds, tmp_path: Path) -> None:
     """As bytes: what is cut, doubled or no UTF-8 any more."""
-    rng, num_read = random.Random(num), 0
+    rng, num_read = random.Random(rounds.seed), 0
     texts = [json.dumps(row).encode() for row in GOOD]
     lines = [b"\n".join(rng.sample(texts, 3)) for _ in range(8)]
     lists = [b"[" + b",\n".join(rng.sample(texts, 3)) + b"]" for _ in range(8)]
     (tmp_path / "a.jsonl").write_bytes(lines[0])
     fields = {"root": ".", "annotation": ["a.jsonl"], "repeat_time": 1.5, "weight": 1, "length": None}
     recipes = [json.dumps({"s": fields, "t": {"root": ".", "annotation": "a.jsonl"}}).encode()]
-    for _ in range(num // 5):
+    for _ in rounds:
         name, files = rng.choice([("b.jsonl", lines), ("b.json", lists), ("recipe.json", recipes)])
         (tmp_path / name).write_bytes(damaged(rng.choice(files), rng, files))
         try:
@@ -126,4 +122,4 @@ def test_files(num: int, tmp_path: Path) -> None:
         except DataError as error:
             assert str(tmp_path) in str(error)  # noqa: PT017
             assert len(str(error)) < 2000  # noqa: PT017
-    assert num_read > num // 20
+    assert num_read > rounds.num // 4

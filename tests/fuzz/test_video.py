@@ -24,6 +24,7 @@ import torch
 from eagle_kernels import video
 from eagle_kernels.video import Video, VideoError
 from tests.fuzz.mutations import damaged
+from tests.rounds import Rounds, by_rounds
 from tests.video.make import B_FRAMES, VPX, X264, X265, draw, read, write_video
 
 SECONDS = 20  # of CPU for one small file, on a busy machine; the slowest takes two
@@ -121,13 +122,13 @@ def check(path: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("num", [12, pytest.param(1500, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@by_rounds(12)
 @pytest.mark.parametrize("suffix", FILES)
-def test_damaged_videos(suffix: str, num: int, tmp_path: Path, good_files: dict[str, list[bytes]]) -> None:
-    rng, files, num_read = random.Random(num), good_files[suffix], 0
+def test_damaged_videos(suffix: str, rounds: Rounds, tmp_path: Path, good_files: dict[str, list[bytes]]) -> None:
+    rng, files, num_read = random.Random(rounds.seed), good_files[suffix], 0
     path = tmp_path / f"damaged.{suffix}"
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    for _ in range(num):
+    for _ in rounds:
         path.write_bytes(damaged(rng.choice(files), rng, files))
         started = time.process_time()
         num_read += check(path)

@@ -14,6 +14,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
     SiglipTextConfig,
     SiglipTextModel,
     SiglipVisionConfig,
@@ -55,6 +57,12 @@ def siglip_vision(**changes: Any) -> Any:
 def siglip_text() -> Any:
     config = SiglipTextConfig(**_SIGLIP, vocab_size=VOCAB_SIZE, max_position_embeddings=16, attn_implementation="eager")
     return randomised(SiglipTextModel(config))
+
+
+def naflex(attention: str) -> Any:
+    """SigLIP2 for images of any shape, up to 16 patches."""
+    config = Siglip2VisionConfig(**_SIGLIP, num_patches=16, patch_size=4, attn_implementation=attention)
+    return randomised(Siglip2VisionModel(config)).eval()
 
 
 def randomised(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from tests.integrations.models import (
     assert_same_gradients,
     causal_lm,
     gradients,
+    naflex,
     siglip_text,
     token_ids,
 )
@@ -227,3 +228,16 @@ def test_transformers_own_collator_packs(ours, theirs) -> None:
     assert "cu_seq_lens_q" in batch
     result, whole = ours(**batch, use_cache=False), torch.tensor([[i for ids in documents for i in ids]])
     assert_close(result.logits, one_by_one(theirs, whole))
+
+
+def test_siglip2_of_any_shape_with_its_pooling_head() -> None:
+    """Images of 16, 12 and 4 patches; the head computes on the mask itself."""
+    models = [naflex(attention) for attention in ("eagle", "sdpa")]
+    mask_BL = (torch.arange(16) < torch.tensor([[16], [12], [4]])).long()
+    given = {"pixel_attention_mask": mask_BL, "spatial_shapes": torch.tensor([[4, 4], [3, 4], [2, 2]])}
+    pixels = torch.randn(3, 16, 48, generator=torch.Generator().manual_seed(1))
+    results = [model(pixel_values=pixels, **given) for model in models]
+    assert_close(results[0].last_hidden_state[mask_BL.bool()], results[1].last_hidden_state[mask_BL.bool()])
+    assert_close(results[0].pooler_output, results[1].pooler_output)
+    losses = [result.pooler_output.square().mean() for result in results]
+    assert_same_gradients(*(gradients(model, loss) for model, loss in zip(models, losses, strict=True)))

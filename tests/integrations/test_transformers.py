@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, Qwen2ForCausalLM
 
 from eagle_kernels.checks import as_rows
 from eagle_kernels.integrations import attention as eagle_attention
@@ -215,6 +215,32 @@ def test_the_loss_takes_transformers_arguments() -> None:
     assert_close(loss, plain(input_ids=ids_BT, labels=ids_BT).loss)
     nothing = patched(input_ids=ids_BT, labels=torch.full_like(ids_BT, -100)).loss
     assert nothing == 0
+
+
+def test_the_loss_of_the_tokens_that_are_kept() -> None:
+    """As transformers: logits of the last tokens, or of chosen ones, and labels of as many."""
+    plain, ids_BT = causal_lm("llama").train(), token_ids(2, 9)
+    patched = copy.deepcopy(plain)
+    patch(patched)
+    for kept, labels in ((4, ids_BT[:, -4:]), (torch.tensor([1, 5, 7]), ids_BT[:, [1, 5, 7]])):
+        losses = [model(input_ids=ids_BT, labels=labels, logits_to_keep=kept).loss for model in (patched, plain)]
+        assert_close(*losses)
+        assert_same_gradients(gradients(patched, losses[0]), gradients(plain, losses[1]))
+    with pytest.raises(ValueError, match=r"labels is \(2, 9\); needs \(2, 4\), the tokens that logits_to_keep leaves"):
+        patched(input_ids=ids_BT, labels=ids_BT, logits_to_keep=4)
+
+
+def test_another_model_with_the_same_config_stays_as_it_is() -> None:
+    config = causal_lm("qwen2").config
+    first, second = Qwen2ForCausalLM(config), Qwen2ForCausalLM(config)
+    patch(first)
+    assert {module.config._attn_implementation for module in first.modules() if hasattr(module, "config")} == {"eagle"}
+    assert len({id(module.config) for module in first.modules() if hasattr(module, "config")}) == 1
+    assert second.config._attn_implementation == config._attn_implementation == "eager"
+    first.load_state_dict(second.state_dict())
+    assert_trains_alike(first, second, token_ids(1, 5))
+    unpatch(first)
+    assert first.config._attn_implementation == "eager"
 
 
 def test_a_loss_of_ones_own_stays() -> None:

@@ -1,5 +1,7 @@
 """What every op's public function asks of its arguments, and does with CUDA tensors as far as a CPU can show it."""
 
+import contextlib
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +77,24 @@ def test_cuda_tensors_take_the_op_and_no_value_is_read(op: str) -> None:
     assert [t.shape for t in fake] == [t.shape for t in real]
     assert [t.dtype for t in fake] == [t.dtype for t in real]
     assert all(t.device.type == "cuda" and t.is_contiguous() for t in fake)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("op", OPS)
+def test_tensors_without_numbers_take_the_op(op: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So memory and graph are a GPU's on a machine without one, and no value is asked for. Real ones on a CPU do not:
+    the references of the ops that have one are made to fail."""
+    real = tensors_of(OPS[op](torch.ones(8, 32), torch.ones(32)))
+    module = importlib.import_module("eagle_kernels." + op.split()[0].removeprefix("add_").removeprefix("varlen_"))
+    for name in [name for name in vars(module) if name.endswith("_ref")]:
+        monkeypatch.setattr(module, name, None)
+    with FakeTensorMode() if device == "cpu" else contextlib.nullcontext():
+        x, w = torch.ones(8, 32, device=device, requires_grad=True), torch.ones(32, device=device, requires_grad=True)
+        fake = tensors_of(OPS[op](x, w))
+        if fake[0].requires_grad:
+            sum(t.sum() for t in fake).backward()
+            assert x.grad is not None
+    assert [(t.shape, t.dtype, t.device.type) for t in fake] == [(t.shape, t.dtype, device) for t in real]
 
 
 @pytest.mark.parametrize("op", sorted(OPS.keys() - COPYING - {"varlen_attention of a plan"}))
@@ -264,10 +284,10 @@ def test_what_is_no_tensor_is_named(op: str, wrong: object, got: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "layer_norm", "merge_2x2_layer_norm"])
-@pytest.mark.parametrize("eps", [0, -1e-6, float("nan"), None, torch.ones(())])
+@pytest.mark.parametrize("eps", [0, -1e-6, float("nan"), float("inf"), True, None, torch.ones(())])
 def test_eps_is_above_zero(op: str, eps: object) -> None:
     function, tensors, *_ = ARGUMENTS[op]
-    with pytest.raises(ValueError, match=f"^{op}: eps is .*; needs a number > 0"):
+    with pytest.raises(ValueError, match=f"^{op}: eps is .*; needs a finite number > 0"):
         function(*tensors.values(), eps)
 
 
@@ -284,10 +304,10 @@ def test_positions_count_from_zero(op: str) -> None:
 
 
 @pytest.mark.parametrize(("op", "argument"), [("rope", "theta"), ("varlen_attention", "softmax_scale")])
-@pytest.mark.parametrize("value", ["1", torch.ones(1)])
+@pytest.mark.parametrize("value", ["1", torch.ones(1), float("inf"), True])
 def test_numbers_are_numbers(op: str, argument: str, value: object) -> None:
     function, tensors, *_ = ARGUMENTS[op]
-    with pytest.raises(ValueError, match=f"^{op}: {argument} is .*; needs .*a number > 0"):
+    with pytest.raises(ValueError, match=f"^{op}: {argument} is .*; needs .*a finite number > 0"):
         function(*tensors.values(), **{argument: value})
 
 

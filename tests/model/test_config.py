@@ -121,8 +121,84 @@ def test_old_and_new_names():
     config = EagleConfig.from_dict(fields)
     assert config.text.rope_theta == 123.0
     assert config.max_dynamic_tiles == 7
-    assert config.to_dict()["text_config"]["rope_theta"] == 123.0
+    assert config.to_dict()["text_config"]["rope_parameters"] == fields["llm_config"]["rope_parameters"]
+    assert "rope_theta" not in config.to_dict()["text_config"]
     assert "llm_config" not in config.to_dict()
+
+
+YARN = {"factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "yarn", **YARN}},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": 5e5},
+        {"rope_parameters": {"rope_type": "yarn", **YARN}, "rope_theta": 5e5, "rope_scaling": None},
+        {"rope_scaling": {"type": "yarn", **YARN, "finetuned": True, "low_freq_factor": 1.0}, "rope_theta": 5e5},
+        {"rope_scaling": {"rope_type": "yarn", "type": "yarn", **YARN}, "rope_theta": 5e5},
+        {"rope_scaling": None, "rope_theta": 5e5},
+    ],
+    ids=range(6),
+)
+def test_rope_comes_back_in_the_spelling_that_it_came_in(rope: dict):
+    names = ("rope_parameters", "rope_scaling", "rope_theta")
+    fields = {name: value for name, value in RELEASED["text_config"].items() if name not in names} | rope
+    text = TextConfig.from_dict(fields)
+    assert text.rope_theta == 5e5
+    assert (text.rope_scaling is None) == ("yarn" not in str(rope))
+    written = text.to_dict()
+    assert {name: written[name] for name in names if name in written} == rope
+    assert TextConfig.from_dict(written) == text
+    other = replace(text, rope_theta=7e5)  # then what the file said is no longer so
+    assert TextConfig.from_dict(other.to_dict()).rope_theta == 7e5
+    assert TextConfig.from_dict(other.to_dict()).rope_scaling == text.rope_scaling
+
+
+def test_the_length_that_phi_has_beside_its_rope_counts_before_the_one_inside():
+    """As in transformers, whose frequencies these are."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    fields = {
+        "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 64, "rope_theta": 10_000.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    text = TextConfig.from_dict(fields | {"num_key_value_heads": 4, "model_type": "llama"})
+    assert text.rope_scaling.original_max_position_embeddings == 16
+    theirs, scale = ROPE_INIT_FUNCTIONS["yarn"](transformers.LlamaConfig(**copy.deepcopy(fields)), "cpu")
+    assert (text.rope_scaling.frequencies(head_dim=16, theta=1e4) - theirs).abs().max() < 1e-6
+    assert text.rope_scaling.scale == pytest.approx(scale)
+    assert TextConfig.from_dict(text.to_dict()) == text
+
+
+def test_architectures_of_null_stay_null():
+    fields = copy.deepcopy(RELEASED)
+    fields["text_config"]["architectures"] = None
+    for kind in ("qwen2", "llama"):
+        fields["text_config"]["model_type"] = kind
+        assert EagleConfig.from_dict(fields).to_dict()["text_config"]["architectures"] is None
+
+
+def test_eagle_2s_first_class_is_the_same_computation(tmp_path):
+    """What Isaac GR00T N1 has: Llama, no image_token_index, files of code that is another class's."""
+    fields = copy.deepcopy(RELEASED) | {"model_type": "eagle_chat", "architectures": ["Eagle2ChatModel"]}
+    fields |= {"ps_version": "v2", "pre_feature_reduction": False}
+    fields["llm_config"] = fields.pop("text_config") | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    del fields["image_token_index"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"no image_token_index, .* needs the tokenizer's id of <IMG_CONTEXT>"):
+        EagleConfig.read(tmp_path / "config.json")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<img>": 150000, "<IMG_CONTEXT>": 150002}))
+    config = EagleConfig.read(tmp_path / "config.json")
+    assert (config.image_token_id, config.text.model_type) == (150002, "llama")
+    written = config.to_dict()
+    assert (written["model_type"], written["image_token_index"]) == ("eagle_2_5_vl", 150002)
+    assert "auto_map" not in written
+    assert EagleConfig.from_dict(written) == config
+    with pytest.raises(ValueError, match="ps_version is 'v1'; this model computes 'v2' only"):
+        EagleConfig.from_dict(fields | {"ps_version": "v1", "image_token_index": 5})
 
 
 def test_absent_fields_have_transformers_defaults():

@@ -16,6 +16,7 @@ from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig, eagle2_5_8b, tiny
 from eagle_model.model.eagle import Eagle, build, check_device, load
 from eagle_model.model.loss import sqrt_mass, token_weights
+from eagle_model.model.recompute import RunLayer, recomputed, run
 from tests.model.samples import (
     IMAGE_TOKEN_ID,
     VOCAB_SIZE,
@@ -30,7 +31,7 @@ from tests.model.samples import (
 CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
 
 
-def loss_sum(model: Eagle, batch: PackedBatch, **kwargs: bool) -> torch.Tensor:
+def loss_sum(model: Eagle, batch: PackedBatch, **kwargs: RunLayer) -> torch.Tensor:
     """Sum of the labelled tokens' cross-entropies."""
     weights_T = (batch.labels_T >= 0).float()
     return model.lm_head(model.hidden(batch, **kwargs), batch.labels_T, weights_T)
@@ -59,12 +60,12 @@ def called(model: Eagle, step) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_every_module_with_parameters_is_called_in_training(checkpoint_activations):
+@pytest.mark.parametrize("run_layer", [run, recomputed])
+def test_every_module_with_parameters_is_called_in_training(run_layer):
     model = small_model(CFG)
     row = pack(mixed_documents(CFG))
     mass = sqrt_mass(row.labels_T, row.cu_seqlens)
-    names = called(model, lambda: model(row, mass, checkpoint_activations=checkpoint_activations).backward())
+    names = called(model, lambda: model(row, mass, run_layer=run_layer).backward())
     assert len(owners(model)) == 41
     assert owners(model).keys() - names == set()
     assert "" in names  # the model itself
@@ -168,8 +169,8 @@ def two_processes():
 def test_text_only_batch_gives_every_parameter_a_gradient_where_another_rank_needs_it():
     model = small_model(CFG)
     batch = document(CFG, 12, 0, 0, seed=3)
-    for checkpoint_activations in (False, True):
-        loss_sum(model, batch, checkpoint_activations=checkpoint_activations).backward()
+    for run_layer in (run, recomputed):
+        loss_sum(model, batch, run_layer=run_layer).backward()
         grads = gradients(model)
         assert grads.keys() == dict(model.named_parameters()).keys()
         for name, grad in grads.items():
@@ -237,8 +238,8 @@ def test_checkpointing_keeps_every_bit(frozen):
         parameter.requires_grad_(not frozen or not name.startswith(frozen))
     row = pack(mixed_documents(CFG))
     results = []
-    for checkpoint_activations in (False, True):
-        loss = loss_sum(model, row, checkpoint_activations=checkpoint_activations)
+    for run_layer in (run, recomputed):
+        loss = loss_sum(model, row, run_layer=run_layer)
         loss.backward()
         results.append((loss.detach(), gradients(model)))
     (plain_loss, plain), (saved_loss, saved) = results
@@ -253,7 +254,7 @@ def test_checkpointing_keeps_less():
     row = pack(mixed_documents(CFG))
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept_bytes = []
-    for checkpoint_activations in (False, True):
+    for run_layer in (run, recomputed):
         kept: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
@@ -263,7 +264,7 @@ def test_checkpointing_keeps_less():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            hidden = model.hidden(row, checkpoint_activations=checkpoint_activations)
+            hidden = model.hidden(row, run_layer=run_layer)
         kept_bytes.append(sum(kept.values()))
         del hidden
     assert kept_bytes[1] < 0.5 * kept_bytes[0], kept_bytes
@@ -411,15 +412,15 @@ def test_tied_embeddings_are_one_parameter():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_kernels_give_the_references_loss_and_gradients(checkpoint_activations):
+@pytest.mark.parametrize("run_layer", [run, recomputed])
+def test_kernels_give_the_references_loss_and_gradients(run_layer):
     """The same weights and row on the CPU (references) and on the GPU (kernels), fp32 without TF32."""
     model, row = small_model(CFG), pack(mixed_documents(CFG))
     loss = loss_sum(model, row)
     loss.backward()
     want = gradients(model)
     model, row = model.cuda(), row.to("cuda")
-    on_gpu = loss_sum(model, row, checkpoint_activations=checkpoint_activations)
+    on_gpu = loss_sum(model, row, run_layer=run_layer)
     on_gpu.backward()
     assert abs(on_gpu.item() - loss.item()) < 1e-4 * abs(loss.item())
     got = gradients(model)

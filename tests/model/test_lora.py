@@ -27,6 +27,7 @@ from eagle_model.model.lora import (
     trained_whole,
 )
 from eagle_model.model.loss import sqrt_mass
+from eagle_model.model.recompute import recomputed, run
 from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model, with_text
 from tests.model.test_eagle import called, owners
 
@@ -153,10 +154,10 @@ def test_every_module_with_parameters_is_called_in_training_and_recomputed_with_
     row = pack(mixed_documents(CFG))
     mass = sqrt_mass(row.labels_T, row.cu_seqlens)
     grads = []
-    for checkpoint_activations in (False, True):
+    for run_layer in (run, recomputed):
         torch.manual_seed(0)
         model.zero_grad()
-        step = partial(model, row, mass, checkpoint_activations=checkpoint_activations)
+        step = partial(model, row, mass, run_layer=run_layer)
         names = called(model, lambda step=step: step().backward())
         assert len(owners(model)) > 100
         assert owners(model).keys() - names == set()
@@ -305,8 +306,21 @@ def test_embeddings_saved_whole_say_that_the_head_shares_them(tmp_path):
     assert torch.equal(logits_of(again), logits_of(model))
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**fields, "ensure_weight_tying": False}))
-    with pytest.raises(ValueError, match="which this model's output head shares"):
-        load_adapter(small_model(tied), tmp_path)
+    apart = small_model(tied)  # then PEFT trained a copy for the embeddings alone
+    load_adapter(apart, tmp_path)
+    assert not apart.cfg.text.tie_word_embeddings
+    assert torch.equal(apart.llm.embed_tokens.weight, again.llm.embed_tokens.weight)
+    assert torch.equal(apart.lm_head.weight, small_model(tied).lm_head.weight)
+    with pytest.raises(ValueError, match="modules_to_save has lm_head, whose weight the embeddings share"):
+        add_lora(small_model(tied), LoraConfig(modules_to_save=("lm_head",)))
+
+
+def test_a_name_that_means_more_to_peft_is_written_out(tmp_path):
+    """`norm` is one module here, and to PEFT every module whose name ends so."""
+    save_adapter(with_adapters(LoraConfig(rank=2, targets=("q_proj",), modules_to_save=("norm",))), tmp_path)
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert fields["modules_to_save"] == ["language_model.model.norm"]
+    load_adapter(small_model(CFG), tmp_path)
 
 
 def test_a_model_with_adapters_takes_the_numbers_of_the_same_ones_alone(adapter):

@@ -71,6 +71,9 @@ def test_plain_positions_have_none():
     for fields in ({}, {"rope_type": "default"}, {"type": "default", "rope_type": "default"}):
         assert read(fields) is None
     assert read({"type": "linear", "factor": 2}) == RopeScaling(rope_type="linear", factor=2)
+    extra = {"mscale": 1, "finetuned": True, "low_freq_factor": "x"}  # which linear does not have
+    assert read({"rope_type": "linear", "factor": 2, **extra}) == RopeScaling(rope_type="linear", factor=2)
+    assert read({"rope_type": "default", "mscale": 1}) is None
 
 
 @pytest.mark.parametrize(
@@ -80,8 +83,9 @@ def test_plain_positions_have_none():
         ({"rope_type": "longrope"}, "rope is {'rope_type': 'longrope'}; this model computes rope_type default, linear"),
         ({"rope_type": ["yarn"]}, "this model computes rope_type default, linear"),
         ({"rope_type": "linear"}, "config.json: rope is {'rope_type': 'linear'}; linear needs factor"),
-        ({"rope_type": "linear", "factor": 2, "mscale": 1}, "mscale is 1; linear has no such field"),
-        ({"rope_type": "yarn", "factor": 2, "mrope_section": [1]}, "yarn has no 'mrope_section'"),
+        ({"rope_type": "yarn", "factor": 2, "mrope_section": [1]}, "this model has no 'mrope_section'"),
+        ({"full_attention": {"rope_type": "yarn", "factor": 2}}, "this model has no 'full_attention'"),
+        ({"factor": 2}, "needs rope_type beside factor"),
         ({"rope_type": "linear", "factor": 0.5}, "config.json: rope: factor is 0.5; linear needs a number of"),
         ({"rope_type": "linear", "factor": "2"}, "factor is '2'; linear needs a number of at least 1"),
         ({"rope_type": "yarn", "factor": 2, "truncate": 1}, "truncate is 1; yarn needs true or false"),

@@ -9,11 +9,13 @@ from eagle_model.train.optimizer import Optimizer
 from eagle_model.train.precision import Masters
 from tests.train.test_optimizer import backward, model
 
+CPU = torch.device("cpu")
+
 
 def test_an_fp32_model_is_its_own_masters():
     net = model()
     masters = Masters(net, torch.float32)
-    assert not masters.are_copies
+    assert not masters.copies
     assert all(masters.by_name[name] is param for name, param in net.named_parameters())
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
@@ -22,13 +24,62 @@ def test_masters_keep_what_bf16_loses_in_the_memory_it_had():
     net = model()
     before = {name: (param.data_ptr(), param.detach().clone()) for name, param in net.named_parameters()}
     masters = Masters(net, torch.bfloat16)
-    assert masters.are_copies
+    assert masters.copies == masters.by_name.keys()
     for name, param in net.named_parameters():
         address, value = before[name]
         assert masters.by_name[name].data_ptr() == address
         assert torch.equal(masters.by_name[name], value)
         assert torch.equal(param, value.bfloat16())
     assert not torch.equal(before["0.weight"][1], before["0.weight"][1].bfloat16().float())
+
+
+def test_masters_on_the_host_compute_the_same():
+    """On a CPU the host is the device; that they are copies all the same shows the way that a GPU's would take."""
+    nets = [model() for _ in range(2)]
+    for net, on_host in zip(nets, (False, True), strict=True):
+        masters = Masters(net, torch.bfloat16, host=CPU if on_host else None)
+        optimizer = Optimizer(masters, OptimizerConfig(learning_rate=1e-2))
+        for step in range(3):
+            backward(net, step)
+            backward(net, step + 3)
+            optimizer.clip()
+            optimizer.step(1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    masters = Masters(model(), torch.float32, host=CPU)
+    assert not masters.copies  # nothing to copy where the weights are on the host themselves
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masters_of_a_gpu_on_the_host(dtype):
+    """The same as on the device, up to the rounding of another machine's AdamW; nothing of theirs is on the device."""
+    nets = [model().cuda() for _ in range(2)]
+    for net, on_host in zip(nets, (False, True), strict=True):
+        masters = Masters(net, dtype, host=CPU if on_host else None)
+        optimizer = Optimizer(masters, OptimizerConfig(learning_rate=1e-2))
+        for step in range(3):
+            values = torch.randn(5, 6, generator=torch.Generator().manual_seed(step)).cuda()
+            net(values.to(dtype)).square().sum().backward()
+            assert not on_host or all(p.grad is None for p in net.parameters())
+            optimizer.clip()
+            optimizer.step(1e-2)
+        assert not on_host or {t.device.type for t in optimizer.state_dict().values()} == {"cpu"}
+    for (_, a), (_, b) in zip(nets[0].named_parameters(), nets[1].named_parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_rounding_at_random_leaves_matrices_without_a_master():
+    net = model()
+    masters = Masters(net, torch.bfloat16, stochastic=True)
+    assert masters.copies == {"0.bias", "1.weight", "1.bias", "2.bias"}
+    assert masters.by_name["0.weight"] is net[0].weight
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    assert {masters.by_name[name].dtype for name in masters.copies} == {torch.float32}
+    backward(net, 0)
+    backward(net, 1)
+    assert net[0].weight.grad.dtype == torch.bfloat16
+    assert masters.by_name["0.bias"].grad.dtype == torch.float32
+    assert net[0].bias.grad is None
 
 
 def test_tied_parameters_stay_tied():
