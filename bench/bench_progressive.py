@@ -2,13 +2,13 @@
 
     python -m bench.bench_progressive --work /tmp/progressive --out bench/results/progressive-cpu.json
 
-A model of under a million parameters learns from scratch which colour a digit turns for an eighth of a film of 60 to 160
-frames. Both arms take as many steps and as many tokens a step: the stages have contexts of 256 to 4,096 tokens and 16
-rows to 1 a step, as the paper's batch sizes fall while contexts rise; the control has one row of 4,096 tokens in every
-step. So the stages see more films early, with fewer frames of each (ADS), and the control fewer films, each whole. The
-learning rate is constant and falls in the last steps, of both. Three seeds of weights and data order. What is compared:
-right answers, and the loss, on held-out films at the last context; the difference of the arms' means in units of its
-standard error. Interrupted, the same command goes on.
+A model of under a million parameters learns from scratch which colour a digit turns for an eighth of a film of 60 to
+160 frames. Both arms take as many steps and as many tokens a step: the stages have contexts of 256 to 4,096 tokens and
+16 rows to 1 a step, as the paper's batch sizes fall while contexts rise; the control has one row of 4,096 tokens in
+every step. So the stages see more films early, with fewer frames of each (ADS), and the control fewer films, each
+whole. The learning rate is constant and falls in the last steps, of both. Three seeds of weights and data order. What
+is compared: right answers, and the loss, on held-out films at the last context; the difference of the arms' means in
+units of its standard error. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations

@@ -42,6 +42,11 @@ def quiet(message: str) -> None:
     pass
 
 
+def without_report(run_folder: Path, say: object) -> Path:
+    """In place of the trainer's `write_report`, whose curves take longer than the steps of a small run."""
+    return run_folder / "report.html"
+
+
 def run(config: TrainConfig, folder: Path) -> Trainer:
     trainer = Trainer(config, folder, say=quiet)
     assert trainer.train()
