@@ -330,7 +330,9 @@ def train(
     Example:  eagle train progressive --run runs/eagle --set model=start --set data.recipe=mix.json --set stage4:seed=1
     """
     if recipe == "progressive" and config is None:
-        return _train_progressive(stages, run, set_, show=show, profile=profile)
+        if profile:
+            raise ValueError("--profile goes with one recipe: eagle train stage2 --profile ...")
+        return _train_progressive(stages, run, set_, show)
     if stages is not None:
         raise ValueError("--stages goes with progressive: eagle train progressive --stages stage2,stage3 ...")
     from eagle_model.fields import listing, override
@@ -353,12 +355,10 @@ def train(
 
     from eagle_model.train.trainer import Trainer
 
-    _train(lambda: Trainer(chosen, run, say=print), profile=profile)
+    _train(lambda: Trainer(chosen, run, say=print, profile=profile))
 
 
-def _train_progressive(
-    stages: str | None, run: Path | None, assignments: list[str], *, show: bool, profile: bool
-) -> None:
+def _train_progressive(stages: str | None, run: Path | None, assignments: list[str], show: bool) -> None:
     from eagle_model.fields import listing
     from eagle_model.train.progressive import STAGES, Progressive, stages_of
 
@@ -371,7 +371,7 @@ def _train_progressive(
         return
     if run is None:
         raise ValueError("--run is missing; needs the folder of the stages' runs, as in --run runs/eagle.")
-    _train(lambda: Progressive(chosen, run, say=print), profile=profile)
+    _train(lambda: Progressive(chosen, run, say=print))
 
 
 def _show(lines: list[tuple[str, str]]) -> None:
@@ -379,12 +379,12 @@ def _show(lines: list[tuple[str, str]]) -> None:
         print(f"{assignment:{COMMENT_COLUMN}}  # {about}" if assignment else f"\n# {about}")
 
 
-def _train(make: Callable[[], Trainer | Progressive], *, profile: bool) -> None:
+def _train(make: Callable[[], Trainer | Progressive]) -> None:
     from eagle_model.train.trainer import TrainingError
 
     try:
         trainer = make()
-        done = trainer.train(profile=profile)
+        done = trainer.train()
     except TrainingError as error:
         raise typer.Exit(_say(str(error), code=1)) from error
     if not done and trainer.stopped_by:

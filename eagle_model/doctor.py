@@ -31,6 +31,7 @@ PACKAGES = (  # name, what it gives, how to get it
     ("tokenizers", "text, eagle plan and eagle chat", "'eagle-kernels[serve]'"),
     ("matplotlib", "eagle train and its report", "'eagle-kernels[train]'"),
     ("torchao", "eagle train with base_weights=nf4", "'eagle-kernels[qlora]'"),
+    ("transformer-engine", "eagle train with fp8 on a GPU", "--no-build-isolation 'eagle-kernels[fp8]'"),
     ("pytest-benchmark", "eagle bench, from a checkout", "'eagle-kernels[bench]'"),
     ("flash-attn", "a rival in the benches", "'eagle-kernels[flash-attn]'"),
     ("liger-kernel", "a rival in the benches", "'eagle-kernels[rivals]'"),

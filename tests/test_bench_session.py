@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.records import append_record, read_records, results
-from bench.session import ROOT, _goals, _missing, as_benchmark_file
+from bench.session import ROOT, STAGES, _goals, _missing, as_benchmark_file
 
 ABSENT = ("av", "typer", "rich")
 
@@ -88,9 +88,9 @@ def test_killed_and_out_of_time_each_bench_stands_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1700)
 def test_the_whole_of_twelve_minutes(tmp_path: Path) -> None:
-    """Every stage on a CPU; each test counts as two seconds; killed at five moments, three packages missing."""
+    """Every stage on a CPU; each test counts as two seconds; killed at three moments, three packages missing."""
     options = ("--minutes", "12", "--count-each", "2")
-    for num_results in (1, 60, 150, 250, 350):
+    for num_results in (1, 150, 300):
         kill_after(start(tmp_path, *options, without=ABSENT), tmp_path, num_results)
     for _ in range(20):  # sessions until one finds nothing left to do
         num_before = len(results(read_records(records_file(tmp_path))))
@@ -103,6 +103,17 @@ def test_the_whole_of_twelve_minutes(tmp_path: Path) -> None:
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:] if line.startswith("| ")]
     assert sorted(rows) == sorted(ABSENT), output
     assert {Path(test.partition("::")[0]).name for test in found} >= {"bench_attention.py", "bench_rms_norm.py"}
+
+
+def test_every_test_for_a_gpu_is_in_a_stage() -> None:
+    """And every bench: in a stage of its own, or in the last one, which takes the folder."""
+    ran = [path for stage in STAGES if "gpu" in " ".join(stage.options) for path in stage.paths]
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
+    names = [path.relative_to(ROOT).as_posix() for path in marked if path != Path(__file__)]
+    assert len(names) > 10
+    assert not [name for name in names if not name.startswith(tuple(f"{path}/" for path in ran))]
+    assert STAGES[-1].paths == ("bench",)
+    assert all((ROOT / path).exists() for stage in STAGES for path in stage.paths)
 
 
 def test_what_a_process_took_down_twice_counts_as_crashed() -> None:

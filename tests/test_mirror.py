@@ -15,7 +15,13 @@ TREES = {  # tests/<name> mirrors these folders
     "infer": ("eagle_model/infer/**/*.py",),
 }
 HELPERS = {"kernels": ("bench/static_table.py", "tests/kernels/*.py")}  # not of the package, tested too
-WHOLE = {"whole_model", "hopper_attention", "peft", "released_folders"}  # tests of several files together
+WHOLE = {
+    "fp8_training",
+    "whole_model",
+    "hopper_attention",
+    "peft",
+    "released_folders",
+}  # tests of several files together
 UNTESTED = {"__init__", "checks"}  # checks: by the tests of every op, and its own
 PARTS = {  # what ops are made of: no bench of their own
     "attention_gluon", "attention_gluon_bwd", "attention_sm90", "attention_triton", "autocast", "library",

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
@@ -59,6 +60,7 @@ class Eagle(nn.Module):
     def __init__(self, cfg: EagleConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.row_multiple = 1  # the language model gets such a number of rows: what FP8 products need (fp8.py)
         self.adapter: Attached | None = None  # what lora.py has added
         self.tokens_per_tile = cfg.tokens_per_tile
         self.vision_chunk_tiles: int | None = None  # seen so many at a time, and again in backward; None: all at once
@@ -73,6 +75,12 @@ class Eagle(nn.Module):
     def _tie(self) -> None:
         if self.cfg.text.tie_word_embeddings:
             self.lm_head.weight = self.llm.embed_tokens.weight
+
+    def untie(self) -> None:
+        """Gives an output head that shares its weight with the embeddings one of its own, of the same numbers."""
+        self.cfg = replace(self.cfg, text=replace(self.cfg.text, tie_word_embeddings=False))
+        weight = self.lm_head.weight
+        self.lm_head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
 
     def encode_tiles(self, patches_IPK: Tensor, *, run_layer: RunLayer = run) -> Tensor:
         """(I, P, K), normalised pixels -> (N, D) visual tokens, tile by tile. I may be 0."""
@@ -117,13 +125,20 @@ class Eagle(nn.Module):
         Raises ValueError where `embed` does.
         """
         embeddings_TD = self.embed(batch, run_layer=run_layer)
-        plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=batch.num_tokens)
+        num_tokens, num_added = batch.num_tokens, -batch.num_tokens % self.row_multiple
+        positions_T = batch.positions_T
+        lengths_T = document_lengths(batch.cu_seqlens, num_tokens) if self.llm.needs_lengths else None
+        if num_added:  # zeros outside of all documents: attention gives zeros there, and so do all layers
+            embeddings_TD = F.pad(embeddings_TD, (0, 0, 0, num_added))
+            positions_T = F.pad(positions_T, (0, num_added))
+            lengths_T = None if lengths_T is None else F.pad(lengths_T, (0, num_added), value=1)
+            starts, lengths = batch.cu_seqlens[:-1], batch.cu_seqlens.diff()
+            plan = AttentionPlan.from_segments(starts, lengths, starts, lengths, num_tokens=num_tokens + num_added)
+        else:
+            plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=num_tokens)
         attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
-        lengths_T = document_lengths(batch.cu_seqlens, batch.num_tokens) if self.llm.needs_lengths else None
-        return self.llm(
-            embeddings_TD, batch.positions_T, attend,
-            lengths_T=lengths_T, run_layer=run_layer,
-        )  # fmt: skip
+        hidden_TD = self.llm(embeddings_TD, positions_T, attend, lengths_T=lengths_T, run_layer=run_layer)
+        return hidden_TD[:num_tokens] if num_added else hidden_TD
 
     def forward(
         self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", run_layer: RunLayer = run
@@ -155,10 +170,16 @@ class Eagle(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+        cls,
+        folder: Path | str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        mapped: bool = False,
     ) -> Eagle:
         """From a folder with config.json and safetensors under the released names, or from a run's folder, whose newest
-        checkpoint is taken. dtype None keeps the files' own.
+        checkpoint is taken. dtype None keeps the files' own. mapped: weights are read when they are used, as `load`
+        says.
 
         Files that a checkpoint's manifest lists are checked against it. Raises FileNotFoundError or ValueError where
         `read_model_config`, `load` and `checkpoints.read_newest` do.
@@ -166,7 +187,7 @@ class Eagle(nn.Module):
 
         def read(checkpoint: Path) -> Eagle:
             model = build(read_model_config(checkpoint))
-            load(model, checkpoint, dtype=dtype, device=device)
+            load(model, checkpoint, dtype=dtype, device=device, mapped=mapped)
             return model
 
         return read_newest(Path(folder), read)
@@ -220,6 +241,8 @@ def write_config(
 def draw(model: nn.Module, initializer_range: float) -> None:
     """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
     for module in model.modules():
+        if next((p.is_meta for p in module.parameters(recurse=False)), True):
+            continue  # nothing to draw into, and torch does it in Python, slowly
         if isinstance(module, Linear):
             # One projection after another: a seed's numbers are those of layers that are not fused.
             sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features
@@ -280,6 +303,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     is_verified: bool = False,
+    mapped: bool = False,
     convert: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Gives a model that was built on "meta" its weights, on `device` and in `dtype`; None keeps the source's own.
@@ -289,6 +313,8 @@ def load(
     generator, so that a seed means the same on every device, and the same as a model that was built on the CPU.
 
     is_verified: a checkpoint's files were checked against its manifest just now; else those that are read are.
+    mapped: on a CPU, weights are views of the mapped files, as transformers has them: a model that is only used starts
+    at once. The files must not be written to in place meanwhile (weights.read).
     convert: what a parameter of a folder becomes, by its name, one by one as they are read: another dtype, or 4 bits.
 
     Raises ValueError when the model has weights already and where `check_device` does, FileNotFoundError or ValueError
@@ -314,6 +340,7 @@ def load(
             device=device,
             is_verified=is_verified,
             carried=model.carried,
+            mapped=mapped,
         )
         for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from eagle_model.model import linear
+
 ATTENTION_OPS = {  # by their names: not all of them are there in every installation
     "eagle::attention_fwd",
     "flash_attn::_flash_attn_varlen_forward",
@@ -42,7 +44,7 @@ def run(layer: nn.Module, x: Tensor, *rest: Any) -> Tensor:
 
 def recomputed(layer: nn.Module, x: Tensor, *rest: Any) -> Tensor:
     """Keeps x; backward runs the layer again first. The same numbers, dropout included."""
-    return checkpoint(layer, x, *rest, use_reentrant=False)
+    return linear.checkpoint(layer, x, *rest)
 
 
 def attention_kept(layer: nn.Module, x: Tensor, *rest: Any) -> Tensor:

@@ -16,6 +16,7 @@ from eagle_model.data.loader import DataConfig
 from eagle_model.data.processor import ProcessorConfig
 from eagle_model.fields import NOT_SET_BY_TEXT, ConfigError, few, from_json, require, to_json
 from eagle_model.files import read_json, write_json
+from eagle_model.model.fp8_config import Fp8Config
 from eagle_model.model.lora_config import LoraConfig
 from eagle_model.train.memory import MemoryConfig
 from eagle_model.train.sinks import LoggingConfig
@@ -128,6 +129,7 @@ class TrainConfig:
     lora: LoraConfig | None = None  # train low-rank adapters on `model`, a folder then, and nothing else of it
     adapter: str = ""  # with lora: the folder of an adapter to go on from, PEFT's or a run's; lora must fit it
     base_weights: Literal["full", "nf4"] = "full"  # with lora: nf4 keeps the language model's in 4 bits (needs torchao)
+    fp8: Fp8Config | None = None  # the language model's projections in FP8 (docs/fp8.md); none: in dtype
     train_vision: bool = True  # false: its weights stay as they are
     train_connector: bool = True  # false: its weights stay as they are
     train_llm: bool = True  # false: its weights stay as they are
@@ -168,6 +170,8 @@ class TrainConfig:
             "all false",
             "one of them true",
         )
+        if self.fp8 is not None:
+            self.fp8.check_run(dtype=self.dtype, base_weights=self.base_weights, has_lora=self.lora is not None)
         require(
             self.dtype == "bfloat16" or not self.memory.stochastic_rounding,
             "memory.stochastic_rounding",

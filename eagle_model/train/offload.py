@@ -21,8 +21,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-
-from eagle_model.model.recompute import recomputed
+from torch.utils.checkpoint import checkpoint
 
 Wait = Callable[[], None]
 
@@ -104,9 +103,10 @@ class Offload:
     def __call__(self, layer: nn.Module, x: Tensor, *rest: Any) -> Tensor:
         if not (x.requires_grad or any(p.requires_grad for p in layer.parameters())):
             return layer(x, *rest)  # a frozen tower: backward never comes
-        # What the layer itself keeps goes through the inner hooks of `recomputed`; these see x alone.
+        # What the layer itself keeps goes through the inner hooks of `checkpoint`; these see x alone. Torch's own, in
+        # FP8 too: Transformer Engine's keeps x where no hook sees it.
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
-            return recomputed(layer, x, *rest)
+            return checkpoint(layer, x, *rest, use_reentrant=False)
 
     def _pack(self, x: Tensor) -> _Stored:
         self._let_go()
