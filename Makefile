@@ -69,6 +69,7 @@ MINUTES ?= 12
 gpu:
 	@$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU and a torch that sees it; PYTHON=... names another python3")'
 	@$(PYTHON) -c 'import hypothesis, pybind11, pytest_benchmark, pytest_timeout' || { echo "make gpu needs what the tests need: $(PYTHON) -m pip install -e '.[dev]' (keeps the torch that is there)"; exit 1; }
+	@$(PYTHON) -c 'from eagle_model.model import fp8_te; print("FP8 is tested with Transformer Engine", fp8_te.engine().version)' 2>/dev/null || echo "FP8 is tested without Transformer Engine; docs/fp8.md says how to install it."
 	$(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m bench.session --minutes $(MINUTES) --out bench/results
 

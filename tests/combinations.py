@@ -18,7 +18,7 @@ def pairs(*factors: Iterable[Any]) -> list[Any]:
     """Every combination as a pytest.param, marked slow or exhaustive; the same ones in every process."""
     rows = list(product(*factors))
     meetings = {row: set(combinations(enumerate(row), 2)) for row in rows}
-    left = set().union(*meetings.values())
+    left: set[Any] = set().union(*meetings.values())
     taken = set()
     while left:
         row = max(rows, key=lambda row: len(meetings[row] & left))  # the first of several

@@ -19,7 +19,7 @@ from itertools import count
 
 import pytest
 
-SLOW_SECONDS = 8.0  # of CPU for each slow test that counts no rounds; `pytest --slow-seconds` gives another number
+SLOW_SECONDS = 6.0  # of CPU for each slow test that counts no rounds; `pytest --slow-seconds` gives another number
 SLOW = "slow"
 
 

@@ -48,25 +48,17 @@ def _between(x_NC: Tensor, here: int, other: int, after_here: int | None = None,
 
 
 def yuv_to_rgb(
-    y_YX: Tensor,
-    u_HW: Tensor,
-    v_HW: Tensor,
-    *,
-    matrix: str,
-    full_range: bool,
-    chroma: str = "left",
-    out: Tensor | None = None,
+    y_YX: Tensor, u_HW: Tensor, v_HW: Tensor, *, matrix: str, full_range: bool, chroma: str = "left"
 ) -> Tensor:
-    """(Y, X, 3) uint8, the caller's own; `out`, where that is given.
+    """(Y, X, 3) uint8, the caller's own.
 
     Args:    y_YX: (Y, X) uint8, the samples of a row side by side.  u_HW, v_HW: uint8, Cb and Cr; in a row side by side
              (planar) or both two apart (NV12). Rows may lie anywhere.
              matrix: one of colour.TILED_MATRICES.  full_range: False: 16 .. 235 and 16 .. 240.
              chroma: "left" (H.264, HEVC, MPEG-2, MPEG-4) or "center", as for yuv_to_tiles.
-             out: (Y, X, 3) uint8, contiguous.
-    Raises:  ValueError when a plane or out is not as above.
+    Raises:  ValueError when a plane is not as above.
     """
-    rgb_YX3 = torch.empty(*y_YX.shape, 3, dtype=torch.uint8) if out is None else out
+    rgb_YX3 = torch.empty(*y_YX.shape, 3, dtype=torch.uint8)
     native.load().yuv_to_rgb(
         y=native.view(y_YX),
         u=native.view(u_HW),

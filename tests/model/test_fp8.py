@@ -274,7 +274,7 @@ def test_it_generates():
 
 
 def test_adapters_over_it():
-    """The frozen weight is multiplied in FP8 and gets no gradient; merging gives a plain projection."""
+    """The frozen weight is multiplied in FP8 and gets no gradient; merged, the projection is in FP8 as it was."""
     model = model_of(None)
     add_lora(model, LoraConfig(rank=2, dropout=0.0, targets=("q_proj", "down_proj")))
     model.to(torch.bfloat16)
@@ -284,8 +284,14 @@ def test_adapters_over_it():
     assert after["loss"] != before["loss"]
     assert before.keys() == after.keys()
     assert all(".lora." in name for name in after if name != "loss")
+    plain = model_of(None)
+    add_lora(plain, LoraConfig(rank=2))
+    with pytest.raises(ConfigError, match="fused is true and the model has adapters"):
+        use_fp8(plain, Fp8Config(fused=True))
     merge(model)
-    assert model.llm.layers[0].mlp.down_proj.product is None
+    assert linear_flops(model).share == linear_flops(model_of()).share
+    with pytest.raises(ConfigError, match="computes in FP8; it gets adapters first, and use_fp8 after them"):
+        add_lora(model, LoraConfig(rank=2))
 
 
 # ---- what is refused

@@ -9,11 +9,9 @@ Dims    Y rows, X columns; H, W = Y / 2, X / 2, rounded up.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,6 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from numpy.typing import NDArray
 from torch import Tensor
 
 from eagle_kernels.video.colour import LEFT_CHROMA, MATRICES, TILED_MATRICES, UNSPECIFIED
@@ -36,7 +33,6 @@ SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FUL
 MAX_SHOWN_PIXELS = 1 << 26  # as shown: two pictures of 8K, 201 MB of RGB
 PLANES_FIRST = ("yuv420p", "yuvj420p", "yuv420p10le")
 UNTAGGED = Colorspace.ITU601  # swscale's name of MATRICES[UNSPECIFIED]
-MAX_FREE = 4  # frames: what a caller holds who looks at one while the next are decoded; many at once are not kept
 LARGEST_PIXEL_ASPECT = 16  # width to height: a wider pixel is a damaged header, and would ask for any amount of memory
 
 
@@ -68,8 +64,7 @@ class Picture:
         index, planes = self.index, self.planes()
         if planes is None or (self.frame.width, self.frame.height) != (index.scaled_width_px, index.scaled_height_px):
             return to_rgb(self.frame, index, self.scaler)
-        out_YX3 = self.scaler.memory.take(self.frame.height, self.frame.width, 3)
-        return turned(yuv_to_rgb(*planes[:3], **planes.colours, out=out_YX3), index.orientation)
+        return turned(yuv_to_rgb(*planes[:3], **planes.colours), index.orientation)
 
     def planes(self) -> Planes | None:
         """The samples where the decoder left them; None unless they are 8-bit 4:2:0, by one of TILED_MATRICES.
@@ -100,37 +95,10 @@ def _samples(plane: av.video.plane.VideoPlane) -> Tensor:
     return torch.from_numpy(np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size))
 
 
-class Memory:
-    """For frames of one size, written again when nobody holds what was there: the kernel takes longer to find new pages
-    for a frame than its colours take (docs/notes/video.md)."""
+class Scaler:
+    """swscale, set up for the frames of one stream."""
 
     def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-
-    def take(self, *shape: int) -> Tensor:
-        """uint8, of any values."""
-        size, free = prod(shape), self._free
-        try:  # several threads take
-            memory = free.pop()
-        except IndexError:
-            memory = np.empty(size, np.uint8)
-        if memory.size != size:
-            memory = np.empty(size, np.uint8)
-
-        def give_back() -> None:  # in whatever thread let it go
-            if len(free) < MAX_FREE:
-                free.append(memory)
-
-        lent = memory.view()  # the tensor and all its views hold this one
-        weakref.finalize(lent, give_back).atexit = False
-        return torch.from_numpy(lent).view(shape)
-
-
-class Scaler:
-    """swscale, set up for the frames of one stream, and memory for them."""
-
-    def __init__(self, memory: Memory | None = None) -> None:
-        self.memory = memory or Memory()
         self._to_planes, self._to_pixels = VideoReformatter(), VideoReformatter()
 
     def rgb(self, frame: av.VideoFrame, width_px: int, height_px: int) -> av.VideoFrame:

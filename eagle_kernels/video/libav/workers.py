@@ -25,7 +25,7 @@ from typing import TypeVar
 from eagle_kernels.video.budget import Budget, CallerHasGone
 from eagle_kernels.video.info import PacketIndex, VideoError, VideoInfo
 from eagle_kernels.video.libav.drops import drops_are_safe
-from eagle_kernels.video.libav.picture import Memory, Picture, Scaler
+from eagle_kernels.video.libav.picture import Picture, Scaler
 from eagle_kernels.video.libav.reader import Reader
 from eagle_kernels.video.plan import Group
 
@@ -97,12 +97,11 @@ def _side_by_side(
     drop = drops_are_safe(index, groups, budget)
     every_reader = [Reader(index, budget) for _ in range(num_workers)]
     idle: queue.SimpleQueue[Reader] = queue.SimpleQueue()
-    memory = Memory()
     for reader in every_reader:
         idle.put(reader)
 
     def work(group: Group, first: int, done: queue.Queue[T | BaseException | None]) -> None:
-        reader, scaler = idle.get(), Scaler(memory)
+        reader, scaler = idle.get(), Scaler()
         try:
             for m, frame in enumerate(reader.frames(group, drop=drop), first):
                 _put(done, None if frame is None else take(Picture(frame, index, scaler), m), budget)

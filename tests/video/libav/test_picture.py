@@ -142,39 +142,3 @@ def test_pictures_beyond_the_limit_are_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(libav_picture, "MAX_SHOWN_PIXELS", 64 * 48 - 1)
     with pytest.raises(VideoError, match=r"large\.mp4: its pictures are 64 x 48; needs at most 3071 pixels"):
         probe(path)
-
-
-def test_memory_is_written_again_only_when_nobody_holds_it() -> None:
-    memory = libav_picture.Memory()
-    held = memory.take(2, 3)
-    address, held_view = held.data_ptr(), held[1:].numpy()
-    del held
-    assert memory.take(2, 3).data_ptr() != address  # a view of a view still looks at it
-    del held_view
-    addresses = {memory.take(2, 3).data_ptr() for _ in range(9)}  # two pieces, each let go of at once
-    assert address in addresses
-    assert len(addresses) <= 2
-
-
-def test_memory_keeps_few_pieces_and_of_one_size() -> None:
-    memory = libav_picture.Memory()
-    pieces = [memory.take(4, 4) for _ in range(20)]
-    assert len({piece.data_ptr() for piece in pieces}) == 20
-    del pieces
-    assert len(memory._free) == libav_picture.MAX_FREE
-    assert memory.take(5, 5).shape == (5, 5)
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_frames_that_are_kept_keep_their_pixels(golden: GoldenSet, num_workers: int) -> None:
-    """While others of the stream are decoded into the memory of those that are not."""
-    path = golden.good["b_frames.mp4"].path
-    times = probe(path).frame_times_seconds.tolist()
-    kept = [
-        (frame.rgb_YX3[::2], frame.rgb_YX3[::2].clone())
-        for number, frame in enumerate(decode(path, times, num_workers=num_workers))
-        if number % 3 == 0
-    ]
-    assert len(kept) == len(times) // 3
-    assert all(torch.equal(now, then) for now, then in kept)
-    assert len({now.data_ptr() for now, _ in kept}) == len(kept)
