@@ -2,7 +2,7 @@
 # make test    set up, then every test that this machine can run, but the slow ones
 # make slow    what takes longer: fuzzers by the second, more shapes, kills, full disks, a rehearsed GPU session; make sanitize
 # make sanitize  the CPU code of csrc, built to end at a wrong address or undefined arithmetic, under its own tests
-# make ptx     every kernel's machine code for sm_90a, run on the CPU: all shapes, schedules and planted faults, in hours
+# make ptx     every kernel's machine code for sm_90a, run on the CPU: all shapes and planted faults, in hours
 # make check   formatting, lint, types, layering; what CI runs beside the tests
 # make gpu     on a machine with a GPU and its own CUDA torch: tests, benches, bench/results/, in MINUTES=12 at most
 # make wheel   a wheel in dist/, repaired and checked by auditwheel
@@ -26,16 +26,16 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist l
 test: .make/dev
 	$(PYTEST) tests bench --benchmark-disable --durations 15
 
-# Half of them lie in three files, so whoever has nothing left takes tests of another's file. Fuzzers, schedules and
-# planted faults go on for SLOW_SECONDS of CPU each (tests/rounds.py; pytest --slow-seconds), whatever the machine. Aim: 15 minutes
-# on two cores; docs/notes/faults.md has what each file takes.
+# Half of them lie in three files, so whoever has nothing left takes tests of another's file. Fuzzers go on for
+# SLOW_SECONDS of CPU each (tests/rounds.py; pytest --slow-seconds), whatever the machine. Aim: 15 minutes on two cores;
+# docs/notes/faults.md has what each file takes.
 slow: .make/dev
 	$(PYTEST) --dist worksteal tests -m "slow and not exhaustive" --timeout 900 --durations 30
 	$(MAKE) sanitize
 
 ptx: .make/dev
 	$(PYTEST) tests/ptx tests/kernels/test_hopper*.py tests/kernels/test_attention_gluon*.py \
-	    tests/kernels/test_plant_faults.py -m 'slow or not slow' --slow-seconds 100 --durations 15
+	    tests/kernels/test_plant_faults.py -m 'slow or not slow' --durations 15
 
 # The sanitizers' libraries come before Python's own, and libstdc++ with them, or exceptions are not seen.
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell c++ -print-file-name=$(name)))
@@ -70,6 +70,7 @@ MINUTES ?= 12
 gpu:
 	@$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU and a torch that sees it; PYTHON=... names another python3")'
 	@$(PYTHON) -c 'import hypothesis, pybind11, pytest_benchmark, pytest_timeout' || { echo "make gpu needs what the tests need: $(PYTHON) -m pip install -e '.[dev]' (keeps the torch that is there)"; exit 1; }
+	@$(PYTHON) -c 'from eagle_model.model import fp8_te; print("FP8 is tested with Transformer Engine", fp8_te.engine().version)' 2>/dev/null || echo "FP8 is tested without Transformer Engine; docs/fp8.md says how to install it."
 	$(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m bench.session --minutes $(MINUTES) --out bench/results
 

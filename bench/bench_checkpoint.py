@@ -33,7 +33,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, SiglipVisionModel
 
 from eagle_model import files
-from eagle_model.model.config import EagleConfig, eagle2_5_8b
+from eagle_model.model.config import EagleConfig, eagle2_5_8b, tiny
 from eagle_model.model.eagle import Eagle
 
 PAGE_NUMBERS = 2048  # bf16 numbers of a page of 4 KiB
@@ -209,8 +209,10 @@ def main() -> None:
         model.save_pretrained(folder, layout="transformers5")
         sizes = [parameter.nbytes for parameter in model.parameters()]
         del model
+        small = Path(temporary) / "small"
+        Eagle(tiny()).bfloat16().save_pretrained(small, layout="transformers5")
         for way in LOADERS:  # what they import when they are first called
-            LOADERS[way](folder)
+            LOADERS[way](small)
         figures: dict[str, dict[str, Any]] = {}
         for what, (ways, rounds) in WHATS.items():
             got: dict[str, list[dict[str, float]]] = {way: [] for way in ways}

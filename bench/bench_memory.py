@@ -7,7 +7,9 @@ torch's MemTracker sees every tensor that a step makes: weights, what layers kee
 (`checks.takes_kernel`). What kernels allocate and give back inside (the logits of a chunk of the loss) is added: it is
 `workspace` in the table. The allocator's rounding and CUDA's own memory are not in it.
 
-What is tracked is the second step of a run: the optimizer's state is there.
+What is tracked is the second step of a run: the optimizer's state is there. Of a row's tiles, three chunks go through
+the vision tower: more of them repeat the same moments one after the other, and take minutes. The pixels and visual
+tokens of the rest, and their gradients, are added.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from eagle_model.train.precision import Masters
 
 DEVICE, HOST = torch.device("cpu"), torch.device("meta")
 GIB = 2**30
+SEEN_TILES = 48  # of the 8B's rows: three chunks
 FITS_128K = {"activations": "offload", "mlp_chunk_tokens": 8192, "vision_chunk_tiles": 16}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {  # name: tokens, settings. Seven eighths of the tokens are visual
     **{
@@ -106,7 +109,9 @@ def with_state(optimizer: Optimizer) -> None:
             optimizer.adamw.state[master] = dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))
 
 
-def track(cfg: EagleConfig, num_tokens: int, num_tiles: int, memory: MemoryConfig) -> dict[str, int]:
+def track(
+    cfg: EagleConfig, num_tokens: int, num_tiles: int, memory: MemoryConfig, *, num_seen: int | None = None
+) -> dict[str, int]:
     """Bytes by part of a full-parameter step in bf16: `peak` is all of it, on the device, `host` what is not.
 
     The parts that make up `peak`: weights, states (of the optimizer, fp32 weights included), gradients (what of them
@@ -133,7 +138,8 @@ def track(cfg: EagleConfig, num_tokens: int, num_tiles: int, memory: MemoryConfi
             )
             with_state(optimizer)
         states = peaks.now() - weights
-        batch = batch_of(cfg, num_tokens, num_tiles, num_tokens // 8)
+        num_seen = num_tiles if num_seen is None else min(num_seen, num_tiles)
+        batch = batch_of(cfg, num_tokens, num_seen, num_tokens // 8)
         peaks.start()
         loss = model(batch, torch.ones(()), run_layer=run_layer)
         forward = peaks.peak()
@@ -145,6 +151,9 @@ def track(cfg: EagleConfig, num_tokens: int, num_tiles: int, memory: MemoryConfi
         gradients = peaks.now() - weights - states
         moments_on_host = 2 * sum(master.nbytes for master in masters.by_name.values()) if on_host else 0
         host = peaks.peak(HOST) + moments_on_host
+    tile = cfg.vision.num_patches * cfg.vision.num_patch_values + 2 * cfg.tokens_per_tile * cfg.text.hidden_size
+    unseen = 2 * (num_tiles - num_seen) * tile
+    forward, backward = forward + unseen, backward + unseen
     workspace = memory.loss_chunk_mib << 20 if memory.loss_chunk_mib else GPU_CHUNK_BYTES
     # Gradients grow while activations shrink: which of the two was higher is the tracker's to say.
     highest = max(forward + workspace, backward)
@@ -216,13 +225,24 @@ def main() -> None:
             memory = MemoryConfig(**settings, stochastic_rounding=stochastic)
             tiles = tokens * 7 // 8 // cfg.tokens_per_tile
             rows[name] = {"tokens": tokens, "tiles": tiles, **settings, "stochastic_rounding": stochastic}
-            rows[name] |= {"bytes": track(cfg, tokens, tiles, memory)}
+            rows[name] |= {"bytes": track(cfg, tokens, tiles, memory, num_seen=SEEN_TILES)}
             found = {part: round(count / GIB, 2) for part, count in rows[name]["bytes"].items()}
             print(f"{name}: {found} ({time.process_time() - begin:.0f} CPU s)", flush=True)
-    if options.out:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        about = {"commit": commit, "torch": torch.__version__, "machine": platform.machine(), "gpu": None}
-        options.out.write_text(json.dumps({**about, "model": "eagle2_5_8b", "rows": rows}, indent=1) + "\n")
+            rows[name]["cpu_seconds"] = round(time.process_time() - begin)
+            if options.out:
+                options.out.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
+
+
+def about() -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "model": "eagle2_5_8b",
+        "seen_tiles": SEEN_TILES,
+        "commit": commit,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "gpu": None,
+    }
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 
 from bench.records import OUT_OF_TIME, append_record, read_records, results
 from bench.report import markdown, read_rows, write_report
+from eagle_model.model import fp8_te
 
 ROOT = Path(__file__).resolve().parent.parent
 PREDICTIONS = "static/attention_h100_predicted.json"  # of sass_clocks.py, under the folder of results
@@ -45,13 +46,14 @@ STAGES = (
     Stage(name="doctor", share=0.05),
     Stage(
         name="correctness",
-        paths=("tests/kernels", "tests/model"),
+        paths=("tests/kernels", "tests/model", "tests/train"),
         options=("-m", "gpu and not real_shapes", "--in-turn"),
         share=0.35,
         spread=True,
     ),
     Stage(name="real shapes", paths=("tests/kernels", "tests/model"), options=("-m", "gpu and real_shapes"), share=0.2),
     Stage(name="attention", paths=("bench/bench_attention.py",), options=("-k", GOAL_PATTERNS), share=0.4),
+    Stage(name="training step", paths=("bench/bench_step.py",), share=0.3),
     Stage(name="linear cross-entropy", paths=("bench/bench_linear_cross_entropy.py",), share=0.3),
     Stage(
         name="norms and activations",
@@ -88,6 +90,7 @@ GOALS = (
     Goal(group="attention backward, packed", rival="flex", times=1.8),
     Goal(group="attention deterministic backward", rival=BEST, times=1.0),
     Goal(group="linear_cross_entropy", rival="three matmuls", times=0.9),
+    Goal(group="training step, 32K", rival="transformers, flash-attn 2, Liger", times=1.35),
 )
 
 
@@ -226,7 +229,8 @@ def _missing(records: list[dict[str, Any]]) -> list[str]:
     if not cost:
         return []
     rows = [f"| {package} | {', '.join(sorted(parts))} |" for package, parts in sorted(cost.items())]
-    return ["", "| not installed | not run for it |", "|---|---|", *rows]
+    how = [f"- transformer_engine: {fp8_te.INSTALL}."] if "transformer_engine" in cost else []
+    return ["", "| not installed | not run for it |", "|---|---|", *rows, *([""] if how else []), *how]
 
 
 def _failures(found: dict[str, dict[str, Any]]) -> list[str]:

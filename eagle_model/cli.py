@@ -1,4 +1,4 @@
-"""The command line: eagle doctor | plan | sizes | train | chat | convert | assemble | report | bench.
+"""The command line: eagle doctor | plan | sizes | estimate | train | chat | convert | assemble | report | bench.
 
     eagle plan film.mp4 --context 8192
     eagle train tiny --run runs/first --set data.recipe=videos/recipe.json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from eagle_model.model.config import EagleConfig
     from eagle_model.train.progressive import Progressive
     from eagle_model.train.trainer import Trainer
 
@@ -220,17 +221,46 @@ def sizes(
 
     Example:  eagle sizes eagle2_5_8b
     """
-    from eagle_model.checkpoints import read_newest
-    from eagle_model.model.config import PRESETS, EagleConfig
     from eagle_model.model.sizes import Sizes
 
+    print("\n".join(Sizes.of(_model_config(model)).lines()))
+
+
+def _model_config(model: str) -> EagleConfig:
+    """Of a preset, or of a folder of a model or run."""
+    from eagle_model.checkpoints import read_newest
+    from eagle_model.model.config import PRESETS, EagleConfig
+
     if model in PRESETS:
-        cfg = PRESETS[model]()
-    elif Path(model).is_dir():
-        cfg = read_newest(Path(model), lambda folder: EagleConfig.read(folder / "config.json"), print)
-    else:
-        raise ValueError(f"{model} is neither a preset ({', '.join(PRESETS)}) nor a folder.")
-    print("\n".join(Sizes.of(cfg).lines()))
+        return PRESETS[model]()
+    if Path(model).is_dir():
+        return read_newest(Path(model), lambda folder: EagleConfig.read(folder / "config.json"), print)
+    raise ValueError(f"{model} is neither a preset ({', '.join(PRESETS)}) nor a folder.")
+
+
+@app.command()
+def estimate(
+    recipe: Annotated[str, typer.Argument(help="A recipe, as for `eagle train`.")],
+    gpus: Annotated[int, typer.Option(min=1, help="How many GPUs share the step.")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100-80g, h100-80g, h200-141g or b200-180g.")] = "h100-80g",
+    set_: Annotated[list[str], typer.Option("--set", help="path.to.field=value, as often as needed.")] = [],  # noqa: B006
+    visual: Annotated[float, typer.Option(min=0, max=1, help="Share of visual tokens.")] = 7 / 8,
+    documents: Annotated[int, typer.Option(min=1, help="Samples of a row, equally long.")] = 1,
+) -> None:
+    """What a training step will take on GPUs that are not here: memory and time by part, the cheapest layout that fits.
+
+    Without a model of its own, a recipe is taken to train eagle2_5_8b. Times, and layouts of more than one GPU, are
+    predictions.
+
+    Example:  eagle estimate stage4 --gpus 64 --gpu h100-80g
+    """
+    from eagle_model.fields import override
+    from eagle_model.train.estimate import report
+    from eagle_model.train.recipes import recipe as recipe_of
+
+    config = override(recipe_of(recipe), set_)
+    cfg = _model_config(config.model or "eagle2_5_8b")
+    print("\n".join(report(cfg, config, gpu, gpus, visual_share=visual, documents=documents)))
 
 
 def _sheet_path(out: Path | None, files: list[Path]) -> Path:

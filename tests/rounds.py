@@ -45,7 +45,5 @@ class Rounds:
             self.num += 1
 
 
-def by_rounds(most: int | None) -> pytest.MarkDecorator:
-    """None: only the slow test."""
-    short = [] if most is None else [most]
-    return pytest.mark.parametrize("rounds", [*short, pytest.param(SLOW, marks=pytest.mark.slow)], indirect=True)
+def by_rounds(most: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("rounds", [most, pytest.param(SLOW, marks=pytest.mark.slow)], indirect=True)

@@ -105,6 +105,17 @@ def test_the_whole_of_twelve_minutes(tmp_path: Path) -> None:
     assert {Path(test.partition("::")[0]).name for test in found} >= {"bench_attention.py", "bench_rms_norm.py"}
 
 
+def test_every_test_for_a_gpu_is_in_a_stage() -> None:
+    """And every bench: in a stage of its own, or in the last one, which takes the folder."""
+    ran = [path for stage in STAGES if "gpu" in " ".join(stage.options) for path in stage.paths]
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
+    names = [path.relative_to(ROOT).as_posix() for path in marked if path != Path(__file__)]
+    assert len(names) > 10
+    assert not [name for name in names if not name.startswith(tuple(f"{path}/" for path in ran))]
+    assert STAGES[-1].paths == ("bench",)
+    assert all((ROOT / path).exists() for stage in STAGES for path in stage.paths)
+
+
 def test_what_a_process_took_down_twice_counts_as_crashed() -> None:
     once = [{"started": "t"}]
     assert not results(once)

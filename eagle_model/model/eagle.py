@@ -241,6 +241,8 @@ def write_config(
 def draw(model: nn.Module, initializer_range: float) -> None:
     """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
     for module in model.modules():
+        if next((p.is_meta for p in module.parameters(recurse=False)), True):
+            continue  # nothing to draw into, and torch does it in Python, slowly
         if isinstance(module, Linear):
             # One projection after another: a seed's numbers are those of layers that are not fused.
             sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features

@@ -49,6 +49,8 @@ def use_fp8(model: Eagle, config: Fp8Config) -> str:
     linears = {name: module for name, module in model.llm.named_modules() if isinstance(module, Linear)}
     for name, linear in linears.items():
         _check_linear(name, linear, config.recipe)
+    if config.fused and model.adapter is not None:
+        raise ConfigError("fused is true and the model has adapters, which read what the norm gives. Set fused=false.")
     backend, why = _backend(config, device)
     if backend == "transformer_engine":
         who = fp8_te.convert(model.llm, linears, config.recipe, fused=config.fused)

@@ -189,6 +189,7 @@ class LoraLinear(Linear):
         if isinstance(linear, FusedLinear):
             linear.sizes = self.sizes
         linear.weight, linear.bias = nn.Parameter(weight_FC.to(self.weight.dtype)), self.bias
+        linear.product = self.product
         return linear
 
 
@@ -338,6 +339,8 @@ def _attach(model: Eagle, config: LoraConfig, other: Mapping[str, Any]) -> None:
     if model.adapter is not None:
         raise ConfigError("the model has adapters; merge them first.")
     plan, whole = _plan(model, config), trained_whole(model, config)
+    if any(isinstance(module, Linear) and module.product is not None for module in model.modules()):
+        raise ConfigError("the model computes in FP8; it gets adapters first, and use_fp8 after them.")
     model.requires_grad_(False)
     for path, blocks in plan.items():
         linear = model.get_submodule(path)

@@ -12,6 +12,7 @@ run_folder/
     skipped.json     samples that were skipped, and why
     checkpoints/     see checkpoint.py
     report.html      see report.py
+    tensorboard/, wandb/, trace-step-*.json, out-of-memory-step-*.json   where asked for, or where it came to that
 """
 
 from __future__ import annotations
@@ -342,8 +343,10 @@ class Trainer:
                 traces = self._profile and is_traced(self.step + 1, steps_done=steps_done, max_steps=self.max_steps)
                 with self._fitting_into_memory(), self._traced() if traces else contextlib.nullcontext():
                     metrics = self._train_step()
-                with self._writing("Its metrics"):
-                    for sink in (log, *sinks):
+                with self._writing("metrics.jsonl"):
+                    log.write(metrics)
+                with self._writing("What logging asks for"):
+                    for sink in sinks:
                         sink.write(metrics)
                 progress.show(metrics)
                 is_best = self._look()

@@ -1,5 +1,5 @@
 """The Gluon kernels for sm_90, forward and backward, on a CPU: as good as torch for each kind of plan, the same bits by
-other schedules. The slow ones are in test_hopper_attention.py."""
+other schedules. Documents of every length and kind: test_hopper_attention.py."""
 
 import pytest
 import torch

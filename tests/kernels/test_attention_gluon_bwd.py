@@ -1,5 +1,5 @@
-"""Gradients of the Gluon kernels for sm_90, on a CPU: keys that several segments share, other places in the pack.
-Those of documents are checked with forward in test_attention_gluon.py."""
+"""Gradients of the Gluon kernels for sm_90, on a CPU: keys that several segments share, other places in the pack. Those
+of documents are checked with forward in test_attention_gluon.py; many schedules in test_hopper_attention.py."""
 
 import pytest
 import torch

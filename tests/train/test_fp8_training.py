@@ -12,8 +12,11 @@ from eagle_model.fields import ConfigError, override
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.fp8_config import Fp8Config
 from eagle_model.train.config import TrainConfig
+from eagle_model.train.offload import Offload, copies_of
 from eagle_model.train.recipes import debug
 from eagle_model.train.trainer import Trainer
+from tests.model.test_fp8 import batch_of, differing, model_of, results
+from tests.model.transformer_engine import installed
 
 
 def test_sixty_steps_learn_as_in_bf16_and_a_wrong_scale_shows():
@@ -33,6 +36,15 @@ def test_two_hundred_steps(seed, wrong):
     assert abs(last(train(Fp8Config(), seed=seed, num_steps=200)) / bf16 - 1) < LIMIT
     with wrong_scale(wrong):
         assert abs(last(train(Fp8Config(), seed=seed, num_steps=200)) / bf16 - 1) > LIMIT
+
+
+def test_inputs_on_the_host_leave_the_same_gradients(monkeypatch):
+    """Through torch's checkpoint: Transformer Engine's would keep a layer's input where no hook sees it."""
+    engine, batch = installed(monkeypatch), batch_of(9, 14)
+    model = model_of(backend="transformer_engine")
+    kept = results(model, batch)
+    assert not differing(results(model, batch, run_layer=Offload(copies_of(torch.device("cpu")))), kept)
+    assert "te.checkpoint" not in [name for name, _ in engine.calls]
 
 
 # ---- the trainer
