@@ -167,6 +167,6 @@ def test_the_same_bits_under_a_few_schedules(D):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("D", [72, 128])
+@pytest.mark.parametrize("D", [72, pytest.param(128, marks=pytest.mark.exhaustive)])
 def test_the_same_bits_under_50_schedules(kernels, D):
     same_bits(D, 50)

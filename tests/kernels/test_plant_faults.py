@@ -14,7 +14,7 @@ import triton
 from tests.kernels.plant_faults import DISPENSABLE, SOURCES, examine, notice, report, share_noticed, sound_launches
 
 TABLE = Path(__file__).resolve().parents[2] / "bench/results/static/faults_sm90.json"
-SAMPLE = 25
+SAMPLE = 50
 NEEDED = ("bytes", "count")  # kinds of which no fault may pass
 
 
