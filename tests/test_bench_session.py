@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.records import append_record, read_records, results
-from bench.session import ROOT, STAGES, _goals, _missing, as_benchmark_file
+from bench.session import ROOT, STAGES, Session, _goals, _missing, as_benchmark_file
 
 ABSENT = ("av", "typer", "rich")
 
@@ -121,6 +121,14 @@ def test_what_a_process_took_down_twice_counts_as_crashed() -> None:
     assert not results(once)
     assert results(once * 2)["t"]["outcome"] == "crashed"
     assert results([*once * 2, {"test": "t", "outcome": "passed"}])["t"]["outcome"] == "passed"
+
+
+def test_a_finished_stage_is_left_out_until_there_is_what_it_lacked(tmp_path: Path) -> None:
+    session = Session(tmp_path, "cpu", seconds=1.0)
+    first, second, third = [stage for stage in STAGES if stage.paths][:3]
+    append_record(session.records_path, {"finished": first.name, "without": ["not_there_at_all"]})
+    append_record(session.records_path, {"finished": second.name, "without": ["json", "not_there_at_all"]})
+    assert [session._is_finished(stage) for stage in (first, second, third)] == [True, False, False]
 
 
 def test_a_line_cut_short_is_no_result(tmp_path: Path) -> None:

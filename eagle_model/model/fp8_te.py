@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from eagle_model.model.linear import Linear, Product
 from eagle_model.model.llm import MLP, AddRMSNorm, Decoder, DecoderLayer, RMSNorm
 from eagle_model.model.recompute import in_chunks
 
+Norm = TypeVar("Norm", bound=nn.RMSNorm)
 VERSION = "2.20"  # the release that the calls here are written for
 INSTALL = (
     "It has no wheel for torch and is compiled, which takes nvcc, cuDNN's headers and some minutes: pip install "
@@ -57,12 +58,7 @@ def engine() -> Engine:
         import transformer_engine
         import transformer_engine.pytorch as te
         from transformer_engine.common import recipe as recipes
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-        AssertionError,
-    ) as error:  # what it raises where a part of it is missing
+    except (ImportError, OSError, RuntimeError, AssertionError) as error:  # by which part of it is missing
         raise ConfigError(f"Transformer Engine cannot be imported ({error}). {INSTALL}.") from error
     version = transformer_engine.__version__
     if tuple(map(int, version.split(".")[:2])) < tuple(map(int, VERSION.split("."))):
@@ -221,7 +217,7 @@ def _fuse(layer: DecoderLayer, settings: Settings) -> None:
     layer.mlp = NormMLP(layer.mlp, layer.post_attention_layernorm, settings)  # type: ignore[assignment]
 
 
-def _with_weight_of(norm: nn.RMSNorm, kind: type[nn.RMSNorm]) -> nn.RMSNorm:
+def _with_weight_of(norm: nn.RMSNorm, kind: type[Norm]) -> Norm:
     made = kind(norm.normalized_shape, eps=norm.eps, device="meta")
     made.weight = norm.weight
     return made

@@ -376,8 +376,8 @@ class _Mapped:
         with path.open("rb") as file:  # `contents` has checked it
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_bytes))
-        storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-        self.bytes = torch.empty(0, dtype=torch.uint8).set_(storage)
+        size = path.stat().st_size
+        self.bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)  # not shared: its own
         self.start = 8 + header_bytes
         self.offsets = {key: at["data_offsets"] for key, at in header.items() if key != "__metadata__"}
 

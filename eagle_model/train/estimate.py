@@ -250,9 +250,13 @@ def seconds_of(cfg: EagleConfig, work: Work, memory: MemoryConfig, gpu: Gpu, spl
         "loss": meter.row(num_tiles=0, document_lengths=[], num_labelled=int(work.num_tokens * LABELLED_SHARE)),
     }
     flops = {name: _all(row) / split.context for name, row in row_of.items()}
+    if not recomputes:  # chunks are computed again all the same
+        flops["vision"] += (memory.vision_chunk_tiles is not None) * row_of["vision"].forward / split.context
+        flops["linear layers"] += (memory.mlp_chunk_tokens is not None) * 6 * L * T * D * M
     tile = _all(meter.row(num_tiles=1, document_lengths=[], num_labelled=0)) / split.context
+    linear = _all(row_of["linear layers"]) / split.context
     flops["linear layers"] -= tile
-    flops["attention"] -= flops["linear layers"] + tile
+    flops["attention"] -= linear
     if memory.activations == "selective":
         flops["attention"] *= 12 / 14  # of 2 products forward, 4 backward and again its scores, 2 more where run again
     seconds = {name: rows * count / (gpu.flops * RATES[name]) for name, count in flops.items()}
