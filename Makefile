@@ -1,8 +1,8 @@
 # make demo    set up, then the main job on real data: an Eagle 2.5 learns to answer questions about video files
 # make test    set up, then every test that this machine can run, but the slow ones
-# make slow    the long proofs, minutes each, and make sanitize: half an hour on two cores
+# make slow    what takes longer: fuzzers by the second, more shapes, kills, full disks, a rehearsed GPU session; make sanitize
 # make sanitize  the CPU code of csrc, built to end at a wrong address or undefined arithmetic, under its own tests
-# make ptx     every kernel's machine code for sm_90a, run on the CPU, short and long proofs
+# make ptx     every kernel's machine code for sm_90a, run on the CPU: all shapes, schedules and planted faults, in hours
 # make check   formatting, lint, types, layering; what CI runs beside the tests
 # make gpu     on a machine with a GPU and its own CUDA torch: tests, benches, bench/results/, in MINUTES=12 at most
 # make wheel   a wheel in dist/, repaired and checked by auditwheel
@@ -26,14 +26,15 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist l
 test: .make/dev
 	$(PYTEST) tests bench --benchmark-disable --durations 15
 
-# Half of them lie in three files, so whoever has nothing left takes tests of another's file.
+# Half of them lie in three files, so whoever has nothing left takes tests of another's file. Fuzzers, schedules and
+# planted faults go on for SLOW_SECONDS of CPU each (tests/rounds.py; pytest --slow-seconds), whatever the machine.
 slow: .make/dev
-	$(PYTEST) --dist worksteal tests -m slow --timeout 900 --durations 30
+	$(PYTEST) --dist worksteal tests -m "slow and not exhaustive" --timeout 900 --durations 30
 	$(MAKE) sanitize
 
 ptx: .make/dev
 	$(PYTEST) tests/ptx tests/kernels/test_hopper*.py tests/kernels/test_attention_gluon*.py \
-	    tests/kernels/test_plant_faults.py -m 'slow or not slow' --durations 15
+	    tests/kernels/test_plant_faults.py -m 'slow or not slow' --slow-seconds 100 --durations 15
 
 # The sanitizers' libraries come before Python's own, and libstdc++ with them, or exceptions are not seen.
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell c++ -print-file-name=$(name)))

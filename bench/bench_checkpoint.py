@@ -1,6 +1,6 @@
 """Loading and saving a model of 1 GB: CPU seconds and memory of ours and of transformers, each in its own process.
 
-    python -m bench.bench_checkpoint --out bench/results/checkpoint-cpu.json
+    python -m bench.bench_checkpoint --out bench/results/checkpoint-cpu.json        # minutes; all rows of the file
 
 Both read the same folder, with transformers 5's names (`layout="transformers5"`), and have the same modules: theirs are
 SiglipVisionModel, Qwen2ForCausalLM and a connector in one PreTrainedModel. transformers maps files and copies nothing,
@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,16 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, SiglipVisionModel
 
 from eagle_model import files
-from eagle_model.model.config import EagleConfig, eagle2_5_8b
+from eagle_model.model.config import EagleConfig, eagle2_5_8b, tiny
 from eagle_model.model.eagle import Eagle
 
 PAGE_NUMBERS = 2048  # bf16 numbers of a page of 4 KiB
 SAMPLE_SECONDS = 0.002
 TOUCHES = ("read", "written")
-SAVES = 4  # in a process, after the first
+SAVES = 3  # in a process, after the first
 
 
 def config() -> EagleConfig:
@@ -59,10 +61,11 @@ def load_ours(folder: Path) -> nn.Module:
     return Eagle.from_pretrained(folder)
 
 
-def load_theirs(folder: Path) -> nn.Module:
-    import transformers
-    from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, SiglipVisionModel
+def load_ours_mapped(folder: Path) -> nn.Module:
+    return Eagle.from_pretrained(folder, mapped=True)
 
+
+def load_theirs(folder: Path) -> nn.Module:
     class Config(PreTrainedConfig):
         model_type = "eagle_2_5_vl"
 
@@ -82,7 +85,20 @@ def load_theirs(folder: Path) -> nn.Module:
     return Theirs.from_pretrained(folder, dtype=torch.bfloat16)
 
 
-LOADERS: dict[str, Callable[[Path], nn.Module]] = {"ours": load_ours, "transformers": load_theirs}
+LOADERS: dict[str, Callable[[Path], nn.Module]] = {
+    "ours": load_ours,
+    "ours, mapped": load_ours_mapped,
+    "transformers": load_theirs,
+}
+
+
+# What is measured of whom, and in how many processes: None is as many as are asked for.
+WHATS: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "read": (tuple(LOADERS), None),
+    "written": (tuple(LOADERS), None),
+    "save": (("ours", "transformers"), 1),
+    "memory": (tuple(LOADERS), 1),
+}
 
 
 @torch.no_grad()
@@ -113,13 +129,9 @@ def peak_of(do: Callable[[], object]) -> int:
     return max(seen[0], anonymous_bytes()) - before
 
 
-def measure_here(way: str, folder: Path, what: str) -> dict[str, float]:
-    """One figure in this process, whose packages are loaded first."""
+def measure(way: str, folder: Path, what: str) -> dict[str, float]:
+    """One figure in this process, whose packages are loaded."""
     load = LOADERS[way]
-    import transformers  # noqa: F401
-    from transformers import Qwen2ForCausalLM, SiglipVisionModel  # noqa: F401
-
-    (torch.ones(1024, 1024).bfloat16() + 1).sum()
     if what == "memory":
         kept: list[nn.Module] = []
 
@@ -146,9 +158,19 @@ def measure_here(way: str, folder: Path, what: str) -> dict[str, float]:
 
 
 def in_a_process(way: str, folder: Path, what: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.bench_checkpoint", "--only", way, what, "--folder", str(folder)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return json.loads(out.stdout.splitlines()[-1])
+    """One figure in a process of its own: a fork of this one, so that packages are loaded once."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = os.fork()
+    if child == 0:
+        try:
+            sender.send(measure(way, folder, what))
+        finally:
+            os._exit(0)
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        os.waitpid(child, 0)
 
 
 def machine() -> dict[str, Any]:
@@ -174,26 +196,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=5, help="in turn; the median of CPU seconds counts")
-    parser.add_argument("--folder", type=Path, help="for --only: the model's")
-    parser.add_argument("--only", nargs=2, metavar=("WAY", "WHAT"), help="one figure, in this process, as JSON")
+    parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="where the files are written")
     args = parser.parse_args()
-    if args.only:
-        print(json.dumps(measure_here(args.only[0], args.folder, args.only[1])))
-        return
     about = machine()
-    with tempfile.TemporaryDirectory() as temporary:
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)  # a process that has started threads cannot be forked
+    (torch.ones(1024, 1024).bfloat16() + 1).sum()
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = Path(temporary) / "model"
         torch.manual_seed(0)
         model = Eagle(config()).bfloat16()
         model.save_pretrained(folder, layout="transformers5")
         sizes = [parameter.nbytes for parameter in model.parameters()]
         del model
+        small = Path(temporary) / "small"
+        Eagle(tiny()).bfloat16().save_pretrained(small, layout="transformers5")
+        for way in LOADERS:  # what they import when they are first called
+            LOADERS[way](small)
         figures: dict[str, dict[str, Any]] = {}
-        for what in (*TOUCHES, "save", "memory"):
-            rounds = 1 if what == "memory" else args.rounds
-            got: dict[str, list[dict[str, float]]] = {way: [] for way in LOADERS}
-            for _ in range(rounds):
-                for way in LOADERS:
+        for what, (ways, rounds) in WHATS.items():
+            got: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+            for _ in range(rounds or args.rounds):
+                for way in ways:
                     got[way].append(in_a_process(way, folder, what))
             figures[what] = {
                 way: {key: round(statistics.median(one[key] for one in runs), 3) for key in runs[0]}

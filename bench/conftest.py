@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from typing import Any
 
+import pytest
 import torch
 import triton
 
@@ -14,6 +15,14 @@ import triton
 collect_ignore = [] if importlib.util.find_spec("av") else ["bench_decode.py"]
 
 RIVALS = ("cut-cross-entropy", "flash-attn", "flash-attn-4", "liger-kernel", "nvidia-cutlass-dsl", "quack-kernels")
+
+
+@pytest.fixture(scope="session")
+def rehearsed(request: pytest.FixtureRequest) -> bool:
+    """Whether nothing is measured: benches are tests (--benchmark-disable), or a session is rehearsed (--count-each).
+    What takes long on a CPU then takes smaller sizes."""
+    option = request.config.getoption
+    return bool(option("--benchmark-disable") or option("--count-each", None))
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ Each line of the file is one JSON object:
     {"started": test}                                           before a test
     {"test", "outcome", "seconds", "reason", "bench"}           after it
     {"missing": package, "test": file}                          a file that cannot be imported without that package
+    {"finished": stage, "without": [package, ...]}              by session.py: all of a stage, but for such files
 A test with a result is not run again. One that was started twice and never ended took its process down with it: it
 counts as "crashed".
 """

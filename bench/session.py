@@ -46,13 +46,14 @@ STAGES = (
     Stage(name="doctor", share=0.05),
     Stage(
         name="correctness",
-        paths=("tests/kernels", "tests/model"),
+        paths=("tests/kernels", "tests/model", "tests/train"),
         options=("-m", "gpu and not real_shapes", "--in-turn"),
         share=0.35,
         spread=True,
     ),
     Stage(name="real shapes", paths=("tests/kernels", "tests/model"), options=("-m", "gpu and real_shapes"), share=0.2),
     Stage(name="attention", paths=("bench/bench_attention.py",), options=("-k", GOAL_PATTERNS), share=0.4),
+    Stage(name="training step", paths=("bench/bench_step.py",), share=0.3),
     Stage(name="linear cross-entropy", paths=("bench/bench_linear_cross_entropy.py",), share=0.3),
     Stage(
         name="norms and activations",
@@ -89,6 +90,7 @@ GOALS = (
     Goal(group="attention backward, packed", rival="flex", times=1.8),
     Goal(group="attention deterministic backward", rival=BEST, times=1.0),
     Goal(group="linear_cross_entropy", rival="three matmuls", times=0.9),
+    Goal(group="training step, 32K", rival="transformers, flash-attn 2, Liger", times=1.35),
 )
 
 
@@ -115,10 +117,10 @@ class Session:
         for stage in stages:
             if self.seconds_left() <= 0:
                 break
-            if stage.paths:
-                self._run_tests(stage)
-            else:
+            if not stage.paths:
                 self._run_doctor()
+            elif not self._is_finished(stage):
+                self._run_tests(stage)
             self.write_summary()
         return sum(record["outcome"] in ("failed", "crashed") for record in self._results().values())
 
@@ -138,11 +140,17 @@ class Session:
     def _append(self, record: dict[str, Any]) -> None:
         append_record(self.records_path, record)
 
+    def _is_finished(self, stage: Stage) -> bool:
+        """An earlier call ran all of it, but for files whose packages are missing to this day. Collecting alone takes
+        half a minute."""
+        ends = [record for record in read_records(self.records_path) if record.get("finished") == stage.name]
+        return any(not any(map(_imports, record["without"])) for record in ends)
+
     def _run_tests(self, stage: Stage) -> None:
         """In a process of its own; again in a new one while a lost GPU context ends it and something got done."""
         stage_end = self.seconds_left() - stage.share * self._seconds
         while (left := self.seconds_left() - max(0.0, stage_end)) > 0:
-            num_before = len(self._results())
+            num_before, num_records = len(self._results()), len(read_records(self.records_path))
             command = [sys.executable, "-m", "pytest", *stage.paths, *stage.options, "-q", "-p", "bench.records"]
             command += ["--records", str(self.records_path), "--seconds-left", str(left)]
             command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
@@ -156,7 +164,11 @@ class Session:
             except subprocess.TimeoutExpired:
                 return
             print(f"== {stage.name}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            new = read_records(self.records_path)[num_records:]
             stopped_early = done.returncode not in (0, 1, 5) or "CUDA context is lost" in done.stdout
+            if not stopped_early and OUT_OF_TIME not in done.stdout:
+                without = {record["missing"] for record in new if "::" not in record.get("test", "::")}
+                self._append({"finished": stage.name, "without": sorted(without)})
             if not stopped_early or OUT_OF_TIME in done.stdout or len(self._results()) == num_before:
                 return
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from eagle_kernels import attention_sm90, attention_triton, autocast
 from eagle_kernels.attention_plan import AttentionPlan, check_offsets
-from eagle_kernels.checks import KERNEL_DTYPES, refuse, refuse_types, refuse_unlike, takes_kernel
+from eagle_kernels.checks import KERNEL_DTYPES, is_positive, refuse, refuse_types, refuse_unlike, takes_kernel
 from eagle_kernels.library import custom_op
 
 Backend = Literal["eagle", "flash_attn"]
@@ -371,8 +371,8 @@ def _attention(
         with autocast.off(q_THD):
             return _attention(op, q_THD, k_TKD, v_TKD, cu_seqlens, *options)
     _check_inputs(op, q_THD, k_TKD, v_TKD)
-    if not (softmax_scale is None or (isinstance(softmax_scale, int | float) and softmax_scale > 0)):
-        refuse(op, "softmax_scale", softmax_scale, "None or a number > 0")
+    if not (softmax_scale is None or is_positive(softmax_scale)):
+        refuse(op, "softmax_scale", softmax_scale, "None or a finite number > 0")
     if backend not in BACKENDS:
         refuse(op, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
     if not (backend == "eagle" or q_THD.is_cuda):

@@ -1,12 +1,13 @@
 """How an op refuses an argument before a kernel starts: the message says who, what it got and what it needs.
 
-if eps <= 0:
-    refuse("rms_norm", "eps", eps, "a number > 0")  # ValueError: rms_norm: eps is -1; needs a number > 0.
+if not is_positive(eps):
+    refuse("rms_norm", "eps", eps, "a finite number > 0")  # rms_norm: eps is -1; needs a finite number > 0.
 
-The condition stands at the call, the message after it: what is right costs no call, builds no text, and under
+The condition stands at the call, the message after it: what is right builds no text, and under
 torch.compile no number in a text becomes a constant of the graph.
 """
 
+from math import inf
 from typing import NoReturn
 
 import torch
@@ -18,6 +19,11 @@ KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 def refuse(op: str, argument: str, got: object, need: str) -> NoReturn:
     raise ValueError(f"{op}: {argument} is {got}; needs {need}.")
+
+
+def is_positive(x: object) -> bool:
+    """Whether it is a finite number above 0; True is none."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < inf
 
 
 def refuse_types(op: str, **arguments: object) -> NoReturn:

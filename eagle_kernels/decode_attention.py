@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import autocast, native
-from eagle_kernels.checks import KERNEL_DTYPES, refuse, refuse_types, refuse_unlike
+from eagle_kernels.checks import KERNEL_DTYPES, is_positive, refuse, refuse_types, refuse_unlike
 from eagle_kernels.library import custom_op
 
 OP = "decode_attention"
@@ -190,8 +190,8 @@ def decode_attention(
     max_k_len = L if max_k_len is None else max_k_len
     if not (isinstance(max_k_len, int) and 0 <= max_k_len <= L):
         refuse(OP, "max_k_len", max_k_len, f"0 to the {L} rows of k")
-    if not (softmax_scale is None or (isinstance(softmax_scale, int | float) and softmax_scale > 0)):
-        refuse(OP, "softmax_scale", softmax_scale, "None or a number > 0")
+    if not (softmax_scale is None or is_positive(softmax_scale)):
+        refuse(OP, "softmax_scale", softmax_scale, "None or a finite number > 0")
     scale = D**-0.5 if softmax_scale is None else softmax_scale
     out_SHD, lse_HS = _fwd(q_SHD, k_LKD, v_LKD, k_start_S, k_len_S, max_k_len, scale, num_threads)
     return (out_SHD, lse_HS) if return_lse else out_SHD

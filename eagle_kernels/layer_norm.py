@@ -23,6 +23,7 @@ from eagle_kernels.checks import (
     as_rows,
     check_kernel_dtype,
     inner_contiguous,
+    is_positive,
     on_device_of,
     refuse,
     refuse_types,
@@ -236,8 +237,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
             refuse(op, f"{name}'s shape", tuple(tensor.shape), f"({x.shape[-1]},), x's width")
         if tensor.dtype != x.dtype or tensor.device != x.device:
             refuse_unlike(op, name, tensor, "x", x)
-    if not (isinstance(eps, int | float) and eps > 0):
-        refuse(op, "eps", eps, "a number > 0")
+    if not is_positive(eps):
+        refuse(op, "eps", eps, "a finite number > 0")
     if not takes_kernel(x):
         return layer_norm_ref(x, weight, bias, eps)
     check_kernel_dtype(op, "x", x)

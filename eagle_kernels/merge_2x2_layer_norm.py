@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels import autocast
-from eagle_kernels.checks import check_kernel_dtype, refuse, refuse_types, refuse_unlike, takes_kernel
+from eagle_kernels.checks import check_kernel_dtype, is_positive, refuse, refuse_types, refuse_unlike, takes_kernel
 from eagle_kernels.layer_norm import launch_bwd, launch_fwd, layer_norm_ref
 from eagle_kernels.library import custom_op
 from eagle_kernels.merge_2x2 import merge_2x2_ref, side_of
@@ -118,8 +118,8 @@ def merge_2x2_layer_norm(patches_IPC: Tensor, weight_E: Tensor, bias_E: Tensor, 
             refuse(op, f"{name}'s shape", tuple(tensor.shape), f"({4 * C},), 4 x patches' width")
         if tensor.dtype != patches_IPC.dtype or tensor.device != patches_IPC.device:
             refuse_unlike(op, name, tensor, "patches", patches_IPC)
-    if not (isinstance(eps, int | float) and eps > 0):
-        refuse(op, "eps", eps, "a number > 0")
+    if not is_positive(eps):
+        refuse(op, "eps", eps, "a finite number > 0")
     if not takes_kernel(patches_IPC):
         return merge_2x2_layer_norm_ref(patches_IPC, weight_E, bias_E, eps)
     check_kernel_dtype(op, "patches", patches_IPC)

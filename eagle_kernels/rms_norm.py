@@ -22,6 +22,7 @@ from eagle_kernels.checks import (
     as_rows,
     check_kernel_dtype,
     inner_contiguous,
+    is_positive,
     on_device_of,
     refuse,
     refuse_types,
@@ -247,8 +248,8 @@ def _check(op: str, x: Tensor, weight: Tensor, eps: float) -> None:
         refuse(op, "weight's shape", tuple(weight.shape), f"({x.shape[-1]},), the width of x")
     if weight.dtype != x.dtype or weight.device != x.device:
         refuse_unlike(op, "weight", weight, "x", x)
-    if not (isinstance(eps, int | float) and eps > 0):
-        refuse(op, "eps", eps, "a number > 0")
+    if not is_positive(eps):
+        refuse(op, "eps", eps, "a finite number > 0")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

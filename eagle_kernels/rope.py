@@ -23,6 +23,7 @@ from eagle_kernels.checks import (
     check_kernel_dtype,
     has_no_numbers,
     inner_contiguous,
+    is_positive,
     on_device_of,
     refuse,
     refuse_types,
@@ -224,10 +225,10 @@ def check_angles(
             refuse(op, "frequencies' dtype", frequencies.dtype, "torch.float32")
         if frequencies.device != like.device:
             refuse(op, "frequencies' device", frequencies.device, f"{like_name}'s {like.device}")
-    elif not (isinstance(theta, int | float) and theta > 0):
-        refuse(op, "theta", theta, "a number > 0")
-    if not (isinstance(scale, int | float) and scale > 0):
-        refuse(op, "scale", scale, "a number > 0")
+    elif not is_positive(theta):
+        refuse(op, "theta", theta, "a finite number > 0")
+    if not is_positive(scale):
+        refuse(op, "scale", scale, "a finite number > 0")
 
 
 def rope(

@@ -1,4 +1,4 @@
-"""The command line: eagle doctor | plan | sizes | train | chat | convert | assemble | report | bench.
+"""The command line: eagle doctor | plan | sizes | estimate | train | chat | convert | assemble | report | bench.
 
     eagle plan film.mp4 --context 8192
     eagle train tiny --run runs/first --set data.recipe=videos/recipe.json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from eagle_model.model.config import EagleConfig
     from eagle_model.train.progressive import Progressive
     from eagle_model.train.trainer import Trainer
 
@@ -220,17 +221,46 @@ def sizes(
 
     Example:  eagle sizes eagle2_5_8b
     """
-    from eagle_model.checkpoints import read_newest
-    from eagle_model.model.config import PRESETS, EagleConfig
     from eagle_model.model.sizes import Sizes
 
+    print("\n".join(Sizes.of(_model_config(model)).lines()))
+
+
+def _model_config(model: str) -> EagleConfig:
+    """Of a preset, or of a folder of a model or run."""
+    from eagle_model.checkpoints import read_newest
+    from eagle_model.model.config import PRESETS, EagleConfig
+
     if model in PRESETS:
-        cfg = PRESETS[model]()
-    elif Path(model).is_dir():
-        cfg = read_newest(Path(model), lambda folder: EagleConfig.read(folder / "config.json"), print)
-    else:
-        raise ValueError(f"{model} is neither a preset ({', '.join(PRESETS)}) nor a folder.")
-    print("\n".join(Sizes.of(cfg).lines()))
+        return PRESETS[model]()
+    if Path(model).is_dir():
+        return read_newest(Path(model), lambda folder: EagleConfig.read(folder / "config.json"), print)
+    raise ValueError(f"{model} is neither a preset ({', '.join(PRESETS)}) nor a folder.")
+
+
+@app.command()
+def estimate(
+    recipe: Annotated[str, typer.Argument(help="A recipe, as for `eagle train`.")],
+    gpus: Annotated[int, typer.Option(min=1, help="How many GPUs share the step.")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100-80g, h100-80g, h200-141g or b200-180g.")] = "h100-80g",
+    set_: Annotated[list[str], typer.Option("--set", help="path.to.field=value, as often as needed.")] = [],  # noqa: B006
+    visual: Annotated[float, typer.Option(min=0, max=1, help="Share of visual tokens.")] = 7 / 8,
+    documents: Annotated[int, typer.Option(min=1, help="Samples of a row, equally long.")] = 1,
+) -> None:
+    """What a training step will take on GPUs that are not here: memory and time by part, the cheapest layout that fits.
+
+    Without a model of its own, a recipe is taken to train eagle2_5_8b. Times, and layouts of more than one GPU, are
+    predictions.
+
+    Example:  eagle estimate stage4 --gpus 64 --gpu h100-80g
+    """
+    from eagle_model.fields import override
+    from eagle_model.train.estimate import report
+    from eagle_model.train.recipes import recipe as recipe_of
+
+    config = override(recipe_of(recipe), set_)
+    cfg = _model_config(config.model or "eagle2_5_8b")
+    print("\n".join(report(cfg, config, gpu, gpus, visual_share=visual, documents=documents)))
 
 
 def _sheet_path(out: Path | None, files: list[Path]) -> Path:
@@ -300,7 +330,9 @@ def train(
     Example:  eagle train progressive --run runs/eagle --set model=start --set data.recipe=mix.json --set stage4:seed=1
     """
     if recipe == "progressive" and config is None:
-        return _train_progressive(stages, run, set_, show=show, profile=profile)
+        if profile:
+            raise ValueError("--profile goes with one recipe: eagle train stage2 --profile ...")
+        return _train_progressive(stages, run, set_, show)
     if stages is not None:
         raise ValueError("--stages goes with progressive: eagle train progressive --stages stage2,stage3 ...")
     from eagle_model.fields import listing, override
@@ -323,12 +355,10 @@ def train(
 
     from eagle_model.train.trainer import Trainer
 
-    _train(lambda: Trainer(chosen, run, say=print), profile=profile)
+    _train(lambda: Trainer(chosen, run, say=print, profile=profile))
 
 
-def _train_progressive(
-    stages: str | None, run: Path | None, assignments: list[str], *, show: bool, profile: bool
-) -> None:
+def _train_progressive(stages: str | None, run: Path | None, assignments: list[str], show: bool) -> None:
     from eagle_model.fields import listing
     from eagle_model.train.progressive import STAGES, Progressive, stages_of
 
@@ -341,7 +371,7 @@ def _train_progressive(
         return
     if run is None:
         raise ValueError("--run is missing; needs the folder of the stages' runs, as in --run runs/eagle.")
-    _train(lambda: Progressive(chosen, run, say=print), profile=profile)
+    _train(lambda: Progressive(chosen, run, say=print))
 
 
 def _show(lines: list[tuple[str, str]]) -> None:
@@ -349,12 +379,12 @@ def _show(lines: list[tuple[str, str]]) -> None:
         print(f"{assignment:{COMMENT_COLUMN}}  # {about}" if assignment else f"\n# {about}")
 
 
-def _train(make: Callable[[], Trainer | Progressive], *, profile: bool) -> None:
+def _train(make: Callable[[], Trainer | Progressive]) -> None:
     from eagle_model.train.trainer import TrainingError
 
     try:
         trainer = make()
-        done = trainer.train(profile=profile)
+        done = trainer.train()
     except TrainingError as error:
         raise typer.Exit(_say(str(error), code=1)) from error
     if not done and trainer.stopped_by:

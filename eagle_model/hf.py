@@ -50,6 +50,7 @@ from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.eagle import Eagle, build
 from eagle_model.model.llm import document_lengths
+from eagle_model.model.lora import load_adapter
 from eagle_model.model.recompute import recomputed, run
 
 MODEL_TYPE = "eagle_2_5_vl"
@@ -391,10 +392,11 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         device_map: Any = None,
         **kwargs: Any,  # of the hub and of every model of transformers
     ) -> Eagle2_5_VLForConditionalGeneration:
-        """`Eagle.from_pretrained`: a folder, or a model of the hub, which is downloaded.
+        """`Eagle.from_pretrained`: a folder, or a model of the hub, which is downloaded; mapped, as transformers does.
 
         dtype: "auto" and None keep the files' own.  device_map: one device ("cuda", 0, {"": 0}), or "auto": a GPU if
-        there is one.  Raises ValueError for arguments that would load something else (quantization, a state_dict ...).
+        there is one.  The Auto class finds the model of an adapter's folder, whose adapters are then in place.
+        Raises ValueError for arguments that would load something else (quantization, a state_dict ...).
         """
         for name in _REFUSED:
             if kwargs.get(name) is not None:
@@ -404,10 +406,14 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         _check_attention(kwargs.get("attn_implementation") if config is None else config._attn_implementation)
         folder = local_folder(pretrained_model_name_or_path, kwargs)
         wanted = torch_dtype if dtype is None else dtype
-        eagle = Eagle.from_pretrained(folder, dtype=_dtype(wanted), device=_device(device_map))
+        eagle = Eagle.from_pretrained(folder, dtype=_dtype(wanted), device=_device(device_map), mapped=True)
         config = Eagle2_5_VLConfig.from_pretrained(folder) if config is None else config
         config.dtype = eagle.lm_head.weight.dtype
         config._name_or_path = str(pretrained_model_name_or_path)
+        if adapter := (kwargs.get("adapter_kwargs") or {}).get(
+            "_adapter_model_path"
+        ):  # of the Auto class, for its folder
+            load_adapter(eagle, adapter)
         model = cls(config, eagle)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)

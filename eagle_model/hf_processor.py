@@ -62,9 +62,9 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
         """input_ids and attention_mask (B, T), and pixel_values (I, 3, tile_px, tile_px) where there are media.
 
         text: conversations that `apply_chat_template` wrote, with `<image-k>` and `<video-k>` for media, each once, and
-        `\\\\<image-k>` for these characters; or pieces of text without media.  images: PIL images,
-        arrays, paths or addresses, of one text; of several, a list a text, or one list that all use up in turn.
-        videos: paths, alike.  padding: texts are always brought to one length.
+        a backslash before one that is text; or pieces of text without media.  images: PIL images, arrays, paths or
+        addresses, of one text; of several, a list a text, or one list that all use up in turn.  videos: paths, alike.
+        padding: texts are always brought to one length.
         Raises ValueError for text that does not fit the media, and for truncation: it would cut visual tokens.
         DataError (a ValueError) as `eagle_model.Processor`.
         """
@@ -101,7 +101,7 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
         **others: Any,  # transformers'
     ) -> Any:
         """transformers' own. In conversations that show media as parts, or are tokenized here, the texts' `<image-k>`
-        are characters (`\\\\<image-k>`), not places of media.
+        are characters, written with a backslash before them, not places of media.
 
         return_assistant_tokens_mask: "assistant_masks" (B, T), 1 for what our trainer learns: each answer through its
         end of turn. Raises ValueError for it without tokenize and return_dict, and for sanitize_control_tokens.

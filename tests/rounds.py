@@ -15,16 +15,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import pytest
 
-SLOW_SECONDS = 8.0  # of CPU for each slow test that counts no rounds; `pytest --slow-seconds` gives another number
+SLOW_SECONDS = 6.0  # of CPU for each slow test that counts no rounds; `pytest --slow-seconds` gives another number
 SLOW = "slow"
 
 
 @dataclass
 class Rounds:
-    """Counts from 0, `most` times or for `seconds` of this process's CPU time, and once at least."""
+    """Counts from 0, `most` times or for `seconds` of this process's CPU time, once at least; afresh in each loop."""
 
     most: int | None
     seconds: float
@@ -37,10 +38,14 @@ class Rounds:
 
     def __iter__(self) -> Iterator[int]:
         end = time.process_time() + self.seconds
-        while not self.num or (time.process_time() < end if self.most is None else self.num < self.most):
-            yield self.num
+        for number in count():
+            if number and (time.process_time() >= end if self.most is None else number == self.most):
+                return
+            yield number
             self.num += 1
 
 
-def by_rounds(most: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("rounds", [most, pytest.param(SLOW, marks=pytest.mark.slow)], indirect=True)
+def by_rounds(most: int | None) -> pytest.MarkDecorator:
+    """None: only the slow test."""
+    short = [] if most is None else [most]
+    return pytest.mark.parametrize("rounds", [*short, pytest.param(SLOW, marks=pytest.mark.slow)], indirect=True)

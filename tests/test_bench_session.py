@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.records import append_record, read_records, results
-from bench.session import ROOT, _goals, _missing, as_benchmark_file
+from bench.session import ROOT, STAGES, Session, _goals, _missing, as_benchmark_file
 
 ABSENT = ("av", "typer", "rich")
 
@@ -88,9 +88,9 @@ def test_killed_and_out_of_time_each_bench_stands_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1700)
 def test_the_whole_of_twelve_minutes(tmp_path: Path) -> None:
-    """Every stage on a CPU; each test counts as two seconds; killed at five moments, three packages missing."""
+    """Every stage on a CPU; each test counts as two seconds; killed at three moments, three packages missing."""
     options = ("--minutes", "12", "--count-each", "2")
-    for num_results in (1, 60, 150, 250, 350):
+    for num_results in (1, 150, 300):
         kill_after(start(tmp_path, *options, without=ABSENT), tmp_path, num_results)
     for _ in range(20):  # sessions until one finds nothing left to do
         num_before = len(results(read_records(records_file(tmp_path))))
@@ -105,11 +105,30 @@ def test_the_whole_of_twelve_minutes(tmp_path: Path) -> None:
     assert {Path(test.partition("::")[0]).name for test in found} >= {"bench_attention.py", "bench_rms_norm.py"}
 
 
+def test_every_test_for_a_gpu_is_in_a_stage() -> None:
+    """And every bench: in a stage of its own, or in the last one, which takes the folder."""
+    ran = [path for stage in STAGES if "gpu" in " ".join(stage.options) for path in stage.paths]
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
+    names = [path.relative_to(ROOT).as_posix() for path in marked if path != Path(__file__)]
+    assert len(names) > 10
+    assert not [name for name in names if not name.startswith(tuple(f"{path}/" for path in ran))]
+    assert STAGES[-1].paths == ("bench",)
+    assert all((ROOT / path).exists() for stage in STAGES for path in stage.paths)
+
+
 def test_what_a_process_took_down_twice_counts_as_crashed() -> None:
     once = [{"started": "t"}]
     assert not results(once)
     assert results(once * 2)["t"]["outcome"] == "crashed"
     assert results([*once * 2, {"test": "t", "outcome": "passed"}])["t"]["outcome"] == "passed"
+
+
+def test_a_finished_stage_is_left_out_until_there_is_what_it_lacked(tmp_path: Path) -> None:
+    session = Session(tmp_path, "cpu", seconds=1.0)
+    first, second, third = [stage for stage in STAGES if stage.paths][:3]
+    append_record(session.records_path, {"finished": first.name, "without": ["not_there_at_all"]})
+    append_record(session.records_path, {"finished": second.name, "without": ["json", "not_there_at_all"]})
+    assert [session._is_finished(stage) for stage in (first, second, third)] == [True, False, False]
 
 
 def test_a_line_cut_short_is_no_result(tmp_path: Path) -> None:

@@ -443,8 +443,12 @@ def test_peft(model, processor, tmp_path: Path) -> None:
     assert all(name.startswith(("connector.", "llm.layers.", "vision.layers.")) for name in changed)
     fresh = AutoModelForImageTextToText.from_pretrained(Path(model.config._name_or_path))
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    ours = AutoModelForImageTextToText.from_pretrained(Path(model.config._name_or_path)).eval()
+    load_adapter(ours.eagle, tmp_path / "adapter")
+    by_folder = AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter")  # which names the model under it
     with torch.no_grad():
-        assert (loaded(**batch).logits - want).abs().max() < 1e-4
+        for again in (loaded, ours, by_folder):
+            assert (again(**batch).logits - want).abs().max() < 1e-4
 
 
 def test_a_model_under_adapters_is_not_saved_as_if_it_were_plain(model, tmp_path: Path) -> None:

@@ -31,11 +31,13 @@ FOLDERS = ("eagle_model.data", "eagle_model.model", "eagle_model.train", "eagle_
 ONE_PLACE = {  # a file, or a folder
     "av": "eagle_kernels/video/libav",
     "flash_attn": "eagle_kernels/attention.py",
+    "jinja2": "eagle_model/train/report.py",
     "nvidia": "eagle_kernels/video/dali.py",
     "pillow_heif": "eagle_model/data/images.py",
     "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
     "transformer_engine": "eagle_model/model/fp8_te.py",
+    "wandb": "eagle_model/train/sinks.py",
 }
 TORCHAO = {"eagle_model/model/nf4.py", "eagle_model/train/adamw8bit.py"}
 

@@ -36,6 +36,7 @@ BENCHES = {
     "decode_dali",
     "generate",
     "images",
+    "memory",
     "progressive",
 }  # benches of what is no op: decoding, generation, training
 

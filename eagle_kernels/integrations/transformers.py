@@ -282,8 +282,8 @@ def patch(model: nn.Module) -> list[Swap]:
         for swap in patch(model):
             print(swap)
 
-    The model gets configs of its own, copies of those it had, so that another model with the same config stays as it
-    is. Losses and gradients are the same up to rounding (without a labelled token: 0, where transformers gives nan). Patch
+    The model gets configs of its own, copies of those it had, so that another model of the same config stays.
+    Losses and gradients are the same up to rounding (without a labelled token: 0, where transformers gives nan). Patch
     before FSDP or torch.compile wraps the model; adapters may come before or after. A second call changes nothing.
 
     Returns: what this call swapped, module by module; what it does not list computes as before.

@@ -265,7 +265,9 @@ class TextConfig:
         family = _FAMILIES[model_type]
         other = _without_fixed("text_config", fields, family.only)
         _without_fixed("text_config", other, {**family.only_if_given, "partial_rotary_factor": 1.0})
-        spelled = {name: other[name] for name in ("rope_parameters", "rope_scaling", "rope_theta") if name in other}
+        spelled: dict[str, Any] = {
+            name: other[name] for name in ("rope_parameters", "rope_scaling", "rope_theta") if name in other
+        }
         rope_scaling = _take_rope(other, family.defaults)
         kinds = other.get("layer_types") or []
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
@@ -313,7 +315,9 @@ class TextConfig:
     def _rope_as_it_came(self, fields: dict[str, Any]) -> dict[str, Any]:
         """`rope_scaling`; where the file had the same in another spelling, that, and no theta beside one inside."""
         plain = {"rope_scaling": None if self.rope_scaling is None else self.rope_scaling.to_dict()}
-        came = {name: fields.pop(name) for name in ("rope_parameters", "rope_scaling") if name in fields}
+        came: dict[str, Any] = {
+            name: fields.pop(name) for name in ("rope_parameters", "rope_scaling") if name in fields
+        }
         if not came:
             return plain
         again = {**fields, **came, "rope_theta": self.other.get("rope_theta", self.rope_theta)}

@@ -76,6 +76,12 @@ class Eagle(nn.Module):
         if self.cfg.text.tie_word_embeddings:
             self.lm_head.weight = self.llm.embed_tokens.weight
 
+    def untie(self) -> None:
+        """Gives an output head that shares its weight with the embeddings one of its own, of the same numbers."""
+        self.cfg = replace(self.cfg, text=replace(self.cfg.text, tie_word_embeddings=False))
+        weight = self.lm_head.weight
+        self.lm_head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+
     def encode_tiles(self, patches_IPK: Tensor, *, run_layer: RunLayer = run) -> Tensor:
         """(I, P, K), normalised pixels -> (N, D) visual tokens, tile by tile. I may be 0."""
         if self.vision_chunk_tiles is not None:
@@ -164,10 +170,16 @@ class Eagle(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+        cls,
+        folder: Path | str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        mapped: bool = False,
     ) -> Eagle:
         """From a folder with config.json and safetensors under the released names, or from a run's folder, whose newest
-        checkpoint is taken. dtype None keeps the files' own.
+        checkpoint is taken. dtype None keeps the files' own. mapped: weights are read when they are used, as `load`
+        says.
 
         Files that a checkpoint's manifest lists are checked against it. Raises FileNotFoundError or ValueError where
         `read_model_config`, `load` and `checkpoints.read_newest` do.
@@ -175,7 +187,7 @@ class Eagle(nn.Module):
 
         def read(checkpoint: Path) -> Eagle:
             model = build(read_model_config(checkpoint))
-            load(model, checkpoint, dtype=dtype, device=device)
+            load(model, checkpoint, dtype=dtype, device=device, mapped=mapped)
             return model
 
         return read_newest(Path(folder), read)
@@ -229,6 +241,8 @@ def write_config(
 def draw(model: nn.Module, initializer_range: float) -> None:
     """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
     for module in model.modules():
+        if next((p.is_meta for p in module.parameters(recurse=False)), True):
+            continue  # nothing to draw into, and torch does it in Python, slowly
         if isinstance(module, Linear):
             # One projection after another: a seed's numbers are those of layers that are not fused.
             sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features
@@ -289,6 +303,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     is_verified: bool = False,
+    mapped: bool = False,
     convert: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Gives a model that was built on "meta" its weights, on `device` and in `dtype`; None keeps the source's own.
@@ -298,6 +313,8 @@ def load(
     generator, so that a seed means the same on every device, and the same as a model that was built on the CPU.
 
     is_verified: a checkpoint's files were checked against its manifest just now; else those that are read are.
+    mapped: on a CPU, weights are views of the mapped files, as transformers has them: a model that is only used starts
+    at once. The files must not be written to in place meanwhile (weights.read).
     convert: what a parameter of a folder becomes, by its name, one by one as they are read: another dtype, or 4 bits.
 
     Raises ValueError when the model has weights already and where `check_device` does, FileNotFoundError or ValueError
@@ -323,6 +340,7 @@ def load(
             device=device,
             is_verified=is_verified,
             carried=model.carried,
+            mapped=mapped,
         )
         for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")

@@ -26,8 +26,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,7 +42,7 @@ from eagle_model.files import read_json, write_text
 from eagle_model.model import weights
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.linear import FusedLinear, Linear
-from eagle_model.model.lora_config import LoraConfig, from_peft, to_peft
+from eagle_model.model.lora_config import LoraConfig, from_peft, renamed, to_peft
 from eagle_model.model.nf4 import is_nf4
 
 __all__ = ["LoraConfig", "add_lora", "load_adapter", "merge", "save_adapter", "trained_whole"]
@@ -51,6 +51,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")  # what older programs wrote
 MAX_CONFIG_BYTES = 1 << 18  # the names of all projections of a large model take 34 KB
 _PREFIX = "base_model.model."  # of all names in PEFT's files
+_OURS = "eagle."  # what eagle_model.hf's class has before the names of our modules
 _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
@@ -232,7 +233,11 @@ def save_adapter(model: Eagle, folder: Path | str) -> None:
     tensors = {_PREFIX + key: getattr(*place).detach() for key, place in _places(model).items()}
     whole = {name: model.get_parameter(name).detach() for name in trained_whole(model, attached.config)}
     tensors |= {_PREFIX + key: tensor for key, tensor in weights.released(whole, _rules(model)).items()}
-    fields = to_peft(attached.config, list(_adapters(model))) | dict(attached.other)
+    config = attached.config
+    if _by_pefts_rule(model, config) != config:  # then PEFT would take more for it
+        modules = sorted({key.rpartition(".")[0] for key in weights.released(whole, _rules(model))})
+        config = replace(config, modules_to_save=tuple(modules))
+    fields = to_peft(config, list(_adapters(model))) | dict(attached.other)
     if model.cfg.text.tie_word_embeddings and "llm.embed_tokens.weight" in whole:
         fields["ensure_weight_tying"] = True
     weights.write_tensors(folder / WEIGHTS_FILE, tensors)
@@ -256,13 +261,14 @@ def merge(model: Eagle) -> None:
     model.requires_grad_(True)
 
 
-def trained_whole(model: Eagle, config: LoraConfig) -> list[str]:
+def trained_whole(model: Eagle, config: LoraConfig, *, apart: bool = False) -> list[str]:
     """The parameters, by our names, of the modules in modules_to_save.
 
+    apart: an output head that shares its weight with the embeddings counts too, under its own name.
     Raises ConfigError for a name that fits no module, or a part of a projection.
     """
     found, fits = [], set()
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=not apart):
         if ".lora." in name:
             continue
         meta = torch.empty(parameter.shape, device="meta")
@@ -276,8 +282,24 @@ def trained_whole(model: Eagle, config: LoraConfig) -> list[str]:
         if any(saved) and not all(saved):
             raise ConfigError(f"modules_to_save has a part of {few(modules)}, which are one here; needs all or none.")
     if missing := [name for name in config.modules_to_save if name not in fits]:
+        if model.cfg.text.tie_word_embeddings and any("lm_head".endswith(name) for name in missing):
+            raise ConfigError(
+                "modules_to_save has lm_head, whose weight the embeddings share in this model; train embed_tokens, "
+                "which trains both."
+            )
         raise ConfigError(f"modules_to_save is {few(missing)}; the model has no parameter of such a name.")
     return found
+
+
+def _by_pefts_rule(model: Eagle, config: LoraConfig, *, apart: bool = False) -> LoraConfig:
+    """modules_to_save as PEFT means it, whose names need only end so: every module by its name, where that is more."""
+    parameters = dict(model.named_parameters(remove_duplicate=not apart))
+    meta = {name: torch.empty(p.shape, device="meta") for name, p in parameters.items() if ".lora." not in name}
+    modules = sorted({key.rpartition(".")[0] for key in weights.released(meta, _rules(model))})
+    whole = [module for module in modules if config.trains_whole(module)]
+    if whole == [module for module in modules if config.saves(module)]:
+        return config
+    return replace(config, modules_to_save=tuple(whole))
 
 
 def _rules(model: Eagle) -> Sequence[weights.Rule]:
@@ -353,44 +375,136 @@ def _places(model: Eagle) -> dict[str, tuple[nn.Module, str]]:
 # ---- reading
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stored:
+    """A tensor of an adapter's file, by its header."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors spells it
+    get: Callable[[Any], Tensor]  # of the open file; it may be a view of the mapped file
+
+
 def _load(model: Eagle, folder: Path, dtype: torch.dtype | None) -> None:
     path, stored = folder / CONFIG_FILE, _contents(folder)
-    ranks = {key.removesuffix(_A): shape[0] for key, (shape, _) in stored.items() if key.endswith(_A) and shape}
     try:
         fields = read_json(path, max_bytes=MAX_CONFIG_BYTES)
         if not isinstance(fields, dict):
             raise ConfigError(f"it holds {shown(fields)}; needs a JSON object.")
-        config, other = from_peft(fields, ranks)
-        plan, whole = _plan(model, config), trained_whole(model, config)
-        tied = model.cfg.text.tie_word_embeddings and "llm.embed_tokens.weight" in whole
-        if tied and not fields.get("ensure_weight_tying"):
-            raise ConfigError(
-                "modules_to_save has embed_tokens, which this model's output head shares; PEFT trained a copy for the "
-                "embeddings alone, so the two differ. Train it anew with ensure_weight_tying."
-            )
+        _refuse_embeddings(stored)
+        config, other = from_peft(fields, _ranks(stored))
+        if any(_our_module(model, key) is not None for key in stored):
+            config, stored = _under_released_names(model, config, stored)
+            other = {name: value for name, value in other.items() if name not in ("target_modules", "rank_pattern")}
+        untie = model.cfg.text.tie_word_embeddings and not fields.get("ensure_weight_tying")
+        told, config = config.modules_to_save, _by_pefts_rule(model, config, apart=untie)
+        other |= {} if config.modules_to_save == told else {"modules_to_save": list(told)}
+        plan, whole = _plan(model, config), trained_whole(model, config, apart=untie)
         if model.adapter is not None:
             _check_same(model, model.adapter.config, config, plan)
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    parameters = {name: model.get_parameter(name) for name in whole}
-    meta = {name: torch.empty(parameter.shape, device="meta") for name, parameter in parameters.items()}
+    meta = {name: torch.empty(model.get_parameter(name).shape, device="meta") for name in whole}
     wanted = {key: tuple(tensor.shape) for key, tensor in weights.released(meta, _rules(model)).items()}
     _check_fit(folder, stored, _shapes(model, config, plan) | wanted)
+    if untie and not {"lm_head.weight", "llm.embed_tokens.weight"}.isdisjoint(whole):
+        model.untie()  # as PEFT does: one is trained, and the other stays as it was
     if model.adapter is None:
         _attach(model, config, other)
+    parameters = {name: model.get_parameter(name) for name in whole}
     with _open(folder / WEIGHTS_FILE) as file, torch.no_grad():
         for key, (module, attribute) in _places(model).items():
             old = getattr(module, attribute)
-            tensor = file.get_tensor(_PREFIX + key)  # of a mapped file, which others may write to: copied
+            tensor = stored[key].get(file)  # of a mapped file, which others may write to: copied
             tensor = tensor.to(device=old.device, dtype=dtype or tensor.dtype, copy=True)
             setattr(module, attribute, nn.Parameter(tensor, old.requires_grad))
-        released = {key: file.get_tensor(_PREFIX + key) for key in wanted}
+        released = {key: stored[key].get(file) for key in wanted}
         for name, tensor in weights.assembled(released, parameters, _rules(model)).items():
             parameters[name].copy_(tensor)
 
 
-def _contents(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of the tensors of an adapter's folder, by their names without PEFT's prefix."""
+def _ranks(stored: Mapping[str, _Stored]) -> dict[str, int]:
+    return {key.removesuffix(_A): at.shape[0] for key, at in stored.items() if key.endswith(_A) and at.shape}
+
+
+def _refuse_embeddings(stored: Mapping[str, _Stored]) -> None:
+    for module, marks in (("lm_head", (_A,)), ("embed_tokens", (".lora_embedding_A",))):
+        if any(key.endswith(f"{module}{mark}") for key in stored for mark in marks):
+            raise ConfigError(
+                f"the file has an adapter of {module}, which is no projection here: the loss reads the head's weight "
+                f"and never makes logits, and rows of the embeddings are looked up. Merge it with PEFT's "
+                f"merge_and_unload (docs/huggingface.md), or train {module} whole, by modules_to_save."
+            )
+
+
+# Adapters that PEFT trained on our own modules, as those of eagle_model.hf: `eagle.llm.layers.0.self_attn.qkv_proj`.
+
+
+def _our_module(model: Eagle, key: str) -> str | None:
+    """The module of ours that a name in a file begins with, if it is none of the release."""
+    name = key.removeprefix(_OURS)
+    for end in (_A, _B, _MAGNITUDE):
+        if name.endswith(end):
+            return _module_or_none(model, name.removesuffix(end))
+    return _module_or_none(model, name.rpartition(".")[0])
+
+
+def _module_or_none(model: Eagle, path: str) -> str | None:
+    top = path.partition(".")[0]
+    is_ours = top in ("llm", "vision", "connector", "lm_head") and path in dict(model.named_modules())
+    return path if is_ours else None
+
+
+def _under_released_names(
+    model: Eagle, config: LoraConfig, stored: Mapping[str, _Stored]
+) -> tuple[LoraConfig, dict[str, _Stored]]:
+    """The same adapters, of the released modules that each of ours consists of: they share A, and B's rows are theirs.
+    Names that are not ours stay as they are."""
+    found: dict[str, _Stored] = {}
+    parts: dict[str, list[str]] = {}
+    whole: list[str] = []
+    for key, at in stored.items():
+        path = _our_module(model, key)
+        if path is None:
+            found[key] = at
+            continue
+        name = key.removeprefix(_OURS)
+        end = next((end for end in (_A, _B, _MAGNITUDE) if name.endswith(end)), None)
+        if end is None:
+            found |= (released := _released_whole(model, name, at))
+            whole += [module.rpartition(".")[0] for module in released if module != name]
+            continue
+        meta = torch.empty(model.get_parameter(f"{path}.weight").shape, device="meta")
+        blocks = weights.released({f"{path}.weight": meta}, _rules(model))
+        sizes = {block.removesuffix(".weight"): len(tensor) for block, tensor in blocks.items()}
+        parts[key.removesuffix(end)] = [*sizes]
+        start = 0
+        for block, rows in sizes.items():
+            found[block + end] = at if end == _A else _rows(at, start, rows, sum(sizes.values()))
+            start += rows
+    return renamed(config, parts, sorted(set(whole))), found
+
+
+def _rows(at: _Stored, start: int, rows: int, all_rows: int) -> _Stored:
+    """Of a tensor with as many rows as are needed; another is handed on, to be refused by its shape."""
+    if not at.shape or at.shape[0] != all_rows:
+        return at
+    return _Stored(shape=(rows, *at.shape[1:]), dtype=at.dtype, get=lambda file: at.get(file)[start : start + rows])
+
+
+def _released_whole(model: Eagle, name: str, at: _Stored) -> dict[str, _Stored]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if name not in parameters or tuple(parameters[name].shape) != at.shape:
+        return {name: at}  # to be refused
+    meta = weights.released({name: torch.empty(at.shape, device="meta")}, _rules(model))
+
+    def get_of(key: str) -> Callable[[Any], Tensor]:
+        return lambda file: weights.released({name: at.get(file)}, _rules(model))[key]
+
+    return {key: _Stored(shape=tuple(tensor.shape), dtype=at.dtype, get=get_of(key)) for key, tensor in meta.items()}
+
+
+def _contents(folder: Path) -> dict[str, _Stored]:
+    """The tensors of an adapter's folder, by their names without PEFT's prefix."""
     path = folder / WEIGHTS_FILE
     pickles = [name for name in PICKLES if (folder / name).exists()]
     if pickles and not path.is_file():
@@ -402,11 +516,15 @@ def _contents(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; an adapter's folder needs it.")
     verify_listed(folder, [CONFIG_FILE, WEIGHTS_FILE])
-    stored = {}
+    stored: dict[str, _Stored] = {}
     with _open(path) as file:
         for key in file.keys():  # noqa: SIM118  (not a dict)
             header = file.get_slice(key)
-            stored[key.removeprefix(_PREFIX)] = (tuple(header.get_shape()), header.get_dtype())
+            stored[key.removeprefix(_PREFIX)] = _Stored(
+                shape=tuple(header.get_shape()),
+                dtype=header.get_dtype(),
+                get=lambda file, key=key: file.get_tensor(key),  # type: ignore[misc]
+            )
             if not key.startswith(_PREFIX):
                 raise ValueError(f"{path} holds {shown(key)}; names in an adapter's file begin with {_PREFIX}.")
     return stored
@@ -431,17 +549,15 @@ def _shapes(model: Eagle, config: LoraConfig, plan: Mapping[str, Sequence[Block]
     return shapes
 
 
-def _check_fit(
-    folder: Path, stored: Mapping[str, tuple[tuple[int, ...], str]], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
+def _check_fit(folder: Path, stored: Mapping[str, _Stored], wanted: Mapping[str, tuple[int, ...]]) -> None:
     problems = [f"missing: {key}" for key in wanted if key not in stored]
-    for key, (shape, dtype) in stored.items():
+    for key, at in stored.items():
         if key not in wanted:
             problems.append(f"unknown: {shown(key)}")
-        elif shape != wanted[key]:
-            problems.append(f"shape: {key} is {shape}, needs {wanted[key]}")
-        elif dtype not in weights.DTYPES:
-            problems.append(f"dtype: {key} is {dtype}, needs one of {', '.join(weights.DTYPES)}")
+        elif at.shape != wanted[key]:
+            problems.append(f"shape: {key} is {at.shape}, needs {wanted[key]}")
+        elif at.dtype not in weights.DTYPES:
+            problems.append(f"dtype: {key} is {at.dtype}, needs one of {', '.join(weights.DTYPES)}")
     if problems:
         more = f"\n  and {len(problems) - MAX_NAMES:,} more" if len(problems) > MAX_NAMES else ""
         raise ValueError(

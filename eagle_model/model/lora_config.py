@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from eagle_model.fields import ConfigError, from_json, require, shown
@@ -97,13 +97,22 @@ class LoraConfig:
         for name in names:
             if any(_is_target(pattern, name) for pattern in self.targets) and not self.saves(name):
                 rank = _value(self.rank_pattern, name, self.rank)
-                alpha = _value(self.alpha_pattern, name, self.alpha)
-                found[name] = (rank, alpha / (math.sqrt(rank) if self.rslora else rank))
+                found[name] = (rank, self.alpha_of(name) / (math.sqrt(rank) if self.rslora else rank))
         return found
 
     def saves(self, module: str) -> bool:
-        """Whether a module of this name is trained whole: modules_to_save has it, or one that holds it."""
+        """Whether a module of this name gets no adapter, as modules_to_save has it, or one that holds it."""
         return any(f".{name}." in f".{module}." for name in self.modules_to_save)
+
+    def trains_whole(self, module: str) -> list[str]:
+        """The names in modules_to_save by which a module is trained whole. By PEFT's rule its name, or that of one that
+        holds it, need only end so: `norm` has `input_layernorm` too."""
+        parts = module.split(".")
+        holders = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        return [name for name in self.modules_to_save if any(holder.endswith(name) for holder in holders)]
+
+    def alpha_of(self, module: str) -> float:
+        return _value(self.alpha_pattern, module, self.alpha)
 
 
 def to_peft(config: LoraConfig, names: Sequence[str]) -> dict[str, Any]:
@@ -160,6 +169,22 @@ def from_peft(fields: Mapping[str, Any], ranks: Mapping[str, int]) -> tuple[Lora
             known[name], other[name] = [[f"^{module}", rank] for module, rank in ranks.items()], patterns
     init = "gaussian" if fields.get("init_lora_weights") == "gaussian" else "kaiming"
     return from_json(LoraConfig, {**known, "init": init}), other
+
+
+def renamed(config: LoraConfig, parts: Mapping[str, Sequence[str]], whole: Sequence[str]) -> LoraConfig:
+    """The same adapters under other names of modules.
+
+    parts: what each module with an adapter is there, one or several.  whole: what modules_to_save is there.
+    """
+    found = {part: (name, rank) for name, (rank, _) in config.adapted(parts).items() for part in parts[name]}
+    alphas = {part: config.alpha_of(name) for part, (name, _) in found.items()}
+    return replace(
+        config,
+        targets=tuple(found),
+        rank_pattern=tuple((f"^{part}", rank) for part, (_, rank) in found.items() if rank != config.rank),
+        alpha_pattern=tuple((f"^{part}", alpha) for part, alpha in alphas.items() if alpha != config.alpha),
+        modules_to_save=tuple(whole),
+    )
 
 
 def _is_name(pattern: str) -> bool:

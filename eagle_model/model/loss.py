@@ -93,8 +93,8 @@ class LMHead(nn.Linear):
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
-        self.chunk_bytes: int | None = None  # the most that logits take at a time in training; None: the op's choice
         self.on_losses: Callable[[Tensor], None] | None = None  # is given each token's loss, (T,), without its weight
+        self.chunk_bytes: int | None = None  # the most that logits take at a time in training; None: the op's choice
 
     def forward(
         self,

@@ -149,6 +149,7 @@ class _InChunks(torch.autograd.Function):
                 if dx is not None:
                     dx[row:end], grads = grads[0], grads[1:]
                 _add(sums, grads)
+                del grads  # not beside the next chunk's
                 row = end
         rounded = [None if s is None else s.to(p.dtype) for s, p in zip(sums, ctx.parameters, strict=True)]
         return None, None, None, None, dx, *rounded

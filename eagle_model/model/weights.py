@@ -17,11 +17,13 @@ Safety   Files are there whole or not at all (eagle_model/files.py). Nothing her
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -287,12 +289,19 @@ def read(
     device: torch.device | str,
     is_verified: bool = False,
     carried: MutableMapping[str, Tensor] | None = None,
+    mapped: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """(our name, tensor) for each of `parameters` (only the shapes matter, they may be on the meta device).
 
     Every name, shape and dtype is checked before the first tensor is read, and where a manifest stands beside the files
     their bytes, unless `is_verified`. Then the files are read one after another, each tensor into its
     parameter's memory: what is held beside the weights is one shard. `dtype` None keeps the files', which must be one.
+
+    mapped: on a CPU, and where the dtype stays, tensors are views of the mapped files: nothing is read before it is
+    used, and pages that are written to become the process's own. Until then they show what others write into the
+    files, and a file that is cut short kills the process; files that are replaced, as here, stay as they were. What
+    lies apart in the files and is one here, as q, k and v, is copied.
+
     Names under `backbone.eagle_model.` or `backbone.model.` (Isaac GR00T) count without that prefix; what such a
     checkpoint holds beside the prefix is not Eagle's and is skipped.
 
@@ -302,6 +311,7 @@ def read(
     """
     stored, prefix = contents(folder)
     groups = _groups(parameters, rules)
+    _take_second_names(stored, groups)
     again = check_fit(folder, parameters, rules, stored, dtype=dtype, prefix=prefix)
     wanted = {key for group in groups for key in group.theirs}
     unused = [key for key in stored if key not in wanted and key not in again]
@@ -310,13 +320,24 @@ def read(
         verify_listed(folder, [path.name for path in paths])
     started: dict[str, tuple[tuple[Tensor, ...], dict[str, Tensor]]] = {}
     for path in paths:
+        in_memory = _Mapped(path) if mapped and torch.device(device).type == "cpu" else None
         with _open(path, str(device)) as file:
             for group in groups:
                 here = {key: stored[key].key for key in group.theirs if stored[key].path == path}
                 if not here:
                     continue
+                kind = dtype or DTYPES[stored[group.theirs[0]].dtype]
+                at = [stored[key] for key in here]
+                if (
+                    in_memory is not None
+                    and len(at) == len(group.theirs)
+                    and {DTYPES[one.dtype] for one in at} == {kind}
+                ):
+                    views = in_memory.made_of(group, at)
+                    if views is not None:
+                        yield from zip(group.ours, views, strict=True)
+                        continue
                 if group.ours[0] not in started:
-                    kind = dtype or DTYPES[stored[group.theirs[0]].dtype]
                     started[group.ours[0]] = _empty(group, parameters, kind, device)
                 ours, theirs = started[group.ours[0]]
                 for key, stored_key in here.items():
@@ -338,6 +359,43 @@ def read(
                 f"{folder}: config.json says tie_word_embeddings, but {key} and {first} differ. "
                 f"Set text_config.tie_word_embeddings to false."
             )
+
+
+def _take_second_names(stored: dict[str, Stored], groups: Iterable[_Applied]) -> None:
+    """Tied embeddings that a file holds under the second name alone, as some programs write them."""
+    for group in groups:
+        held = next((key for key in group.again if key in stored), None)
+        if held is not None and group.theirs[0] not in stored:
+            stored[group.theirs[0]] = stored.pop(held)
+
+
+class _Mapped:
+    """A safetensors file in memory as the process's own, of which nothing is read before it is used."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:  # `contents` has checked it
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_bytes))
+        size = path.stat().st_size
+        self.bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)  # not shared: its own
+        self.start = 8 + header_bytes
+        self.offsets = {key: at["data_offsets"] for key, at in header.items() if key != "__metadata__"}
+
+    def made_of(self, group: _Applied, tensors: Sequence[Stored]) -> tuple[Tensor, ...] | None:
+        """What a rule makes of tensors without a copy: of one, or of several that lie one after another; else None."""
+        ends = [self.offsets[at.key] for at in tensors]
+        (start, _), (_, end), dtype = ends[0], ends[-1], DTYPES[tensors[0].dtype]
+        is_aligned = (self.start + start) % dtype.itemsize == 0
+        if not is_aligned or any(a[1] != b[0] for a, b in pairwise(ends)):
+            return None
+        numbers = self.bytes[self.start + start : self.start + end].view(dtype)
+        if len(tensors) == 1:
+            ours = tuple(group.rule.to_ours(numbers.view(tensors[0].shape)))
+            return ours if _share_memory(ours, [numbers]) else None
+        joined = numbers.view(-1, *tensors[0].shape[1:])
+        theirs = group.rule.to_theirs(joined) if len(group.ours) == 1 else ()
+        places = [self.bytes.data_ptr() + self.start + begin for begin, _ in ends]
+        return (joined,) if [part.data_ptr() for part in theirs] == places else None
 
 
 def _empty(

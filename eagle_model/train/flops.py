@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from torch import nn
 
@@ -28,6 +29,8 @@ from eagle_model.model.sizes import causal_pairs
 _AFTER_ATTENTION = ("out_proj", "o_proj")  # the projection that reads what attention gives
 _ATTENTION_FORWARD, _ATTENTION_BACKWARD = 2, 4  # products: scores and values; gradients of both of each
 _LORA = ".lora."
+
+Activations = Literal["none", "block", "selective", "offload"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,14 @@ class Flops:
 class FlopMeter:
     """Of one model: built, with its adapters, and what is frozen frozen. It may be on "meta"."""
 
-    def __init__(self, model: Eagle, *, recomputes_layers: bool = False) -> None:
-        """recomputes_layers: backward computes each layer of both towers again, but for its last product."""
+    def __init__(self, model: Eagle, *, activations: Activations = "none") -> None:
+        """activations: as MemoryConfig has it. Layers that backward computes again it does but for their last product,
+        and with "selective" but for attention. What chunks of tokens or tiles compute again is not counted."""
         cfg, vision, llm = model.cfg, model.vision, model.llm
         P, patch_width = vision.num_patches, cfg.vision.hidden_size
         layers = vision.layers[: vision.num_layers_run]
 
-        walk = _Walk(recomputes_layers)
+        walk = _Walk(activations)
         walk.products(vision.patch_embedding, rows=P)
         walk.products(vision.position_embedding, rows=P)
         walk.layers(layers, rows=P, pairs=P * P, width=patch_width)
@@ -71,10 +75,10 @@ class FlopMeter:
         self._text = {}  # by whether a row has tiles
         for has_tiles in (False, True):
             begins = llm.embed_tokens.weight.requires_grad or (has_tiles and visual_tokens_flow)
-            token, pair = _Walk(recomputes_layers, begins), _Walk(recomputes_layers, begins)
+            token, pair = _Walk(activations, begins), _Walk(activations, begins)
             token.layers(llm.layers, rows=1, pairs=0, width=0)
             pair.layers(llm.layers, rows=0, pairs=1, width=cfg.text.qkv_sizes[0])
-            label = _Walk(recomputes_layers, token.flows)
+            label = _Walk(activations, token.flows)
             label.products(llm.norm, rows=1)
             label.products(model.lm_head, rows=1)
             self._text[has_tiles] = token.flops, pair.flops, label.flops
@@ -104,17 +108,20 @@ class _Walk:
     A product's input needs a gradient where anything before it is trained: `flows`.
     """
 
-    def __init__(self, recomputes_layers: bool, flows: bool = False) -> None:
+    def __init__(self, activations: Activations, flows: bool = False) -> None:
         self.flops, self.flows = Flops(), flows
-        self._recomputes_layers = recomputes_layers
+        self._activations = activations
 
     def layers(self, layers: Iterable[nn.Module], *, rows: int, pairs: int, width: int) -> None:
         """Of one tower. pairs: of rows that see each other.  width: of all heads together."""
         for layer in layers:
             before = self.flops.forward
             last = self.products(layer, rows=rows, pair_product=2 * pairs * width)
-            if self._recomputes_layers and self.flows:
-                self.flops += Flops(recomputed=self.flops.forward - before - last)
+            if self._activations != "none" and self.flows:
+                kept = last
+                if self._activations == "selective":
+                    kept += 2 * pairs * width * _ATTENTION_FORWARD
+                self.flops += Flops(recomputed=self.flops.forward - before - kept)
 
     def products(self, module: nn.Module, *, rows: int, pair_product: int = 0) -> int:
         """Of the matrices of a module, and of attention where it has some; returns what recomputing leaves out: the

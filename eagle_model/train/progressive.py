@@ -83,10 +83,8 @@ class Progressive:
 
     stopped_by: signal.Signals | None  # the signal that ended `train` early
 
-    def train(self, *, profile: bool = False) -> bool:
-        """Trains the stages that are not done, in order; returns whether all are. What a stage raises goes through.
-
-        profile: writes a trace of one step of each."""
+    def train(self) -> bool:
+        """Trains the stages that are not done, in order; returns whether all are. What a stage raises goes through."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_done()
         for number, (name, config) in enumerate(self.stages.items(), 1):
@@ -96,7 +94,7 @@ class Progressive:
                 continue
             self._say(f"{about}: from {config.model}.")
             trainer = Trainer(config, self.folder / name, device=self._device, say=self._say)
-            if not trainer.train(profile=profile):
+            if not trainer.train():
                 self.stopped_by = trainer.stopped_by
                 return False
             self._done.append(name)

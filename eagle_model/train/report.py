@@ -2,8 +2,11 @@
 
     write_report("runs/first")      # runs/first/report.html; `eagle report runs/first` does the same
 
-It has curves, the configuration, checkpoints, skipped samples, and some of the run's samples as the model saw them: the
-pixels are taken back from the normalised patches of a batch, the text from its token ids.
+It says where and when the run was made, and has curves, answers over time, the configuration, checkpoints, skipped
+samples, and some of the run's samples as the model saw them: the pixels are taken back from the normalised patches of a
+batch, the text from its token ids. The page itself is report.html.jinja, beside this file; what it shows is read here.
+
+Curves are drawn thin as they were and thick as a mean over the last steps, those long ago counting less and less.
 
 Dims     T tokens of a row, S documents, I tiles, P patches a tile, K = 3 * patch_px**2, N visual tokens, Y, X pixels.
 """
@@ -11,12 +14,13 @@ Dims     T tokens of a row, S documents, I tiles, P patches a tile, K = 3 * patc
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jinja2
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -26,23 +30,21 @@ from eagle_model.checkpoints import CheckpointError, read_manifest, steps
 from eagle_model.data.contact_sheet import patches_to_pixels
 from eagle_model.fields import MAX_NAMES, few, listing
 from eagle_model.files import os_reason, read_json, write_json, write_text
+from eagle_model.train import answers, validation
 from eagle_model.train.config import TrainConfig, read_config
 from eagle_model.train.metrics import read_metrics
+from eagle_model.train.provenance import sentence
+from eagle_model.train.step_log import read_log
 
 MAX_SAMPLES = 6  # shown: enough to see that data arrive as they should, and the page stays short
 MAX_TILES = 16  # shown of one sample: an hour of video has hundreds
 MAX_TILE_BYTES = 1 << 24  # of a tile's PNG: its pixels have less than 2 MB
+MAX_LINES = 20  # of one curve: more data sets than that are the largest ones
+SMOOTHED_SHARE = 0.04  # of all steps: over so many a curve's mean goes
 MAX_SKIPPED = 1000  # shown: the page still opens; skipped.json has all
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged file may raise
 
 Content = TypeVar("Content")
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222; }
-h1, h2 { font-weight: 600; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
-img.curve { width: 100%; } img.tile { width: 112px; margin: 2px; image-rendering: pixelated; }
-pre { white-space: pre-wrap; background: #f6f6f6; padding: .8rem; } mark { background: #c8ecc8; }
-"""
 
 
 def save_samples(
@@ -92,6 +94,17 @@ def _spans(batch: PackedBatch, start: int, end: int) -> list[tuple[str, list[int
     return spans
 
 
+Line = tuple[list[int], list[float]]  # steps and values
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    title: str
+    label: str  # of the axis
+    source: str  # a data: address
+    rows: Mapping[str, object] = field(default_factory=dict)  # a table below it
+
+
 def write_report(run_folder: str | Path, say: Callable[[str], None] = print) -> Path:
     """Writes `run_folder`/report.html from what the run has left there so far; returns its path.
 
@@ -110,18 +123,26 @@ def write_report(run_folder: str | Path, say: Callable[[str], None] = print) -> 
     config = _read_or_tell(lambda: read_config(run / "config.json"), damaged)
     log = run / "metrics.jsonl"
     metrics = _read_or_tell(lambda: read_metrics(log, damaged) if log.exists() else [], damaged) or []
-    body = [*_summary(metrics, config), *_curves(metrics)]
-    body += ["<h2>Samples as the model saw them</h2>", *_samples(run / "samples", damaged)]
-    body += ["<h2>Skipped samples</h2>", _skipped(run / "skipped.json", damaged)]
-    body += ["<h2>Checkpoints</h2>", _checkpoints(run / "checkpoints")]
-    if config:
-        body += ["<h2>Configuration</h2>", _table(_settings(config))]
-    name = _text(run.resolve().name)
-    marks = [f"<p><strong>Damaged:</strong> {_text(problem)}</p>" for problem in damage[:MAX_NAMES]]
-    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-    page += f"<style>{_STYLE}</style></head><body>" + "\n".join([f"<h1>Run {name}</h1>", *marks, *body])
-    write_text(run / "report.html", page + "</body></html>\n")
+    held_out = _read_or_tell(lambda: read_log(run / validation.LOG, damaged), damaged) or []
+    shown: dict[str, object] = {
+        "name": run.resolve().name,
+        "about": _about(run / "run.json"),
+        "summary": _summary(metrics, config),
+        "curves": _curves(metrics, held_out),
+        "answers": _answers(_read_or_tell(lambda: read_log(run / answers.LOG, damaged), damaged) or []),
+        "samples": _samples(run / "samples", damaged),
+        "skipped": _skipped(run / "skipped.json", damaged),
+        "checkpoints": _checkpoints(run / "checkpoints"),
+        "settings": _settings(config) if config else {},
+    }
+    page = _template().render(shown, damage=damage[:MAX_NAMES])
+    write_text(run / "report.html", page + "\n")
     return run / "report.html"
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
 
 
 def _read_or_tell(read: Callable[[], Content], damaged: Callable[[str], None]) -> Content | None:
@@ -135,9 +156,17 @@ def _read_or_tell(read: Callable[[], Content], damaged: Callable[[str], None]) -
     return None
 
 
-def _summary(steps: list[dict[str, float]], config: TrainConfig | None) -> list[str]:
+def _about(path: Path) -> str:
+    """Where the run was made, as its last trainer said; nothing where that is lost, which takes nothing else along."""
+    try:
+        return sentence(read_json(path)["made_by"])
+    except _DAMAGE:
+        return ""
+
+
+def _summary(steps: list[dict[str, Any]], config: TrainConfig | None) -> dict[str, object]:
     if not steps:
-        return ["<p>No step is done yet.</p>"]
+        return {}
     seconds = sum(m["step_seconds"] for m in steps)
     waited = sum(m["data_wait_seconds"] for m in steps) / max(seconds, 1e-9)
     rows = {
@@ -149,55 +178,136 @@ def _summary(steps: list[dict[str, float]], config: TrainConfig | None) -> list[
         "time in steps": f"{seconds:,.1f} s, {waited:.0%} of it waiting for data",
         "largest process memory": f"{max(m['peak_rss_bytes'] for m in steps) / 2**20:,.0f} MiB",
     }
-    return [_table(rows)]
+    if any(on_gpu := [m["peak_device_bytes"] for m in steps if m["peak_device_bytes"] is not None]):
+        rows["largest device memory"] = f"{max(on_gpu) / 2**20:,.0f} MiB"
+    flops = sum(m["model_flops"] or 0 for m in steps)
+    if flops:
+        rows["model FLOPs"] = f"{flops:.3e}, {flops / max(seconds, 1e-9) / 1e12:,.3f} TFLOP/s"
+    for name, key in (("rows' room unfilled", "padding_share"), ("samples shown in part", "truncation_share")):
+        if shares := [m[key] for m in steps if m[key] is not None]:
+            rows[name] = f"{sum(shares) / len(shares):.1%}"
+    return rows
 
 
-def _curves(steps: list[dict[str, float]]) -> list[str]:
-    if not steps:
-        return []
-    curves = [
+def _curves(steps: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[Curve]:
+    """Those for which there is anything to draw."""
+    plain = [
         ("Loss", "loss", "nats a token"),
         ("Learning rate", "learning_rate", "learning rate"),
         ("Tokens a second", "tokens_per_second", "tokens/s, with the wait for data"),
+        ("Model FLOPs utilization", "mfu", "share of the GPU's peak"),
         ("Gradient norm", "grad_norm", "norm before clipping"),
     ]
-    return [part for title, key, label in curves for part in (f"<h2>{title}</h2>", _curve(steps, key, label))]
+    curves = [_curve(title, label, {"": _line(steps, key)}) for title, key, label in plain]
+    parts = {name: _line(steps, "grad_norms", name) for name in _names(steps, "grad_norms")}
+    curves.append(_curve("Gradient norm by part", "norm before clipping", parts, log_scale=True))
+    datasets = sorted(_names(steps, "dataset_losses"), key=lambda name: -_num_tokens(steps, name))[:MAX_LINES]
+    by_dataset = {name: _line(steps, "dataset_losses", name) for name in datasets}
+    rows = {name: f"{_mean_loss(steps, name):.4f} over {_num_tokens(steps, name):,} tokens" for name in datasets}
+    curves.append(_curve("Loss by data set", "nats a supervised token", by_dataset, rows=rows))
+    finite = [line for line in held_out if isinstance(line.get("loss"), float)]
+    curves.append(_curve("Held-out loss", "nats a token", {"": _line(finite, "loss")}, is_sparse=True))
+    return [curve for curve in curves if curve is not None]
 
 
-def _curve(steps: list[dict[str, float]], key: str, label: str) -> str:
+def _names(steps: list[dict[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(name for m in steps for name in m[key]))
+
+
+def _line(steps: list[dict[str, Any]], key: str, name: str | None = None) -> Line:
+    values = [(m["step"], m[key] if name is None else m[key].get(name)) for m in steps]
+    known = [(step, value) for step, value in values if value is not None]
+    return [step for step, _ in known], [value for _, value in known]
+
+
+def _num_tokens(steps: list[dict[str, Any]], dataset: str) -> int:
+    return sum(m["dataset_tokens"].get(dataset, 0) for m in steps)
+
+
+def _mean_loss(steps: list[dict[str, Any]], dataset: str) -> float:
+    """Over all tokens of all steps."""
+    total = sum(m["dataset_losses"].get(dataset, 0.0) * m["dataset_tokens"].get(dataset, 0) for m in steps)
+    return total / max(1, _num_tokens(steps, dataset))
+
+
+def smoothed(values: Sequence[float], num_steps: float) -> list[float]:
+    """The mean of each value and those before it, the weight of one falling to 1/e over num_steps."""
+    keep = max(0.0, 1 - 1 / max(1.0, num_steps))
+    means, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        means.append(total / weight)
+    return means
+
+
+def _curve(
+    title: str,
+    label: str,
+    lines: Mapping[str, Line],
+    *,
+    rows: Mapping[str, object] | None = None,
+    log_scale: bool = False,
+    is_sparse: bool = False,
+) -> Curve | None:
+    """One picture of some lines by their names; None where there is no value. is_sparse: points, not smoothed."""
+    lines = {name: line for name, line in lines.items() if line[0]}
+    if not lines:
+        return None
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot([m["step"] for m in steps], [m[key] for m in steps], linewidth=1.2, color="#1f77b4")
+    for number, (name, (at, values)) in enumerate(lines.items()):
+        colour = f"C{number % 10}"
+        if is_sparse:
+            axes.plot(at, values, marker="o", markersize=3, linewidth=1.2, color=colour)
+            continue
+        axes.plot(at, values, linewidth=0.8, alpha=0.35, color=colour)
+        means = smoothed(values, SMOOTHED_SHARE * len(values))
+        axes.plot(at, means, linewidth=1.4, color=colour, label=name or None)
+    if log_scale and all(value > 0 for _, values in lines.values() for value in values):
+        axes.set_yscale("log")
+    if any(lines):
+        axes.legend(fontsize="small", ncols=2)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     svg = io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
-    return f'<img class="curve" alt="{_text(label)}" src="{_data_uri("image/svg+xml", svg.getvalue())}">'
+    return Curve(title, label, _data_uri("image/svg+xml", svg.getvalue()), rows or {})
 
 
-def _samples(folder: Path, damaged: Callable[[str], None]) -> list[str]:
+def _answers(lines: list[dict[str, Any]]) -> list[dict[str, object]]:
+    """Of each question: what was answered, step by step."""
+    questions: list[dict[str, object]] = []
+    for name in dict.fromkeys(str(line.get("id")) for line in lines):
+        own = [line for line in lines if str(line.get("id")) == name]
+        rows = {f"step {line['step']}": line.get("answer") for line in own}
+        if expected := own[-1].get("expected"):
+            rows["should be"] = expected
+        questions.append({"name": name, "asked": own[-1].get("asked"), "rows": rows})
+    return questions
+
+
+def _samples(folder: Path, damaged: Callable[[str], None]) -> list[dict[str, object]] | None:
+    """Those that can be read; None where none were saved."""
     path = folder / "samples.json"
     if not path.exists():
-        return ["<p>None were saved.</p>"]
-    parts = ["<p>What is marked is what the model learns to say.</p>"]
+        return None
+    found: list[dict[str, object]] = []
     try:
         for sample in read_json(path)[:MAX_SAMPLES]:
-            parts.append(_sample(folder, sample))
+            found.append(_sample(folder, sample))
     except _DAMAGE as error:
         damaged(f"{path}: {error!r}" if isinstance(error, (KeyError, TypeError, AttributeError)) else str(error))
-    return parts
+    return found
 
 
-def _sample(folder: Path, sample: dict[str, Any]) -> str:
-    hidden = sample["num_tiles"] - len(sample["tiles"])
-    tiles = [
-        f'<img class="tile" alt="tile" src="{_data_uri("image/png", _tile(folder, name))}">'
-        for name in sample["tiles"][:MAX_TILES]
-    ]
-    text = "".join(f"<mark>{_text(t)}</mark>" if kind == "learned" else _text(t) for kind, t in sample["text"])
-    more = f"<p>and {hidden} more tiles</p>" if hidden else ""
-    return f"<h3>{_text(sample['id'])}</h3><div>{''.join(tiles)}</div>{more}<pre>{text}</pre>"
+def _sample(folder: Path, sample: dict[str, Any]) -> dict[str, object]:
+    return {
+        "id": sample["id"],
+        "num_hidden": sample["num_tiles"] - len(sample["tiles"]),
+        "tiles": [_data_uri("image/png", _tile(folder, name)) for name in sample["tiles"][:MAX_TILES]],
+        "text": [(kind, text) for kind, text in sample["text"]],
+    }
 
 
 def _tile(folder: Path, name: str) -> bytes:
@@ -208,21 +318,18 @@ def _tile(folder: Path, name: str) -> bytes:
         return file.read(MAX_TILE_BYTES)
 
 
-def _skipped(path: Path, damaged: Callable[[str], None]) -> str:
+def _skipped(path: Path, damaged: Callable[[str], None]) -> dict[str, object] | None:
+    """How many there are, and the first of them with their reasons; None where the file is damaged."""
     try:
         skipped = read_json(path) if path.exists() else []
-        rows = [f"<tr><td>{_text(name)}</td><td>{_text(reason)}</td></tr>" for name, reason in skipped[:MAX_SKIPPED]]
+        return {"rows": [(name, reason) for name, reason in skipped[:MAX_SKIPPED]], "number": len(skipped)}
     except _DAMAGE as error:
         damaged(f"{path}: {error}")
-        return "<p>They cannot be read.</p>"
-    if not rows:
-        return "<p>None.</p>"
-    table = f"<table><tr><th>sample</th><th>reason</th></tr>{''.join(rows)}</table>"
-    return f"<p>{len(skipped)}</p>{table}"
+    return None
 
 
-def _checkpoints(folder: Path) -> str:
-    rows = {}
+def _checkpoints(folder: Path) -> dict[str, object]:
+    rows: dict[str, object] = {}
     for path in steps(folder).values():
         try:
             manifest = read_manifest(path)
@@ -230,22 +337,13 @@ def _checkpoints(folder: Path) -> str:
             rows[path.name] = str(error)
         else:
             rows[path.name] = f"{sum(entry.num_bytes for entry in manifest.files.values()) / 2**20:,.1f} MiB"
-    return _table(rows) if rows else "<p>None yet.</p>"
-
-
-def _table(rows: Mapping[str, object]) -> str:
-    cells = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows.items())
-    return f"<table>{cells}</table>"
+    return rows
 
 
 def _settings(config: TrainConfig) -> dict[str, object]:
     assignments = [assignment for assignment, _ in listing(config) if assignment and not assignment.startswith("# ")]
     recipe: dict[str, object] = {"recipe_name": config.recipe_name} if config.recipe_name else {}
     return recipe | {path: value for path, _, value in (assignment.partition("=") for assignment in assignments)}
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
 
 
 def _data_uri(kind: str, data: bytes) -> str:

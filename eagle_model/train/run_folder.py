@@ -29,7 +29,9 @@ from eagle_model.train.checkpoint import remove_interrupted
 
 LOCK = "run.lock"
 MAX_OWNER_CHARS = 1000  # of run.lock: it has some hundred
-_TEMPORARY = re.compile(r"\.(run\.json|config\.json|metrics\.jsonl|skipped\.json|report\.html|not-finite.*)\.\d+\.tmp")
+_TEMPORARY = re.compile(
+    r"\.(run\.json|config\.json|metrics\.jsonl|skipped\.json|report\.html|not-finite.*|out-of-memory.*)\.\d+\.tmp"
+)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks answer
 
 

@@ -34,11 +34,11 @@ from eagle_model.train.parts import PARTS, part_of
 class StepMeter:
     """Of one run. It listens to the model's head from when it is made."""
 
-    def __init__(self, model: Eagle, config: TrainConfig, *, recomputes_layers: bool = False) -> None:
+    def __init__(self, model: Eagle, config: TrainConfig) -> None:
         """What is trained must be known: frozen parameters are no longer to be counted."""
         self._device = model.lm_head.weight.device
         self._row_tokens = config.processor.sampling.context_tokens
-        self._flops = FlopMeter(model, recomputes_layers=recomputes_layers)
+        self._flops = FlopMeter(model, activations=config.memory.activations)
         self._peak = peak_of(self._device, config.dtype)
         self._row: PackedBatch | None = None  # the one whose loss comes next
         self._ends_S1: Tensor | None = None

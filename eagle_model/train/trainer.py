@@ -12,6 +12,7 @@ run_folder/
     skipped.json     samples that were skipped, and why
     checkpoints/     see checkpoint.py
     report.html      see report.py
+    tensorboard/, wandb/, trace-step-*.json, out-of-memory-step-*.json   where asked for, or where it came to that
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ from eagle_model.train.parallel import Layout, parallelize
 from eagle_model.train.parts import check_multipliers, freeze, multiplier
 from eagle_model.train.precision import DTYPES, Masters
 from eagle_model.train.profiling import is_traced, remember_memory, traced, write_memory_snapshot
+from eagle_model.train.provenance import provenance
 from eagle_model.train.report import MAX_SAMPLES, save_samples, write_report
 from eagle_model.train.run_folder import take
 from eagle_model.train.sinks import open_sinks
@@ -99,10 +101,12 @@ class Trainer:
         *,
         device: torch.device | str | None = None,
         say: Callable[[str], None] = print,
+        profile: bool = False,
     ) -> None:
         """Takes up the newest complete checkpoint of `run_folder`, or starts a new run there.
 
         Args:   device: by default the GPU where there is one, else the CPU.  say: takes messages for the terminal.
+                profile: writes a trace of one step into the run's folder (profiling.py).
         Raises: ConfigError when the folder's run has another configuration, or the folder is in use by another
                 trainer, holds files but no run, or cannot be written to; CheckpointError when it has checkpoints and
                 none can be used; DataError as `Loader` does.
@@ -114,6 +118,7 @@ class Trainer:
         self._say = self._stop.when_closed(say)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[config.dtype]
+        self._profile = profile
         self.step = 0  # how many are done
         self._shown: list[PackedBatch] = []  # of the first step, for the report
         self._sample_ids: list[str] = []  # of the step that is trained
@@ -257,7 +262,7 @@ class Trainer:
         self.processor = self.loader.processor
         self.max_steps = self._count_steps()
         self._say(f"{self.max_steps} steps of {config.rows_per_step} rows, {config.tokens_per_step:,} tokens at most.")
-        self.meter = StepMeter(self.model, config, recomputes_layers=config.memory.activations != "none")
+        self.meter = StepMeter(self.model, config)
         self.validation = self.answers = None
         if config.validation is not None:
             self.validation = Validation(config, self.processor, self.run_folder, steps_done=self.step)
@@ -290,19 +295,19 @@ class Trainer:
 
     def _write_about(self) -> None:
         with self._writing("run.json and config.json"):
-            write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id})
+            made_by = provenance(self.device)
+            write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id, "made_by": made_by})
             write_config(self.run_folder / "config.json", self.config)
 
-    def train(self, *, profile: bool = False) -> bool:
+    def train(self) -> bool:
         """Trains to the end, or until it is told to stop (see stop.py); ends with a checkpoint and a report.
 
-        profile: writes a trace of one step into the run's folder (profiling.py).
         Returns: whether the run is done; if not, `stopped_by` says why, and making the Trainer again resumes.
         Raises:  TrainingError when a loss or a gradient is not finite, a step does not fit into memory, or a file
                  cannot be written. The run can go on from its newest checkpoint.
         """
         try:
-            self._train(profile=profile)
+            self._train()
             with self._writing("The report"):
                 report = write_report(self.run_folder, self._say)
         finally:
@@ -314,7 +319,7 @@ class Trainer:
         self._say(f"Report: {report}")
         return done
 
-    def _train(self, *, profile: bool) -> None:
+    def _train(self) -> None:
         config, steps_done = self.config, self.step
         if self.is_done:
             self._say(f"{self.run_folder} has done {self.step} steps, and {self._length()}: nothing to train.")
@@ -327,7 +332,7 @@ class Trainer:
             say=self._say,
         )
         sinks = open_sinks(config.logging, self.run_folder, self.run_id, to_json(config))
-        if profile:
+        if self._profile:
             remember_memory(self.device)
         with contextlib.ExitStack() as closing:
             for sink in (log, *sinks):
@@ -335,11 +340,13 @@ class Trainer:
             closing.enter_context(self._stop)
             closing.enter_context(progress)
             while not (self.is_done or self._stop.requested):
-                is_traced_now = profile and is_traced(self.step + 1, steps_done=steps_done, max_steps=self.max_steps)
-                with self._fitting_into_memory(), self._traced() if is_traced_now else contextlib.nullcontext():
+                traces = self._profile and is_traced(self.step + 1, steps_done=steps_done, max_steps=self.max_steps)
+                with self._fitting_into_memory(), self._traced() if traces else contextlib.nullcontext():
                     metrics = self._train_step()
-                with self._writing("Its metrics"):
-                    for sink in (log, *sinks):
+                with self._writing("metrics.jsonl"):
+                    log.write(metrics)
+                with self._writing("What logging asks for"):
+                    for sink in sinks:
                         sink.write(metrics)
                 progress.show(metrics)
                 is_best = self._look()

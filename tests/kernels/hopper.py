@@ -310,7 +310,8 @@ def machine(
     with pytest.MonkeyPatch.context() as patch:
         for op in OPS:
             module = importlib.import_module(f"eagle_kernels.{op}")
-            for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            kernels = [name for name, x in vars(module).items() if name.endswith("_kernel") and hasattr(x, "arg_names")]
+            for name in kernels:
                 patch.setattr(module, name, StandIn(module, name, run))
         yield run.launches
 

@@ -523,7 +523,7 @@ def test_a_drop_in_for_flash_attn(causal):
         ({"softcap": 30.0}, "softcap is 30.0; needs 0"),
         ({"alibi_slopes": torch.ones(4)}, "alibi_slopes is given; needs None"),
         ({"block_table": torch.ones(4)}, "block_table is given; needs None"),
-        ({"softmax_scale": 0.0}, "softmax_scale is 0.0; needs None or a number > 0"),
+        ({"softmax_scale": 0.0}, "softmax_scale is 0.0; needs None or a finite number > 0"),
     ],
 )
 def test_the_drop_in_refuses_by_name(options, message):
@@ -576,7 +576,7 @@ def test_errors():
     refused("k's head width is 8; needs q's 16", q, k[..., :8], v, cu)
     refused(r"v's shape is \(5, 2, 16\); needs k's \(6, 2, 16\)", q, k, v[:5], cu)
     refused("query heads is 3; needs a multiple of the 2", q[:, :3], k, v, cu)
-    refused("softmax_scale is -1.0; needs None or a number > 0", q, k, v, cu, softmax_scale=-1.0)
+    refused("softmax_scale is -1.0; needs None or a finite number > 0", q, k, v, cu, softmax_scale=-1.0)
     refused("cu_seqlens is a list; needs a torch tensor of int32", q, k, v, [0, 6])
     refused("cu_seqlens's dtype is torch.int64; needs int32", q, k, v, cu.long())
     refused(r"cu_seqlens's shape is \(1, 3\); needs \(S \+ 1,\)", q, k, v, cu[None])

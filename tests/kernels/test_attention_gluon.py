@@ -1,5 +1,5 @@
 """The Gluon kernels for sm_90, forward and backward, on a CPU: as good as torch for each kind of plan, the same bits by
-other schedules."""
+other schedules. Documents of every length and kind: test_hopper_attention.py."""
 
 import pytest
 import torch
@@ -14,10 +14,7 @@ def test_documents(D, heads):
     check(plan_of([65, 0, 1, 130]), heads, D, True)
 
 
-LONG = [pytest.param(128, False, marks=pytest.mark.slow), pytest.param(72, True, marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize(("D", "causal"), [(128, True), (72, False), *LONG])
+@pytest.mark.parametrize(("D", "causal"), [(128, True), (72, False)])
 def test_keys_of_other_lengths(D, causal):
     check(plan_of([70, 1, 64, 3], [20, 140, 0, 3], causal=causal), (1, 1), D, causal)
 
@@ -32,12 +29,3 @@ def test_uniform_plans(causal, length):
 @pytest.mark.slow
 def test_fp16():
     check(plan_of([40, 30]), (2, 1), 72, True, dtype=torch.float16)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("heads", [(1, 1), (7, 1)])
-@pytest.mark.parametrize("D", [128, 72, 64])
-@pytest.mark.parametrize("k_lens", [None, [5, 200, 63, 0, 300, 1, 129, 77]])
-def test_every_length(D, heads, causal, k_lens):
-    check(plan_of([0, 1, 63, 64, 65, 127, 129, 300], k_lens, causal=causal), heads, D, causal)

@@ -284,10 +284,10 @@ def test_what_is_no_tensor_is_named(op: str, wrong: object, got: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "layer_norm", "merge_2x2_layer_norm"])
-@pytest.mark.parametrize("eps", [0, -1e-6, float("nan"), None, torch.ones(())])
+@pytest.mark.parametrize("eps", [0, -1e-6, float("nan"), float("inf"), True, None, torch.ones(())])
 def test_eps_is_above_zero(op: str, eps: object) -> None:
     function, tensors, *_ = ARGUMENTS[op]
-    with pytest.raises(ValueError, match=f"^{op}: eps is .*; needs a number > 0"):
+    with pytest.raises(ValueError, match=f"^{op}: eps is .*; needs a finite number > 0"):
         function(*tensors.values(), eps)
 
 
@@ -304,10 +304,10 @@ def test_positions_count_from_zero(op: str) -> None:
 
 
 @pytest.mark.parametrize(("op", "argument"), [("rope", "theta"), ("varlen_attention", "softmax_scale")])
-@pytest.mark.parametrize("value", ["1", torch.ones(1)])
+@pytest.mark.parametrize("value", ["1", torch.ones(1), float("inf"), True])
 def test_numbers_are_numbers(op: str, argument: str, value: object) -> None:
     function, tensors, *_ = ARGUMENTS[op]
-    with pytest.raises(ValueError, match=f"^{op}: {argument} is .*; needs .*a number > 0"):
+    with pytest.raises(ValueError, match=f"^{op}: {argument} is .*; needs .*a finite number > 0"):
         function(*tensors.values(), **{argument: value})
 
 

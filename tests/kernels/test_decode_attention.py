@@ -246,7 +246,7 @@ def test_refuses():
     refused(r"k_len's shape is \(1,\); needs \(sequences,\), \(2,\)", q, k, v, start, length[:1])
     refused(r"k_len's strides is \(0,\); needs \(1,\)", q, k, v, start, length[:1].expand(2))
     refused("max_k_len is 999; needs 0 to the 15 rows of k", q, k, v, start, length, max_k_len=999)
-    refused("softmax_scale is 0; needs None or a number > 0", q, k, v, start, length, softmax_scale=0)
+    refused("softmax_scale is 0; needs None or a finite number > 0", q, k, v, start, length, softmax_scale=0)
     refused("num_threads is -1; needs at least 0", q, k, v, start, length, num_threads=-1)
     refused("sequence 1 has k_start 2 and k_len 4; .* at most max_k_len = 3", q, k, v, start, length, max_k_len=3)
     refused("sequence 0 has k_start -1 and k_len 3; needs both >= 0", q, k, v, ints([-1, 2]), length)

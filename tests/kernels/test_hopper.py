@@ -29,19 +29,14 @@ def bf16(*shape, seed=0):
     return randn(*shape, dtype=BF16, seed=seed)
 
 
-def two_schedules() -> Callable[[], Schedule]:
-    """First all warps together and everything early; then, and ever after, each at its own pace."""
+def schedules() -> Callable[[], Schedule]:
+    """Each launch goes by a schedule of its own, its warps at any pace."""
     numbers = count()
-
-    def make() -> Schedule:
-        seed = next(numbers)
-        return Schedule(seed, order="random", landing="random")
-
-    return make
+    return lambda: Schedule(next(numbers), order="random", landing="random")
 
 
 def check(ours, ref, inputs):
-    with hopper.machine(two_schedules()) as launches:
+    with hopper.machine(schedules()) as launches:
         check_as_good(ours, ref, inputs)
     return launches
 
@@ -75,7 +70,7 @@ def merge_2x2_layer_norm():
 def sum_of_partials():
     module = import_module("eagle_kernels.sum_partials")
     partials = randn(37, 3584).detach()
-    with hopper.machine(two_schedules()) as launches:
+    with hopper.machine(schedules()) as launches:
         got = module.sum_partials(partials, torch.float32)
     torch.testing.assert_close(got, partials.sum(0))
     return launches
@@ -175,7 +170,7 @@ def attention(gluon, D, H, K, causal, uniform):
     def reference(q, k, v):
         return varlen_attention_ref(q, k, v, plan, causal=causal, return_lse=True)
 
-    with pytest.MonkeyPatch.context() as patch, hopper.machine(two_schedules()) as launches:
+    with pytest.MonkeyPatch.context() as patch, hopper.machine(schedules()) as launches:
         if gluon:
             patch.setattr(attention_sm90, "_is_sm90", lambda x: True)
             patch.setattr(attention_sm90, "_num_multiprocessors", lambda device: 2)

@@ -174,8 +174,8 @@ QKV, B, AT = torch.ones(3, 32), torch.ones(32), torch.arange(3)
         ((QKV, B, AT[:2], 1e6), (2, 1), r"positions' shape is \(2,\); needs \(3,\)"),
         ((QKV, B, AT.float(), 1e6), (2, 1), "positions' dtype is torch.float32; needs int32 or int64"),
         ((QKV, B, AT.to("meta"), 1e6), (2, 1), "positions' device is meta; needs qkv's cpu"),
-        ((QKV, B, AT, 0.0), (2, 1), "theta is 0.0; needs a number > 0"),
-        ((QKV, None, AT, None), (2, 1), "qkv_rope: theta is None; needs a number > 0"),
+        ((QKV, B, AT, 0.0), (2, 1), "theta is 0.0; needs a finite number > 0"),
+        ((QKV, None, AT, None), (2, 1), "qkv_rope: theta is None; needs a finite number > 0"),
     ],
 )
 def test_refuses(args, heads, message):

@@ -176,7 +176,7 @@ Q, K, AT = torch.ones(3, 4, 8), torch.ones(3, 2, 8), torch.arange(3)
         ((Q, K, AT[:2], 1e6), r"rope: positions' shape is \(2,\); needs \(3,\)"),
         ((Q, K, AT.float(), 1e6), "rope: positions' dtype is torch.float32; needs int32 or int64"),
         ((Q, K, AT.to("meta"), 1e6), "rope: positions' device is meta; needs q's cpu"),
-        ((Q, K, AT, 0.0), "rope: theta is 0.0; needs a number > 0"),
+        ((Q, K, AT, 0.0), "rope: theta is 0.0; needs a finite number > 0"),
     ],
 )
 def test_refuses(args, message):
@@ -190,13 +190,13 @@ FOUR = torch.ones(4)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "rope: theta is None; needs a number > 0"),
+        ({}, "rope: theta is None; needs a finite number > 0"),
         ({"theta": 1e6, "frequencies": FOUR}, "rope: theta is 1000000.0; needs None beside frequencies"),
         ({"frequencies": FOUR[:3]}, r"rope: frequencies' shape is \(3,\); needs \(4,\) or \(3, 4\)"),
         ({"frequencies": FOUR.double()}, "rope: frequencies' dtype is torch.float64; needs torch.float32"),
         ({"frequencies": FOUR.to("meta")}, "rope: frequencies' device is meta; needs q's cpu"),
         ({"frequencies": [1.0] * 4}, "rope: frequencies is a list; needs a torch tensor"),
-        ({"theta": 1e6, "scale": 0.0}, "rope: scale is 0.0; needs a number > 0"),
+        ({"theta": 1e6, "scale": 0.0}, "rope: scale is 0.0; needs a finite number > 0"),
     ],
 )
 def test_refuses_angles(options, message):

@@ -306,8 +306,21 @@ def test_embeddings_saved_whole_say_that_the_head_shares_them(tmp_path):
     assert torch.equal(logits_of(again), logits_of(model))
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**fields, "ensure_weight_tying": False}))
-    with pytest.raises(ValueError, match="which this model's output head shares"):
-        load_adapter(small_model(tied), tmp_path)
+    apart = small_model(tied)  # then PEFT trained a copy for the embeddings alone
+    load_adapter(apart, tmp_path)
+    assert not apart.cfg.text.tie_word_embeddings
+    assert torch.equal(apart.llm.embed_tokens.weight, again.llm.embed_tokens.weight)
+    assert torch.equal(apart.lm_head.weight, small_model(tied).lm_head.weight)
+    with pytest.raises(ValueError, match="modules_to_save has lm_head, whose weight the embeddings share"):
+        add_lora(small_model(tied), LoraConfig(modules_to_save=("lm_head",)))
+
+
+def test_a_name_that_means_more_to_peft_is_written_out(tmp_path):
+    """`norm` is one module here, and to PEFT every module whose name ends so."""
+    save_adapter(with_adapters(LoraConfig(rank=2, targets=("q_proj",), modules_to_save=("norm",))), tmp_path)
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert fields["modules_to_save"] == ["language_model.model.norm"]
+    load_adapter(small_model(CFG), tmp_path)
 
 
 def test_a_model_with_adapters_takes_the_numbers_of_the_same_ones_alone(adapter):

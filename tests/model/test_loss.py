@@ -29,6 +29,36 @@ def test_golden_weights():
     assert masses == pytest.approx([2 / 7, 4 / 7, 1 / 7])
 
 
+def test_golden_weights_of_answer_turns():
+    """Three answers in one document weigh as three documents; two runs that touch are apart where documents are."""
+    labels, cu_seqlens = row((2, 4), (1, 16), (3, 1))
+    weights = token_weights(labels, torch.tensor([0, 27], dtype=torch.int32), per="turn")
+    expected = [0.0] * 2 + [1 / 14] * 4 + [0.0] + [1 / 28] * 16 + [0.0] * 3 + [1 / 7]
+    torch.testing.assert_close(weights, torch.tensor(expected))
+    assert sqrt_mass(labels, cu_seqlens, per="turn") == 7
+    touching, ends = row((0, 4), (0, 16), (3, 1), (0, 0))
+    torch.testing.assert_close(token_weights(touching, ends, per="turn"), token_weights(touching, ends))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 9)), min_size=1, max_size=4), min_size=1, max_size=4)
+)
+def test_turns_are_what_a_loop_finds(documents):
+    """Documents of turns of (given, learned) tokens."""
+    parts = [row(*turns) for turns in documents]
+    labels = torch.cat([part for part, _ in parts])
+    ends = torch.tensor([0, *(part.numel() for part, _ in parts)]).cumsum(0).int()
+    lengths = [learned for turns in documents for _, learned in turns if learned]
+    weights = token_weights(labels, ends, per="turn")
+    mass = sum(n**0.5 for n in lengths)
+    expected: list[float] = []
+    for given_, n in (turn for turns in documents for turn in turns):
+        expected += [0.0] * given_ + [max(n, 1) ** -0.5 / (mass or 1)] * n
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float32))
+    assert float(sqrt_mass(labels, ends, per="turn")) == pytest.approx(mass)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), min_size=1, max_size=6), min_size=1, max_size=4)

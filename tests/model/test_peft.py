@@ -14,7 +14,7 @@ from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eagle_model.model.config import tiny
@@ -193,6 +193,99 @@ def test_pefts_adapter_loads_answers_learns_merges_and_is_saved_as_it_was(name, 
     in_theirs = Released(ours).state_dict()
     for key, tensor in peft.merge_and_unload().state_dict().items():
         assert (in_theirs[key] - tensor).abs().max() < 1e-6, key
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+@pytest.mark.parametrize(
+    "saved", [["norm"], ["lm_head"], ["embed_tokens"], ["norm", "lm_head", "embed_tokens"]], ids=str
+)
+def test_modules_that_peft_trains_whole(saved: list[str], tied: bool, tmp_path: Path, documents) -> None:
+    """`norm` is every module whose name ends so; of tied embeddings PEFT trains a copy, and the other stays."""
+    cfg = with_text(CFG, tie_word_embeddings=tied)
+    ours = small_model(cfg)
+    theirs = Released(ours)
+    if tied:
+        theirs.language_model.lm_head.weight = theirs.language_model.model.embed_tokens.weight
+    peft = randomised(get_peft_model(theirs, PeftConfig(r=2, target_modules=["q_proj"], modules_to_save=saved)))
+    peft.save_pretrained(tmp_path / "theirs")
+    load_adapter(ours, tmp_path / "theirs")
+    with torch.no_grad():
+        want = torch.cat([peft(document) for document in documents])
+        assert (ours.lm_head(ours.hidden(pack(documents))) - want).abs().max() < 1e-4
+    save_adapter(ours, tmp_path / "ours")
+    first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("theirs", "ours"))
+    assert first == second
+    merge(ours)
+    ours.save_pretrained(tmp_path / "merged")
+    again = Eagle.from_pretrained(tmp_path / "merged")
+    assert again.cfg.text.tie_word_embeddings == (tied and saved == ["norm"])
+    with torch.no_grad():
+        assert (again.lm_head(again.hidden(pack(documents))) - want).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_adapters_of_embeddings_are_refused_with_a_way_out(module: str, tmp_path: Path) -> None:
+    ours = small_model(CFG)
+    get_peft_model(Released(ours), PeftConfig(r=2, target_modules=["q_proj", module])).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"an adapter of {module}, which is no projection here.* train {module} whole"):
+        load_adapter(ours, tmp_path)
+    assert ours.adapter is None
+
+
+@pytest.mark.parametrize("prefix", ["", "eagle."], ids=["Eagle", "the class for Hugging Face"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["qkv_proj", "gate_up_proj", "o_proj", "up"]},
+        {
+            "target_modules": r".*\.(qkv_proj|down_proj)",
+            "rank_pattern": {"layers.1.self_attn.qkv_proj": 3},
+            "alpha_pattern": {"down_proj": 5},
+            "use_dora": True,
+            "use_rslora": True,
+        },
+    ],
+    ids=["LoRA", "DoRA, ranks"],
+)
+def test_adapters_of_our_own_modules_are_split_without_loss(changes, prefix, tmp_path: Path, documents) -> None:
+    ours, row = small_model(CFG), pack(documents)
+    holder: nn.Module = small_model(CFG)
+    if prefix:
+        eagle, holder = holder, nn.Module()
+        holder.eagle = eagle
+    config = PeftConfig(**{"r": 4, "lora_alpha": 8, "modules_to_save": ["connector", "llm.norm"], **changes})
+    peft = randomised(get_peft_model(holder, config))
+    peft.save_pretrained(tmp_path / "theirs")
+    load_adapter(ours, tmp_path / "theirs")
+    inner = peft.base_model.model.eagle if prefix else peft.base_model.model
+    with torch.no_grad():
+        want = inner.lm_head(inner.hidden(row))
+        assert (ours.lm_head(ours.hidden(row)) - want).abs().max() < 1e-4
+    save_adapter(ours, tmp_path / "ours")
+    names = [
+        key.removeprefix("base_model.model.") for key in load_file(tmp_path / "ours" / "adapter_model.safetensors")
+    ]
+    assert all(name.startswith(("language_model.", "mlp1.", "vision_model.")) for name in names)
+    again = small_model(CFG)
+    load_adapter(again, tmp_path / "ours")
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ours.parameters(), strict=True))
+    released = PeftModel.from_pretrained(Released(small_model(CFG)), tmp_path / "ours").eval()
+    with torch.no_grad():
+        assert (torch.cat([released(document) for document in documents]) - want).abs().max() < 1e-4
+
+
+def test_a_damaged_adapter_of_our_own_modules_is_refused_by_name(tmp_path: Path) -> None:
+    peft = get_peft_model(small_model(CFG), PeftConfig(r=4, target_modules=["qkv_proj"], modules_to_save=["connector"]))
+    peft.save_pretrained(tmp_path)
+    path, start = tmp_path / "adapter_model.safetensors", "base_model.model."
+    tensors = load_file(path)
+    tensors[f"{start}llm.layers.0.self_attn.qkv_proj.lora_B.weight"] = torch.zeros(7, 4)
+    tensors[f"{start}connector.out.bias"] = torch.zeros(3)
+    save_file(tensors, path)
+    ours = small_model(CFG)
+    with pytest.raises(ValueError, match=r"(?s)unknown: 'connector.out.bias'.*q_proj.lora_B.weight is \(7, 4\), needs"):
+        load_adapter(ours, tmp_path)
+    assert ours.adapter is None
 
 
 def gradients_of(model: Eagle, folder: Path) -> None:

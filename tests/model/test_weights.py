@@ -164,6 +164,19 @@ def test_tied_embeddings_are_stored_once(tmp_path):
         Eagle.from_pretrained(tmp_path)
 
 
+def test_tied_embeddings_under_the_heads_name_alone(tmp_path):
+    """As programs write them that drop the first of two names."""
+    model = small_model(with_text(CFG, tie_word_embeddings=True))
+    model.save_pretrained(tmp_path)
+    head, table = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    rewrite(tmp_path, lambda tensors: tensors.update({head: tensors.pop(table)}))
+    again = Eagle.from_pretrained(tmp_path)
+    assert_same(model, again)
+    assert again.lm_head.weight is again.llm.embed_tokens.weight
+    again.save_pretrained(tmp_path / "again")
+    assert table in load_file(tmp_path / "again" / weights.SINGLE)
+
+
 def test_every_wrong_tensor_is_named(saved):
     def change(tensors):
         del tensors["mlp1.1.bias"], tensors["language_model.model.norm.weight"]
@@ -446,6 +459,37 @@ print(status("VmHWM") - before)
     grown_bytes = int(out.stdout)
     assert weight_bytes > 3 * shard_bytes
     assert 0.9 * weight_bytes < grown_bytes < weight_bytes + shard_bytes + 4_000_000, grown_bytes
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 200_000])
+def test_mapped_weights_are_views_of_the_files_and_the_same(tmp_path, max_shard_bytes):
+    model = small_model(CFG)
+    model.save_pretrained(tmp_path, max_shard_bytes=max_shard_bytes)
+    again = Eagle.from_pretrained(tmp_path, mapped=True)
+    assert_same(model, again)
+
+    def in_files(x) -> bool:
+        starts = [
+            line.split()[0].split("-")
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if str(tmp_path) in line
+        ]
+        return any(int(start, 16) <= x.data_ptr() < int(end, 16) for start, end in starts)
+
+    mapped = {name for name, parameter in again.named_parameters() if in_files(parameter)}
+    copied = {name.rpartition(".")[0].rpartition(".")[2] for name, _ in again.named_parameters() if name not in mapped}
+    assert copied <= {"qkv_proj", "gate_up_proj"}
+    assert "qkv_proj" in copied  # which lie apart
+    if max_shard_bytes == 10**9:
+        assert "llm.layers.0.mlp.gate_up_proj.weight" in mapped  # which lie one after another
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.add_(1)
+    assert {path: path.read_bytes() for path in before} == before
+    assert all(torch.equal(a, b + 1) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    other = Eagle.from_pretrained(tmp_path, mapped=True, dtype=torch.bfloat16)  # another dtype is a copy
+    assert not any(map(in_files, other.parameters()))
 
 
 # ---- rules

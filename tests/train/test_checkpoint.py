@@ -10,7 +10,7 @@ import pytest
 
 from eagle_model.checkpoints import CheckpointError, latest, steps, verify
 from eagle_model.train import checkpoint
-from eagle_model.train.checkpoint import prune, save
+from eagle_model.train.checkpoint import keep_best, prune, save
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +92,32 @@ def test_set_aside_frees_the_name_and_keeps_the_bytes(tmp_path):
     assert (aside / "model.safetensors").exists()
     assert steps(tmp_path) == {}
     assert checkpoint.set_aside(save(tmp_path, 1, "run", write_some)).name == "step-000001.damaged-2"
+
+
+def test_the_best_is_kept_whatever_becomes_of_its_step(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, "run", write_some)
+    best = keep_best(tmp_path, 1)
+    assert best.name == "best-000001" and verify(best).step == 1
+    assert best.joinpath("model.safetensors").samefile(tmp_path / "step-000001/model.safetensors")  # no second copy
+    prune(tmp_path, "run", 1, must_not_speak)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-000001", "step-000003"]
+    assert latest(tmp_path, must_not_speak) == tmp_path / "step-000003"
+    assert keep_best(tmp_path, 1) == best  # again, as after a kill
+    (tmp_path / "best-000003.partial").mkdir()
+    (tmp_path / "best-000002.removing").mkdir()
+    keep_best(tmp_path, 3)
+    checkpoint.remove_interrupted(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-000003", "step-000003"]
+
+
+def test_the_best_is_copied_where_there_are_no_links(tmp_path, monkeypatch):
+    def no_links(source, target):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    save(tmp_path, 1, "run", write_some)
+    assert verify(keep_best(tmp_path, 1)).step == 1
 
 
 def test_prune_deletes_only_older_complete_ones_of_this_run(tmp_path):

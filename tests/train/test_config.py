@@ -78,6 +78,33 @@ def test_something_must_be_trained():
         override(tiny(), ["train_vision=false", "train_connector=false", "train_llm=false"])
 
 
+def test_a_run_has_steps_or_epochs():
+    assert override(tiny(), ["max_steps=none", "num_epochs=2"]).num_epochs == 2
+    for settings, got in ((["num_epochs=2"], "1000 and 2"), (["max_steps=none"], "none and none")):
+        with pytest.raises(ConfigError, match=f"max_steps and num_epochs is {got}; needs one of the two; set the oth"):
+            override(tiny(), settings)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["optimizer.multipliers.vision=0"], r"multipliers\.vision is 0\.0; needs a number above 0 \(train_"),
+        (["optimizer.schedule=wsd", "optimizer.decay_ratio=0.99"], r"decay_ratio is 1\.04; needs 1 at most"),
+        (["optimizer.decay_ratio=0"], r"decay_ratio is 0\.0; needs more than 0"),
+        (["max_position_embeddings=100"], r"_embeddings is 100; needs processor\.sampling\.context_tokens, 512"),
+        (["neftune_alpha=-1"], r"neftune_alpha is -1\.0; needs 0 or more"),
+        (["validation.recipe="], r"validation\.recipe is empty; needs a recipe"),
+        (["validation.every_steps=5"], r"validation\.recipe is missing"),
+        (["validation.recipe=v", "validation.patience=0"], r"validation\.patience is 0; needs 1 or more"),
+        (["answers.prompts=p", "answers.every_steps=0"], r"answers\.every_steps is 0; needs 1 or more"),
+        (["model=m", "lora.rank=4", "train_lm_head=true"], r"with lora, train_lm_head is True; needs none"),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_together(assignments, message):
+    with pytest.raises(ConfigError, match=message):
+        override(tiny(), assignments)
+
+
 def test_configs_are_frozen():
     with pytest.raises(FrozenInstanceError):
         OptimizerConfig().learning_rate = 1.0

@@ -94,7 +94,7 @@ def test_a_step_s_flops(case, again, num_packs, monkeypatch):
     monkeypatch.setattr(loss, "linear_cross_entropy", plain)
     generator = torch.Generator().manual_seed(0)
     model = model_of(case)
-    meter = FlopMeter(model, recomputes_layers=again)
+    meter = FlopMeter(model, activations="block" if again else "none")
     for _ in range(num_packs):
         batch = random_pack(model.cfg, generator)
         has_tiles = len(batch.patches_IPK) > 0
@@ -133,3 +133,15 @@ def test_the_forward_is_that_of_sizes():
     assert row.backward == 2 * row.forward
     apart = meter.row(num_tiles=0, document_lengths=[1024] * 32, num_labelled=32_768)
     assert row.forward - apart.forward == sizes.causal_attention_flops(32_768) - 32 * sizes.causal_attention_flops(1024)
+
+
+def test_what_is_kept_is_not_computed_again():
+    model, row = model_of("all trained"), {"num_tiles": 2, "document_lengths": [40, 7], "num_labelled": 9}
+    none, block, selective, offload = (
+        FlopMeter(model, activations=kept).row(**row) for kept in ("none", "block", "selective", "offload")
+    )
+    assert none.model == block.model == selective.model
+    assert none.recomputed < selective.recomputed < block.recomputed == offload.recomputed
+    attention = 2 * 2 * (2 * 16 * 16 * 64 * 2 + (40 * 41 // 2 + 7 * 8 // 2) * 128 * 3)  # two products
+    assert block.recomputed - selective.recomputed == attention
+    assert none.recomputed == attention // 2  # of which one is done again in any case

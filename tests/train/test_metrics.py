@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +155,33 @@ def test_plain_progress_says_what_is_left():
     assert said[0] == "step 12/14  loss 1.0000  50 tokens/s  lr 1.00e-03  grad norm 0.50  0:04 left"
     assert said[1].startswith("step 14/14")
     assert said[1].endswith("0:00 left")
+
+
+def test_progress_shows_the_utilization_where_it_is_known():
+    said: list[str] = []
+    with StepProgress(steps_done=0, max_steps=1, log_every_steps=1, say=said.append) as progress:
+        progress.show(replace(metrics(1), mfu=0.413))
+    assert "50 tokens/s  MFU 41.3%  lr" in said[0]
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    names = {f.name for f in fields(StepMetrics) if f.default is MISSING and f.default_factory is MISSING}
+    assert len(names) == 12
+    old = {name: value for name, value in asdict(metrics(1)).items() if name in names}
+    path.write_text(json.dumps(old) + "\n")
+    (read,) = read_metrics(path)
+    assert read == asdict(metrics(1))
+
+
+@pytest.mark.parametrize(
+    "change", [{"grad_norms": 3}, {"grad_norms": {"llm": "1"}}, {"dataset_losses": {"a": float("inf")}}, {"mfu": "x"}]
+)
+def test_what_a_new_field_cannot_be_is_named(tmp_path, change):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(asdict(metrics(1)) | change) + "\n")
+    with pytest.raises(ValueError, match=rf"{next(iter(change))} is .*; needs (a )?finite number"):
+        read_metrics(path)
 
 
 def test_peak_rss_is_bytes():

@@ -45,6 +45,62 @@ def test_agrees_with_transformers_schedule_after_the_warmup():
         assert learning_rate(config, step, 50) == pytest.approx(3 * lr_of(step + 1))
 
 
+def test_golden_schedules():
+    def curve(**changes) -> list[float]:
+        config = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.2, **changes)
+        return [learning_rate(config, step, 10) for step in range(11)]
+
+    assert curve(schedule="constant") == [0.5] + [1.0] * 10
+    assert curve(schedule="linear") == pytest.approx([0.5, 1.0, 1.0, *(1 - k / 8 for k in range(1, 9))])
+    assert curve(schedule="wsd", decay_ratio=0.4) == pytest.approx([0.5] + [1.0] * 6 + [0.75, 0.5, 0.25, 0.0])
+    floor = curve(schedule="wsd", decay_ratio=0.4, min_lr_ratio=0.2)
+    assert floor == pytest.approx([0.5] + [1.0] * 6 + [0.8, 0.6, 0.4, 0.2])
+    assert curve(schedule="wsd", decay_ratio=0.8) == pytest.approx(curve(schedule="linear"))
+    assert curve(schedule="cosine") == curve()
+
+
+def test_parts_have_learning_rates_of_their_own():
+    """Ten times the rate for a part is ten times the rate: as two optimizers of torch would have it."""
+    ours, theirs = model(), model()
+    optimizer = Optimizer(Masters(ours, torch.float32), CONFIG, multiplier=lambda name: 10.0 if name[0] == "2" else 1.0)
+    adamw = [torch.optim.AdamW([p], lr=lr, weight_decay=decay) for p, lr, decay in (
+        (theirs[0].weight, 1e-2, 0.1), (theirs[2].weight, 1e-1, 0.1), (theirs[2].bias, 1e-1, 0.0),
+    )]  # fmt: skip
+    for step in range(3):
+        backward(ours, step)
+        backward(theirs, step)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        optimizer.clip()
+        optimizer.step(1e-2)
+        for one in adamw:
+            one.step()
+        theirs[0].bias.data, theirs[1].weight.data, theirs[1].bias.data = (
+            p.data.clone() for p in (ours[0].bias, ours[1].weight, ours[1].bias)
+        )
+        theirs.zero_grad()
+    for name in ("0.weight", "2.weight", "2.bias"):
+        torch.testing.assert_close(ours.get_parameter(name), theirs.get_parameter(name))
+
+
+def test_the_mass_is_taken_out_of_the_gradients_before_they_are_clipped():
+    nets = model(), model()
+    norms = []
+    for net, mass in zip(nets, (None, torch.tensor(4.0)), strict=True):
+        optimizer = Optimizer(Masters(net, torch.float32), CONFIG)
+        backward(net, 0)
+        if mass is not None:
+            for parameter in net.parameters():
+                parameter.grad *= 4
+        norms.append(optimizer.clip(mass))
+        optimizer.step(1e-2)
+    torch.testing.assert_close(*norms)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    net = model()
+    backward(net, 0)
+    assert torch.isfinite(Optimizer(Masters(net, torch.float32), CONFIG).clip(torch.zeros(())))
+
+
 def model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3))

@@ -1,7 +1,6 @@
 """The report shows the pixels and tokens of the batch itself, escapes all text, and needs no other file."""
 
 import base64
-import html
 import json
 import re
 from dataclasses import replace
@@ -9,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from PIL import Image
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
@@ -155,7 +155,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path, name, damage, m
         assert said == [] and "Damaged" not in page
     else:
         assert len(said) == 1 and re.search(message, said[0]), said
-        assert f"<strong>Damaged:</strong> {html.escape(said[0])}" in page
+        assert f"<strong>Damaged:</strong> {escape(said[0])}" in page
     shown = {
         "config.json": "<th>optimizer.learning_rate</th>",
         "metrics.jsonl": "<th>loss, first and last</th>",
@@ -185,3 +185,56 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
         ValueError, match=r"holds no run: run\.json is missing\. Give the folder that `eagle train` wrote"
     ):
         write_report(tmp_path)
+
+
+def test_a_full_run_shows_all_that_it_knows(tmp_path):
+    run = make_run(tmp_path / "run", steps=0)
+    made_by = {"date": "2026-01-02 03:04:05", "machine": "node7", "torch": "2.13.0", "commit": "abcdef1234", "x": "y"}
+    (run / "run.json").write_text(json.dumps({"run": "abc", "made_by": made_by}))
+    log = MetricsLog(run / "metrics.jsonl", steps_done=0)
+    for step in range(1, 9):
+        names = {"pages": 2.0, "<films>": 1.0} if step > 2 else {"pages": 4.0}
+        log.write(replace(
+            metrics(step),
+            grad_norms={"vision": 0.5 / step, "llm": 1.0},
+            dataset_losses=names,
+            dataset_tokens=dict.fromkeys(names, 10),
+            model_flops=10**12, mfu=0.4, padding_share=0.05, truncation_share=0.25, peak_device_bytes=3 << 30,
+        ))  # fmt: skip
+    log.close()
+    lines = [{"step": s, "loss": loss} for s, loss in ((2, 3.5), (4, None), (8, 2.5))]
+    (run / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    line = {"step": 4, "id": "q1", "asked": "Which <b>?", "answer": "<i>red</i>", "expected": "blue"}
+    (run / "answers.jsonl").write_text(
+        json.dumps(line) + "\n" + json.dumps(line | {"step": 8, "answer": "blue"}) + "\n"
+    )
+    page = write_report(run).read_text()
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    for title in ("Model FLOPs utilization", "Gradient norm by part", "Loss by data set", "Held-out loss", "Answers"):
+        assert title in titles
+    assert '<p class="about">2026-01-02 03:04:05; node7; torch 2.13.0; commit abcdef1234</p>' in page
+    assert "<th>pages</th><td>2.5000 over 80 tokens</td>" in page
+    assert "<th>&lt;films&gt;</th><td>1.0000 over 60 tokens</td>" in page
+    assert "<h3>q1: Which &lt;b&gt;?</h3>" in page
+    assert "<th>step 4</th><td>&lt;i&gt;red&lt;/i&gt;</td>" in page and "<th>should be</th><td>blue</td>" in page
+    assert "<th>largest device memory</th><td>3,072 MiB</td>" in page
+    assert "<th>samples shown in part</th><td>25.0%</td>" in page
+    assert not re.search(r"(src|href)=.(?!data:)", page)  # no other file, no address
+
+
+@pytest.mark.parametrize("name", ["validation.jsonl", "answers.jsonl"])
+def test_a_damaged_log_is_named(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    (run / name).write_text("3\n")
+    said: list[str] = []
+    page = write_report(run, said.append).read_text()
+    assert len(said) == 1 and f"{name}:1: is no line of a log" in said[0]
+    assert "<th>loss, first and last</th>" in page
+
+
+def test_a_smoothed_curve_is_a_mean_of_what_was():
+    assert report.smoothed([3.0] * 5, 4) == pytest.approx([3.0] * 5)
+    assert report.smoothed([1.0, 2.0, 4.0], 1) == [1.0, 2.0, 4.0]
+    weights = [0.75**2, 0.75, 1.0]
+    want = sum(w * v for w, v in zip(weights, (1.0, 2.0, 4.0), strict=True)) / sum(weights)
+    assert report.smoothed([1.0, 2.0, 4.0], 4)[-1] == pytest.approx(want)

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.checkpoints import CheckpointError, FileEntry, Manifest, read_manifest, steps
@@ -29,55 +27,16 @@ from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import DataError
 from eagle_model.fields import ConfigError, override
 from eagle_model.model.recompute import recomputed
-from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig, read_config
+from eagle_model.train.config import CHANGEABLE_ON_RESUME, read_config
 from eagle_model.train.metrics import read_metrics
 from eagle_model.train.recipes import debug
 from eagle_model.train.trainer import Trainer, TrainingError, accumulate_gradients, new_model, with_absolute_paths
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
+from tests.train.chats import COLOURS, assert_equal, config_of, quiet, run, weights_of, write_chats
 
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("chats")
-    rows = []
-    for colour, rgb in COLOURS.items():
-        Image.new("RGB", (28, 28), rgb).save(folder / f"{colour}.png")
-        turns = [{"from": "human", "value": "<image>Which colour?"}, {"from": "gpt", "value": f"It is {colour}."}]
-        rows.append({"id": colour, "image": f"{colour}.png", "conversations": turns})
-        turns = [{"from": "human", "value": f"Spell {colour}."}, {"from": "gpt", "value": " ".join(colour) * 4}]
-        rows.append({"id": f"spell-{colour}", "conversations": turns})
-    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def config_of(chats: Path, *assignments: str) -> TrainConfig:
-    base = [
-        f"data.recipe={chats / 'chats.jsonl'}",
-        "processor.sampling.context_tokens=160",
-        "max_steps=4",
-        "save_every_steps=2",
-    ]
-    return override(debug(), [*base, *assignments])
-
-
-def quiet(message: str) -> None:
-    pass
-
-
-def run(config: TrainConfig, folder: Path) -> Trainer:
-    trainer = Trainer(config, folder, say=quiet)
-    assert trainer.train()
-    return trainer
-
-
-def weights_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / f"step-{step:06d}" / "model.safetensors")
-
-
-def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    return write_chats(tmp_path_factory.mktemp("chats"))
 
 
 # ---- gradients of a step
@@ -292,7 +251,9 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_with_room(chats, tmp_pa
     assert re.match(rf"samples/ could not be written: File too large\. There is no checkpoint{goes_on}", fails(100))
     run(replace(config, max_steps=2), folder)
     newest = r"\. The newest checkpoint is step 2's"
-    assert re.match(rf"metrics\.jsonl could not be written: File too large{newest}{goes_on}", fails(1000))
+    a_part_of_a_line = (folder / "metrics.jsonl").stat().st_size + 100
+    message = fails(a_part_of_a_line)
+    assert re.match(rf"metrics\.jsonl could not be written: File too large{newest}{goes_on}", message)
     model = r"\(.*step-000004\.partial/model\.safetensors\)"
     assert re.match(rf"The checkpoint of step 4 could not .*: File too large {model}{newest}{goes_on}", fails(200_000))
     assert list(steps(folder / "checkpoints")) == [2]
@@ -600,6 +561,49 @@ def test_epochs_are_counted(chats, tmp_path):
     assert max(epochs) >= 1
 
 
+def test_epochs_say_how_long_a_run_is(chats, tmp_path):
+    """8 samples in 2 rows an epoch; the last step takes what it lacks from the next epoch."""
+    epochs = ("max_steps=none", "num_epochs=3", "rows_per_step=2", "save_every_steps=1")
+
+    def killed(message):
+        if message.startswith("step 2/3"):
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        Trainer(config_of(chats, *epochs), tmp_path / "run", say=killed).train()
+    assert run(config_of(chats, *epochs), tmp_path / "run").step == 3
+    run(config_of(chats, "max_steps=3", "rows_per_step=2"), tmp_path / "straight")
+    assert_equal(weights_of(tmp_path / "run", 3), weights_of(tmp_path / "straight", 3))
+    said: list[str] = []
+    longer = Trainer(config_of(chats, *epochs, "num_epochs=4"), tmp_path / "run", say=said.append)
+    assert "Changed since step-000003: num_epochs: 3 -> 4" in said and longer.max_steps == 4
+    longer.close()
+
+
+def test_rows_that_cannot_be_loaded_make_an_epoch_shorter(tmp_path):
+    folder = write_chats(tmp_path)
+    whole = (folder / "red.png").read_bytes()
+    (folder / "red.png").write_bytes(whole[:60])  # its header can be read, its pixels cannot
+    lines = (folder / "chats.jsonl").read_text().splitlines(keepends=True)
+    (folder / "chats.jsonl").write_text(lines[0] + lines[1])
+    settings = ("max_steps=none", "num_epochs=2", "data.on_bad_sample=skip", "processor.sampling.context_tokens=80")
+    trainer = Trainer(config_of(folder, *settings), tmp_path / "run", say=quiet)
+    assert trainer.loader.num_rows == 2 and trainer.max_steps == 4
+    assert trainer.train()
+    assert len(trainer.loader.skipped) == 1
+    assert trainer.step < 4 and trainer.loader.rows_left(2) == 0
+
+
+def test_a_context_longer_than_the_model_s_is_refused_with_the_way_out(chats):
+    long = "processor.sampling.context_tokens=40000"
+    with pytest.raises(
+        ConfigError, match=r"is 40000; the model in tiny is for documents of 32768 .* Set max_position_embeddings=40000"
+    ):
+        new_model(config_of(chats, long))
+    model, _ = new_model(config_of(chats, long, "max_position_embeddings=50000"))
+    assert model.cfg.text.max_position_embeddings == 50_000
+
+
 def test_a_config_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = debug()
@@ -610,3 +614,37 @@ def test_a_config_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: py
     assert with_absolute_paths(replace(typed, model="released")).model == str(tmp_path / "released")
     monkeypatch.chdir("/")
     assert with_absolute_paths(there) == there
+
+
+# ---- seeing it
+
+
+def test_a_run_is_seen(chats, tmp_path, monkeypatch):
+    """What each step was like, a trace of the third, and TensorBoard's events."""
+    pytest.importorskip("tensorboard")
+    said: list[str] = []
+    config = config_of(chats, "logging.tensorboard=true", "train_vision=false")
+    assert Trainer(config, tmp_path / "run", say=said.append, profile=True).train()
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [set(m["grad_norms"]) for m in lines] == [{"connector", "embeddings", "llm", "lm_head"}] * 4
+    for m in lines:
+        assert m["dataset_tokens"] == {"chats": m["num_supervised_tokens"]}
+        assert m["dataset_losses"]["chats"] == pytest.approx(m["loss"], rel=0.3)  # weighed otherwise
+        assert sum(norm**2 for norm in m["grad_norms"].values()) ** 0.5 == pytest.approx(m["grad_norm"], rel=1e-4)
+        assert 0 < m["model_flops"] < 1e12 and m["mfu"] is None
+        assert 0 <= m["padding_share"] < 0.5 and m["truncation_share"] == 0
+    trace = tmp_path / "run" / "trace-step-000003.json"
+    assert f"Trace of step 3: {trace}" in said and json.loads(trace.read_text())["traceEvents"]
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Loss by data set</h2>" in page and "torch " + torch.__version__ in page
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_alike(chats, tmp_path):
+    """Layers run again in backward too. The first step takes minutes."""
+    losses = {}
+    for name, assignments in (("plain", []), ("compiled", ["compile=true", "memory.activations=block"])):
+        run(config_of(chats, "max_steps=2", *assignments), tmp_path / name)
+        losses[name] = [m["loss"] for m in read_metrics(tmp_path / name / "metrics.jsonl")]
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-4)
