@@ -38,6 +38,7 @@ BENCHES = {
     "images",
     "memory",
     "progressive",
+    "step",
 }  # benches of what is no op: decoding, generation, training
 
 
