@@ -18,6 +18,8 @@ from eagle_model.train.trainer import Trainer
 from tests.model.test_fp8 import batch_of, differing, model_of, results
 from tests.model.transformer_engine import installed
 
+RESULTS = Path(__file__).parents[2] / "bench/results/fp8-loss-cpu.json"
+
 
 def test_sixty_steps_learn_as_in_bf16_and_a_wrong_scale_shows():
     """The short form of the two below."""
@@ -36,6 +38,19 @@ def test_two_hundred_steps(seed, wrong):
     assert abs(last(train(Fp8Config(), seed=seed, num_steps=200)) / bf16 - 1) < LIMIT
     with wrong_scale(wrong):
         assert abs(last(train(Fp8Config(), seed=seed, num_steps=200)) / bf16 - 1) > LIMIT
+
+
+def test_what_was_measured_is_within_the_limit():
+    """The committed results: three seeds, all recipes for one of them, and plants, which are not."""
+    found = json.loads(RESULTS.read_text())
+    right = [run for run in found["runs"] if "wrong" not in run["way"]]
+    ways = {(seed, way) for seed in SEEDS for way in ("bf16", "current")} | {(0, "block"), (0, "mxfp8")}
+    assert {(run["seed"], run["way"]) for run in right} == ways
+    assert all(abs(run["beside_bf16"]) < LIMIT for run in right)
+    wrong = [run for run in found["runs"] if "wrong" in run["way"]]
+    assert len(wrong) == len(PLANTS)
+    assert all(abs(run["beside_bf16"]) > LIMIT for run in wrong)
+    assert {"commit", "date", "machine", "versions"} <= found.keys()
 
 
 def test_inputs_on_the_host_leave_the_same_gradients(monkeypatch):
