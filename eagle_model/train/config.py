@@ -139,7 +139,7 @@ class TrainConfig:
     validation: ValidationConfig | None = None  # the loss on held-out data
     answers: AnswersConfig | None = None  # an early look at what the model says
     seed: int = 0  # of a preset's first weights, and of NEFTune's noise
-    compile: bool = False  # layers by torch.compile: minutes in the first step; on a CPU no gain
+    compile: bool = False  # each layer by torch.compile: minutes in the first step; not shown to help so far
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     log_every_steps: int = 10  # on the terminal; metrics.jsonl has every step
     save_every_steps: int = 100  # a checkpoint
