@@ -418,8 +418,19 @@ def test_sizes_of_a_preset_and_of_a_folder(monkeypatch, capsys, tmp_path: Path) 
     )
 
 
+def test_estimate_of_a_stage_on_gpus_that_are_not_here(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "estimate", "stage4", "--gpus", "64", "--gpu", "h100-80g") == 0
+    printed = capsys.readouterr().out
+    assert "64 x h100-80g: a step of 128 rows of 131072 tokens and 448 tiles; 8.06 billion parameters" in printed
+    assert "The cheapest that fits" in printed
+    assert run(monkeypatch, "estimate", "stage4", "--gpu", "v100") == 2
+    assert "--gpu is 'v100'; needs one of a100-80g, h100-80g" in capsys.readouterr().err
+
+
 def test_every_command_has_an_example() -> None:
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"doctor", "plan", "sizes", "train", "chat", "convert", "assemble", "report", "bench"}
+    assert set(commands) == {
+        "doctor", "plan", "sizes", "estimate", "train", "chat", "convert", "assemble", "report", "bench",
+    }  # fmt: skip
     for name, command in commands.items():
         assert f"Example:  eagle {name}" in command.help

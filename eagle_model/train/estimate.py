@@ -18,6 +18,7 @@ Dims     T tokens and I tiles of a row on one GPU, D width, F = (H + 2K) W, M ML
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -240,20 +241,12 @@ def seconds_of(cfg: EagleConfig, work: Work, memory: MemoryConfig, gpu: Gpu, spl
     rows = -(-work.num_rows // split.data)
     T = work.num_tokens / split.context
     recomputes = memory.activations != "none"
-    meter = FlopMeter(build(cfg), recomputes_layers=recomputes)
-    row_of = {
-        "vision": meter.row(num_tiles=work.num_tiles, document_lengths=[], num_labelled=0),
-        "linear layers": meter.row(num_tiles=1, document_lengths=[1] * work.num_tokens, num_labelled=0),
-        "attention": meter.row(
-            num_tiles=1, document_lengths=[work.num_tokens // work.documents] * work.documents, num_labelled=0
-        ),
-        "loss": meter.row(num_tiles=0, document_lengths=[], num_labelled=int(work.num_tokens * LABELLED_SHARE)),
-    }
-    flops = {name: _all(row) / split.context for name, row in row_of.items()}
+    row_of = _flops_of_a_row(cfg, replace(work, num_rows=1), recomputes)
+    flops = {name: _all(row) / split.context for name, row in row_of.items() if name != "tile"}
     if not recomputes:  # chunks are computed again all the same
         flops["vision"] += (memory.vision_chunk_tiles is not None) * row_of["vision"].forward / split.context
         flops["linear layers"] += (memory.mlp_chunk_tokens is not None) * 6 * L * T * D * M
-    tile = _all(meter.row(num_tiles=1, document_lengths=[], num_labelled=0)) / split.context
+    tile = _all(row_of["tile"]) / split.context
     linear = _all(row_of["linear layers"]) / split.context
     flops["linear layers"] -= tile
     flops["attention"] -= linear
@@ -278,6 +271,25 @@ def seconds_of(cfg: EagleConfig, work: Work, memory: MemoryConfig, gpu: Gpu, spl
             pairs = rows * L * others * 2 * text.num_key_value_heads * text.head_dim
             seconds["keys and values"] = pairs * (b * (1 + recomputes) + 4) / rate  # gathered; gradients in fp32
     return {**seconds, "all": sum(seconds.values())}
+
+
+@functools.cache
+def _flops_of_a_row(cfg: EagleConfig, work: Work, recomputes: bool) -> dict[str, Flops]:
+    """By part; "linear layers" and "attention" with one tile, "attention" with the linear layers too."""
+    meter, T = FlopMeter(build(cfg), recomputes_layers=recomputes), work.num_tokens
+    lengths: dict[str, list[int]] = {
+        "vision": [],
+        "tile": [],
+        "linear layers": [1] * T,
+        "attention": [T // work.documents] * work.documents,
+        "loss": [],
+    }
+    tiles = {"vision": work.num_tiles, "tile": 1, "linear layers": 1, "attention": 1, "loss": 0}
+    labelled = {"loss": int(T * LABELLED_SHARE)}
+    return {
+        part: meter.row(num_tiles=tiles[part], document_lengths=lengths[part], num_labelled=labelled.get(part, 0))
+        for part in lengths
+    }
 
 
 def _all(flops: Flops) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.bench_memory import CASES, GIB, SEEN_TILES, track, track_layer
+from bench.bench_memory import GIB, SEEN_TILES, track, track_layer
 from eagle_model.fields import override
 from eagle_model.model.config import eagle2_5_8b, tiny
 from eagle_model.train.estimate import (
@@ -64,18 +64,13 @@ def test_a_step_takes_what_was_tracked(cfg, num_tokens, settings):
     assert got["host"] == pytest.approx(tracked["host"], rel=0.1)
 
 
-def test_the_committed_table_is_below_76_gib_and_agrees():
-    table = json.loads(RESULTS.read_text())
-    assert {"128K host", "128K adamw8bit"} <= table["rows"].keys() <= CASES.keys()
-    for name, row in table["rows"].items():
-        memory = MemoryConfig(
-            **{key: row[key] for key in ("activations", "mlp_chunk_tokens", "vision_chunk_tiles", "optimizer")},
-            stochastic_rounding=row["stochastic_rounding"],
-        )
-        tracked = row["bytes"]["peak"]
-        assert tracked < 76 * GIB, name
+def test_the_committed_step_of_the_8b_is_below_76_gib_and_agrees():
+    for name, row in json.loads(RESULTS.read_text())["rows"].items():
+        assert (name, row["tokens"], row["optimizer"]) == ("128K host", 131_072, "host")
         work = Work(num_rows=1, num_tokens=row["tokens"], num_tiles=row["tiles"])
-        assert memory_of(CFG, work, memory, Split())["peak"] == pytest.approx(tracked, rel=0.1), name
+        tracked = row["bytes"]["peak"]
+        assert tracked < 76 * GIB
+        assert memory_of(CFG, work, ALL, Split())["peak"] == pytest.approx(tracked, rel=0.1)
 
 
 @pytest.mark.slow
@@ -99,11 +94,13 @@ def test_each_setting_saves_what_it_is_for():
     )
     assert none > selective > block > offload
     assert block - offload == pytest.approx(27 * 131_072 * 3584 * 2 / GIB, rel=0.1)  # the inputs of all layers but one
-    chunks = {"activations": "offload", "vision_chunk_tiles": 16}
-    assert peak(**chunks) - peak(**chunks, mlp_chunk_tokens=8192) > 15
-    by_optimizer = [peak(**chunks, mlp_chunk_tokens=8192, optimizer=name) for name in ("adamw", "adamw8bit", "host")]
+    chunks = {"activations": "offload", "vision_chunk_tiles": 16, "optimizer": "host"}
+    assert peak(**chunks) - peak(**chunks, mlp_chunk_tokens=8192) > 10
+    by_optimizer = [
+        peak(**{**chunks, "optimizer": name}, mlp_chunk_tokens=8192) for name in ("adamw", "adamw8bit", "host")
+    ]
     assert by_optimizer == sorted(by_optimizer, reverse=True)
-    assert peak(**chunks, optimizer="host") < peak(activations="offload", optimizer="host")
+    assert peak(**chunks) < peak(activations="offload", optimizer="host")
 
 
 def test_seconds_are_flops_over_rates():
