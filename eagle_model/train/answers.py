@@ -86,7 +86,7 @@ def _with_room(processor: Processor, max_new_tokens: int) -> Processor:
 
 
 def _read(prompts: str, *, allow_outside_root: bool) -> list[Sample]:
-    samples = []
+    samples: list[Sample] = []
     for source in read_recipe(prompts):
         for path in source.annotation:
             for where, row in json_rows(path):

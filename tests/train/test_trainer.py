@@ -586,7 +586,7 @@ def test_rows_that_cannot_be_loaded_make_an_epoch_shorter(tmp_path):
     (folder / "red.png").write_bytes(whole[:60])  # its header can be read, its pixels cannot
     lines = (folder / "chats.jsonl").read_text().splitlines(keepends=True)
     (folder / "chats.jsonl").write_text(lines[0] + lines[1])
-    settings = ("max_steps=none", "num_epochs=2", "data.on_bad_sample=skip", "processor.sampling.context_tokens=80")
+    settings = ("max_steps=none", "num_epochs=2", "data.on_bad_sample=skip", "processor.sampling.context_tokens=60")
     trainer = Trainer(config_of(folder, *settings), tmp_path / "run", say=quiet)
     assert trainer.loader.num_rows == 2 and trainer.max_steps == 4
     assert trainer.train()
