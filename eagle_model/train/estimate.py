@@ -22,11 +22,11 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from eagle_model.fields import few
+from eagle_model.fields import shown
 from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig
 from eagle_model.model.eagle import build
 from eagle_model.train.config import TrainConfig
-from eagle_model.train.flops import FlopMeter, Flops
+from eagle_model.train.flops import Activations, FlopMeter, Flops
 from eagle_model.train.gpu_peaks import peak_flops
 from eagle_model.train.memory import MemoryConfig
 
@@ -241,7 +241,7 @@ def seconds_of(cfg: EagleConfig, work: Work, memory: MemoryConfig, gpu: Gpu, spl
     rows = -(-work.num_rows // split.data)
     T = work.num_tokens / split.context
     recomputes = memory.activations != "none"
-    row_of = _flops_of_a_row(cfg, replace(work, num_rows=1), recomputes)
+    row_of = _flops_of_a_row(cfg, replace(work, num_rows=1), memory.activations)
     flops = {name: _all(row) / split.context for name, row in row_of.items() if name != "tile"}
     if not recomputes:  # chunks are computed again all the same
         flops["vision"] += (memory.vision_chunk_tiles is not None) * row_of["vision"].forward / split.context
@@ -250,8 +250,6 @@ def seconds_of(cfg: EagleConfig, work: Work, memory: MemoryConfig, gpu: Gpu, spl
     linear = _all(row_of["linear layers"]) / split.context
     flops["linear layers"] -= tile
     flops["attention"] -= linear
-    if memory.activations == "selective":
-        flops["attention"] *= 12 / 14  # of 2 products forward, 4 backward and again its scores, 2 more where run again
     seconds = {name: rows * count / (gpu.flops * RATES[name]) for name, count in flops.items()}
 
     passes = 3 + recomputes  # backward moves about twice what forward does
@@ -274,9 +272,9 @@ def seconds_of(cfg: EagleConfig, work: Work, memory: MemoryConfig, gpu: Gpu, spl
 
 
 @functools.cache
-def _flops_of_a_row(cfg: EagleConfig, work: Work, recomputes: bool) -> dict[str, Flops]:
+def _flops_of_a_row(cfg: EagleConfig, work: Work, activations: Activations) -> dict[str, Flops]:
     """By part; "linear layers" and "attention" with one tile, "attention" with the linear layers too."""
-    meter, T = FlopMeter(build(cfg), recomputes_layers=recomputes), work.num_tokens
+    meter, T = FlopMeter(build(cfg), activations=activations), work.num_tokens
     lengths: dict[str, list[int]] = {
         "vision": [],
         "tile": [],
@@ -363,7 +361,7 @@ def _settings(memory: MemoryConfig) -> Iterator[MemoryConfig]:
 def gpu_of(name: str) -> Gpu:
     """Raises ValueError that lists the GPUs there are."""
     if name not in GPUS:
-        raise ValueError(f"estimate: --gpu is {few([name])}; needs one of {', '.join(GPUS)}.")
+        raise ValueError(f"estimate: --gpu is {shown(name)}; needs one of {', '.join(GPUS)}.")
     return GPUS[name]
 
 
