@@ -21,7 +21,7 @@ from eagle_model.model.lora_config import LoraConfig
 from eagle_model.train.memory import MemoryConfig
 from eagle_model.train.sinks import LoggingConfig
 
-VERSION = 2  # of run folders and their configs; raised when what was written before can no longer be read
+VERSION = 3  # of run folders and their configs; raised when what was written before can no longer be read
 MAX_CONFIG_BYTES = 1 << 20  # a config has some thousand bytes; what is larger is another file
 
 

@@ -352,7 +352,7 @@ def _settings(memory: MemoryConfig) -> Iterator[MemoryConfig]:
                 yield replace(
                     memory,
                     optimizer=optimizer,  # type: ignore[arg-type]
-                    activations=activations,  # type: ignore[arg-type]
+                    activations=activations,
                     mlp_chunk_tokens=mlp_chunk_tokens,
                     vision_chunk_tiles=vision_chunk_tiles,
                 )
