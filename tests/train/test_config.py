@@ -134,8 +134,8 @@ def test_a_written_config_comes_back(tmp_path):
         ("[]", r"c\.json is no config of a run that this version reads: its version is none, needs 2\. Continue a run"),
         ('{"run": "abc", "config": {}}', r"its version is none, needs 2"),
         ('{"version": 1, "config": {}}', r"its version is 1, needs 2"),
-        ('{"version": 2}', r"c\.json is no config of a run"),
-        ('{"version": 2, "config": {"max_steps": 3}}', r"c\.json: data is missing; TrainConfig needs it"),
+        ('{"version": 3}', r"c\.json is no config of a run"),
+        ('{"version": 3, "config": {"max_steps": 3}}', r"c\.json: data is missing; TrainConfig needs it"),
         (" " * (MAX_CONFIG_BYTES + 1), r"c\.json has more than 1048576 bytes; no file of its kind"),
     ],
 )
