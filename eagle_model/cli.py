@@ -128,6 +128,8 @@ def _usage(error: typer.TyperException) -> str:
         fields = near_misses(TrainConfig, option.lstrip("-").replace("-", "_"))
         hint = f"Did you mean {' or '.join(f'--set {field}={value}' for field in fields)}? " if fields else ""
     message = error.format_message()
+    if hint:  # better than options that are spelled like it
+        message = message.partition(" (Possible options")[0]
     return f"{message}{'' if message.endswith(('.', '?')) else '.'} {hint}See {command} --help."
 
 

@@ -192,7 +192,7 @@ def _parse(kind: Any, text: str, path: str) -> Any:
     """The JSON value that `text` stands for in a field of `kind`; the text itself where it fits none, for an error."""
     if _without_none(kind) is not kind:
         return None if text.lower() == "none" else _parse(_without_none(kind), text, path)
-    opening = {str: '"', tuple: "["}.get(get_origin(kind) or kind, "{" if is_dataclass(kind) else None)
+    opening = {str: '"', Literal: '"', tuple: "["}.get(get_origin(kind) or kind, "{" if is_dataclass(kind) else None)
     if opening and text.startswith(opening):
         try:
             return json.loads(text)

@@ -105,7 +105,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["train", "progressive", "--stages", "stage9", "--run", "r"], "no recipe 'stage9'"),
         (["train", "tiny", "--stages", "stage2", "--run", "r"], "--stages goes with progressive"),
         (["train", "tiny", "--config", "c.json", "--run", "r"], "or --config FILE: one of the two"),
-        (["train", "--config", "c.json", "--run", "r"], r"c\.json does not exist\. Runs of version 2 have that file"),
+        (["train", "--config", "c.json", "--run", "r"], r"c\.json does not exist\. Runs of version 3 have that file"),
         (["train", "tiny", "--max-steps", "5"], r"No such option: --max-steps\. Did you mean --set max_steps=5\?"),
         (["train", "tiny", "--max-steps=5"], r"Did you mean --set max_steps=5\?"),
         (["train", "tiny", "--lr", "1e-3"], r"Did you mean --set optimizer\.learning_rate=1e-3\?"),

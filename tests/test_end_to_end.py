@@ -268,7 +268,7 @@ def test_it_learns_and_the_report_shows_it(dataset, tmp_path):
 
     page = (folder / "report.html").read_text()
     curves = re.findall(r'<img class="curve"[^>]*src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(curves) == 4
+    assert len(curves) == 6
     assert all("<svg" in base64.b64decode(curve).decode() for curve in curves)
     tiles = re.findall(r'<img class="tile"[^>]*src="data:image/png;base64,([^"]+)"', page)
     assert len(tiles) >= 4

@@ -65,7 +65,7 @@ def test_the_recipe_s_name_is_no_setting():
         override(tiny(), ["recipe_name=debug"])
     with pytest.raises(
         ConfigError,
-        match=r"no field recipe_nam\. Did you mean data\.recipe or validation\.recipe\? The fields are model, ",
+        match=r"no field recipe_nam\. Did you mean data\.recipe or fp8\.recipe or validation\.recipe\? The fields are model, ",
     ):
         override(tiny(), ["recipe_nam=debug"])
     assert [assignment for assignment, _ in listing(tiny()) if "recipe_name" in assignment] == []
@@ -131,9 +131,9 @@ def test_a_written_config_comes_back(tmp_path):
         ),
         ("[" * 100_000, r"c\.json is not JSON: maximum recursion depth exceeded"),
         ("\xff", r"c\.json is not JSON: 'utf-8' codec"),
-        ("[]", r"c\.json is no config of a run that this version reads: its version is none, needs 2\. Continue a run"),
-        ('{"run": "abc", "config": {}}', r"its version is none, needs 2"),
-        ('{"version": 1, "config": {}}', r"its version is 1, needs 2"),
+        ("[]", r"c\.json is no config of a run that this version reads: its version is none, needs 3\. Continue a run"),
+        ('{"run": "abc", "config": {}}', r"its version is none, needs 3"),
+        ('{"version": 1, "config": {}}', r"its version is 1, needs 3"),
         ('{"version": 3}', r"c\.json is no config of a run"),
         ('{"version": 3, "config": {"max_steps": 3}}', r"c\.json: data is missing; TrainConfig needs it"),
         (" " * (MAX_CONFIG_BYTES + 1), r"c\.json has more than 1048576 bytes; no file of its kind"),
@@ -147,5 +147,5 @@ def test_what_is_no_config_of_this_version_is_refused(tmp_path, text, message):
 
 def test_a_config_that_is_not_there_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "absent.json"):
-        with pytest.raises(ConfigError, match=rf"{path} does not exist\. Runs of version 2 have that file"):
+        with pytest.raises(ConfigError, match=rf"{path} does not exist\. Runs of version 3 have that file"):
             read_config(path)

@@ -64,7 +64,7 @@ class Later:
 def gradients(model, rows, run_layer):
     model.zero_grad()
     torch.manual_seed(0)
-    loss = accumulate_gradients(model, rows, run_layer=run_layer)
+    loss, _ = accumulate_gradients(model, rows, run_layer=run_layer)
     return {"loss": loss, **{name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}}
 
 
