@@ -51,7 +51,7 @@ from eagle_model.model.config import EagleConfig
 from eagle_model.model.eagle import Eagle, build
 from eagle_model.model.llm import document_lengths
 from eagle_model.model.lora import load_adapter
-from eagle_model.model.recompute import recomputed, run
+from eagle_model.model.recompute import recomputed
 
 MODEL_TYPE = "eagle_2_5_vl"
 _NOT_COMPARED = {"dtype", "torch_dtype", "vision_config", "text_config", "rope_scaling"}  # is rope_parameters' old name
@@ -291,7 +291,7 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids.expand(B, T).flatten().int(),
             attend,
             lengths_T=_document_lengths(visible, cu_seq_lens_q) if needs_lengths else None,
-            run_layer=recomputed if self.gradient_checkpointing and self.training else run,
+            run_layer=recomputed if self.gradient_checkpointing and self.training else None,
         )
         cache = past_key_values if use_cache else None
         return BaseModelOutputWithPast(last_hidden_state=hidden_RD.unflatten(0, (B, T)), past_key_values=cache)

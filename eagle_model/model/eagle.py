@@ -39,7 +39,7 @@ from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.llm import Decoder, document_lengths
 from eagle_model.model.loss import LMHead, LossPer, token_weights
-from eagle_model.model.recompute import RunLayer, in_chunks, run
+from eagle_model.model.recompute import RunLayer, in_chunks
 from eagle_model.model.vision import GeluBias, VisionEncoder
 
 if TYPE_CHECKING:
@@ -82,17 +82,18 @@ class Eagle(nn.Module):
         weight = self.lm_head.weight
         self.lm_head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
 
-    def encode_tiles(self, patches_IPK: Tensor, *, run_layer: RunLayer = run) -> Tensor:
+    def encode_tiles(self, patches_IPK: Tensor, *, run_layer: RunLayer | None = None) -> Tensor:
         """(I, P, K), normalised pixels -> (N, D) visual tokens, tile by tile. I may be 0."""
-        if self.vision_chunk_tiles is not None:
-            run_layer = run  # what a chunk keeps is gone before the next one
 
-        def encode(patches_IPK: Tensor) -> Tensor:
+        def encode(patches_IPK: Tensor, run_layer: RunLayer | None = None) -> Tensor:
             return self.connector(self.vision(patches_IPK, run_layer=run_layer)).flatten(0, 1)
 
+        if self.vision_chunk_tiles is None:
+            return encode(patches_IPK, run_layer)
+        # Of layers within a chunk all is kept: it is gone before the next one.
         return in_chunks((self.vision, self.connector), encode, patches_IPK, self.vision_chunk_tiles)
 
-    def embed(self, batch: PackedBatch, *, run_layer: RunLayer = run) -> Tensor:
+    def embed(self, batch: PackedBatch, *, run_layer: RunLayer | None = None) -> Tensor:
         """(T, D): token embeddings, with the visual tokens in the rows `visual_rows_N`.
 
         Raises ValueError, before anything is computed, unless there is one row for each visual token.
@@ -118,7 +119,7 @@ class Eagle(nn.Module):
         visual_ND = self.encode_tiles(patches_IPK, run_layer=run_layer)[:num_visual]
         return scatter_visual(embeddings_TD, visual_ND, batch.visual_rows_N)
 
-    def hidden(self, batch: PackedBatch, *, run_layer: RunLayer = run) -> Tensor:
+    def hidden(self, batch: PackedBatch, *, run_layer: RunLayer | None = None) -> Tensor:
         """Hidden states after the final norm, (T, D); `lm_head` makes logits of them.
 
         run_layer: what of each layer is kept for backward (recompute.py); the gradients are the same numbers.
@@ -141,7 +142,7 @@ class Eagle(nn.Module):
         return hidden_TD[:num_tokens] if num_added else hidden_TD
 
     def forward(
-        self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", run_layer: RunLayer = run
+        self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", run_layer: RunLayer | None = None
     ) -> Tensor:
         """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
 

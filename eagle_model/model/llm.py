@@ -24,7 +24,7 @@ from eagle_kernels.swiglu import swiglu_halves
 from eagle_model.model.attend import Attend
 from eagle_model.model.config import TextConfig
 from eagle_model.model.linear import FusedLinear, Linear
-from eagle_model.model.recompute import RunLayer, in_chunks, run
+from eagle_model.model.recompute import RunLayer, in_chunks
 from eagle_model.model.rope_scaling import RopeScaling
 
 
@@ -125,6 +125,8 @@ class MLP(nn.Module):
         self.chunk_tokens: int | None = None  # computed so many tokens at a time, and again in backward; None: at once
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        if self.chunk_tokens is None:
+            return self._whole(x_TD)
         return in_chunks([self], self._whole, x_TD, self.chunk_tokens)
 
     def _whole(self, x_TD: Tensor) -> Tensor:
@@ -165,7 +167,7 @@ class Decoder(nn.Module):
         attend: Attend,
         *,
         lengths_T: Tensor | None = None,
-        run_layer: RunLayer = run,
+        run_layer: RunLayer | None = None,
     ) -> Tensor:
         """(T, D) embeddings -> (T, D) hidden states after the final norm.
 
@@ -175,5 +177,5 @@ class Decoder(nn.Module):
         """
         x_TD, rotary = embeddings_TD, Rotary.of(self.cfg, positions_T, lengths_T)
         for layer in self.layers:
-            x_TD = run_layer(layer, x_TD, rotary, attend)
+            x_TD = run_layer(layer, x_TD, rotary, attend) if run_layer else layer(x_TD, rotary, attend)
         return self.norm(x_TD)

@@ -3,8 +3,8 @@
     hidden_TD = decoder(x_TD, positions_T, attend, run_layer=recomputed)         # of each layer its input alone
     out_TD = in_chunks([mlp], mlp.whole, x_TD, 8192)                             # of an MLP its input alone
 
-A tower hands each of its layers to a `RunLayer`: `run` keeps what autograd keeps, `recomputed` a layer's input,
-`attention_kept` that and what attention computed. Who trains may hand over another, as train/offload.py does.
+A tower without a `RunLayer` keeps what autograd keeps. With one it hands its layers to it: `recomputed` keeps a layer's
+input, `attention_kept` that and what attention computed. Who trains may hand over another, as train/offload.py does.
 
 `in_chunks` computes some rows after the other, and each again in backward, so that what one chunk keeps is gone before
 the next. Gradients of weights are added up in fp32 (fp64 for fp64 weights) and rounded once.
@@ -35,11 +35,6 @@ ATTENTION_OPS = {  # by their names: not all of them are there in every installa
 class RunLayer(Protocol):
     def __call__(self, layer: nn.Module, x: Tensor, *rest: Any) -> Tensor:
         """layer(x, *rest). Of its arguments, x alone is a tensor that takes a gradient."""
-
-
-def run(layer: nn.Module, x: Tensor, *rest: Any) -> Tensor:
-    """Keeps all that autograd keeps."""
-    return layer(x, *rest)
 
 
 def recomputed(layer: nn.Module, x: Tensor, *rest: Any) -> Tensor:

@@ -24,7 +24,7 @@ from eagle_kernels.layer_norm import layer_norm
 from eagle_model.model.attend import Attend, Packed
 from eagle_model.model.config import EagleConfig, VisionConfig
 from eagle_model.model.linear import FusedLinear, Linear
-from eagle_model.model.recompute import RunLayer, run
+from eagle_model.model.recompute import RunLayer
 
 
 class LayerNorm(nn.LayerNorm):
@@ -124,7 +124,7 @@ class VisionEncoder(nn.Module):
         if not self.takes_norm:
             self.unused += (self.post_layernorm,)
 
-    def forward(self, patches_IPK: Tensor, *, run_layer: RunLayer = run) -> Tensor:
+    def forward(self, patches_IPK: Tensor, *, run_layer: RunLayer | None = None) -> Tensor:
         """(I, P, K), normalised pixels -> (I, P, C). I may be 0. Pixels are cast to the parameters' dtype.
 
         Raises ValueError unless P and K are the config's.
@@ -142,7 +142,7 @@ class VisionEncoder(nn.Module):
         plan = AttentionPlan.uniform(num_tiles, self.num_patches, device=x_RC.device)
         attend = Packed(plan=plan, causal=False, backend=self.attention_backend)
         for layer in self.layers[: self.num_layers_run]:
-            x_RC = run_layer(layer, x_RC, attend)
+            x_RC = run_layer(layer, x_RC, attend) if run_layer else layer(x_RC, attend)
         if self.takes_norm:
             x_RC = self.post_layernorm(x_RC)
         return x_RC.unflatten(0, (num_tiles, self.num_patches))

@@ -48,7 +48,7 @@ class MemoryConfig:
         )
 
 
-def use_memory(model: Eagle, config: MemoryConfig, device: torch.device) -> RunLayer:
+def use_memory(model: Eagle, config: MemoryConfig, device: torch.device) -> RunLayer | None:
     """Makes a model compute in the chunks of a config. Returns what its forward takes as `run_layer`, all run long."""
     from eagle_model.model import recompute
     from eagle_model.train.offload import Offload, copies_of
@@ -60,7 +60,7 @@ def use_memory(model: Eagle, config: MemoryConfig, device: torch.device) -> RunL
     if config.activations == "offload":
         return Offload(copies_of(device))
     return {
-        "none": recompute.run,
+        "none": None,
         "block": recompute.recomputed,
         "selective": recompute.attention_kept,
     }[config.activations]

@@ -51,7 +51,7 @@ from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.fp8 import use_fp8
 from eagle_model.model.loss import LossPer, sqrt_mass
-from eagle_model.model.recompute import RunLayer, run
+from eagle_model.model.recompute import RunLayer
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
 from eagle_model.train.adapters import adapted, base_of, same_base
@@ -521,7 +521,7 @@ def accumulate_gradients(
     batches: Iterable[PackedBatch],
     *,
     loss_per: LossPer = "sample",
-    run_layer: RunLayer = run,
+    run_layer: RunLayer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Adds up the gradients of a step's rows, one row after the other: of mass times the step's loss.
 

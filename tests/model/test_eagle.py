@@ -16,7 +16,7 @@ from eagle_model.model import weights
 from eagle_model.model.config import EagleConfig, eagle2_5_8b, tiny
 from eagle_model.model.eagle import Eagle, build, check_device, load
 from eagle_model.model.loss import sqrt_mass, token_weights
-from eagle_model.model.recompute import RunLayer, recomputed, run
+from eagle_model.model.recompute import RunLayer, recomputed
 from tests.model.samples import (
     IMAGE_TOKEN_ID,
     VOCAB_SIZE,
@@ -60,7 +60,7 @@ def called(model: Eagle, step) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("run_layer", [run, recomputed])
+@pytest.mark.parametrize("run_layer", [None, recomputed])
 def test_every_module_with_parameters_is_called_in_training(run_layer):
     model = small_model(CFG)
     row = pack(mixed_documents(CFG))
@@ -169,7 +169,7 @@ def two_processes():
 def test_text_only_batch_gives_every_parameter_a_gradient_where_another_rank_needs_it():
     model = small_model(CFG)
     batch = document(CFG, 12, 0, 0, seed=3)
-    for run_layer in (run, recomputed):
+    for run_layer in (None, recomputed):
         loss_sum(model, batch, run_layer=run_layer).backward()
         grads = gradients(model)
         assert grads.keys() == dict(model.named_parameters()).keys()
@@ -238,7 +238,7 @@ def test_checkpointing_keeps_every_bit(frozen):
         parameter.requires_grad_(not frozen or not name.startswith(frozen))
     row = pack(mixed_documents(CFG))
     results = []
-    for run_layer in (run, recomputed):
+    for run_layer in (None, recomputed):
         loss = loss_sum(model, row, run_layer=run_layer)
         loss.backward()
         results.append((loss.detach(), gradients(model)))
@@ -254,7 +254,7 @@ def test_checkpointing_keeps_less():
     row = pack(mixed_documents(CFG))
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept_bytes = []
-    for run_layer in (run, recomputed):
+    for run_layer in (None, recomputed):
         kept: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
@@ -412,7 +412,7 @@ def test_tied_embeddings_are_one_parameter():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("run_layer", [run, recomputed])
+@pytest.mark.parametrize("run_layer", [None, recomputed])
 def test_kernels_give_the_references_loss_and_gradients(run_layer):
     """The same weights and row on the CPU (references) and on the GPU (kernels), fp32 without TF32."""
     model, row = small_model(CFG), pack(mixed_documents(CFG))

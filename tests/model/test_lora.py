@@ -27,7 +27,7 @@ from eagle_model.model.lora import (
     trained_whole,
 )
 from eagle_model.model.loss import sqrt_mass
-from eagle_model.model.recompute import recomputed, run
+from eagle_model.model.recompute import recomputed
 from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model, with_text
 from tests.model.test_eagle import called, owners
 
@@ -154,7 +154,7 @@ def test_every_module_with_parameters_is_called_in_training_and_recomputed_with_
     row = pack(mixed_documents(CFG))
     mass = sqrt_mass(row.labels_T, row.cu_seqlens)
     grads = []
-    for run_layer in (run, recomputed):
+    for run_layer in (None, recomputed):
         torch.manual_seed(0)
         model.zero_grad()
         step = partial(model, row, mass, run_layer=run_layer)

@@ -7,13 +7,13 @@ from eagle_model.model.config import tiny
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.lora_config import LoraConfig
 from eagle_model.model.loss import token_weights
-from eagle_model.model.recompute import attention_kept, in_chunks, recomputed, run
+from eagle_model.model.recompute import attention_kept, in_chunks, recomputed
 from tests.model.samples import mixed_documents, pack, small_model, with_text
 
 CFG = tiny()
 
 
-def step(model, row, run_layer=run):
+def step(model, row, run_layer=None):
     """The loss and all gradients of a step."""
     model.zero_grad()
     torch.manual_seed(1)
@@ -61,13 +61,13 @@ def attention_calls(monkeypatch, model, row, run_layer):
 
 def test_attention_is_computed_once_where_it_is_kept(monkeypatch):
     model, row = small_model(CFG), pack(mixed_documents(CFG))
-    once = attention_calls(monkeypatch, model, row, run)
+    once = attention_calls(monkeypatch, model, row, None)
     assert once > 0
     assert attention_calls(monkeypatch, model, row, attention_kept) == once
     assert attention_calls(monkeypatch, model, row, recomputed) == 2 * once
 
 
-@pytest.mark.parametrize("run_layer", [run, recomputed, attention_kept])
+@pytest.mark.parametrize("run_layer", [None, recomputed, attention_kept])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 3e-6)])
 def test_chunks_give_the_whole_step_up_to_rounding(run_layer, tied, dtype, tolerance):

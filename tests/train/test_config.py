@@ -65,7 +65,7 @@ def test_the_recipe_s_name_is_no_setting():
         override(tiny(), ["recipe_name=debug"])
     with pytest.raises(
         ConfigError,
-        match=r"no field recipe_nam\. Did you mean data\.recipe or fp8\.recipe or validation\.recipe\? The fields are model, ",
+        match=r"no field recipe_nam\. Did you mean data\.recipe or fp8\.recipe or validation\.recipe\? The fields are ",
     ):
         override(tiny(), ["recipe_nam=debug"])
     assert [assignment for assignment, _ in listing(tiny()) if "recipe_name" in assignment] == []

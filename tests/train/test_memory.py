@@ -7,7 +7,7 @@ import torch
 
 from eagle_model.fields import ConfigError, override
 from eagle_model.model.config import tiny
-from eagle_model.model.recompute import attention_kept, recomputed, run
+from eagle_model.model.recompute import attention_kept, recomputed
 from eagle_model.train import trainer as trainer_module
 from eagle_model.train.config import TrainConfig
 from eagle_model.train.memory import MemoryConfig, use_memory
@@ -32,7 +32,7 @@ def eager_and_without_a_report(monkeypatch):
 
 def test_the_model_keeps_to_its_settings():
     model = small_model(tiny())
-    assert use_memory(model, MemoryConfig(), CPU) is run
+    assert use_memory(model, MemoryConfig(), CPU) is None
     assert use_memory(model, MemoryConfig(activations="block"), CPU) is recomputed
     assert use_memory(model, MemoryConfig(activations="selective"), CPU) is attention_kept
     every = MemoryConfig(activations="offload", mlp_chunk_tokens=5, loss_chunk_mib=2, vision_chunk_tiles=3)

@@ -10,7 +10,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from eagle_model.model import lora
 from eagle_model.model.config import tiny
 from eagle_model.model.lora_config import LoraConfig
-from eagle_model.model.recompute import run
 from eagle_model.train.offload import AtOnce, Offload, copies_of
 from eagle_model.train.trainer import accumulate_gradients
 from tests.model.samples import document, mixed_documents, pack, small_model, with_text
@@ -103,7 +102,7 @@ def of_language_alone(model):
 def test_gradients_are_the_same_bits_whenever_copies_take_place(change, seed):
     model = change(small_model(CFG))
     rows = [pack(mixed_documents(CFG)), document(CFG, 12, 0, 5, seed=3), pack(mixed_documents(CFG)[::-1])]
-    want = gradients(model, rows, run)
+    want = gradients(model, rows, None)
     copies = Later(seed)
     offload = Offload(copies)
     assert_bits(gradients(model, rows, offload), want)
@@ -190,7 +189,7 @@ def test_without_gradients_nothing_is_copied():
 def test_on_a_cpu_copies_are_copies():
     model, rows = small_model(CFG), [pack(mixed_documents(CFG))]
     assert isinstance(copies_of(torch.device("cpu")), AtOnce)
-    assert_bits(gradients(model, rows, Offload(copies_of(torch.device("cpu")))), gradients(model, rows, run))
+    assert_bits(gradients(model, rows, Offload(copies_of(torch.device("cpu")))), gradients(model, rows, None))
 
 
 @pytest.mark.gpu
@@ -198,9 +197,9 @@ def test_on_a_gpu_the_same_bits_and_less_memory():
     model = small_model(CFG).cuda()
     rows = [pack(mixed_documents(CFG)).to("cuda"), document(CFG, 4000, 0, 95, seed=3).to("cuda")]
     device = torch.device("cuda", torch.cuda.current_device())
-    gradients(model, rows, run)  # compiles
+    gradients(model, rows, None)  # compiles
     torch.cuda.reset_peak_memory_stats()
-    want = gradients(model, rows, run)
+    want = gradients(model, rows, None)
     plain = torch.cuda.max_memory_allocated()
     offload = Offload(copies_of(device))
     torch.cuda.reset_peak_memory_stats()
