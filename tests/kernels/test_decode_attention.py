@@ -95,8 +95,8 @@ def test_head_widths(D, dtype, device):
     slack=st.integers(0, 3),
 )
 def test_random_shapes(lengths, group, K, D, slack):
-    """Six times the same lengths, with other numbers: torch's own worst error, which ours is held against, is a matter of
-    chance where two keys of one head are all there is."""
+    """Six times the same lengths, with other numbers: torch's own worst error, which ours is held against, is a matter
+    of chance where two keys of one head are all there is."""
     check_as_good(inputs_of(lengths * 6, group * K, K, D), max_k_len=max(lengths) + slack, num_threads=1)
 
 
