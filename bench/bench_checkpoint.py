@@ -12,30 +12,31 @@ shortest, without the first, which finds out where the system's memory for files
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, SiglipVisionModel
 
+from bench.machine import machine
 from eagle_model import files
 from eagle_model.model.config import EagleConfig, eagle2_5_8b, tiny
 from eagle_model.model.eagle import Eagle
 
+Result = TypeVar("Result")
 PAGE_NUMBERS = 2048  # bf16 numbers of a page of 4 KiB
 SAMPLE_SECONDS = 0.002
 TOUCHES = ("read", "written")
@@ -157,13 +158,18 @@ def measure(way: str, folder: Path, what: str) -> dict[str, float]:
     return {"cpu_seconds": min(seconds[1:])}
 
 
-def in_a_process(way: str, folder: Path, what: str) -> dict[str, float]:
-    """One figure in a process of its own: a fork of this one, so that packages are loaded once."""
+def in_a_process(job: Callable[[], Result]) -> Result:
+    """What `job` returns in a process of its own: a fork of this one, so that packages are loaded once.
+
+    Raises EOFError where it raises, after its traceback.
+    """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = os.fork()
     if child == 0:
         try:
-            sender.send(measure(way, folder, what))
+            sender.send(job())
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     sender.close()
@@ -173,32 +179,13 @@ def in_a_process(way: str, folder: Path, what: str) -> dict[str, float]:
         os.waitpid(child, 0)
 
 
-def machine() -> dict[str, Any]:
-    names = ("torch", "transformers", "safetensors")
-    git = [
-        subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
-        for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "eagle_model"])
-    ]
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": model[0] if model else platform.machine(),
-        "num_cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "load_before": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-        "commit": git[0] + ("+" if git[1] else ""),  # +: with changes since
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=5, help="in turn; the median of CPU seconds counts")
     parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="where the files are written")
     args = parser.parse_args()
-    about = machine()
+    about = machine("torch", "transformers", "safetensors")
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # a process that has started threads cannot be forked
     (torch.ones(1024, 1024).bfloat16() + 1).sum()
@@ -218,7 +205,7 @@ def main() -> None:
             got: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
             for _ in range(rounds or args.rounds):
                 for way in ways:
-                    got[way].append(in_a_process(way, folder, what))
+                    got[way].append(in_a_process(partial(measure, way, folder, what)))
             figures[what] = {
                 way: {key: round(statistics.median(one[key] for one in runs), 3) for key in runs[0]}
                 for way, runs in got.items()

@@ -18,8 +18,6 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -33,7 +31,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.machine import machine
+
 Times = NDArray[np.float64]
+PACKAGES = ("av", "numpy", "torch", "torchcodec", "decord")  # whose versions a result names
 ROUNDS_OF_OPENING = 20
 REMUXED = {"made-1h-360p.mkv": "made-1h-360p.mp4"}
 FPS = 30
@@ -260,25 +261,6 @@ def remux(source: Path, path: Path) -> None:
                 whole.mux(packet)
 
 
-def machine() -> dict[str, Any]:
-    names = ("av", "numpy", "torch", "torchcodec", "decord")
-    found = {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "eagle_kernels/video"], capture_output=True, text=True, check=False
-    )
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": model[0] if model else platform.machine(),
-        "num_cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "versions": found,
-        "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),  # +: with changes since
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*")
@@ -299,7 +281,7 @@ def main() -> None:
             if not (args.make / name).exists():
                 remux(args.make / source, args.make / name)
             files.append(args.make / name)
-    report: dict[str, Any] = {"machine": machine(), "files": {}}
+    report: dict[str, Any] = {"machine": machine(*PACKAGES), "files": {}}
     for path in files:
         about: dict[str, Any] = {"bytes": path.stat().st_size, "opening": measure_opening(path), "frames": {}}
         print(f"{path.name}: {about['opening']}")

@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.bench_decode import in_own_process, machine, make_video, spread
+from bench.bench_decode import PACKAGES, in_own_process, make_video, spread
+from bench.machine import machine
 
 WHOLE = "DALI, whole file"
 FEEDING = "feeding alone"
@@ -126,7 +127,7 @@ def main() -> None:
         if args.file is None:
             make_video(path, codec, width_px, height_px, num_copies)
         key = "wall_seconds" if args.device == "mixed" else "cpu_seconds"
-        report: dict[str, Any] = {"machine": machine(), "device": args.device, "file": path.name, "frames": {}}
+        report: dict[str, Any] = {"machine": machine(*PACKAGES), "device": args.device, "file": path.name, "frames": {}}
         report["machine"]["versions"]["dali"] = dali.__version__
         if args.device == "mixed":
             report["machine"]["gpu"] = torch.cuda.get_device_name()

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from bench.bench_decode import evenly_spaced, in_own_process, machine, made_files
+from bench.bench_decode import PACKAGES, evenly_spaced, in_own_process, made_files
+from bench.machine import machine
 from tests.video.make import set_display_matrix
 
 Times = NDArray[np.float64]
@@ -173,7 +174,7 @@ def main() -> None:
     files = list(args.files)
     if args.make:
         files += [*made_files(args.make), turned(args.make / UPRIGHT)]
-    report: dict[str, Any] = {"machine": machine(), "files": {}}
+    report: dict[str, Any] = {"machine": machine(*PACKAGES), "files": {}}
     for path in files:
         print(path.name)
         report["files"][path.name] = {"bytes": path.stat().st_size, "frames": {}}

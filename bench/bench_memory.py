@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from bench.machine import machine
 from eagle_kernels.linear_cross_entropy import GPU_CHUNK_BYTES
 from eagle_model.batch import PackedBatch
 from eagle_model.model.config import EagleConfig, eagle2_5_8b
@@ -234,15 +233,7 @@ def main() -> None:
 
 
 def about() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    return {
-        "model": "eagle2_5_8b",
-        "seen_tiles": SEEN_TILES,
-        "commit": commit,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "gpu": None,
-    }
+    return {"model": "eagle2_5_8b", "seen_tiles": SEEN_TILES, "machine": machine("torch"), "gpu": None}
 
 
 if __name__ == "__main__":

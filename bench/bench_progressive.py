@@ -14,13 +14,9 @@ units of its standard error. Interrupted, the same command goes on.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import statistics
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +26,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
+from bench.machine import machine
 from eagle_model.data.packing import pack_row
 from eagle_model.data.processor import Processor
 from eagle_model.data.recipe import read_recipe
@@ -164,21 +161,6 @@ def compared(results: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     return figures
 
 
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "cpu": cpu,
-        "num_cores": os.cpu_count(),
-        "num_threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "av", "scikit-learn")},
-        "commit": commit.stdout.strip(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="the folder of films and runs")
@@ -188,7 +170,8 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=64, help="films to ask about")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     args = parser.parse_args()
-    content: dict[str, Any] = {"machine": machine()}
+    about = machine("torch", "numpy", "av", "scikit-learn")
+    content: dict[str, Any] = {"machine": {**about, "num_threads": torch.get_num_threads()}}
     films = args.work / "films"
     if not (films / "test.jsonl").exists():
         write_films(films, "train", args.films, held_out=False, seed=0)

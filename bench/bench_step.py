@@ -19,7 +19,6 @@ import argparse
 import gc
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -32,8 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.bench_checkpoint import machine, peak_of
+from bench.bench_checkpoint import in_a_process, peak_of
 from bench.harness import DEVICE, measure, rival, seconds
+from bench.machine import machine
 from eagle_kernels.merge_2x2 import merge_2x2_ref
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data.packing import pack
@@ -275,16 +275,13 @@ class Trained:
 
 def peak_bytes_of(trained: Trained, batch: PackedBatch) -> int:
     """Of a step in a child process, which begins with the weights and nothing else."""
-    read, write = os.pipe()
-    gc.collect()
-    if (child := os.fork()) == 0:
+
+    def peak() -> int:
         loss = trained.prepared(batch)
-        os.write(write, str(peak_of(lambda: trained.step(loss))).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(write)
-    with os.fdopen(read) as file:
-        return int(file.read())
+        return peak_of(lambda: trained.step(loss))
+
+    gc.collect()
+    return in_a_process(peak)
 
 
 def same_losses(all_ways: Sequence[Trained], batch: PackedBatch) -> dict[str, dict[str, float]]:
@@ -457,8 +454,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=list(STEPS), default=list(STEPS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    about = machine()
-    about["threads"] = 1
+    about = {**machine("torch", "transformers", "safetensors"), "threads": 1}
     figures = {}
     for size in args.sizes:
         figures[size] = measure_size(size, STEPS[size])

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -25,6 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from bench.machine import machine
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.model import fp8
 from eagle_model.model.config import EagleConfig, tiny
@@ -125,13 +124,13 @@ def ways(seed: int) -> dict[str, tuple[Fp8Config | None, str | None]]:
 
 def measure(out: Path) -> None:
     """Each run is kept as it comes; called again with the same file, it goes on."""
-    done = subprocess.run(["git", "rev-parse", "--short=8", "HEAD"], text=True, capture_output=True, check=True)
+    about = machine("torch")
     result: dict[str, Any] = {
         "what": f"held-out loss of a tiny model after {NUM_STEPS} steps; FP8 emulated on a CPU",
-        "commit": done.stdout.strip(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "python": platform.python_version()},
-        "versions": {"torch": torch.__version__},
+        "commit": about.pop("commit"),
+        "versions": about.pop("versions"),
+        "machine": {**about, "threads": torch.get_num_threads()},
         "limit": LIMIT,
         "runs": [],
     }
@@ -154,12 +153,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     measure(parser.parse_args().out)
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

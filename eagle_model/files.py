@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes `content` to `path` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def append(file: FileIO, text: str) -> None:
+    """Adds text to a file that is open for it without a buffer. Raises OSError where the disk is full, with a part
+    written."""
+    rest = text.encode()
+    while rest:  # a disk that fills up takes a part
+        rest = rest[file.write(rest) :]
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:

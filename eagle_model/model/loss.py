@@ -62,6 +62,11 @@ def sqrt_mass(labels_T: Tensor, cu_seqlens: Tensor, *, per: LossPer = "sample") 
     return supervised_counts(labels_T, cu_seqlens).float().sqrt().sum()
 
 
+def divisor(mass: Tensor) -> Tensor:
+    """What weights, gradients and losses are divided by: the mass; 1 where nothing is supervised and it is 0."""
+    return torch.where(mass > 0, mass, 1.0)
+
+
 def token_weights(
     labels_T: Tensor, cu_seqlens: Tensor, mass: Tensor | None = None, *, per: LossPer = "sample"
 ) -> Tensor:
@@ -78,7 +83,7 @@ def token_weights(
         counts, of_token_T = supervised_counts(labels_T, cu_seqlens), None
     mass = counts.float().sqrt().sum() if mass is None else mass
     # A document without labels would weigh 1/0, a step without labels 0/0; neither has a token that takes the weight.
-    weights = counts.clamp(min=1).float().rsqrt() / torch.where(mass > 0, mass, 1.0)
+    weights = counts.clamp(min=1).float().rsqrt() / divisor(mass)
     if of_token_T is None:
         lengths_S = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
         weights_T = torch.repeat_interleave(weights, lengths_S, output_size=labels_T.numel())

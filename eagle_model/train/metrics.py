@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eagle_model.fields import shown
-from eagle_model.files import write_text
+from eagle_model.files import append, write_text
 
 MAX_LINE_BYTES = 1 << 16  # of metrics.jsonl: a step has some hundred
 
@@ -65,9 +65,7 @@ class MetricsLog:
 
     def write(self, metrics: StepMetrics) -> None:
         """Raises: OSError where the disk is full; what was written of the line is left out when the file is read."""
-        line = _line(asdict(metrics)).encode()
-        while line:  # a disk that fills up takes a part
-            line = line[self._file.write(line) :]
+        append(self._file, _line(asdict(metrics)))
 
     def close(self) -> None:
         self._file.close()

@@ -62,8 +62,7 @@ class AtOnce:
     def to_host(self, x: Tensor) -> tuple[Tensor, Wait]:
         return x.clone(), _done
 
-    def to_device(self, x: Tensor) -> tuple[Tensor, Wait]:
-        return x.clone(), _done
+    to_device = to_host
 
 
 def _done() -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from eagle_model.model.loss import divisor
 from eagle_model.train.adamw8bit import PARTS, adamw8bit, flat, joined, shapes
 from eagle_model.train.config import OptimizerConfig
 from eagle_model.train.precision import Masters
@@ -87,7 +88,7 @@ class Optimizer:
         """
         grads = [master.grad for master in self.masters.by_name.values() if master.grad is not None]
         if mass is not None and grads:
-            share = torch.where(mass > 0, mass, 1.0).reciprocal()
+            share = divisor(mass).reciprocal()
             torch._foreach_mul_(grads, share.to(grads[0].device))  # masters may be on the host
         return nn.utils.clip_grad_norm_(self.masters.by_name.values(), self.config.max_grad_norm)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eagle_model.files import write_text
+from eagle_model.files import append, write_text
 
 MAX_LINE_BYTES = 1 << 20  # an answer has some thousand
 
@@ -29,9 +29,7 @@ class StepLog:
     def write(self, record: dict[str, Any]) -> None:
         """Adds a line, which needs a "step". Raises OSError where the disk is full."""
         with self._path.open("ab", buffering=0) as file:
-            line = _line(record).encode()
-            while line:  # a disk that fills up takes a part
-                line = line[file.write(line) :]
+            append(file, _line(record))
 
 
 def read_log(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from eagle_model.batch import PackedBatch
 from eagle_model.model.eagle import Eagle
-from eagle_model.model.loss import supervised_counts
+from eagle_model.model.loss import divisor, supervised_counts
 from eagle_model.train.config import TrainConfig
 from eagle_model.train.flops import FlopMeter, Flops
 from eagle_model.train.gpu_peaks import peak_flops
@@ -92,7 +92,7 @@ class StepMeter:
         for name, parameter in gradients.items():
             if parameter.grad is not None:
                 grads[part_of(name)].append(parameter.grad)
-        scale = torch.where(mass > 0, mass, 1.0).reciprocal()
+        scale = divisor(mass).reciprocal()
         for part in PARTS:
             if grads[part]:
                 self._norms[part] = nn.utils.get_total_norm(grads[part]).to(scale.device, torch.float32) * scale

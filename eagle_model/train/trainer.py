@@ -50,7 +50,7 @@ from eagle_model.model import lora
 from eagle_model.model.config import PRESETS, EagleConfig
 from eagle_model.model.eagle import Eagle, build, load, read_model_config
 from eagle_model.model.fp8 import use_fp8
-from eagle_model.model.loss import LossPer, sqrt_mass
+from eagle_model.model.loss import LossPer, divisor, sqrt_mass
 from eagle_model.model.recompute import RunLayer
 from eagle_model.model.weights import write_tensors
 from eagle_model.train import checkpoint
@@ -404,7 +404,7 @@ class Trainer:
                 self._save_samples(self._shown)
         meter.take_gradients(self.optimizer.masters.by_name, mass)
         grad_norm = self.optimizer.clip(mass)
-        loss_value, norm_value = meter.read(_per_mass(total, mass), grad_norm)
+        loss_value, norm_value = meter.read(total / divisor(mass), grad_norm)
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             self._stop_not_finite(self._sample_ids, loss_value, norm_value)
         lr = learning_rate(config.optimizer, self.step, self.max_steps)
@@ -538,10 +538,6 @@ def accumulate_gradients(
         total += loss.detach()
         mass += sqrt_mass(batch.labels_T, batch.cu_seqlens, per=loss_per)
     return total, mass
-
-
-def _per_mass(total: Tensor, mass: Tensor) -> Tensor:
-    return total / torch.where(mass > 0, mass, 1.0)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
