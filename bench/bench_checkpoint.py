@@ -7,6 +7,13 @@ SiglipVisionModel, Qwen2ForCausalLM and a connector in one PreTrainedModel. tran
 so the work comes when a weight is used: the clock runs until a number of every page was used. `read` is what a forward
 does, `written` what an optimizer does. Saving is without fsync, which transformers never calls; of several times the
 shortest, without the first, which finds out where the system's memory for files comes from.
+
+    python -m bench.bench_checkpoint --stall --out bench/results/checkpoint-stall-cpu.json
+
+The second form asks how long training waits for a checkpoint of its own, about 1 GB of weights in bf16, masters and
+moments: for all of it, written, hashed, on the disk and renamed (save_in_background=false), or for its copy, while a
+thread does the same: the wait where it begins and, after a forward and backward pass over a row of tokens, before the
+optimizer's update. Seconds by the clock, both ways in turn; the first copy, which allocates, is told apart.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 import threading
@@ -33,8 +41,19 @@ from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, Si
 
 from bench.machine import machine
 from eagle_model import files
+from eagle_model.batch import PackedBatch
+from eagle_model.fields import override
 from eagle_model.model.config import EagleConfig, eagle2_5_8b, tiny
 from eagle_model.model.eagle import Eagle
+from eagle_model.train import state
+from eagle_model.train.config import OptimizerConfig
+from eagle_model.train.layout import Layout
+from eagle_model.train.optimizer import Optimizer
+from eagle_model.train.precision import Masters
+from eagle_model.train.ranks import start
+from eagle_model.train.recipes import debug
+from eagle_model.train.saver import Saver
+from eagle_model.train.staging import Staging
 
 Result = TypeVar("Result")
 PAGE_NUMBERS = 2048  # bf16 numbers of a page of 4 KiB
@@ -179,13 +198,125 @@ def in_a_process(job: Callable[[], Result]) -> Result:
         os.waitpid(child, 0)
 
 
+# ---- how long training waits
+
+
+STALL_TOKENS = 512  # of the row: its two passes take longer than the copy does
+
+
+def training_config() -> EagleConfig:
+    """Of a model whose checkpoint of training takes 1 GB: 14 bytes a parameter."""
+    cfg = eagle2_5_8b()
+    text = replace(
+        cfg.text,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=3,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        vocab_size=16_000,
+    )
+    return replace(cfg, vision=replace(cfg.vision, num_hidden_layers=1), text=text, image_token_id=0)
+
+
+def text_row(cfg: EagleConfig, num_tokens: int) -> PackedBatch:
+    token_ids_T = torch.arange(num_tokens) % 1000 + 1
+    side = cfg.vision.tile_px // cfg.vision.patch_px
+    return PackedBatch(
+        token_ids_T=token_ids_T,
+        labels_T=token_ids_T,
+        positions_T=torch.arange(num_tokens, dtype=torch.int32),
+        cu_seqlens=torch.tensor([0, num_tokens], dtype=torch.int32),
+        patches_IPK=torch.zeros(0, side * side, 3 * cfg.vision.patch_px**2),
+        visual_rows_N=torch.zeros(0, dtype=torch.int64),
+        sample_ids=("text",),
+        num_labelled=num_tokens,
+    )
+
+
+class NoProcessor:
+    def save_pretrained(self, folder: Path) -> None: ...
+
+
+def stalls(folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds that training waits for a save, that the step's two passes take after it began, and that it is complete
+    after; by whether it is in the background."""
+    torch.manual_seed(0)
+    ranks = start(Layout(), "cpu")
+    model = Eagle(training_config())
+    optimizer = Optimizer(Masters(model, torch.bfloat16), OptimizerConfig())
+    optimizer.step(1e-5)
+    row = text_row(training_config(), STALL_TOKENS)
+    config = override(debug(), ["data.recipe=none.jsonl"])
+    savers = {
+        way: Saver(folder / way, "run", ranks, in_background=way == "background") for way in ("background", "waits")
+    }
+    seconds: dict[str, list[dict[str, float]]] = {way: [] for way in savers}
+    for step in range(1, rounds + 2):
+        for way, saver in savers.items():
+
+            def take(staging: Staging | None, step: int = step) -> state.Share:
+                return state.share_of(model, optimizer, dtype=torch.bfloat16, step=step, ranks=ranks, staging=staging)
+
+            def rest(at: Path, share: state.Share, rows: Any, step: int = step) -> None:
+                processor: Any = NoProcessor()
+                about = state.state_text("run", step, loader={})
+                state.write_rest(
+                    at,
+                    share,
+                    rows,
+                    processor=processor,
+                    dtype=torch.bfloat16,
+                    config=config,
+                    state=about,
+                    step=step,
+                )
+
+            began = time.perf_counter()
+            saver.begin(step, take, rest=rest, then=lambda: None)
+            begun = time.perf_counter()
+            model(row, torch.tensor(float(STALL_TOKENS))).backward()
+            passed = time.perf_counter()
+            saver.copied()
+            waited = begun - began + time.perf_counter() - passed
+            saver.wait()
+            until_complete = time.perf_counter() - began
+            seconds[way].append({"waited": waited, "passes": passed - begun, "until_complete": until_complete})
+            written = sum(path.stat().st_size for path in (folder / way).rglob("*") if path.is_file())
+            shutil.rmtree(folder / way)
+    for saver in savers.values():
+        saver.close()
+    medians = {
+        way: {key: round(statistics.median(one[key] for one in runs[1:]), 4) for key in runs[0]}
+        for way, runs in seconds.items()
+    }
+    return {
+        "checkpoint_bytes": written,
+        "rounds": rounds,
+        "median_seconds": medians,
+        "first_copy_seconds": round(seconds["background"][0]["waited"], 4),
+        "seconds": {
+            way: [{key: round(value, 4) for key, value in one.items()} for one in runs] for way, runs in seconds.items()
+        },
+        "share": round(medians["background"]["waited"] / medians["waits"]["waited"], 4),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=5, help="in turn; the median of CPU seconds counts")
     parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="where the files are written")
+    parser.add_argument("--stall", action="store_true", help="how long training waits for a save, and nothing else")
     args = parser.parse_args()
     about = machine("torch", "transformers", "safetensors")
+    if args.stall:
+        with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+            content = {"machine": about, **stalls(Path(temporary), args.rounds)}
+        print(json.dumps(content["median_seconds"]), "share", content["share"])
+        if args.out:
+            args.out.write_text(json.dumps(content, indent=1) + "\n")
+        return
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # a process that has started threads cannot be forked
     (torch.ones(1024, 1024).bfloat16() + 1).sum()

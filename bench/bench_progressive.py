@@ -2,13 +2,15 @@
 
     python -m bench.bench_progressive --work /tmp/progressive --out bench/results/progressive-cpu.json
 
-A model of under a million parameters learns from scratch which colour a digit turns for an eighth of a film of 60 to
-160 frames. Both arms take as many steps and as many tokens a step: the stages have contexts of 256 to 4,096 tokens and
-16 rows to 1 a step, as the paper's batch sizes fall while contexts rise; the control has one row of 4,096 tokens in
-every step. So the stages see more films early, with fewer frames of each (ADS), and the control fewer films, each
-whole. The learning rate is constant and falls in the last steps, of both. Three seeds of weights and data order. What
-is compared: right answers, and the loss, on held-out films at the last context; the difference of the arms' means in
-units of its standard error. Interrupted, the same command goes on.
+A model of under a million parameters learns from scratch in which colour the scene behind a digit is lit last: each
+film of 60 to 160 frames has two lights, of an eighth of it each.
+Both arms take as many steps and as many tokens a step: the stages have contexts of 256 to 4,096 tokens and 16 rows to 1
+a step, as the paper's batch sizes fall while contexts rise; the control has one row of 4,096 tokens in every step. So
+the stages see more films early, with fewer frames of each (ADS), and the control fewer films, each whole. The learning
+rate is constant and falls in the last steps, of both. Three seeds of weights and data order. What is compared: right
+answers, and the loss, on held-out films at the last context; the difference of the arms' means in units of its standard
+error.
+Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -49,28 +51,32 @@ STAGES = {  # name: context, rows a step, share of all steps
 }
 SCHEDULES: dict[str, Schedule] = {"stage4": "linear", "control": "wsd"}  # falling over the last steps of both
 FRAMES = (60, 160)  # of a film
-QUESTION = "Which colour does the digit turn?"
-COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0)}  # channels that stay
+QUESTION = "In which colour is the scene lit last?"
+COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0)}
+LIGHT = 160  # of 255
 SEEDS = (0, 1, 2)
 
 
 def write_films(folder: Path, split: str, num_films: int, *, held_out: bool, seed: int) -> None:
-    """A digit that hops at random and is coloured for an eighth of the film, and rows that ask for the colour."""
+    """A digit that hops at random, behind it two lights, and rows that ask for the colour of the second."""
     digits = load_digits()
     chosen = (np.arange(len(digits.images)) % 5 == 0) == held_out
     rng, rows = np.random.default_rng(seed), []
     (folder / split).mkdir(parents=True, exist_ok=True)
     for i in range(num_films):
-        colour, num_frames = list(COLOURS)[rng.integers(len(COLOURS))], int(rng.integers(*FRAMES))
+        colours, num_frames = rng.permutation(list(COLOURS))[:2].tolist(), int(rng.integers(*FRAMES))
         digit = enlarge(digits.images[chosen][rng.integers(chosen.sum())], 32)
         path = rng.integers(SIZE_PX - len(digit) + 1, size=(num_frames, 2))
         frames_LYX3 = np.stack([place(digit, x, y) for x, y in path])
         length = num_frames // 8
-        start = int(rng.integers(num_frames - length + 1))
-        frames_LYX3[start : start + length] *= np.array(COLOURS[colour], np.uint8)
+        first = int(rng.integers(num_frames - 2 * length + 1))
+        second = int(rng.integers(first + length, num_frames - length + 1))
+        for colour, start in zip(colours, (first, second), strict=True):
+            lit = frames_LYX3[start : start + length]
+            np.maximum(lit, LIGHT * np.array(COLOURS[colour], np.uint8), out=lit)
         film = f"{split}/{i:04d}.mp4"
         write_h264(folder / film, frames_LYX3)
-        talk = [{"from": "human", "value": f"<video>\n{QUESTION}"}, {"from": "gpt", "value": colour}]
+        talk = [{"from": "human", "value": f"<video>\n{QUESTION}"}, {"from": "gpt", "value": colours[1]}]
         rows.append({"id": f"{split}-{i:04d}", "video": film, "conversations": talk})
     (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

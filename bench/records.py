@@ -27,11 +27,19 @@ from typing import Any
 
 import pytest
 
+from bench.machine import add_gpu_and_versions
+
 MAX_STARTS = 2  # the first may have been ended from outside; a second end is the test's own
 OUT_OF_TIME = "no seconds left"
 # After one of these a CUDA context is lost: every later test of the process would fail with it.
 LOST_CONTEXT = re.compile(r"CUDA error|device-side assert|illegal memory access|misaligned address")
 _MISSING = re.compile(r"could not import '([^']+)'|No module named '([\w.]+)'")
+
+
+def _missing(text: str) -> str | None:
+    """The package that an error or the reason of a skip names: "av" for one of its modules too."""
+    found = _MISSING.search(text)
+    return (found[1] or found[2]).partition(".")[0] if found else None
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -131,7 +139,7 @@ class _Records:
         self._session = session
         hook = session.config.hook
         machine = hook.pytest_benchmark_generate_machine_info(config=session.config)
-        hook.pytest_benchmark_update_machine_info(config=session.config, machine_info=machine)
+        add_gpu_and_versions(machine)  # not by the hook: bench/conftest.py, which has it, is not read for tests/
         now = datetime.now(timezone.utc).isoformat()
         append_record(self._path, {"machine_info": machine, "commit_info": get_commit_info(), "datetime": now})
 
@@ -139,8 +147,8 @@ class _Records:
         if not report.failed and not report.skipped:
             return
         text = str(report.longrepr)
-        if found := _MISSING.search(text):
-            append_record(self._path, {"missing": (found[1] or found[2]).partition(".")[0], "test": report.nodeid})
+        if package := _missing(text):
+            append_record(self._path, {"missing": package, "test": report.nodeid})
         elif report.failed:
             last = text.strip().splitlines()[-1]
             append_record(self._path, {"test": report.nodeid, "outcome": "failed", "seconds": 0.0, "reason": last})
@@ -154,8 +162,8 @@ class _Records:
         if not is_last and not (report.when == "teardown" and report.failed):
             return
         reason = "" if report.passed else _reason(report)
-        if report.skipped and (found := _MISSING.search(reason)):
-            append_record(self._path, {"missing": found[1] or found[2], "test": report.nodeid})
+        if report.skipped and (package := _missing(reason)):
+            append_record(self._path, {"missing": package, "test": report.nodeid})
         record = {"test": report.nodeid, "outcome": report.outcome, "seconds": self._seconds[report.nodeid]}
         figures = dict(report.user_properties).get("bench")
         append_record(self._path, {**record, "reason": reason, "bench": json.loads(str(figures)) if figures else None})

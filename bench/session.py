@@ -46,7 +46,7 @@ STAGES = (
     Stage(name="doctor", share=0.05),
     Stage(
         name="correctness",
-        paths=("tests/kernels", "tests/model", "tests/train"),
+        paths=("tests/kernels", "tests/model", "tests/train", "tests/infer"),
         options=("-m", "gpu and not real_shapes", "--in-turn"),
         share=0.35,
         spread=True,

@@ -15,6 +15,7 @@
 #include "frames_to_tiles.h"
 #include "matroska.h"
 #include "merge_attention.h"
+#include "pack_rows.h"
 #include "scatter_visual.h"
 #include "yuv_to_rgb.h"
 #include "yuv_to_tiles.h"
@@ -65,7 +66,7 @@ eagle::MergeAttention make_merge(const View& out_a, const View& lse_a, const Vie
 
 eagle::DecodeAttention make_decode(const View& q, const View& k, const View& v, const View& k_start, const View& k_len,
                                    const View& out, const View& lse, const View& workspace, int64_t max_k_len,
-                                   float softmax_scale) {
+                                   int64_t block_rows, float softmax_scale) {
   return {view("q", q),
           view("k", k),
           view("v", v),
@@ -75,6 +76,7 @@ eagle::DecodeAttention make_decode(const View& q, const View& k, const View& v, 
           view("lse", lse),
           view("workspace", workspace),
           max_k_len,
+          block_rows,
           softmax_scale};
 }
 
@@ -177,6 +179,14 @@ PYBIND11_MODULE(_native, m) {
       py::arg("y"), py::arg("u"), py::arg("v"), py::arg("out"), py::arg("colours"), py::arg("cosited_across"),
       py::arg("simd") = eagle::simd());
 
+  m.def(
+      "pack_rows",
+      [](const View& lengths, int64_t capacity, const View& rows) {
+        const py::gil_scoped_release unlocked;
+        return eagle::pack_rows(view("lengths", lengths), capacity, view("rows", rows));
+      },
+      py::arg("lengths"), py::arg("capacity"), py::arg("rows"));
+
   m.def("matroska_blocks", &matroska_blocks, py::arg("fd"), py::arg("begin"), py::arg("end"), py::arg("track_number"),
         py::arg("allow_invisible"), py::arg("look"));
 
@@ -189,7 +199,7 @@ PYBIND11_MODULE(_native, m) {
   py::class_<eagle::DecodeAttention>(m, "DecodeAttention")
       .def(py::init(&make_decode), py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("k_start"),
            py::arg("k_len"), py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("max_k_len"),
-           py::arg("softmax_scale"));
+           py::arg("block_rows"), py::arg("softmax_scale"));
   m.def("decode_attention_workspace_floats", &eagle::decode_attention_workspace_floats, py::arg("num_sequences"),
         py::arg("num_heads"), py::arg("head_width"), py::arg("max_k_len"));
   m.def("decode_attention_cpu", &eagle::decode_attention_cpu, py::call_guard<py::gil_scoped_release>(),

@@ -77,20 +77,21 @@ inline __attribute__((always_inline)) void widen_eight(const Float16* from, floa
   memcpy(to, &bits, sizeof(bits));
 }
 
-// Rows j .. j + kRows - 1, `stride` elements apart, as fp32; zeros from row num_rows on. kKeys rows take turns, a
+// Rows j .. j + kRows - 1, which `row_at` finds, as fp32; zeros from row num_rows on. kKeys rows take turns, a
 // vector of 8 each, in a block of kKeys * length numbers.
-template <class T, int kRows, int kKeys>
-inline __attribute__((always_inline)) void widen(const T* first, int64_t stride, int j, int num_rows, int width,
-                                                 int length, float* to) {
+template <int kRows, int kKeys, class RowAt>
+inline __attribute__((always_inline)) void widen(const RowAt& row_at, int j, int num_rows, int width, int length,
+                                                 float* to) {
   for (int r = 0; r < kRows; ++r) {
-    const T* from = first + (j + r) * stride;
     float* row = to + r / kKeys * kKeys * length + r % kKeys * kVector;
     if (j + r >= num_rows) {
       for (int e = 0; e < width; e += kVector) memset(row + e * kKeys, 0, kVector * sizeof(float));
       continue;
     }
+    const auto* from = row_at(j + r);
     if (j + r + kAhead < num_rows) {
-      for (int e = 0; e < width; e += static_cast<int>(64 / sizeof(T))) __builtin_prefetch(from + kAhead * stride + e);
+      const auto* ahead = row_at(j + r + kAhead);
+      for (int e = 0; e < width; e += static_cast<int>(64 / sizeof(*from))) __builtin_prefetch(ahead + e);
     }
     for (int e = 0; e < width; e += kVector) widen_eight(from + e, row + e * kKeys);
   }
@@ -110,9 +111,11 @@ inline __attribute__((always_inline)) void attend(const Decode<T>& d, int64_t se
       for (int c = 0; c < kKeys; ++c) to[c * kVector] = d.query(sequence, kv_head * group + g, e);
     }
   }
+  const auto key_at = [&](int j) { return d.key(sequence, split, kv_head, j); };
+  const auto value_at = [&](int j) { return d.value(sequence, split, kv_head, j); };
   float* rows = scratch.keys.data();
   for (int j = 0; j < num_keys; j += kRows) {
-    widen<T, kRows, kKeys>(d.key(sequence, split, kv_head, 0), d.k_row, j, num_keys, width, width, rows);
+    widen<kRows, kKeys>(key_at, j, num_keys, width, width, rows);
     for (int g = 0; g < group; ++g) {
       const float* query = &scratch.queries[g * width * kKeys];
       Lanes sums[4] = {};
@@ -139,7 +142,7 @@ inline __attribute__((always_inline)) void attend(const Decode<T>& d, int64_t se
   std::fill(scratch.outs.begin(), scratch.outs.end(), 0.0f);
   rows = scratch.values.data();
   for (int j = 0; j < num_keys; j += kRows) {
-    widen<T, kRows, 1>(d.value(sequence, split, kv_head, 0), d.v_row, j, num_keys, width, length, rows);
+    widen<kRows, 1>(value_at, j, num_keys, width, length, rows);
     for (int g = 0; g < group; ++g) {
       const float* p = &scratch.scores[g * kSplit + j];
       float* out = &scratch.outs[g * length];
@@ -249,10 +252,19 @@ void check_decode_attention(const DecodeAttention& t) {
         "decode_attention: k is (", t.k.shape[0], ", ", t.k.shape[1], ", ", t.k.shape[2], ") and v (", t.v.shape[0],
         ", ", t.v.shape[1], ", ", t.v.shape[2], "); needs one shape, q's head width ", width,
         " and heads that divide q's ", heads, ".");
-  for (const auto& [name, view] : {std::pair{"k_start", &t.k_start}, std::pair{"k_len", &t.k_len}}) {
-    check(view->dtype == DType::kInt32 && view->num_dims == 1 && view->shape[0] == sequences && view->is_contiguous(),
-          "decode_attention: ", name, " needs contiguous int32 of shape (", sequences, ",).");
-  }
+  check(t.k_len.dtype == DType::kInt32 && t.k_len.num_dims == 1 && t.k_len.shape[0] == sequences &&
+            t.k_len.is_contiguous(),
+        "decode_attention: k_len needs contiguous int32 of shape (", sequences, ",).");
+  check(t.k_start.dtype == DType::kInt32 && t.k_start.num_dims == 2 && t.k_start.shape[0] == sequences &&
+            t.k_start.is_contiguous(),
+        "decode_attention: k_start needs contiguous int32 of shape (", sequences, ", blocks).");
+  check(t.block_rows == 0
+            ? t.k_start.shape[1] == 1
+            : t.block_rows >= kMinBlockRows && t.block_rows <= kMaxBlockRows &&
+                  (t.block_rows & (t.block_rows - 1)) == 0 && t.max_k_len <= t.k_start.shape[1] * t.block_rows,
+        "decode_attention: block_rows is ", t.block_rows, " with ", t.k_start.shape[1],
+        " blocks a sequence; needs 0 with one, or a power of two from ", kMinBlockRows, " to ", kMaxBlockRows,
+        " with enough blocks for max_k_len, ", t.max_k_len, ".");
   check(t.out.num_dims == 3 && t.out.shape == t.q.shape && t.out.is_contiguous(),
         "decode_attention: out needs q's shape, contiguous.");
   check(t.lse.dtype == DType::kFloat32 && t.lse.num_dims == 2 && t.lse.shape[0] == heads &&
@@ -269,11 +281,16 @@ void decode_attention_cpu(const DecodeAttention& t, int num_threads, bool simd) 
   check_decode_attention(t);
   check(num_threads >= 0, "decode_attention: num_threads is ", num_threads, "; needs >= 0 (0: one for each CPU).");
   const auto *start = static_cast<const int32_t*>(t.k_start.data), *len = static_cast<const int32_t*>(t.k_len.data);
+  const int64_t num_blocks = t.k_start.shape[1], block_rows = t.block_rows > 0 ? t.block_rows : INT32_MAX;
   for (int64_t s = 0; s < t.q.shape[0]; ++s) {
-    check(start[s] >= 0 && len[s] >= 0 && len[s] <= t.max_k_len && int64_t{start[s]} + len[s] <= t.k.shape[0],
-          "decode_attention: sequence ", s, " has k_start ", start[s], " and k_len ", len[s],
-          "; needs both >= 0, k_len at most max_k_len = ", t.max_k_len, " and an end within the ", t.k.shape[0],
-          " rows of k.");
+    check(len[s] >= 0 && len[s] <= t.max_k_len, "decode_attention: sequence ", s, " has k_start ",
+          start[s * num_blocks], " and k_len ", len[s], "; needs k_len from 0 to at most max_k_len = ", t.max_k_len,
+          ".");
+    for (int64_t b = 0; b * block_rows < len[s] || (b == 0 && t.block_rows == 0); ++b) {
+      const int64_t first = start[s * num_blocks + b], rows = std::min(len[s] - b * block_rows, block_rows);
+      check(first >= 0 && first + rows <= t.k.shape[0], "decode_attention: sequence ", s, " has k_start ", first,
+            " and k_len ", len[s], "; needs every row within the ", t.k.shape[0], " rows of k.");
+    }
   }
   with_type<Float16, Bfloat16, float>(t.q.dtype, [&]<class T>() { run<T>(t, num_threads, simd); });
 }

@@ -1,8 +1,9 @@
-// One new query a sequence against its run of rows in a packed cache of keys and values.
+// One new query a sequence against its rows in a packed cache of keys and values: a run of them, or blocks.
 //
 //   q           [S, H, D]  bf16 | f16 | f32    D side by side, the other strides multiples of 8
 //   k, v        [L, K, D]  q's dtype           the same; query heads h * H / K .. share key head h
-//   k_start     [S]        i32                 contiguous; sequence s sees rows k_start[s] .. + k_len[s] - 1
+//   k_start     [S, B]     i32                 contiguous; key j of sequence s is row k_start[s, j / block_rows] +
+//                                              j % block_rows. block_rows = 0 and B = 1: k_start[s] + j
 //   k_len       [S]        i32                 contiguous; from 0 to max_k_len
 //   out, lse    [S, H, D], [H, S] f32          contiguous; no key: out = 0, lse = -inf
 //   workspace   f32                            contiguous, of at least decode_attention_workspace_floats
@@ -16,11 +17,13 @@
 
 namespace eagle {
 
-constexpr int kSplit = 256;  // keys
+constexpr int kSplit = 256;                                 // keys
+constexpr int kMinBlockRows = 16, kMaxBlockRows = 1 << 20;  // of a block of the cache
 
 struct DecodeAttention {
   TensorView q, k, v, k_start, k_len, out, lse, workspace;
   int64_t max_k_len = 0;
+  int64_t block_rows = 0;  // of a block of the cache, a power of two; 0: a sequence has one run of rows
   float softmax_scale = 1.0f;
 
   int64_t num_splits() const { return (max_k_len + kSplit - 1) / kSplit; }  // of the longest sequence
@@ -45,6 +48,14 @@ void check_decode_attention(const DecodeAttention& tensors);
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.693147180559945309f;
 
+inline int shift_of(int64_t block_rows) {
+  int shift = 31;  // no block: of every key number, nothing is left
+  if (block_rows > 0) {
+    for (shift = 0; (int64_t{1} << shift) < block_rows;) ++shift;
+  }
+  return shift;
+}
+
 // The tensors as numbers; scores are in units of log 2, so that exp2 serves.
 template <class T>
 struct Decode {
@@ -55,7 +66,8 @@ struct Decode {
   float* partial_out;                                   // [S, H, num_splits, D]
   float* partial_lse;                                   // [S, H, num_splits]
   int64_t q_row, q_head, k_row, k_head, v_row, v_head;  // strides
-  int64_t num_sequences, num_splits;
+  int64_t num_sequences, num_splits, num_blocks;
+  int block_shift, block_mask;
   int num_heads, num_kv_heads, group, head_width;  // group: query heads of a key head
   float scale_log2;
 
@@ -77,6 +89,9 @@ struct Decode {
         v_head(t.v.strides[1]),
         num_sequences(t.q.shape[0]),
         num_splits(t.num_splits()),
+        num_blocks(t.k_start.shape[1]),
+        block_shift(shift_of(t.block_rows)),
+        block_mask(t.block_rows > 0 ? static_cast<int>(t.block_rows) - 1 : INT32_MAX),
         num_heads(static_cast<int>(t.q.shape[1])),
         num_kv_heads(static_cast<int>(t.k.shape[1])),
         group(num_heads / num_kv_heads),
@@ -94,12 +109,17 @@ struct Decode {
   EAGLE_HOST_DEVICE float query(int64_t sequence, int head, int d) const {
     return to_float(q[sequence * q_row + head * q_head + d]) * scale_log2;
   }
+  // The cache's row of key `j` of a split. Of a run, all keys are in block 0.
+  EAGLE_HOST_DEVICE int64_t row(int64_t sequence, int64_t split, int j) const {
+    const int key = static_cast<int>(split) * kSplit + j;
+    return int64_t{k_start[sequence * num_blocks + (key >> block_shift)]} + (key & block_mask);
+  }
   // Key (or value) `j` of a split.
   EAGLE_HOST_DEVICE const T* key(int64_t sequence, int64_t split, int kv_head, int j) const {
-    return k + (k_start[sequence] + split * kSplit + j) * k_row + kv_head * k_head;
+    return k + row(sequence, split, j) * k_row + kv_head * k_head;
   }
   EAGLE_HOST_DEVICE const T* value(int64_t sequence, int64_t split, int kv_head, int j) const {
-    return v + (k_start[sequence] + split * kSplit + j) * v_row + kv_head * v_head;
+    return v + row(sequence, split, j) * v_row + kv_head * v_head;
   }
   // Where a partial result lies: its lse here, its out head_width times as far.
   EAGLE_HOST_DEVICE int64_t partial(int64_t sequence, int head, int64_t split) const {

@@ -441,6 +441,82 @@ def _check_inputs(op: str, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> None:
         refuse(op, "the number of query heads", H, f"a multiple of the {K} key/value heads")
 
 
+def varlen_attention_backward(
+    dout_THD: Tensor,
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    out_THD: Tensor,
+    lse_HT: Tensor,
+    plan: AttentionPlan,
+    *,
+    causal: bool = True,
+    softmax_scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of attention by hand, of some of its keys too: for those who write their own autograd function.
+
+        out_THD, lse_HT = varlen_attention(q_THD, k_TKD, v_TKD, plan, return_lse=True)
+        dq_THD, dk_TKD, dv_TKD = varlen_attention_backward(dout_THD, q_THD, k_TKD, v_TKD, out_THD, lse_HT, plan)
+
+    Where keys come in parts, whose outputs `merge_attention` has put together: out and lse are those of all keys, k, v
+    and plan one part's. dk and dv are then that part's, and the dq of the parts add up. Takes no gradient itself.
+
+    Args:    as in `varlen_attention`; dout as out (T, H, D); lse (H, T), fp32 (fp64 beside fp64).
+    Returns: dq (T, H, D), dk and dv (T, K, D), each in its tensor's dtype; 0 for rows of no segment.
+    Raises:  ValueError where `varlen_attention` does for these, and for a dout, out or lse of another shape.
+    """
+    op = "varlen_attention_backward"
+    _check_inputs(op, q_THD, k_TKD, v_TKD)
+    _check_who_sees_whom(op, q_THD, k_TKD, plan, None)
+    for name, x in (("dout", dout_THD), ("out", out_THD)):
+        if x.shape != q_THD.shape:
+            refuse(op, f"{name}'s shape", tuple(x.shape), f"q's {tuple(q_THD.shape)}")
+    if lse_HT.shape != (q_THD.shape[1], q_THD.shape[0]):
+        refuse(op, "lse's shape", tuple(lse_HT.shape), f"(heads, tokens), {(q_THD.shape[1], q_THD.shape[0])}")
+    options = (dout_THD, q_THD, k_TKD, v_TKD, out_THD, lse_HT, plan)
+    if not takes_kernel(q_THD):
+        return varlen_attention_backward_ref(*options, causal=causal, softmax_scale=softmax_scale)
+    scale = q_THD.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    return _bwd(
+        dout_THD, torch.zeros_like(lse_HT), q_THD, k_TKD, v_TKD, out_THD, lse_HT, plan.segments_S4, plan.q_tiles_N2,
+        plan.k_tiles_M4, plan.covers_all, causal, scale, plan.length,
+    )  # fmt: skip
+
+
+def varlen_attention_backward_ref(
+    dout_THD: Tensor,
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    out_THD: Tensor,
+    lse_HT: Tensor,
+    plan: AttentionPlan,
+    *,
+    causal: bool = True,
+    softmax_scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The formulas above in plain torch, segment by segment, in fp32 at least. Any device; takes memory for scores."""
+    scale = q_THD.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    wide, G = torch.promote_types(q_THD.dtype, torch.float32), q_THD.shape[1] // k_TKD.shape[1]
+    dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (q_THD, k_TKD, v_TKD))
+    delta_HT = (dout_THD.to(wide) * out_THD.to(wide)).sum(2).t()
+    for q_start, q_len, k_start, k_len in plan.segments_S4.tolist():
+        if not (q_len and k_len):
+            continue
+        rows, keys = slice(q_start, q_start + q_len), slice(k_start, k_start + k_len)
+        q_HLD, do_HLD = (x[rows].to(wide).transpose(0, 1) for x in (q_THD, dout_THD))
+        k_HMD, v_HMD = (x[keys].to(wide).repeat_interleave(G, 1).transpose(0, 1) for x in (k_TKD, v_TKD))
+        p_HLM = (q_HLD @ k_HMD.mT * scale - lse_HT[:, rows, None]).exp()
+        if causal:  # blind rows too, whose exponentials are nan
+            seen_LM = torch.ones(q_len, k_len, dtype=torch.bool, device=q_THD.device).tril(k_len - q_len)
+            p_HLM = p_HLM.masked_fill(~seen_LM, 0)
+        ds_HLM = p_HLM * (do_HLD @ v_HMD.mT - delta_HT[:, rows, None]) * scale
+        dq[rows] = (ds_HLM @ k_HMD).transpose(0, 1)
+        for whole, part_HMD in ((dk, ds_HLM.mT @ q_HLD), (dv, p_HLM.mT @ do_HLD)):
+            whole[keys] += part_HMD.unflatten(0, (-1, G)).sum(1).transpose(0, 1)
+    return dq.to(q_THD.dtype), dk.to(k_TKD.dtype), dv.to(v_TKD.dtype)
+
+
 def flash_attn_varlen_func(
     q: Tensor,
     k: Tensor,

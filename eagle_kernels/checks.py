@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+MAX_SAID = 300  # characters of a value in a refusal: a list may have been given where a number is needed
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def refuse(op: str, argument: str, got: object, need: str) -> NoReturn:
-    raise ValueError(f"{op}: {argument} is {got}; needs {need}.")
+    said = str(got)
+    if len(said) > MAX_SAID:
+        said = f"{said[:MAX_SAID]}..."
+    raise ValueError(f"{op}: {argument} is {said}; needs {need}.")
 
 
 def is_positive(x: object) -> bool:

@@ -79,8 +79,8 @@ def merge_attention(
                                    return_lse=True) for i in (0, 1)]
         out_THD, lse_HT = merge_attention(*halves[0], *halves[1])
 
-    CPU tensors take the C++ code. Not differentiable: it serves inference. To train through an lse, give all keys to
-    one `varlen_attention`.
+    CPU tensors take the C++ code. Not differentiable: to train, give all keys to one `varlen_attention`, or write the
+    backward of the parts by `attention.varlen_attention_backward`.
 
     Args:    out_a_THD, out_b_THD: (T, H, D), T rows of H heads, D wide, in bf16, fp16 or fp32, as `varlen_attention`
              gives them; D is a multiple of 8 from 16 to 256. The last dimension is contiguous, other strides are

@@ -1,11 +1,12 @@
-"""The command line: eagle doctor | plan | sizes | estimate | train | chat | convert | assemble | report | bench.
+"""The command line: eagle doctor | plan | sizes | train | verify | chat | serve | data | eval | annotate | bench ...
 
     eagle plan film.mp4 --context 8192
     eagle train tiny --run runs/first --set data.recipe=videos/recipe.json
     eagle chat runs/first film.mp4 --ask "Which way does the digit move?"
 
 Exit codes: 0 done; 2 a user's mistake and 1 a machine without room, each with one sentence on stderr; 128 + a signal's
-number where that ended it. Anything else is a defect of ours and shows its traceback. What a command needs is imported
+number where that ended it, but 0 where it ended several processes; 75 where one of several was lost and took the others
+along (train/watchdog.py). Anything else is a defect of ours and shows its traceback. What a command needs is imported
 inside it: `eagle --help` and the shell's completion do not wait for torch.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +34,17 @@ INTERRUPTED = 130  # exit code of a program that SIGINT ended, as shells count: 
 CLOSED_PIPE = 141  # of one whose reader went away: 128 + SIGPIPE
 EXTRAS = {"matplotlib": "train", "PIL": "serve", "rich": "serve", "safetensors": "serve", "tokenizers": "serve"}
 EXTRAS |= {
+    "fastapi": "serve-http",
+    "httpx2": "endpoint",
+    "lmdb": "data",
+    "onnx": "export",
+    "onnxscript": "export",
+    "prometheus_client": "serve-http",
+    "pyarrow": "data",
     "simplejpeg": "serve",
     "torchao": "qlora",
     "typer": "serve",
+    "uvicorn": "serve-http",
 }  # what `pip install .` leaves out, and the extra that brings it
 NEEDED = ("numpy", "torch", "triton")  # what an installation that was cut short lacks
 COMMENT_COLUMN = 44  # of `eagle train --show`: most assignments are shorter
@@ -60,6 +68,7 @@ def _ask_for(missing: ModuleNotFoundError) -> NoReturn:
 try:
     import typer
 
+    from eagle_model import cli_annotate, cli_data, cli_eval, cli_infer
     from eagle_model.files import is_out_of_memory
 except ModuleNotFoundError as error:
     _ask_for(error)
@@ -72,6 +81,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(cli_data.app, name="data")
+for command in cli_infer.COMMANDS:
+    app.command()(command)
+app.add_typer(cli_eval.app, name="eval")
+app.command()(cli_annotate.annotate)
 
 
 def main() -> None:
@@ -192,7 +206,7 @@ def plan(
         tokenizer, config = theirs.tokenizer, theirs.config
     config = replace(config, sampling=replace(config.sampling, **limits))  # type: ignore[arg-type]
     processor = Processor(tokenizer, config)
-    message = {"role": "user", "content": [*_parts(files), {"type": "text", "text": ask}]}
+    message = {"role": "user", "content": [*cli_infer.media_parts(files), {"type": "text", "text": ask}]}
     sample = parse_sample({"messages": [message]}, root=Path(), where="plan", allow_outside_root=True)
     planned = processor.plan_sample(sample, generation_prompt=True)
 
@@ -211,6 +225,24 @@ def plan(
         tiles_IYX3 = patches_to_pixels(patches_IPK, patch_px=config.patch_px, mean=config.mean, std=config.std)
         write_contact_sheet(out, tiles_IYX3, captions(planned))
         print(f"Contact sheet: {out}")
+
+
+@app.command()
+def verify(
+    processes: Annotated[int, typer.Option(min=2, help="The most that a layout has; 32 for all of them.")] = 32,
+    short: Annotated[bool, typer.Option("--short", help="One step of each layout.")] = False,
+) -> None:
+    """Proves that many processes compute the loss and every gradient that one does, and finds planted faults.
+
+    In fp64 on this machine's CPU, in minutes; under torchrun on its GPUs, in bf16. Exit code 1 if anything differs.
+
+    Example:  eagle verify --processes 8
+    Example:  torchrun --nproc-per-node 8 -m eagle_model.cli verify
+    """
+    from eagle_model.train.verify import verify as is_verified
+
+    if not is_verified(processes, short=short):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -276,21 +308,6 @@ def _sheet_path(out: Path | None, files: list[Path]) -> Path:
     return out
 
 
-def _parts(files: list[Path]) -> list[dict[str, str]]:
-    """Chat message parts for files: image or video by what is in them."""
-    from eagle_model.data.images import is_still
-
-    for path in files:
-        if re.match(r"[a-z]+:/", str(path)):
-            raise ValueError(f"{path} is a URL; nothing is fetched here. Download it first.")
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; needs an image or a video.")
-        if not path.exists():
-            raise ValueError(f"{path} does not exist.")
-    kinds = ["image" if is_still(path) else "video" for path in files]
-    return [{"type": kind, kind: str(path)} for kind, path in zip(kinds, files)]
-
-
 def _describe_video(path: Path, times: tuple[float, ...]) -> str:
     from eagle_model.data.clips import open_video
     from eagle_model.data.documents import num_pages
@@ -314,7 +331,10 @@ def train(
         str | None,
         typer.Argument(help="tiny, debug, lora, stage1, stage1_5, stage2, stage3, stage4; progressive for several."),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="The run's folder. One that holds a run resumes it.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", "--run-folder", help="The run's folder. One that holds a run resumes it."),
+    ] = None,
     stages: Annotated[
         str | None,
         typer.Option(help="With progressive: recipes, one after the other. By default stage2,stage3,stage4."),
@@ -382,54 +402,22 @@ def _show(lines: list[tuple[str, str]]) -> None:
 
 
 def _train(make: Callable[[], Trainer | Progressive]) -> None:
-    from eagle_model.train.trainer import TrainingError
+    from eagle_model.train.first import FirstFailed
+    from eagle_model.train.trainer import LostProcess, TrainingError
+    from eagle_model.train.watchdog import ENDED
 
     try:
         trainer = make()
         done = trainer.train()
+    except LostProcess as error:
+        raise typer.Exit(_say(str(error), code=ENDED)) from error
     except TrainingError as error:
         raise typer.Exit(_say(str(error), code=1)) from error
-    if not done and trainer.stopped_by:
+    except FirstFailed as error:  # which says why
+        raise typer.Exit(USAGE_ERROR) from error
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun would start anew what it takes for a failure
+    if not done and trainer.stopped_by and not is_launched:
         raise typer.Exit(128 + trainer.stopped_by)
-
-
-@app.command()
-def chat(
-    model: Annotated[Path, typer.Argument(help="A checkpoint's folder, or a run's, whose newest is taken.")],
-    files: Annotated[list[Path] | None, typer.Argument(help="Images and videos to talk about.")] = None,
-    ask: Annotated[str | None, typer.Option(help="One question; else they are read from the terminal.")] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(help="Low-rank adapters on the model: a folder of PEFT's, or a run's.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most tokens of an answer; by default 512, or a quarter of a small context."),
-    ] = None,
-) -> None:
-    """Answers questions about images and videos.
-
-    Example:  eagle chat runs/first clip.mp4 --ask "Which way does the digit move?"
-    """
-    from eagle_model.infer import Assistant
-
-    shown = _parts(files or [])
-    assistant = Assistant(model, adapter=adapter, max_new_tokens=max_new_tokens, say=print)
-    messages: list[dict[str, object]] = []
-    for question in [ask] if ask is not None else iter(_read_question, ""):
-        messages.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
-        shown, answer = [], ""
-        for text in assistant.stream(messages):
-            print(text, end="", flush=True)
-            answer += text
-        print()
-        messages.append({"role": "assistant", "content": answer})
-
-
-def _read_question() -> str:
-    try:
-        return input("> ")
-    except EOFError:
-        return ""
 
 
 @app.command()

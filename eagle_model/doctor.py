@@ -29,6 +29,8 @@ PACKAGES = (  # name, what it gives, how to get it
     ("av", "video on the CPU", "'eagle-kernels[video]'"),
     ("nvidia-dali-cuda130", "video on a GPU", "'eagle-kernels[dali]'"),
     ("tokenizers", "text, eagle plan and eagle chat", "'eagle-kernels[serve]'"),
+    ("pyarrow", "eagle data: parquet", "'eagle-kernels[data]'"),
+    ("lmdb", "eagle data: LMDB", "'eagle-kernels[data]'"),
     ("matplotlib", "eagle train and its report", "'eagle-kernels[train]'"),
     ("torchao", "eagle train with base_weights=nf4", "'eagle-kernels[qlora]'"),
     ("transformer-engine", "eagle train with fp8 on a GPU", "--no-build-isolation 'eagle-kernels[fp8]'"),

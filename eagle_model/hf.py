@@ -88,10 +88,11 @@ class Eagle2_5_VLConfig(PreTrainedConfig):
             if isinstance(own.get(name), torch.dtype):
                 own[name] = str(own[name]).removeprefix("torch.")
         self.eagle = EagleConfig.from_dict(own)
-        halves = {"vision_config": own["vision_config"], "text_config": own.get("text_config") or own["llm_config"]}
-        super().__init__(**{name: fields[name] for name in fields if name not in (*halves, "llm_config")})
+        told = self.eagle.to_dict()  # with defaults, and one spelling of what has several
+        halves = {name: told[name] for name in ("vision_config", "text_config")}
+        super().__init__(**{name: x for name, x in (fields | told).items() if name not in (*halves, "llm_config")})
         for name, half in halves.items():
-            kind = CONFIG_MAPPING.get(half.get("model_type"), PreTrainedConfig)
+            kind = CONFIG_MAPPING[half["model_type"]]  # its .get() finds nothing: it is filled when it is asked
             given = {key: half[key] for key in half if key != "rope_scaling" or half[key] is not None}
             setattr(self, name, kind(**given))
 

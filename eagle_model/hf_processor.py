@@ -235,7 +235,8 @@ def _pieces(text: str) -> list[str | Tag]:
 
 
 def _shows_media(messages: Sequence[Mapping[str, Any]]) -> bool:
-    parts = [part for message in messages if not isinstance(message.get("content"), str) for part in message["content"]]
+    contents = [message.get("content") or [] for message in messages]  # none beside calls of tools
+    parts = [part for content in contents if not isinstance(content, str) for part in content]
     return any(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)
 
 

@@ -69,7 +69,9 @@ def config(videos: Path, max_steps: int) -> TrainConfig:
     # As the release trains: frames without their times. That and no system turn leave more of a row to the pictures.
     processor = replace(base.processor, sampling=sampling, template="training-1", system="")
     data = replace(base.data, recipe=str(videos / "recipe.json"))
-    return replace(base, processor=processor, data=data, max_steps=max_steps)
+    # The rate stays up until the last tenth: movement is understood late, and a cosine has come down by then.
+    optimizer = replace(base.optimizer, schedule="wsd")
+    return replace(base, processor=processor, data=data, optimizer=optimizer, max_steps=max_steps)
 
 
 def ask(eagle: Eagle, processor: Processor, samples: Sequence[Sample], *, shuffled: bool = False) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is decorated: Triton reads it then
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup leaves it, and runs too then; tests send it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

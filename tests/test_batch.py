@@ -1,8 +1,9 @@
 """A batch moves as a whole; only its pixels change their dtype."""
 
+import pytest
 import torch
 
-from eagle_model.batch import PackedBatch
+from eagle_model.batch import PackedBatch, tile_range
 
 
 def test_to_casts_pixels_alone():
@@ -23,3 +24,17 @@ def test_to_casts_pixels_alone():
         assert getattr(moved, name).dtype == getattr(batch, name).dtype
         assert torch.equal(getattr(moved, name), getattr(batch, name))
     assert moved.sample_ids == ("a",)
+
+
+@pytest.mark.parametrize(("num_tiles", "num_ranks"), [(0, 3), (2, 4), (5, 2), (16, 4), (17, 16)])
+def test_tiles_are_shared_out_evenly(num_tiles: int, num_ranks: int) -> None:
+    ranges = [tile_range(num_tiles, rank, num_ranks) for rank in range(num_ranks)]
+    assert [i for first, end in ranges for i in range(first, end)] == list(range(num_tiles))
+    sizes = [end - first for first, end in ranges]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_tile_range_refuses_what_cannot_be() -> None:
+    for num_tiles, rank, num_ranks in ((3, 2, 2), (3, -1, 2), (-1, 0, 2)):
+        with pytest.raises(ValueError, match=f"got {num_tiles} tiles and rank {rank} of {num_ranks}"):
+            tile_range(num_tiles, rank, num_ranks)

@@ -147,16 +147,25 @@ def test_a_missing_rival_costs_its_own_row(tmp_path: Path) -> None:
     bench.write_text(
         "import pytest\n"
         "from bench.harness import rival\n"
-        "@pytest.mark.parametrize('way', ['ours', 'theirs'])\n"
+        "@pytest.mark.parametrize('way', ['ours', 'theirs', 'a module of theirs'])\n"
         "def test_it(way):\n"
+        "    if way == 'a module of theirs':\n"
+        "        pytest.importorskip('not_there_at_all.functional')\n"
         "    assert way == 'ours' or rival('not_there_at_all.functional', 'not-there')\n"
     )
     command = [sys.executable, "-m", "pytest", str(bench), "-q", "-p", "bench.records", "-p", "no:cacheprovider"]
     command += ["--records", str(records), "--seconds-left", "60", "-c", str(ROOT / "pyproject.toml")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+    machine = as_benchmark_file(read_records(records))["machine_info"]
+    assert "torch_threads" in machine  # a test outside bench/ is of the same machine
     found = {test.rpartition("::")[2]: record["outcome"] for test, record in results(read_records(records)).items()}
-    assert found == {"test_it[ours]": "passed", "test_it[theirs]": "skipped"}
+    assert found == {
+        "test_it[ours]": "passed",
+        "test_it[theirs]": "skipped",
+        "test_it[a module of theirs]": "skipped",
+    }
+    assert sum("not_there_at_all |" in line for line in _missing(read_records(records))) == 1
     (row,) = [line for line in _missing(read_records(records)) if line.startswith("| not-there |")]
     assert "test_it[theirs]" in row
 

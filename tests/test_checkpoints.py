@@ -81,6 +81,29 @@ def test_damage_is_named_and_the_one_before_is_taken(tmp_path, damage, message):
     assert newer.is_dir()  # looking changes nothing
 
 
+def test_several_can_share_the_checking(tmp_path):
+    """Each checks the bytes of its share of the files, and the sizes of all: together they find what one would."""
+    path = save(tmp_path, 1, "run", write_some)
+    os.truncate(path / "model.safetensors", 10239)
+    for i in range(3):
+        with pytest.raises(CheckpointError, match="has 10239 bytes"):
+            verify(path, share=(i, 3))
+    (path / "model.safetensors").write_bytes(bytes(10240))
+    found = []
+    for i in range(3):
+        try:
+            verify(path, share=(i, 3))
+        except CheckpointError:
+            found.append(i)
+    assert found == [0]
+
+    def refuse(checkpoint: Path) -> None:
+        raise CheckpointError(f"{checkpoint.name} is not for us")
+
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* can be used\. step-000001 is not for us"):
+        latest(tmp_path, lambda message: None, check=refuse)
+
+
 def test_no_usable_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
     os.truncate(save(tmp_path, 1, "run", write_some) / "model.safetensors", 3)
     with pytest.raises(CheckpointError, match=r"No checkpoint in .* can be used\. .*model\.safetensors has 3 bytes"):

@@ -20,7 +20,10 @@ from typer.main import get_command
 from eagle_model import cli
 from eagle_model.fields import override
 from eagle_model.model.config import eagle2_5_8b
+from eagle_model.train import verify
+from eagle_model.train.first import FirstFailed
 from eagle_model.train.recipes import recipe
+from eagle_model.train.trainer import LostProcess, TrainingError
 from tests.data.make_pdf import gray, write_pdf
 from tests.video.make import draw, write_video
 
@@ -105,7 +108,7 @@ def test_plan_gives_up_tiles_before_frames_and_says_when_nothing_fits(monkeypatc
         (["train", "progressive", "--stages", "stage9", "--run", "r"], "no recipe 'stage9'"),
         (["train", "tiny", "--stages", "stage2", "--run", "r"], "--stages goes with progressive"),
         (["train", "tiny", "--config", "c.json", "--run", "r"], "or --config FILE: one of the two"),
-        (["train", "--config", "c.json", "--run", "r"], r"c\.json does not exist\. Runs of version 3 have that file"),
+        (["train", "--config", "c.json", "--run", "r"], r"c\.json does not exist\. Runs of version 4 have that file"),
         (["train", "tiny", "--max-steps", "5"], r"No such option: --max-steps\. Did you mean --set max_steps=5\?"),
         (["train", "tiny", "--max-steps=5"], r"Did you mean --set max_steps=5\?"),
         (["train", "tiny", "--lr", "1e-3"], r"Did you mean --set optimizer\.learning_rate=1e-3\?"),
@@ -275,6 +278,39 @@ def test_show_lists_every_field_and_trains_nothing(monkeypatch, capsys, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("processes", "ends", "code"),
+    [
+        (1, "stopped", 128 + signal.SIGTERM),
+        (2, "stopped", 0),  # else torchrun would start it anew
+        (2, "the first failed", cli.USAGE_ERROR),
+        (2, "done", 0),
+        (2, "another is lost", 75),
+        (1, "not finite", 1),
+    ],
+)
+def test_how_training_ends_is_the_exit_code(monkeypatch, capsys, tmp_path, processes, ends, code) -> None:
+    class Fake:
+        stopped_by = signal.SIGTERM if ends == "stopped" else None
+
+        def __init__(self, config, run, *, say, profile) -> None:
+            assert run == tmp_path
+            if ends == "the first failed":
+                raise FirstFailed("the first process failed: it says why itself")
+
+        def train(self) -> bool:
+            if ends == "another is lost":
+                raise LostProcess(ends)
+            if ends == "not finite":
+                raise TrainingError(ends)
+            return ends == "done"
+
+    monkeypatch.setattr("eagle_model.train.trainer.Trainer", Fake)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert run(monkeypatch, "train", "debug", "--run-folder", tmp_path) == code
+    assert capsys.readouterr().err == (f"eagle: {ends}\n" if code in (1, 75) else "")
+
+
 def test_the_config_of_a_run_is_a_config_file(monkeypatch, capsys, trained: Path) -> None:
     assert run(monkeypatch, "train", "--config", trained / "config.json", "--show", "--set", "max_steps=9") == 0
     printed = capsys.readouterr().out
@@ -427,10 +463,21 @@ def test_estimate_of_a_stage_on_gpus_that_are_not_here(monkeypatch, capsys) -> N
     assert "--gpu is 'v100'; needs one of a100-80g, h100-80g" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("is_right", [True, False])
+def test_verify_says_by_its_exit_code_whether_all_is_well(monkeypatch, is_right: bool) -> None:
+    asked = []
+    monkeypatch.setattr(verify, "verify", lambda *given, **options: asked.append((given, options)) or is_right)
+    assert run(monkeypatch, "verify", "--processes", 8, "--short") == (0 if is_right else 1)
+    assert asked == [((8,), {"short": True})]
+
+
 def test_every_command_has_an_example() -> None:
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
     assert set(commands) == {
-        "doctor", "plan", "sizes", "estimate", "train", "chat", "convert", "assemble", "report", "bench",
+        "doctor", "plan", "sizes", "estimate", "train", "chat", "serve", "infer", "export", "convert", "assemble",
+        "report", "bench", "verify", "data", "eval", "annotate",
     }  # fmt: skip
+    for group in ("data", "eval"):
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
     for name, command in commands.items():
-        assert f"Example:  eagle {name}" in command.help
+        assert f"Example:  eagle {name.removesuffix(' run')}" in command.help, name

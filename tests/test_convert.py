@@ -18,7 +18,8 @@ from eagle_model.model import lora, weights
 from eagle_model.model.eagle import Eagle
 from eagle_model.train import checkpoint
 from eagle_model.train.recipes import tiny
-from eagle_model.train.trainer import Trainer, new_model
+from eagle_model.train.start import new_model
+from eagle_model.train.trainer import Trainer
 from tests.infer.test_assistant import save_model
 from tests.model import test_assemble
 from tests.model.samples import randomise

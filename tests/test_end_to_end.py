@@ -7,7 +7,6 @@ import base64
 import html
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -100,6 +99,7 @@ kill_after = int(sys.argv[3])
 take_step = trainer._train_step
 def step():
     if trainer.step == kill_after:
+        trainer.saver.wait()  # a save goes on beside the steps: without this, whether step 4 is on the disk is luck
         os.kill(os.getpid(), signal.SIGKILL)
     return take_step()
 trainer._train_step = step
@@ -117,7 +117,7 @@ def tensors_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """Weights and optimizer state of a checkpoint."""
     path = folder / "checkpoints" / f"step-{step:06d}"
     checkpoints.verify(path)
-    return load_file(path / "model.safetensors") | load_file(path / "training" / "optimizer.safetensors")
+    return load_file(path / "model.safetensors") | load_file(path / "training" / "rank-00000-of-00001.safetensors")
 
 
 def assert_same_run(one: Path, other: Path, step: int) -> None:
@@ -156,33 +156,6 @@ def test_killed_and_resumed_is_the_same_run_bit_for_bit(dataset, tmp_path, dtype
     assert_same_run(tmp_path / "straight", tmp_path / "killed", 8)
     weights = load_file(tmp_path / "killed" / "checkpoints" / "step-000008" / "model.safetensors")
     assert {str(w.dtype) for w in weights.values()} == {f"torch.{dtype}"}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_killed_again_and_again_it_is_the_same_run(dataset, tmp_path):
-    """SIGKILL at 25 random moments, of starts, of steps and of saves: the folder can always be gone on with."""
-    config = config_of(dataset, "max_steps=40", "save_every_steps=1", "keep_last=2")
-    run_here(config, tmp_path / "straight")
-    folder, chance, killed = tmp_path / "killed", random.Random(0), 0
-    command = [sys.executable, "-c", TRAIN, json.dumps(to_json(config)), str(folder), "-1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for _ in range(25):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        assert process.stdout is not None
-        if chance.random() < 0.8:  # else it is killed while it imports, locks and plans
-            process.stdout.readline()
-        time.sleep(chance.uniform(0, 2))
-        process.kill()
-        _, error = process.communicate()
-        assert process.returncode in (-signal.SIGKILL, 0), error
-        killed += process.returncode == -signal.SIGKILL
-        left = [path.name for path in folder.glob("checkpoints/*")]
-        assert len(left) <= 2 + 2, left  # keep_last, one being written, one being deleted
-    assert killed > 10
-    run_here(config, folder)
-    assert_same_run(tmp_path / "straight", folder, 40)
-    assert sorted(path.name for path in folder.glob("checkpoints/*")) == ["step-000039", "step-000040"]
 
 
 FILL_DISK = """

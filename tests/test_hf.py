@@ -17,6 +17,8 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    Qwen2Config,
+    SiglipVisionConfig,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -281,6 +283,22 @@ def test_configs_lose_nothing(folder: Path, tmp_path: Path) -> None:
     old = dict(released)
     old["llm_config"] = old.pop("text_config")
     assert hf.Eagle2_5_VLConfig(**old).eagle == config.eagle
+
+
+def test_configs_that_other_classes_wrote(folder: Path) -> None:
+    """LeRobot's class has another name; theirs and the released one leave out what is a default."""
+    fields = json.loads((folder / "config.json").read_text())
+    for name in ("dynamic_image_size", "pad2square", "max_dynamic_tiles", "mlp_connector_layers"):
+        del fields[name]
+    del fields["vision_config"]["model_type"]
+    fields["architectures"] = ["Eagle25VLForConditionalGeneration"]
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    fields["text_config"] = {**fields["text_config"], "rope_scaling": yarn}
+    config = hf.Eagle2_5_VLConfig(**fields)
+    assert (config.pad2square, config.max_dynamic_tiles) == (False, 12)
+    assert (type(config.vision_config), type(config.text_config)) == (SiglipVisionConfig, Qwen2Config)
+    assert config.text_config.rope_parameters["rope_type"] == "yarn"
+    assert AutoModelForImageTextToText.from_config(config).eagle.cfg == config.eagle
 
 
 def test_a_release_with_code_of_its_own_needs_none_of_it(folder: Path, tmp_path: Path) -> None:

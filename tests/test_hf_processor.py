@@ -160,3 +160,12 @@ def test_masks_of_what_the_assistant_says(processor) -> None:
         processor.apply_chat_template(chat, return_assistant_tokens_mask=True)
     with pytest.raises(ValueError, match="sanitize_control_tokens is set"):
         processor.apply_chat_template(chat, tokenize=True, sanitize_control_tokens=True)
+
+
+@pytest.mark.parametrize("said", [{}, {"content": None}])
+def test_calls_of_tools_without_words(processor, said: dict) -> None:
+    calls = {"role": "assistant", **said, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+    messages = [{"role": "user", "content": "What?"}, calls, {"role": "tool", "content": "2"}]
+    text = processor.apply_chat_template(messages)
+    assert "<tool_call>" in text
+    assert "None" not in text

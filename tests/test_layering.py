@@ -27,19 +27,29 @@ COMPOSITIONS: dict[str, set[str]] = {  # an op that may import others, by name
     "yuv_to_tiles": {"tiles", "video.colour"},
 }
 SHARED = ("batch", "checkpoints", "fields", "files")  # of eagle_model, what its folders share
-FOLDERS = ("eagle_model.data", "eagle_model.model", "eagle_model.train", "eagle_model.infer")
+FOLDERS = tuple(f"eagle_model.{name}" for name in ("data", "model", "train", "infer", "evaluate", "annotate"))
 ONE_PLACE = {  # a file, or a folder
     "av": "eagle_kernels/video/libav",
+    "aiohttp": "eagle_model/data/remote.py",
+    "fastapi": "eagle_model/infer/server.py",
     "flash_attn": "eagle_kernels/attention.py",
+    "fsspec": "eagle_model/data/remote.py",
+    "httpx2": "eagle_model/infer/endpoint.py",
     "jinja2": "eagle_model/train/report.py",
+    "lmdb": "eagle_model/data/formats/lmdb_media.py",
     "nvidia": "eagle_kernels/video/dali.py",
+    "onnx": "eagle_model/infer/export.py",
     "pillow_heif": "eagle_model/data/images.py",
+    "prometheus_client": "eagle_model/infer/metrics.py",
     "pypdfium2": "eagle_model/data/documents.py",
     "simplejpeg": "eagle_model/data/images.py",
     "transformer_engine": "eagle_model/model/fp8_te.py",
+    "uvicorn": "eagle_model/infer/server.py",
+    "vllm": "eagle_model/infer/vllm",
     "wandb": "eagle_model/train/sinks.py",
+    "xgrammar": "eagle_model/infer/guided.py",
 }
-TORCHAO = {"eagle_model/model/nf4.py", "eagle_model/train/adamw8bit.py"}
+TORCHAO = {"eagle_model/model/nf4.py", "eagle_model/model/quantize.py", "eagle_model/train/adamw8bit.py"}
 
 
 def modules(folder: str) -> list[Path]:
@@ -96,8 +106,15 @@ def test_native_imports_nothing_of_ours_but_the_extension() -> None:
             "eagle_model/model",
             ("eagle_model.data", "eagle_model.train", "eagle_model.infer", "eagle_kernels.video", "bench", "tests"),
         ),
-        ("eagle_model/train", ("eagle_model.infer", "bench", "tests", "eagle_model.cli")),
-        ("eagle_model/infer", ("eagle_model.train", "bench", "tests", "eagle_model.cli")),
+        *(
+            (f"eagle_model/{folder}", (*(f"eagle_model.{name}" for name in never), "bench", "tests", "eagle_model.cli"))
+            for folder, never in {
+                "train": ("infer", "evaluate", "annotate"),
+                "infer": ("train", "evaluate", "annotate"),
+                "evaluate": ("train", "annotate"),
+                "annotate": ("model", "train", "evaluate"),
+            }.items()
+        ),
         ("eagle_model/hf.py", ("eagle_model.train", "eagle_model.infer", "eagle_model.cli", "bench", "tests")),
         (
             "eagle_model/hf_processor.py",
@@ -128,8 +145,13 @@ def test_data_and_model_meet_only_in_packed_batch() -> None:
 
 
 def test_other_libraries_models_are_known_at_the_edges_alone() -> None:
-    """transformers in the integrations and in hf's two files; nobody but hf.py needs the integrations."""
-    edges = {*modules("eagle_kernels/integrations"), ROOT / "eagle_model/hf.py", ROOT / "eagle_model/hf_processor.py"}
+    """transformers: integrations, hf's two files, vLLM's adapter, the encoder of clips. The integrations: hf.py."""
+    files = ("eagle_model/hf.py", "eagle_model/hf_processor.py", "eagle_model/annotate/encoder.py")
+    edges = {
+        *modules("eagle_kernels/integrations"),
+        *modules("eagle_model/infer/vllm"),
+        *(ROOT / file for file in files),
+    }
     inside = [p for p in modules("eagle_kernels") + modules("eagle_model") if p not in edges]
     found = {str(p): reaches(p, "transformers", "peft", "trl", "eagle_kernels.integrations") for p in inside}
     assert not {path: names for path, names in found.items() if names}

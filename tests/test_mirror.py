@@ -13,14 +13,20 @@ TREES = {  # tests/<name> mirrors these folders
     "model": ("eagle_model/model/**/*.py",),
     "train": ("eagle_model/train/**/*.py",),
     "infer": ("eagle_model/infer/**/*.py",),
+    "evaluate": ("eagle_model/evaluate/**/*.py",),
+    "annotate": ("eagle_model/annotate/**/*.py",),
 }
 HELPERS = {"kernels": ("bench/static_table.py", "tests/kernels/*.py")}  # not of the package, tested too
 WHOLE = {
+    "bad_media",
     "fp8_training",
     "whole_model",
     "hopper_attention",
+    "loader_ranks",
     "peft",
     "released_folders",
+    "served_page",
+    "trainer_ranks",
 }  # tests of several files together
 UNTESTED = {"__init__", "checks"}  # checks: by the tests of every op, and its own
 PARTS = {  # what ops are made of: no bench of their own
@@ -32,12 +38,19 @@ SHARED = {  # native code that serves several ops, or the module
 }  # fmt: skip
 BENCHES = {
     "checkpoint",
+    "data",
     "decode",
     "decode_dali",
+    "evaluate",
     "generate",
     "images",
+    "loader",
+    "media",
     "memory",
+    "parallel",
     "progressive",
+    "scaling",
+    "serve",
     "step",
 }  # benches of what is no op: decoding, generation, training
 

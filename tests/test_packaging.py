@@ -190,7 +190,9 @@ def test_a_wheel_without_nvcc_is_portable(tmp_path):
     assert binary == f"eagle_kernels/{module_file().name}"
     installed = {name for name in names if ".dist-info/" not in name}
     others = {"eagle_kernels/py.typed", "eagle_model/py.typed", "eagle_model/train/report.html.jinja"}
-    assert installed == sources | others | {binary}
+    others |= {"eagle_model/infer/page.html"}
+    prompts = {p.relative_to(ROOT).as_posix() for p in (ROOT / "eagle_model/annotate/prompts").iterdir()}
+    assert installed == sources | others | prompts | {binary}
 
     run(auditwheel, "repair", wheel, "-w", tmp_path / "repaired", env=environment)
     (repaired,) = (tmp_path / "repaired").glob("*.whl")

@@ -27,11 +27,12 @@ Never run on a GPU yet: the tests run the same calls on VP9 with DALI's CPU code
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ from torch.nn.functional import interpolate
 
 from eagle_kernels.video.bitstream.pictures import picture
 from eagle_kernels.video.colour import MATRICES, to_rgb_33
-from eagle_kernels.video.info import Frame, PacketIndex, VideoInfo
+from eagle_kernels.video.info import Frame, Orientation, PacketIndex, VideoInfo
 from eagle_kernels.video.plan import Group, plan
 from eagle_kernels.video.shards import ONE_GROUP_A_STREAM, Stream, lay_out, refusal, split
 
@@ -192,6 +193,56 @@ def _dali() -> Any:
     return dali
 
 
+class Call(NamedTuple):
+    """What DALI is fed at one go."""
+
+    files: list[bytes]  # the shards
+    number_of: list[dict[int, int]]  # of each: the frames it gives, named by their pts, and their numbers in the file
+    wanted: list[tuple[int, float]]  # the frames asked for, in that order: pts and own time
+
+
+class Packets(NamedTuple):
+    """All that is needed of a file to decode some frames of it: bytes and numbers, which another process may send."""
+
+    path: Path  # for messages
+    calls: Sequence[Call]
+    height_px: int  # as stored
+    width_px: int
+    matrix: int
+    scaled_width_px: int
+    orientation: Orientation
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(file) for call in self.calls for file in call.files)
+
+
+def read_packets(
+    index: PacketIndex, info: VideoInfo, frames_M: NDArray[np.int64], *, backend: str, num_shards: int = NUM_SHARDS
+) -> Packets | str:
+    """What `frames_of` needs to decode the frames with these numbers; or why DALI cannot do it right. Decodes nothing.
+
+    backend: "cuda", or "cpu" for the tests.
+    """
+    from eagle_kernels.video.libav.source import PacketReader
+
+    try:
+        with closing(PacketReader(index)) as reader:
+            if reason := why_not(info, reader.format, backend):
+                return reason
+            index = with_true_starts_only(reader, frames_M)
+        with closing(PacketReader(index)) as reader:
+            calls = list(_calls(reader, info, frames_M, num_shards, backend))
+            return _packets(index, reader.format, calls)
+    except NotImplementedError as error:
+        return str(error)
+
+
+def frames_of(packets: Packets, device_id: int | None) -> Iterator[Frame]:
+    """The frames, in the order asked for; device_id as for `_frames`. Raises RuntimeError, with DALI's words."""
+    return _decoded(packets, packets.calls, device_id, max((len(call.files) for call in packets.calls), default=1))
+
+
 def _frames(
     index: PacketIndex,
     info: VideoInfo,
@@ -201,28 +252,50 @@ def _frames(
     num_shards: int = NUM_SHARDS,
 ) -> Iterator[Frame]:
     """`device_id`: None for DALI's CPU code."""
-    from eagle_kernels.video.libav.picture import turned
     from eagle_kernels.video.libav.source import PacketReader
 
-    backend = "cpu" if device_id is None else "cuda"
-    pipeline = _pipeline(device_id, num_shards)
     with closing(PacketReader(index)) as reader:
-        form = reader.format
-        matrix_33 = from_bt601(form.matrix)
-        for numbers_L in frames_a_call(index, frames_M, form.width_px * form.height_px * 3, num_shards):
-            shards = streams(reader, np.unique(numbers_L), num_shards=num_shards, backend=backend)
-            rgb_of = _call(pipeline, [reader.matroska(s.packets) for s in shards], shards, index, form)
-            read: list[torch.cuda.Event] = []
-            try:
-                for i in numbers_L.tolist():
-                    rgb_YX3 = corrected(rgb_of[int(index.pts_N[i])], matrix_33, index.scaled_width_px)
-                    if device_id is not None:
-                        read.append(torch.cuda.current_stream(device_id).record_event())
-                    yield Frame(float(info.frame_times_seconds[i]), turned(rgb_YX3, index.orientation))
-            finally:
-                for event in read:  # DALI takes its memory back, and knows nothing of what torch still has to do
-                    event.synchronize()
-            del rgb_of
+        calls = _calls(reader, info, frames_M, num_shards, "cpu" if device_id is None else "cuda")
+        yield from _decoded(_packets(index, reader.format, ()), calls, device_id, num_shards)
+
+
+def _packets(index: PacketIndex, form: StreamFormat, calls: Sequence[Call]) -> Packets:
+    return Packets(
+        index.path, calls, form.height_px, form.width_px, form.matrix, index.scaled_width_px, index.orientation
+    )
+
+
+def _calls(
+    reader: PacketReader, info: VideoInfo, frames_M: NDArray[np.int64], num_shards: int, backend: str
+) -> Iterator[Call]:
+    index, form = reader.index, reader.format
+    for numbers_L in frames_a_call(index, frames_M, form.width_px * form.height_px * 3, num_shards):
+        shards = streams(reader, np.unique(numbers_L), num_shards=num_shards, backend=backend)
+        yield Call(
+            [reader.matroska(s.packets) for s in shards],
+            [dict(s.number_of) for s in shards],
+            [(int(index.pts_N[i]), float(info.frame_times_seconds[i])) for i in numbers_L.tolist()],
+        )
+
+
+def _decoded(packets: Packets, calls: Iterable[Call], device_id: int | None, num_shards: int) -> Iterator[Frame]:
+    from eagle_kernels.video.libav.picture import turned
+
+    pipeline = _pipeline(device_id, num_shards)
+    matrix_33 = from_bt601(packets.matrix)
+    for call in calls:
+        rgb_of = _call(pipeline, call, packets)
+        read: list[torch.cuda.Event] = []
+        try:
+            for pts, timestamp_seconds in call.wanted:
+                rgb_YX3 = corrected(rgb_of[pts], matrix_33, packets.scaled_width_px)
+                if device_id is not None:
+                    read.append(torch.cuda.current_stream(device_id).record_event())
+                yield Frame(timestamp_seconds, turned(rgb_YX3, packets.orientation))
+        finally:
+            for event in read:  # DALI takes its memory back, and knows nothing of what torch still has to do
+                event.synchronize()
+        del rgb_of
 
 
 def _pipeline(device_id: int | None, num_shards: int) -> Any:
@@ -240,26 +313,24 @@ def _pipeline(device_id: int | None, num_shards: int) -> Any:
     return pipeline
 
 
-def _call(
-    pipeline: Any, files: list[bytes], shards: list[Stream], index: PacketIndex, form: StreamFormat
-) -> dict[int, Tensor]:
+def _call(pipeline: Any, call: Call, packets: Packets) -> dict[int, Tensor]:
     """By their pts, (Y, X, 3) uint8, in DALI's memory: valid until the next call."""
-    pipeline.feed_input("encoded", [np.frombuffer(file, np.uint8) for file in files])
-    pipeline.feed_input("numbers", [np.array(list(shard.number_of.values()), np.int32) for shard in shards])
+    pipeline.feed_input("encoded", [np.frombuffer(file, np.uint8) for file in call.files])
+    pipeline.feed_input("numbers", [np.array(list(numbers.values()), np.int32) for numbers in call.number_of])
     try:
         (frames,) = pipeline.run()
     except RuntimeError as error:
         raise RuntimeError(
-            f"{index.path}: DALI does not decode {sum(len(shard.number_of) for shard in shards)} frames of it. "
+            f"{packets.path}: DALI does not decode {sum(map(len, call.number_of))} frames of it. "
             f'device="cpu" may. DALI says: {error}'
         ) from error
     rgb_of: dict[int, Tensor] = {}
-    for i, shard in enumerate(shards):
+    for i, number_of in enumerate(call.number_of):
         rgb_LYX3 = torch.from_dlpack(frames[i])
-        needed = (len(shard.number_of), form.height_px, form.width_px, 3)
+        needed = (len(number_of), packets.height_px, packets.width_px, 3)
         if tuple(rgb_LYX3.shape) != needed:
-            raise RuntimeError(f"{index.path}: DALI gave frames of shape {tuple(rgb_LYX3.shape)}; needs {needed}.")
-        rgb_of |= zip(shard.number_of, rgb_LYX3)
+            raise RuntimeError(f"{packets.path}: DALI gave frames of shape {tuple(rgb_LYX3.shape)}; needs {needed}.")
+        rgb_of |= zip(number_of, rgb_LYX3)
     return rgb_of
 
 

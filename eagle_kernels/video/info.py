@@ -13,11 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from eagle_kernels.video.ranged import RangedFile
 
 CLOCK_SECONDS = 1e-3  # Matroska and FLV keep times in whole milliseconds, and pass them on when a file is rewritten
 
@@ -126,6 +129,7 @@ class PacketIndex:
     decoder_tells_keys: bool  # the decoder marks the frames it can start at: what the container calls one is checked
     samples: Callable[[], Samples] | None  # None: the packets are found by libav's demuxer alone
     clock: PacketClock | None  # None: the container's times do
+    ranged: RangedFile | None = None  # of a file that lies elsewhere: `path` is where what was fetched of it is kept
 
 
 def describe(index: PacketIndex) -> VideoInfo:

@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eagle_kernels.video.info import Orientation, PacketClock, PacketIndex, Samples
+from eagle_kernels.video.ranged import RangedFile, stamp_of
 
-MAGIC = b"eagle-video-3\n"  # the number is the format's; another one is another file
+MAGIC = b"eagle-video-5\n"  # the number is the format's; another one is another file
 SUFFIX = ".eagleindex"
 COMPRESSION = 6  # zlib's own middle
 PLAIN = (
@@ -51,19 +52,23 @@ STEP_DTYPES = ("|i1", "<i2", "<i4", "<i8")
 MAX_ARRAY_LENGTH = 1 << 24  # 77 hours at 60 frames a second: a damaged header must not ask for memory
 
 
-def sidecar_path(path: str | Path, index_folder: str | Path, stream: int | None = None) -> Path:
+def sidecar_path(
+    path: str | Path, index_folder: str | Path, stream: int | None = None, ranged: RangedFile | None = None
+) -> Path:
     """Where the sidecar of the video `path` lies: its name, and a hash of where it is and of the stream asked for."""
-    whole = os.path.abspath(path)
+    whole = os.path.abspath(path) if ranged is None else ranged.name
     digest = hashlib.sha256(os.fsencode(whole) + (b"" if stream is None else b"\0%d" % stream)).hexdigest()[:16]
-    return Path(index_folder) / f"{os.path.basename(whole)[:100]}-{digest}{SUFFIX}"
+    return Path(index_folder) / f"{os.path.basename(path)[:100]}-{digest}{SUFFIX}"
 
 
-def read(path: str | Path, index_folder: str | Path, stream: int | None = None) -> PacketIndex | None:
+def read(
+    path: str | Path, index_folder: str | Path, stream: int | None = None, ranged: RangedFile | None = None
+) -> PacketIndex | None:
     """The index kept for the video, of that stream of it, or None if there is none, it is damaged, or the video was
     changed."""
     path = Path(path)
     try:
-        content = sidecar_path(path, index_folder, stream).read_bytes()
+        content = sidecar_path(path, index_folder, stream, ranged).read_bytes()
         if not content.startswith(MAGIC):
             return None
         start = len(MAGIC) + 8
@@ -71,7 +76,7 @@ def read(path: str | Path, index_folder: str | Path, stream: int | None = None) 
         if check != zlib.crc32(memoryview(content)[start:]):
             return None
         header = json.loads(content[start : start + num_bytes])
-        if header["video"] != _stamp(path):
+        if header["video"] != stamp_of(path, ranged):
             return None
         packed = memoryview(content)[start + num_bytes :]
         plain: dict[str, Any] = {name: header[name] for name in PLAIN}
@@ -102,6 +107,7 @@ def read(path: str | Path, index_folder: str | Path, stream: int | None = None) 
             orientation=Orientation(*header["orientation"]),
             samples=samples,
             clock=clock,
+            ranged=ranged,
             **plain,
             **arrays,
         )
@@ -114,25 +120,23 @@ def make(
     index_folder: str | Path,
     read_index: Callable[[str | Path], PacketIndex],
     stream: int | None = None,
+    ranged: RangedFile | None = None,
 ) -> PacketIndex:
     """Reads the index of the video, of that stream, and keeps it; the folder is made if need be, and an older sidecar
     is replaced in one step.
 
     Raises what `read_index` does; OSError if the folder cannot be written.
     """
-    video = _stamp(path) if os.path.exists(path) else None  # before it is read: a change meanwhile must be noticed
+    path = Path(path)
+    video = (
+        stamp_of(path, ranged) if ranged is not None or path.exists() else None
+    )  # before it is read: a change meanwhile must be noticed
     index = read_index(path)
-    _write(index, video, sidecar_path(path, index_folder, stream))
+    _write(index, video, sidecar_path(path, index_folder, stream, ranged))
     return index
 
 
-def _stamp(path: str | Path) -> list[int]:
-    """What tells that a video was changed: its size in bytes, and when it was last written in nanoseconds."""
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _write(index: PacketIndex, video: list[int] | None, target: Path) -> None:
+def _write(index: PacketIndex, video: list[int | str] | None, target: Path) -> None:
     samples = index.samples() if index.samples is not None else None
     arrays = {name: getattr(index, name) for name in ARRAYS}
     if samples is not None:

@@ -29,6 +29,7 @@ from eagle_kernels.video import dali, sidecar
 from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.info import Frame, PacketIndex, VideoInfo, describe
 from eagle_kernels.video.plan import choose_frames, frame_indices, plan
+from eagle_kernels.video.ranged import RangedFile
 
 if TYPE_CHECKING:
     from eagle_kernels.video.libav.picture import Picture
@@ -133,6 +134,7 @@ def open(
     *,
     stream: int | None = None,
     index_folder: str | Path | None = None,
+    ranged: RangedFile | None = None,
     time_limit_seconds: float | None = None,
     stop: Event | None = None,
 ) -> Video:
@@ -147,6 +149,8 @@ def open(
     Args:    stream: the number of a video stream in the file, as libav (`ffprobe`) counts all streams.
              index_folder: a folder for what was found (sidecar.py). The next call there for the same unchanged file
              reads that instead. Nothing is written without it.
+             ranged: how the bytes of a file that lies elsewhere are got (ranged.py); `path` is then where they are
+             kept.
              time_limit_seconds, stop: as for `Video.pictures`, looked at between packets.
     Raises:  VideoError if there is no such file or stream, it is no video (or audio only, or a still picture), or not
              one frame of it decodes, or the time is up; ImportError without PyAV; OSError if `index_folder` cannot be
@@ -156,12 +160,13 @@ def open(
     from eagle_kernels.video.libav.index import read_index  # here: the package imports without PyAV
 
     def read(path: str | Path) -> PacketIndex:
-        return read_index(path, stream, Budget(Path(path), time_limit_seconds, stop).started())
+        return read_index(path, stream, Budget(Path(path), time_limit_seconds, stop).started(), ranged)
 
     if index_folder is None:
         index = read(path)
     else:
-        index = sidecar.read(path, index_folder, stream) or sidecar.make(path, index_folder, read, stream)
+        kept = sidecar.read(path, index_folder, stream, ranged)
+        index = kept or sidecar.make(path, index_folder, read, stream, ranged)
     return Video(index, describe(index))
 
 
@@ -215,9 +220,9 @@ def decode(
 
 def check_options(num_workers: int, time_limit_seconds: float | None) -> None:
     """Raises ValueError; callers that open files call it before."""
-    if num_workers < 1:
+    if not isinstance(num_workers, int) or num_workers < 1:
         raise ValueError(f"video.decode: num_workers is {num_workers}; needs at least 1.")
-    if time_limit_seconds is not None and not time_limit_seconds > 0:
+    if time_limit_seconds is not None and not (isinstance(time_limit_seconds, (int, float)) and time_limit_seconds > 0):
         raise ValueError(f"video.decode: time_limit_seconds is {time_limit_seconds}; needs more than 0, or None.")
 
 

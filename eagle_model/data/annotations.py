@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -22,19 +23,38 @@ from eagle_model.data.sample import DataError
 MAX_ROW_BYTES = (
     16 << 20
 )  # limit: a million tokens of text are about 5 MB; as Python objects JSON takes up to 20 times that
+BLANK = object()  # what a line of white space holds
+_NOT_SPACE = re.compile(r"[^ \t\r\n]")
 _READ_BYTES = 1 << 18  # at once; more than any number that Python reads has digits
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, object]]:
+def json_rows(path: Path, *, lines: bool | None = None) -> Iterator[tuple[str, object]]:
     """("file:line", row) of each row. In JSON Lines a row that cannot be read is a DataError, given and not raised.
 
+    lines: whether it holds a row a line; None: if its name says so.
     Raises DataError where the file cannot be read at all, and in a list for the first row that cannot be, since where
     the next one starts is unknown then.
     """
     need_file(path, "annotation")
     try:
         with path.open("rb") as file:
-            yield from _json_lines(path, file) if path.suffix == ".jsonl" else _json_list(_Text(path, file))
+            is_lines = path.suffix.lower() == ".jsonl" if lines is None else lines
+            yield from _json_lines(path, file) if is_lines else _json_list(_Text(path, file))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def json_members(path: Path, under: str | None = None) -> Iterator[tuple[str, str, object]]:
+    """("file:line", name, value) of each member of a file's JSON object, one after the other.
+
+    under: a member of the object, {"database": {...}}, whose own members are meant, or the entries of its list, whose
+    names are then "0", "1", ... A member is bounded as a row is.
+    Raises DataError where the file cannot be read, is no such object, or has no such member.
+    """
+    need_file(path, "annotation")
+    try:
+        with path.open("rb") as file:
+            yield from _json_members(_Text(path, file), under)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
 
@@ -63,6 +83,9 @@ def without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=without_duplicates)
+
+
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, object]]:
     number = 0
     while line := file.readline(MAX_ROW_BYTES + 1):
@@ -73,16 +96,27 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, object]]:
             if not line.endswith(b"\n"):
                 _skip_line(file)
             continue
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            if text.strip():
-                yield where, json.loads(text.rstrip("\r\n"), object_pairs_hook=without_duplicates)
-        except UnicodeDecodeError as error:
-            yield where, DataError(f"{where}: not UTF-8: byte {error.start + 1} of the line is wrong.")
-        except json.JSONDecodeError as error:
-            yield where, DataError(f"{where}: not JSON: {error.msg} at column {error.colno}.")
-        except (ValueError, RecursionError, MemoryError) as error:
-            yield where, _unreadable(where, error)
+        row = json_line(where, line, is_first=number == 1)
+        if row is not BLANK:
+            yield where, row
+
+
+def json_line(where: str, line: bytes, *, is_first: bool) -> object:
+    """The row of one line of JSON Lines; a DataError, given and not raised, where it cannot be read; BLANK for none.
+
+    is_first: of its file: it may begin with a byte order mark.
+    """
+    if len(line) > MAX_ROW_BYTES:
+        return _too_long(where)
+    try:
+        text = line.decode("utf-8-sig" if is_first else "utf-8")
+        return _DECODER.decode(text.rstrip("\r\n")) if text.strip() else BLANK
+    except UnicodeDecodeError as error:
+        return DataError(f"{where}: not UTF-8: byte {error.start + 1} of the line is wrong.")
+    except json.JSONDecodeError as error:
+        return DataError(f"{where}: not JSON: {error.msg} at column {error.colno}.")
+    except (ValueError, RecursionError, MemoryError) as error:
+        return _unreadable(where, error)
 
 
 def _skip_line(file: BinaryIO) -> None:
@@ -98,11 +132,18 @@ def _json_list(text: _Text) -> Iterator[tuple[str, object]]:
         raise DataError(
             f"{text.path}:1: needs a JSON list of rows, '[{{...}}, ...]'; for one row a line name it .jsonl."
         )
+    yield from _entries(text)
+    if text.next_character():
+        raise text.wrong(text.position, "Extra data")
+
+
+def _entries(text: _Text) -> Iterator[tuple[str, object]]:
+    """Those of the list that begins here; goes behind it."""
     text.position += 1
     if text.next_character() != "]":
         while True:
             text.next_character()
-            where = f"{text.path}:{text.place(text.position)[0]}"
+            where = text.where()
             yield where, text.value(where)
             after = text.next_character()
             if after == "]":
@@ -111,8 +152,36 @@ def _json_list(text: _Text) -> Iterator[tuple[str, object]]:
                 raise text.wrong(text.position, "Expecting ',' or ']'")
             text.position += 1
     text.position += 1
-    if text.next_character():
-        raise text.wrong(text.position, "Extra data")
+
+
+def _json_members(text: _Text, under: str | None) -> Iterator[tuple[str, str, object]]:
+    if text.next_character() != "{":
+        raise DataError(f"{text.path}:1: needs a JSON object.")
+    text.position += 1
+    after = "}" if text.next_character() == "}" else ","
+    while after == ",":
+        text.next_character()
+        where = text.where()
+        name = text.value(where)
+        if not isinstance(name, str) or text.next_character() != ":":
+            raise text.wrong(text.position, "Expecting a name and ':'")
+        text.position += 1
+        opening = text.next_character()
+        if name == under and opening == "{":
+            yield from _json_members(text, None)
+            return
+        if name == under and opening == "[":
+            yield from ((place, str(i), value) for i, (place, value) in enumerate(_entries(text)))
+            return
+        value = text.value(where)
+        if under is None:
+            yield where, name, value
+        after = text.next_character()
+        if after not in (",", "}"):
+            raise text.wrong(text.position, "Expecting ',' or '}'")
+        text.position += 1
+    if under is not None:
+        raise DataError(f"{text.path}: the object has no {under!r} that is an object or a list.")
 
 
 class _Text:
@@ -124,15 +193,16 @@ class _Text:
         self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8-sig")()
         self._ended = False
         self._line, self._column = 1, 0  # of the window's first character, the column from 0
+        self._counted, self._num_newlines = 0, 0  # in window[:_counted], so that each character is looked at once
         self._json = json.JSONDecoder(object_pairs_hook=without_duplicates)
 
     def next_character(self) -> str:
         """The first one from here on that is no white space, to which it goes; "" at the end."""
         while True:
-            while self.position < len(self.window):
-                if self.window[self.position] not in " \t\r\n":
-                    return self.window[self.position]
-                self.position += 1
+            if found := _NOT_SPACE.search(self.window, self.position):
+                self.position = found.start()
+                return found[0]
+            self.position = len(self.window)
             if self._ended:
                 return ""
             self._read(_READ_BYTES)
@@ -155,6 +225,16 @@ class _Text:
             except (ValueError, RecursionError, MemoryError) as error:
                 raise _unreadable(where, error) from None
 
+    def where(self) -> str:
+        """As errors name the position."""
+        return f"{self.path}:{self.line()}"
+
+    def line(self) -> int:
+        """The line of the position, from 1."""
+        self._num_newlines += self.window.count("\n", self._counted, self.position)
+        self._counted = self.position
+        return self._line + self._num_newlines
+
     def place(self, position: int) -> tuple[int, int]:
         """(line, column), both from 1, of a place in the window."""
         lines = self.window.count("\n", 0, position)
@@ -171,6 +251,7 @@ class _Text:
         line, column = self.place(self.position)
         self._line, self._column = line, column - 1
         self.window, self.position = self.window[self.position :], 0
+        self._counted, self._num_newlines = 0, 0
         data = self._file.read(num_bytes)
         self._ended = not data
         try:

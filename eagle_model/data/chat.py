@@ -152,8 +152,10 @@ class ChatEncoder:
         self._forbidden_ids = frozenset(added) - frozenset(self._markup_ids.values()) | frozenset(ids.values())
         longest_first = sorted(self._markup_ids, key=lambda token: (-len(token), token))
         self._markup = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
-        self._plain = _without_added_tokens(tokenizer)
+        self.plain_tokenizer = _without_added_tokens(tokenizer)  # for texts: no string is a token of its own
+        labels = ["", "\n", "assistant\n", "user\n", f"system\n{self.system}"]
         self._encode_short = lru_cache(maxsize=65_536)(self._encode_text)
+        self._short = {label: len(self._encode_text(label)) for label in labels}  # that every sample has
 
     def encode(
         self,
@@ -188,8 +190,41 @@ class ChatEncoder:
     ) -> int:
         """How many tokens `encode` makes beside the visual ones. Tiles do not change it; arguments as of seen_media."""
         seen = seen_media(sample, repeat(Grid(1, 1)), timestamps_seconds, clip_seconds)
+        return self.num_span_tokens(sample, seen, generation_prompt=generation_prompt)
+
+    def num_span_tokens(self, sample: Sample, seen: Sequence[Seen], *, generation_prompt: bool = False) -> int:
+        """`num_text_tokens` where what is seen of each of sample.media is known."""
         spans = self._spans(sample, seen, 0, generation_prompt)
-        return sum(len(self._span_ids(span)) for span in spans)
+        return sum(span.repeats if span.control is not None else len(self._span_ids(span)) for span in spans)
+
+    def uncounted(self, sample: Sample, seen: Sequence[Seen]) -> tuple[int, list[str]]:
+        """What `num_span_tokens` counts, in two: tokens that are known, and texts that `nums_of_tokens` counts."""
+        known, texts = 0, []
+        for text, control, repeats, _ in self._spans(sample, seen, 0, False):
+            if control is not None:
+                known += repeats
+            elif text in self._short:
+                known += self._short[text]
+            elif text:
+                texts.append(text)
+        return known, texts
+
+    def nums_of_tokens(self, texts: Sequence[str]) -> list[int | DataError]:
+        """Tokens of each text, all encoded together, which is faster; the error of each that cannot be."""
+        plain = [text for text in texts if not (self._markup and self._markup.search(text))]
+        encoded = dict(zip(plain, self.plain_tokenizer.encode_batch_fast(plain, add_special_tokens=False)))
+        nums: list[int | DataError] = []
+        for text in texts:
+            ids = encoded[text].ids if text in encoded else None
+            try:
+                nums.append(len(ids if ids and self._forbidden_ids.isdisjoint(ids) else self._encode_text(text)))
+            except DataError as error:
+                nums.append(error)
+        return nums
+
+    def num_tokens_of(self, text: str) -> int:
+        """Tokens of a text between two control tokens; nothing is stripped."""
+        return len(self._encode_text(text))
 
     def spoken_ids(self, token_ids: Sequence[int]) -> list[int]:
         """An answer's tokens without control tokens. Markup stays: it is what the model says, as in
@@ -275,7 +310,7 @@ class ChatEncoder:
             if piece in self._markup_ids:
                 ids.append(self._markup_ids[piece])
             elif piece:
-                ids.extend(self._plain.encode(piece, add_special_tokens=False).ids)
+                ids.extend(self.plain_tokenizer.encode(piece, add_special_tokens=False).ids)
         if not self._forbidden_ids.isdisjoint(ids):
             raise DataError(
                 f"the tokenizer's model makes a control token of the text {text[:80]!r}; use a byte-level BPE."

@@ -42,6 +42,7 @@ _OTHER_BYTES_A_PX = 12  # so 89,478,485 px, where Pillow too begins to suspect a
 MAX_FILE_BYTES = (
     MAX_DECODE_BYTES  # limit: above 89 Mpx of four 16-bit channels, uncompressed; some decoders read it all
 )
+_FASTER_FACTOR = 2.0  # of sizes; 7/8 and its like take longer to decode than the whole
 MAX_JPEG_SCANS = 200  # limit: each goes over all pixels again; encoders write about ten
 _MAX_PAGES = 64  # of a TIFF, looked at for one that is no smaller copy of the first
 _BAND_PX = 1 << 18  # converted at once: what a conversion makes in between stays in the cache
@@ -62,7 +63,7 @@ _OF_MANY = (
 )  # formats that hold several pictures; JPEG's and HEIC's have one to show
 
 _ORIENTATION_TAG = 0x0112
-_SUBFILE_TAG, _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 254, 258, 262, 339  # of TIFF
+_SUBFILE_TAG, _BITS_TAG, _PHOTOMETRIC_TAG, _PLANES_TAG, _SAMPLE_FORMAT_TAG = 254, 258, 262, 284, 339  # of TIFF
 _END_OF_IMAGE = b"\xff\xd9"
 # Of damaged files Pillow's plugins raise whatever their parsing runs into: SyntaxError, TypeError, KeyError,
 # ZeroDivisionError, struct.error, zlib.error ... It stands around their calls alone.
@@ -111,10 +112,15 @@ def is_still(path: Path) -> bool:
         return True
 
 
-def load_image(path: Path | Image.Image) -> Tensor:
+def load_image(path: Path | Image.Image, *, least_px: tuple[int, int] | None = None) -> Tensor:
     """uint8 RGB (Y, X, 3), upright, on white where transparent.
 
+        load_image(Path("photo.jpg"), least_px=(896, 448))      # of 4000 x 3000: (1500, 2000, 3)
+
     path: or an image in memory; of several frames, the one that it is at.
+    least_px: width and height that are enough. A JPEG file is then decoded at a half, a quarter or an eighth of its
+    size, the smallest of these that has both: libjpeg-turbo leaves out the high frequencies and computes fewer pixels.
+    Other formats, and CMYK, are given whole.
 
     Raises DataError when it cannot be decoded. A JPEG that lacks its end marker alone is decoded, with a warning.
     """
@@ -128,9 +134,12 @@ def load_image(path: Path | Image.Image) -> Tensor:
         orientation = _orientation(image)  # before load, which makes some formats upright themselves
         try:
             if image.format in ("JPEG", "MPO"):
-                decoded = _load_jpeg(image, path)
-                if isinstance(decoded, np.ndarray) and orientation == 1:
-                    return torch.from_numpy(decoded)
+                least = least_px and (least_px[::-1] if orientation >= 5 else least_px)
+                decoded = _load_jpeg(image, path, least)
+                if isinstance(decoded, np.ndarray):
+                    if orientation == 1:
+                        return torch.from_numpy(decoded)
+                    height, width = decoded.shape[:2]
             else:
                 image.load()
                 decoded = image
@@ -270,18 +279,19 @@ def _orientation(image: Image.Image) -> int:
 # ---- JPEG
 
 
-def _load_jpeg(image: Image.Image, path: Path) -> np.ndarray | Image.Image:
-    """RGB (height, width, 3) as stored, or the image, loaded, where libjpeg-turbo alone makes no RGB of it (CMYK)."""
+def _load_jpeg(image: Image.Image, path: Path, least_px: tuple[int, int] | None) -> np.ndarray | Image.Image:
+    """RGB (height, width, 3) as stored, or smaller, or the image, loaded, where libjpeg-turbo alone makes no RGB of it
+    (CMYK)."""
     data = path.read_bytes()
     if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
         raise DataError(f"image {path} has more than {MAX_JPEG_SCANS} scans; save it again.")
-    if image.mode != "CMYK" and (rgb := _turbo(data, image)) is not None:
+    if image.mode != "CMYK" and (rgb := _turbo(data, image, least_px)) is not None:
         return rgb
     try:
         image.load()
     except OSError:
         data = data.rstrip(b"\xff") + _END_OF_IMAGE
-        rgb = _turbo(data, image)
+        rgb = _turbo(data, image, least_px)
         if rgb is None:
             raise
         warnings.warn(f"image {path} lacks its end marker; all of its pixels are there, and it is used.", stacklevel=2)
@@ -292,12 +302,17 @@ def _load_jpeg(image: Image.Image, path: Path) -> np.ndarray | Image.Image:
     return image
 
 
-def _turbo(data: bytes, image: Image.Image) -> np.ndarray | None:
+def _turbo(data: bytes, image: Image.Image, least_px: tuple[int, int] | None) -> np.ndarray | None:
     """RGB of a JPEG, of CMYK just something; None where libjpeg-turbo has anything to say against it."""
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
             return None  # Pillow has read another header, and by that one we have decided
-        return simplejpeg.decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGB", strict=True)
+        if image.mode == "CMYK" or least_px is None:
+            return simplejpeg.decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGB", strict=True)
+        width, height = least_px
+        return simplejpeg.decode_jpeg(
+            data, "RGB", strict=True, min_width=width, min_height=height, min_factor=_FASTER_FACTOR
+        )
     except ValueError:
         return None
 
@@ -325,6 +340,10 @@ def _converter(image: Image.Image, path: Path) -> Callable[[Image.Image, int], n
         raise DataError(f"image {path} has floating point pixels, whose white is unknown. Convert it to 8-bit PNG.")
     if image.format == "TIFF" and 2 in image.tag_v2.get(_SAMPLE_FORMAT_TAG, ()):  # type: ignore[attr-defined]
         raise DataError(f"image {path} has signed pixels, whose white is unknown. Convert it to 8-bit PNG.")
+    if _has_deep_planes(image):
+        raise DataError(
+            f"image {path} stores each colour in a plane of more than 8 bits, which is not read. Convert it to PNG."
+        )
     table = _table_of_few_bits(image)
     if image.format == "PNG" and transparent is not None and image.mode in ("L", "RGB"):
         rawmode, low = _png_rawmode(path)
@@ -336,6 +355,14 @@ def _converter(image: Image.Image, path: Path) -> Callable[[Image.Image, int], n
             largest = 2 ** int(rawmode[2]) - 1
             image.info["transparency"] = (transparent & largest) * 255 // largest
     return lambda rows, top: np.asarray(_to_rgb(rows.point(table) if table else rows))
+
+
+def _has_deep_planes(image: Image.Image) -> bool:
+    """Whether a TIFF has planes of more than 8 bits: Pillow takes their bytes for pixels."""
+    if image.format != "TIFF":
+        return False
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    return tags.get(_PLANES_TAG) == 2 and max(tags.get(_BITS_TAG, (1,))) > 8
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,33 +2,30 @@
 
     pack([300, 200, 500, 100], 600)       # rows of indices, e.g. [[2, 3], [0, 1]]: 600 and 500 of 600 tokens
 
-`pack` takes nearly the fewest rows, and fills them about equally.
-Two greedy rules, both from the longest sample to the shortest. Best fit (the fullest row with room) needs few rows
-but leaves the last ones nearly empty; worst fit (the emptiest row) makes rows equal but strands space too small for
-long samples. So best fit says how many rows there are and places the longest samples, as few of them as leave room
-for all the rest; worst fit then levels the rows with the short ones.
+`pack` takes nearly the fewest rows, and fills them about equally; the rules are eagle_kernels/pack_rows.py's.
 
-Source: the need for balance, arXiv:2504.15271; the rules are the textbook's best-fit and worst-fit decreasing.
+Source: the need for balance, arXiv:2504.15271.
 """
 
 from __future__ import annotations
 
-import heapq
-import random
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from eagle_kernels.pack_rows import pack_rows
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.data.chat import TokenizedSample
+from eagle_model.data.mixing import seeded
 
 Rows = list[list[int]]
 
 
-def pack(lengths: Sequence[int], capacity: int, *, seed: int = 0) -> Rows:
+def pack(lengths: Sequence[int] | NDArray[np.int64], capacity: int, *, seed: int = 0) -> Rows:
     """Every sample in exactly one row, no row over capacity.
 
     Args:    lengths: tokens of each sample, 1 to capacity.  capacity: tokens a row holds.
@@ -38,35 +35,26 @@ def pack(lengths: Sequence[int], capacity: int, *, seed: int = 0) -> Rows:
     """
     if capacity < 1:
         raise ValueError(f"pack: capacity is {capacity}; needs at least 1 token.")
-    for i, length in enumerate(lengths):
-        if length < 1:
-            raise ValueError(f"pack: sample {i} has length {length}; needs at least 1 token. Leave empty samples out.")
-        if length > capacity:
+    lengths_N = np.asarray(lengths, dtype=np.int64)
+    for i in np.flatnonzero((lengths_N < 1) | (lengths_N > capacity))[:1].tolist():
+        if lengths_N[i] < 1:
             raise ValueError(
-                f"pack: sample {i} has {length} tokens and a row holds {capacity}. "
-                "Plan it with context_tokens no larger than the row, or leave it out."
+                f"pack: sample {i} has length {lengths_N[i]}; needs at least 1 token. Leave empty samples out."
             )
+        raise ValueError(
+            f"pack: sample {i} has {lengths_N[i]} tokens and a row holds {capacity}. "
+            "Plan it with context_tokens no larger than the row, or leave it out."
+        )
 
     # Longest first, but lengths within a few per cent in any order: else samples of one row would meet in every epoch.
     # Measured on 10,000 mixed lengths: 2 % parts most pairs and costs at most a row in a thousand.
-    shuffler = random.Random(seed)
-    about = [length * shuffler.uniform(0.98, 1.02) for length in lengths]
-    order = sorted(range(len(lengths)), key=lambda i: -about[i])
-
-    rows = _best_fit(order, lengths, capacity)
-    num_rows = len(rows)
-    # The fewest samples for best fit, to 1/256 of all: with `high` of them everything fits, with `low` it did not.
-    low, high = -1, len(order)
-    while high - low > 1 + len(order) // 256:
-        middle = (low + high) // 2
-        packed = _worst_fit(_best_fit(order[:middle], lengths, capacity), num_rows, order[middle:], lengths, capacity)
-        if packed is None:
-            low = middle
-        else:
-            rows, high = packed, middle
-
-    shuffler.shuffle(rows)
-    return rows
+    shuffler = seeded(seed)
+    order = np.argsort(-lengths_N * shuffler.uniform(0.98, 1.02, size=len(lengths_N)), kind="stable")
+    row_of = pack_rows(torch.from_numpy(lengths_N[order]), capacity).numpy()
+    by_row = order[np.argsort(row_of, kind="stable")]
+    ends = np.cumsum(np.bincount(row_of))
+    rows = [row.tolist() for row in np.split(by_row, ends[:-1])] if len(ends) else []
+    return [rows[k] for k in shuffler.permutation(len(rows))]
 
 
 def pack_row(samples: Sequence[TokenizedSample], patches_IPK: Tensor) -> PackedBatch:
@@ -90,33 +78,3 @@ def pack_row(samples: Sequence[TokenizedSample], patches_IPK: Tensor) -> PackedB
         sample_ids=tuple(sample.id for sample in samples),
         num_labelled=int((labels_T != IGNORE_INDEX).sum()),
     )
-
-
-def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> Rows:
-    """Each sample to the fullest row that has room for it, or to a new row."""
-    rows: Rows = []
-    room: list[tuple[int, int]] = []  # (tokens left, row), ascending
-    for i in order:
-        k = bisect_left(room, (lengths[i], 0))
-        if k < len(room):
-            left, row = room.pop(k)
-        else:
-            left, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(i)
-        insort(room, (left - lengths[i], row))
-    return rows
-
-
-def _worst_fit(rows: Rows, num_rows: int, order: Sequence[int], lengths: Sequence[int], capacity: int) -> Rows | None:
-    """`rows` made up to num_rows, each sample added to the emptiest; None if one does not fit there."""
-    rows = rows + [[] for _ in range(num_rows - len(rows))]
-    fill = [(sum(lengths[i] for i in row), k) for k, row in enumerate(rows)]
-    heapq.heapify(fill)
-    for i in order:
-        used, row = fill[0]
-        if used + lengths[i] > capacity:
-            return None
-        rows[row].append(i)
-        heapq.heapreplace(fill, (used + lengths[i], row))
-    return [row for row in rows if row]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,13 +30,17 @@ from torch import Tensor
 from eagle_kernels.decode_tiles import decode_tiles
 from eagle_kernels.frames_to_tiles import frames_to_tiles
 from eagle_kernels.tiles import Tiling
-from eagle_kernels.video import VideoError
+from eagle_kernels.video import Video, VideoError
+from eagle_kernels.video.ranged import Unreachable
 from eagle_model.batch import IGNORE_INDEX, PackedBatch
 from eagle_model.checkpoints import read_newest, verify_listed
 from eagle_model.data import sampling
+from eagle_model.data.augment import as_jpeg, jpeg_quality
 from eagle_model.data.chat import ChatEncoder, TokenizedSample, seen_media
-from eagle_model.data.clips import open_clip, open_video
+from eagle_model.data.clips import Clip, open_clip, open_video
+from eagle_model.data.decode_cost import decode_seconds
 from eagle_model.data.documents import load_pages
+from eagle_model.data.frame_tokens import FrameTokens
 from eagle_model.data.images import image_size, load_image
 from eagle_model.data.packing import pack_row
 from eagle_model.data.processor_files import (
@@ -48,10 +52,12 @@ from eagle_model.data.processor_files import (
     released_config,
     write_files,
 )
+from eagle_model.data.proxies import Proxies, decode_some
+from eagle_model.data.remote import fetched
 from eagle_model.data.rows import parse_sample
-from eagle_model.data.sample import DOCUMENT_SUFFIX, DataError, ImageRef, Media, Sample
+from eagle_model.data.sample import DOCUMENT_SUFFIX, DataError, ImageRef, Media, Sample, VideoRef
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
-from eagle_model.data.templates import DEFAULT_TEMPLATE, TEMPLATES, SampledVideo, Seen, TemplateName
+from eagle_model.data.templates import DEFAULT_TEMPLATE, TEMPLATES, Seen, TemplateName
 from eagle_model.data.tiling import Grid
 from eagle_model.data.tokenizer import TOKENIZER_FILE, read_released_tokenizer, read_tokenizer
 from eagle_model.fields import ConfigError, from_json, to_json
@@ -62,7 +68,9 @@ _WHAT_WAS_UNSAID = {
     "template": "processor-1",
     "auto_thinking_prompt": False,
     "use_pixel_shuffle": True,
+    "jpeg_scaling": False,
 }  # before files said it
+_WHAT_SAMPLING_LEFT_UNSAID = {"ads": True, "tiling": "iap", "frames": "rate"}
 PIXELS_DTYPE = torch.bfloat16  # the 256 values of (x / 255 - 0.5) / 0.5 stay apart in bf16
 
 
@@ -80,6 +88,9 @@ class ProcessorConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # what they are divided by then
     template: TemplateName = DEFAULT_TEMPLATE  # the prompt's layout (docs/templates.md)
     system: str | None = None  # the system turn of conversations that have none: the template's own; "" for no turn
+    jpeg_scaling: bool = (
+        False  # decode a JPEG at 1/2, 1/4 or 1/8 where its tiles need no more: faster, not the same pixels
+    )
     auto_thinking_prompt: bool = False  # questions and answers without thoughts say so, as Qwen3 is trained
 
     def __post_init__(self) -> None:
@@ -134,6 +145,7 @@ class SamplePlan:
     num_tokens: int
     generation_prompt: bool = False
     dataset: str = ""  # the recipe's source that it is of
+    decode_seconds: float = 0.0  # an estimate of what a CPU core needs for its pixels
 
     @property
     def num_tiles(self) -> int:
@@ -145,13 +157,20 @@ def _too_large(sample: Sample, error: BaseException) -> DataError:
     return DataError(f"sample {sample.id}: it, or a file of it, is {what}. Leave it out, or make it smaller.")
 
 
+def _fetched(image: ImageRef, stop: threading.Event | None) -> Path | Image:
+    """What `load_image` reads. Raises DataError where it lies elsewhere and cannot be had."""
+    return image.source if image.remote is None else fetched(image, stop)
+
+
 def _num_tiles(seen: Seen) -> int:
     return seen.num_tiles if isinstance(seen, Grid) else len(seen.timestamps_seconds)
 
 
 class LoadedSample(NamedTuple):
     tokens: TokenizedSample
-    patches_IPK: Tensor  # of all tiles, in the order shown: an image's with its thumbnail, a video's one a frame
+    patches_IPK: (
+        Tensor  # of the tiles asked for, in the order shown: an image's with its thumbnail, a video's one a frame
+    )
 
 
 class Processor:
@@ -169,36 +188,36 @@ class Processor:
             auto_thinking_prompt=config.auto_thinking_prompt,
         )
         self.tiling = config.tiling
+        self.frame_tokens = FrameTokens(self.encoder)
 
     def plan_sample(
         self,
         sample: Sample,
         *,
-        max_tiles: int | None = None,
+        limits: SamplingConfig | None = None,
         generation_prompt: bool = False,
         index_folder: str | Path | None = None,
         video_time_limit_seconds: float | None = None,
         stop: threading.Event | None = None,
+        proxies: Proxies | None = None,
     ) -> SamplePlan:
         """Which frames and tiles of the sample will be seen, and its exact number of tokens.
 
-        Reads image headers and video indexes, no pixels. max_tiles lowers the config's, for a source that says so.
+        Reads image headers and video indexes, no pixels. limits: instead of config.sampling, of a source of its own.
         index_folder: keeps the indexes of videos, as `video.open` does; it changes no number.
         video_time_limit_seconds: for reading the index of one video.
         stop: set by another thread, it ends that with CancelledError.
+        proxies: frames are sampled from those that a video's proxy holds, where it has one.
         Raises DataError, naming the sample, when a file is missing or broken or the sample cannot fit the context.
         """
-        limits = self.config.sampling
-        if max_tiles is not None:
-            limits = replace(limits, max_tiles=min(limits.max_tiles, max_tiles))
-        count = partial(self.encoder.num_text_tokens, sample, generation_prompt=generation_prompt)
+        limits = limits or self.config.sampling
         try:
             if self.encoder.is_longer(sample, limits.context_tokens):
                 raise DoesNotFit(
                     f"its text alone takes more than context_tokens, which is {limits.context_tokens}. Shorten the "
                     "text or raise context_tokens."
                 )
-            images = [image_size(shown.source) for shown in sample.images]
+            images = [image_size(_fetched(shown, stop)) for shown in sample.images]
             clip_of = partial(
                 open_clip,
                 seek=limits.seek,
@@ -206,26 +225,54 @@ class Processor:
                 index_folder=index_folder,
                 time_limit_seconds=video_time_limit_seconds,
                 stop=stop,
+                proxies=proxies,
             )
             clips = [clip_of(shown) for shown in sample.videos]
-            clip_seconds = [clip.duration_seconds for clip in clips]
-            visual = sampling.plan(
-                limits,
-                tile_px=self.config.tile_px,
-                tokens_per_tile=self.config.tokens_per_tile,
-                images=images,
-                image_tiles=[shown.max_tiles for shown in sample.images],
-                videos=[clip.frame_times_seconds for clip in clips],
-                are_documents=[clip.duration_seconds is None for clip in clips],
-                choose=[clip.choose for clip in clips],
-                text_tokens=partial(count, clip_seconds),
+            return self.plan_known(
+                sample, images=images, clips=clips, limits=limits, generation_prompt=generation_prompt
             )
         except (DataError, DoesNotFit) as error:
             raise DataError(f"sample {sample.id}: {error}") from error
         except (MemoryError, RecursionError) as error:
             raise _too_large(sample, error) from error
+
+    def plan_known(
+        self,
+        sample: Sample,
+        *,
+        images: Sequence[tuple[int, int]],
+        clips: Sequence[Clip],
+        limits: SamplingConfig | None = None,
+        generation_prompt: bool = False,
+        base_tokens: int | None = None,
+    ) -> SamplePlan:
+        """`plan_sample` where what is in the media is known: (width_px, height_px) of each image, and each clip.
+
+        base_tokens: what `frame_tokens.base` counts, where that is known too.
+        Raises DoesNotFit where the sample does not fit the context.
+        """
+        clip_seconds = [clip.duration_seconds for clip in clips]
+        visual = sampling.plan(
+            limits or self.config.sampling,
+            tile_px=self.config.tile_px,
+            tokens_per_tile=self.config.tokens_per_tile,
+            images=images,
+            image_tiles=[shown.max_tiles for shown in sample.images],
+            videos=[clip.frame_times_seconds for clip in clips],
+            are_documents=[clip.duration_seconds is None for clip in clips],
+            choose=[clip.choose for clip in clips],
+            text_tokens=self.frame_tokens.counter(
+                sample, clip_seconds, generation_prompt=generation_prompt, base_tokens=base_tokens
+            ),
+        )
+        seconds = decode_seconds(
+            images,
+            num_image_tiles=sum(grid.num_tiles for grid in visual.grids),
+            clips=clips,
+            num_frames=[len(times) for times in visual.timestamps_seconds],
+        )
         seen = seen_media(sample, visual.grids, visual.timestamps_seconds, clip_seconds)
-        return SamplePlan(sample, visual, seen, visual.num_tokens, generation_prompt)
+        return SamplePlan(sample, visual, seen, visual.num_tokens, generation_prompt, decode_seconds=seconds)
 
     def tokenize(self, plan: SamplePlan) -> TokenizedSample:
         """The planned sample's tokens. Raises DataError when they are not as many as the plan says."""
@@ -245,48 +292,82 @@ class Processor:
         self,
         plan: SamplePlan,
         *,
+        tiles: tuple[int, int] | None = None,
         num_decode_workers: int = 1,
         index_folder: str | Path | None = None,
         video_time_limit_seconds: float | None = None,
         stop: threading.Event | None = None,
+        proxies: Proxies | None = None,
+        jpeg_seed: int | None = None,
+        defer: Callable[[Video, Sequence[float], tuple[int, int]], bool] | None = None,
     ) -> LoadedSample:
         """Tokens and pixels of a planned sample.
 
+        tiles: first and end of those whose pixels are wanted, as (0, 4) for the first four; none: all. The others'
+        frames and images are not decoded, but for an image that has tiles on both sides.
         num_decode_workers: threads that decode one video; index_folder: where planning kept the indexes of videos.
         Neither changes a bit. video_time_limit_seconds: for each video; DataError where it takes longer.
         stop: set by another thread, it ends the work early with CancelledError: at the next image, or the next packet
         of a video.
-        Raises DataError, naming the sample, when a file cannot be decoded as planned.
+        proxies: frames are read from these where they are in them, the others from the original.
+        jpeg_seed: images are shown as JPEGs, of a quality for each that follows from it (augment.py).
+        defer: asked for each video, with its frames' times and the tiles that are theirs: whether these are left empty,
+        to be filled by somebody else (executor.py).
+        Raises DataError, naming the sample, when a file cannot be decoded as planned; ValueError for tiles that the
+        plan does not have.
         """
+        begin, end = tiles or (0, plan.num_tiles)
+        if not 0 <= begin <= end <= plan.num_tiles:
+            raise ValueError(
+                f"load_sample: tiles are {tiles}; sample {plan.sample.id} has {plan.num_tiles}. Needs a first and an "
+                "end among them."
+            )
         tokens = self.tokenize(plan)
-        patches_IPK = torch.empty(self.tiling.shape(plan.num_tiles), dtype=PIXELS_DTYPE)
-        end = 0
+        patches_IPK = torch.empty(self.tiling.shape(end - begin), dtype=PIXELS_DTYPE)
+        after = 0  # tiles of the sample until here
         for shown, seen in zip(plan.sample.media, plan.seen, strict=True):
             if stop is not None and stop.is_set():
                 raise CancelledError
-            start, end = end, end + _num_tiles(seen)
+            before, after = after, after + _num_tiles(seen)
+            first, last = max(begin, before), min(end, after)  # of this medium, the tiles that are wanted
+            if first >= last:
+                continue
+            out_IPK, wanted = patches_IPK[first - begin : last - begin], slice(first - before, last - before)
             try:
                 if isinstance(seen, Grid):
                     assert isinstance(shown, ImageRef)  # as seen_media pairs them
-                    image_1YX3 = load_image(shown.source)[None]
+                    needs = (seen.cols * self.config.tile_px, seen.rows * self.config.tile_px)
+                    least_px = needs if self.config.jpeg_scaling else None
+                    image_YX3 = load_image(_fetched(shown, stop), least_px=least_px)
+                    if jpeg_seed is not None:
+                        image_YX3 = as_jpeg(image_YX3, jpeg_quality(jpeg_seed, shown.number))
                     # One thread: the loader's workers are threads already.
-                    patches_IPK[start:end] = frames_to_tiles(image_1YX3, seen, self.tiling, num_threads=1)
+                    out_IPK[:] = frames_to_tiles(image_YX3[None], seen, self.tiling, num_threads=1)[wanted]
                 elif shown.path.suffix.lower() == DOCUMENT_SUFFIX:
-                    self._load_pages(shown, seen, patches_IPK[start:end], video_time_limit_seconds, stop)
+                    fetched(shown, stop)
+                    numbers = seen.timestamps_seconds[wanted]
+                    self._load_pages(shown, numbers, out_IPK, video_time_limit_seconds, stop)
                 else:
-                    decode_tiles(
-                        open_video(shown.path, index_folder, video_time_limit_seconds, stop),
-                        seen.timestamps_seconds,
-                        (1, 1),
-                        self.tiling,
-                        out=patches_IPK[start:end],
+                    assert isinstance(shown, VideoRef)
+                    decode = partial(
+                        decode_tiles,
+                        grid=(1, 1),
+                        tiling=self.tiling,
                         num_workers=num_decode_workers,
                         time_limit_seconds=video_time_limit_seconds,
                         stop=stop,
                     )
+                    times = seen.timestamps_seconds[wanted]
+                    proxy = None if proxies is None else proxies.of(shown)
+                    is_left = [True] * len(times) if proxy is None else proxy.load(times, decode, out_IPK)
+                    if any(is_left):
+                        film = open_video(shown.path, index_folder, video_time_limit_seconds, stop, shown.remote)
+                        if all(is_left) and defer is not None and defer(film, times, (first - begin, last - begin)):
+                            continue
+                        decode_some(film, times, is_left, decode, out_IPK)
             except DataError as error:
                 raise DataError(f"sample {plan.sample.id}: {error}") from error
-            except (VideoError, OSError) as error:
+            except (VideoError, OSError, Unreachable) as error:
                 raise DataError(f"sample {plan.sample.id}: video {shown.path} cannot be decoded: {error}") from error
             except (MemoryError, RecursionError) as error:
                 raise _too_large(plan.sample, error) from error
@@ -295,13 +376,13 @@ class Processor:
     def _load_pages(
         self,
         document: Media,
-        seen: SampledVideo,
+        numbers: Sequence[float],
         out_IPK: Tensor,
         time_limit_seconds: float | None,
         stop: threading.Event | None,
     ) -> None:
-        """Renders the planned pages of a document, a tile each."""
-        pages = [round(number) for number in seen.timestamps_seconds]
+        """Renders planned pages of a document, a tile each."""
+        pages = [round(number) for number in numbers]
         loaded = load_pages(document.path, pages, time_limit_seconds=time_limit_seconds)
         for page_YX3, tile_1PK in zip(loaded, out_IPK.split(1), strict=True):
             if stop is not None and stop.is_set():
@@ -381,6 +462,8 @@ class Processor:
         values = read_json(folder / CONFIG_FILE)
         if isinstance(values, dict):
             values = _WHAT_WAS_UNSAID | values
+            if isinstance(limits := values.get("sampling"), dict):
+                values["sampling"] = {**_WHAT_SAMPLING_LEFT_UNSAID, **limits}
         try:
             config = from_json(ProcessorConfig, values)
         except ValueError as error:

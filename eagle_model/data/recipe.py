@@ -14,13 +14,15 @@ import json
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 from eagle_model.data.annotations import is_json_list, need_file, without_duplicates
 from eagle_model.data.sample import DataError, shown
+from eagle_model.data.sampling import SamplingConfig
 
+PREPARATION = "preparation.json"  # in a folder that `eagle data prepare` made (prepare.py)
 MAX_RECIPE_BYTES = 16 << 20  # limit: a source takes about 100 bytes
 _RECIPE_FIELDS = {
     "root",
@@ -31,6 +33,8 @@ _RECIPE_FIELDS = {
     "modility",  # the release's spelling
     "modality",
     "max_dynamic_tiles",
+    "max_frames",  # this and the next are ours; the release has no limit of frames for a set
+    "frames_per_second",
     "data_augment",
 }
 
@@ -41,6 +45,9 @@ class Source:
 
     repeat_time r: of n samples, floor(n * r) are shown an epoch. Sample i (from 0) is shown
     floor((i + 1) * r) - floor(i * r) times, so a fraction takes an evenly spread share, the same in every epoch.
+    weight: how often it is shown compared with other sources of its size; an epoch gets no longer (mixing.Mix).
+    data_augment: its images are shown as JPEGs of a quality of 75 to 100, another in every epoch (augment.py).
+    max_tiles (of an image), max_frames and frames_per_second (of a video): what the run allows, where that is less.
     """
 
     name: str
@@ -49,6 +56,21 @@ class Source:
     repeat_time: Fraction = Fraction(1)
     max_tiles: int | None = None  # None: the run's own limit
     length: int | None = None  # rows that the annotation must hold, where the recipe says so
+    weight: float = 1.0
+    data_augment: bool = False
+    max_frames: int | None = None
+    frames_per_second: float | None = None
+
+    def limited(self, run: SamplingConfig) -> SamplingConfig:
+        """What its samples may take in a run: the smaller of both limits, each."""
+        max_frames = min(run.max_frames, self.max_frames or run.max_frames)
+        return replace(
+            run,
+            max_tiles=min(run.max_tiles, self.max_tiles or run.max_tiles),
+            max_frames=max_frames,
+            min_frames=min(run.min_frames, max_frames),
+            frames_per_second=min(run.frames_per_second, self.frames_per_second or run.frames_per_second),
+        )
 
     def num_repeats(self, index: int) -> int:
         """How often sample `index` of this source is shown in an epoch."""
@@ -61,12 +83,16 @@ def read_recipe(path: str | Path) -> list[Source]:
     `root` and `annotation` (a path or a list of paths) are relative to the recipe's folder. `modility` and `modality`
     are accepted and not needed: a row says itself what it holds.
 
-    Raises DataError for malformed JSON, fields unknown or of a wrong type, missing files, and for fields whose effect
-    is not built: a weight other than 1 (the public release accepts it and ignores it) and `data_augment`.
+    Raises DataError for malformed JSON, fields unknown or of a wrong type, and missing files.
     """
     path = Path(path)
+    if os.path.isfile(path / PREPARATION):
+        raise DataError(
+            f"{path} is a prepared folder, which training reads (without data.streaming) and eagle data report; "
+            "here the recipe is needed that it was made of."
+        )
     need_file(path, "the recipe")
-    if path.suffix == ".jsonl" or is_json_list(path):
+    if path.suffix.lower() == ".jsonl" or is_json_list(path):
         return [Source(path.stem, path.parent, (path,))]
     try:
         recipe = json.loads(_read_text(path), object_pairs_hook=without_duplicates)
@@ -106,19 +132,20 @@ def _source(name: str, fields: object, recipe: Path) -> Source:
     annotation_paths = tuple(recipe.parent / a for a in annotation)
     for annotation_path in annotation_paths:
         need_file(annotation_path, f"{where}: annotation")
-        if annotation_path.suffix not in (".jsonl", ".json"):
+        if annotation_path.suffix.lower() not in (".jsonl", ".json"):
             raise DataError(f"{where}: annotation {annotation_path} must end in .jsonl or .json.")
 
-    weight = fields.get("weight", 1)
-    if isinstance(weight, bool) or weight != 1:
-        raise DataError(f"{where}: weight is {shown(weight)}; needs 1. To show it more or less use repeat_time.")
-    if fields.get("data_augment", False) is not False:
-        raise DataError(f"{where}: data_augment is {shown(fields['data_augment'])}; needs false, it is not supported.")
-    repeat_time = fields.get("repeat_time", 1)
-    if not is_number(repeat_time) or repeat_time <= 0:
-        raise DataError(f"{where}: repeat_time is {shown(repeat_time)}; needs a number above 0.")
+    data_augment = fields.get("data_augment", False)
+    if not isinstance(data_augment, bool):
+        raise DataError(f"{where}: data_augment is {shown(data_augment)}; needs true or false.")
+    numbers: dict[str, int | float] = {}
+    for field in ("weight", "repeat_time", "frames_per_second"):
+        number = fields.get(field, 1)
+        if not is_number(number) or number <= 0:
+            raise DataError(f"{where}: {field} is {shown(number)}; needs a number above 0.")
+        numbers[field] = number
     counts: dict[str, int | None] = {}
-    for field, least in (("max_dynamic_tiles", 1), ("length", 0)):
+    for field, least in (("max_dynamic_tiles", 1), ("max_frames", 1), ("length", 0)):
         value = fields.get(field)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise DataError(f"{where}: {field} is {shown(value)}; needs an integer of at least {least}.")
@@ -127,9 +154,13 @@ def _source(name: str, fields: object, recipe: Path) -> Source:
         name=name,
         root=root_path,
         annotation=annotation_paths,
-        repeat_time=Fraction(str(repeat_time)),  # by way of its decimal digits: 0.1 is a tenth
+        repeat_time=Fraction(str(numbers["repeat_time"])),  # by way of its decimal digits: 0.1 is a tenth
+        weight=float(numbers["weight"]),
+        data_augment=data_augment,
         max_tiles=counts["max_dynamic_tiles"],
         length=counts["length"],
+        max_frames=counts["max_frames"],
+        frames_per_second=float(numbers["frames_per_second"]) if "frames_per_second" in fields else None,
     )
 
 

@@ -21,14 +21,15 @@ Parts   `{"type": "text", "text": ...}` or a string; `{"type": "image", "image":
         alike. `{"type": "image"}` alone shows the next of the row's `images`. What has no type is what it names. A
         path of an image may be a PIL.Image.
 Paths   A video that ends in .pdf is a document: its pages are seen as frames. Media lie inside `root`: absolute paths,
-        `..` and symbolic links that lead out are refused unless `allow_outside_root`. URLs are always refused: nothing
-        here reaches the network.
+        `..` and symbolic links that lead out are refused unless `allow_outside_root`. URLs are refused unless `remote`
+        allows them (remote.py); nothing here reaches the network.
 Errors  DataError, its message starting with "file:line: " wherever there is a line.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,8 +43,21 @@ from PIL import Image
 
 from eagle_model.data.annotations import json_rows
 from eagle_model.data.recipe import Source, is_number
+from eagle_model.data.remote import RemoteConfig, RemoteFile
 from eagle_model.data.row_fields import refusal, says_nothing
-from eagle_model.data.sample import DataError, ImageRef, Media, Sample, Turn, VideoRef, listed_names, shown
+from eagle_model.data.sample import (
+    DataError,
+    ImageRef,
+    Media,
+    NothingToLearnError,
+    OutsideRootError,
+    PlaceholderError,
+    Sample,
+    Turn,
+    VideoRef,
+    listed_names,
+    shown,
+)
 from eagle_model.data.templates import tool_call
 
 _ROLES = {  # as rows name them -> as a Turn does
@@ -59,7 +73,7 @@ _TAG = re.compile("<(image|video)(?:-([0-9]{1,9}))?>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _VIDEO_STARTS = ("start_seconds", "start_time", "start", "video_start")
 _VIDEO_ENDS = ("end_seconds", "end_time", "end", "video_end")
-_VIDEO_BOUNDS = (*_VIDEO_STARTS, *_VIDEO_ENDS)
+VIDEO_BOUNDS = (*_VIDEO_STARTS, *_VIDEO_ENDS)  # fields that give a clip of a video
 _LEARNED = ("loss", "train", "weight")  # of an assistant's turn, as ms-swift, axolotl and OpenAI name it
 _TURN_FIELDS = {
     "assistant": {"tool_calls"},
@@ -67,13 +81,18 @@ _TURN_FIELDS = {
 }  # of messages, by role, beside those of all
 _PARTS = ("text", "image", "image_url", "video", "video_url")
 _DETAILS = {"auto": None, "high": None, "low": 1}  # of an OpenAI image -> the most tiles
+_URL = r"[A-Za-z][A-Za-z0-9+.-]*://|data:"
 _MAX_PATH_CHARS = 4096  # limit: Linux opens no longer one
 _LISTS = {"image", "images", "video", "videos", "data"}
 _ROW_FIELDS = {"id", "conversations", "messages", "system", "tools", "image", "images", "video", "videos", "data"}
 
 
 def read_samples(
-    source: Source, *, allow_outside_root: bool = False, on_bad_row: Callable[[str, DataError], None] | None = None
+    source: Source,
+    *,
+    allow_outside_root: bool = False,
+    remote: RemoteConfig | None = None,
+    on_bad_row: Callable[[str, DataError], None] | None = None,
 ) -> Iterator[Sample]:
     """The training samples of one source, in file order; each has an assistant turn to learn from.
 
@@ -85,10 +104,9 @@ def read_samples(
         for where, row in json_rows(path):
             num_rows += 1
             try:
-                if isinstance(row, DataError):
-                    raise row
-                sample = parse_sample(row, root=source.root, where=where, allow_outside_root=allow_outside_root)
-                _need_answers(sample)
+                sample = training_sample(
+                    row, root=source.root, where=where, allow_outside_root=allow_outside_root, remote=remote
+                )
             except DataError as error:
                 if on_bad_row is None:
                     raise
@@ -103,22 +121,38 @@ def read_samples(
         )
 
 
+def training_sample(
+    row: object, *, root: Path, where: str, allow_outside_root: bool = False, remote: RemoteConfig | None = None
+) -> Sample:
+    """`parse_sample` of what json_rows gives, a row or why there is none; with an assistant turn to learn from."""
+    if isinstance(row, DataError):
+        raise row
+    sample = parse_sample(row, root=root, where=where, allow_outside_root=allow_outside_root, remote=remote)
+    _need_answers(sample)
+    return sample
+
+
 def _need_answers(sample: Sample) -> None:
     """Raises DataError where a sample teaches nothing, or an answer that is to be learned is empty."""
     learned = [turn for turn in sample.turns if turn.role == "assistant" and turn.learned]
     if not learned:
-        raise DataError(f"{sample.where}: no turn of the assistant (gpt) to learn; there is nothing to learn from.")
+        raise NothingToLearnError(
+            f"{sample.where}: no turn of the assistant (gpt) to learn; there is nothing to learn from."
+        )
     if not all(any(isinstance(part, str) and part.strip() for part in turn.parts) for turn in learned):
-        raise DataError(
+        raise NothingToLearnError(
             f"{sample.where}: a turn of the assistant (gpt) is empty; there is nothing to learn from it. "
             f"Give it a text, or 'loss': false where it is context alone."
         )
 
 
-def parse_sample(row: object, *, root: Path, where: str, allow_outside_root: bool = False) -> Sample:
-    """One row -> Sample, paths joined to `root`; no file is opened. `where` starts messages."""
+def parse_sample(
+    row: object, *, root: Path, where: str, allow_outside_root: bool = False, remote: RemoteConfig | None = None
+) -> Sample:
+    """One row -> Sample, paths joined to `root`; no file is opened. `where` starts messages. remote: which URLs may
+    stand for media; None: none."""
     try:
-        return _parse_row(row, _RowReader(root, where, allow_outside_root))
+        return _parse_row(row, _RowReader(root, where, allow_outside_root, remote))
     except RecursionError:
         raise DataError(f"{where}: nested too deep.") from None
     except MemoryError:
@@ -159,14 +193,14 @@ class Tag(NamedTuple):
 class _RowReader:
     """Reads one row; numbers its images and its videos as they come."""
 
-    def __init__(self, root: Path, where: str, allow_outside_root: bool) -> None:
-        self.root, self.where, self.allow_outside_root = root, where, allow_outside_root
+    def __init__(self, root: Path, where: str, allow_outside_root: bool, remote: RemoteConfig | None = None) -> None:
+        self.root, self.where, self.allow_outside_root, self.remote = root, where, allow_outside_root, remote
         self.num_media = {"image": 0, "video": 0}
         self.listed: dict[str, Iterator[Media]] = {}  # what parts that name no file show next
         self.num_unnamed = 0  # such parts
 
-    def fail(self, message: str) -> DataError:
-        return DataError(f"{self.where}: {message}")
+    def fail(self, message: str, kind: type[DataError] = DataError) -> DataError:
+        return kind(f"{self.where}: {message}")
 
     def turns(self, row: dict) -> list[Turn]:
         listed = self.clipped(row, self.listed_media(row))
@@ -182,10 +216,12 @@ class _RowReader:
             if listed and num_shown > self.num_unnamed:
                 raise self.fail("media are listed beside the messages and are parts of them too; needs one of both.")
             if num_shown and num_shown < len(listed):
-                raise self.fail(f"the row lists {len(listed)} media, but parts of its messages show {num_shown}.")
+                raise self.fail(
+                    f"the row lists {len(listed)} media, but parts of its messages show {num_shown}.", PlaceholderError
+                )
             if not num_shown and (listed or _LISTS & row.keys()):  # a list of none too: what a tag meant is lost
                 turns = self.placed(listed, turns)
-        if bounds := [name for name in _VIDEO_BOUNDS if name in row and self.num_media["video"] and not listed]:
+        if bounds := [name for name in VIDEO_BOUNDS if name in row and self.num_media["video"] and not listed]:
             raise self.fail(f"the row has {bounds[0]!r}, but its videos are parts of messages; write it there.")
         return [*self.system(row, turns), *turns]
 
@@ -205,7 +241,7 @@ class _RowReader:
         unused = []
         for name, value in row.items():
             is_read = name in _ROW_FIELDS and not (name == "tools" and says_nothing(value))
-            if is_read or (has_video and name in _VIDEO_BOUNDS):
+            if is_read or (has_video and name in VIDEO_BOUNDS):
                 continue
             if why := refusal(str(name), value, has_media=has_media, has_video=has_video):
                 raise self.fail(f"the row has the field {shown(name)}: {why}. Change it, or take it out.")
@@ -261,7 +297,7 @@ class _RowReader:
     def clipped(self, row: dict, listed: list[Media]) -> list[Media]:
         """With the clip that the row itself gives, of its one video."""
         videos = [medium for medium in listed if isinstance(medium, VideoRef)]
-        bounds = [name for name in _VIDEO_BOUNDS if name in row]
+        bounds = [name for name in VIDEO_BOUNDS if name in row]
         if not videos or not bounds:
             return listed
         if len(videos) > 1 or (videos[0].start_seconds, videos[0].end_seconds) != (None, None):
@@ -295,25 +331,26 @@ class _RowReader:
         entry = _given(entry)
         max_tiles = self.most_tiles(entry) if kind == "image" else None
         if "lmdb_file" in entry or "lmdb_key" in entry:
-            raise self.fail(f"{kind} is in LMDB, which is not supported yet; write it to a file and give its path.")
+            raise self.fail(f"{kind} is in LMDB; `eagle data convert` writes it to a file.")
         if "base64" in entry:
-            raise self.fail(f"{kind} is base64; write it to a file and give its path.")
+            raise self.fail(f"{kind} is base64; `eagle data convert` writes it to a file.")
         names = [name for name in ("path", kind, "url") if name in entry]
         if len(names) != 1:
             raise self.fail(f"{kind} is {shown(entry)}; needs exactly one of the fields 'path', {kind!r} and 'url'.")
-        times = _VIDEO_BOUNDS if kind == "video" else ()
+        times = VIDEO_BOUNDS if kind == "video" else ()
         self.known_fields(entry, {*names, *times}, f"a {kind}" if kind == "video" else "an image")
         given = entry[names[0]]
         if kind == "image" and isinstance(given, Image.Image):
             self.num_media[kind] += 1
             name = Path(f"{self.num_media[kind]} in memory")
             return ImageRef(name, self.num_media[kind], max_tiles, given)
-        path = self.path(kind, given)
+        remote = self.remote_file(kind, given)
+        path = self.path(kind, given) if remote is None else remote.path
         self.num_media[kind] += 1
         if kind == "image":
-            return ImageRef(path, self.num_media[kind], max_tiles)
+            return ImageRef(path, self.num_media[kind], max_tiles, remote=remote)
         start, end = self.clip(entry, path)
-        return VideoRef(path, start, end, self.num_media[kind])
+        return VideoRef(path, start, end, self.num_media[kind], remote)
 
     def most_tiles(self, entry: dict) -> int | None:
         """The limit that OpenAI's `detail` says, which is taken out of `entry`."""
@@ -339,32 +376,48 @@ class _RowReader:
             raise self.fail(f"{given[0]} is {shown(value)}; needs seconds, a number of at least 0.")
         return float(value)
 
+    def remote_file(self, kind: str, text: object) -> RemoteFile | None:
+        if self.remote is None or not isinstance(text, str) or not re.match(_URL, text) or text.startswith("file://"):
+            return None
+        try:
+            return self.remote.file(text)
+        except DataError as error:
+            raise self.fail(f"{kind}: {error}", OutsideRootError) from None
+
     def path(self, kind: str, text: object) -> Path:
         if not isinstance(text, str) or not text or "\0" in text or not _is_unicode(text):
             raise self.fail(f"{kind} is {shown(text)}; needs the path of one file.")
         if text.startswith("file://"):
             text = text.removeprefix("file://")
-        elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", text):
-            raise self.fail(f"{kind} is the URL {text[:60]!r}; nothing is fetched. Download it and give its path.")
+        elif re.match(_URL, text):
+            raise self.fail(
+                f"{kind} is the URL {text[:60]!r}; nothing is fetched. Download it and give its path, or set "
+                "data.remote.",
+                OutsideRootError,
+            )
         if len(text) > _MAX_PATH_CHARS:
             count = f"{shown(text)[:40]}..., {len(text):,} characters"
             raise self.fail(f"{kind} is {count}, which is no path; if it is base64, write it to a file.")
         path = self.root / text
         if self.allow_outside_root:
             return path
-        if Path(text).is_absolute() or ".." in Path(text).parts:
+        if os.path.isabs(text) or ".." in text.split(os.sep):
             raise self.fail(
                 f"{kind} {text!r} leaves the root {str(self.root)!r}. "
-                f"Give a path inside it, or set data.allow_outside_root=true if you trust the data."
+                f"Give a path inside it, or set data.allow_outside_root=true if you trust the data.",
+                OutsideRootError,
             )
         try:
+            if _is_plainly_inside(str(self.root), os.path.dirname(path)) and not os.path.islink(path):
+                return path
             inside = path.resolve().is_relative_to(_resolved(self.root))
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
             raise self.fail(f"{kind} {text!r} cannot be resolved: {error}.") from error
         if not inside:
             raise self.fail(
                 f"{kind} {text!r} is a link to {path.resolve()}, outside the root {self.root}. "
-                f"Copy the file, or set allow_outside_root if you trust the data."
+                f"Copy the file, or set allow_outside_root if you trust the data.",
+                OutsideRootError,
             )
         return path
 
@@ -465,7 +518,8 @@ class _RowReader:
         if found is None:
             raise self.fail(
                 f"a part of type {kind} names no file, and the row's {kind}s list none for it; needs 'path', {kind!r} "
-                f"or 'url', or one more in {kind}s."
+                f"or 'url', or one more in {kind}s.",
+                PlaceholderError,
             )
         return found
 
@@ -508,33 +562,36 @@ class _RowReader:
         if untagged:
             kinds = ["image" if isinstance(medium, ImageRef) else "video" for medium in untagged]
             names = [str(Tag(kind, medium.number)) for kind, medium in zip(kinds, untagged, strict=True)]
-            raise self.fail(f"there is no user (human) turn to show {listed_names(names)} in.")
+            raise self.fail(f"there is no user (human) turn to show {listed_names(names)} in.", PlaceholderError)
         return placed
 
     def tagged(self, kind: str, tags: list[Tag], media: list[Media]) -> list[Media]:
         """What each of the tags of one kind shows."""
         plain = sum(tag.number is None for tag in tags)
         if plain and plain != len(tags):
-            raise self.fail(f"the text has both <{kind}> and <{kind}-k>; use one form.")
+            raise self.fail(f"the text has both <{kind}> and <{kind}-k>; use one form.", PlaceholderError)
         if plain and plain != len(media):
             raise self.fail(
                 f"the text has {plain} <{kind}> but the row lists {len(media)} {kind}s; the numbers must match. "
-                f"(Where the text means no {kind}, write \\<{kind}>.)"
+                f"(Where the text means no {kind}, write \\<{kind}>.)",
+                PlaceholderError,
             )
         if plain:
             return media
         named: set[Tag] = set()
         for tag in tags:
             if not 1 <= (tag.number or 0) <= len(media):
-                raise self.fail(f"the text names {tag} but the row lists {len(media)} {kind}s.")
+                raise self.fail(f"the text names {tag} but the row lists {len(media)} {kind}s.", PlaceholderError)
             if tag in named:
-                raise self.fail(f"the text names {tag} twice; each {kind} is shown once.")
+                raise self.fail(f"the text names {tag} twice; each {kind} is shown once.", PlaceholderError)
             named.add(tag)
         return [media[tag.number - 1] for tag in tags if tag.number is not None]
 
 
 def split_at_tags(text: str) -> list[str | Tag]:
     """A turn's text, cut where its tags stand; escaped tags are text, without the backslash."""
+    if "<" not in text:
+        return [text]
     pieces: list[str | Tag] = []
     since_tag: list[str] = []  # texts
     end = 0
@@ -561,6 +618,13 @@ def _without_empty(parts: Sequence[str | Media]) -> tuple[str | Media, ...]:
 def _is_unicode(text: str) -> bool:
     """JSON can write half of a surrogate pair, which no encoding of text can hold."""
     return _SURROGATE.search(text) is None
+
+
+@lru_cache(maxsize=4096)  # folders: a data set has many files in each
+def _is_plainly_inside(root: str, folder: str) -> bool:
+    """Whether a folder lies in the root once links are followed; False too where that takes a closer look."""
+    real_root = os.path.realpath(root)
+    return os.path.isdir(folder) and os.path.commonpath([real_root, os.path.realpath(folder)]) == real_root
 
 
 @lru_cache(maxsize=16)

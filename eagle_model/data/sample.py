@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from eagle_model.data.remote import RemoteFile
+
 DOCUMENT_SUFFIX = ".pdf"  # of a path, in small letters: a document, whose pages are seen as frames are
 ROLES = ("system", "user", "assistant", "observation")  # as turns are labelled in a prompt
 
@@ -25,12 +27,25 @@ class DataError(ValueError):
     """Something the user's data holds that cannot be used; the message says where, what and what to do."""
 
 
+class PlaceholderError(DataError):
+    """The places for media that a row's text has are not those that its lists fill."""
+
+
+class OutsideRootError(DataError):
+    """A path that leads out of the folder of the media, or a URL."""
+
+
+class NothingToLearnError(DataError):
+    """A row without an answer of the assistant's that could be learned."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRef:
     path: Path  # of an image in memory, what messages call it
     number: int = 1  # what the prompt calls it, "<image 1>": its place among the images that the row lists
     max_tiles: int | None = None  # at most so many of it, thumbnail not counted; None: as many as there is room for
     in_memory: Image | None = field(default=None, compare=False)  # instead of a file
+    remote: RemoteFile | None = None  # of one that lies elsewhere: `path` is where it is kept once it was fetched
 
     @property
     def source(self) -> Path | Image:
@@ -48,6 +63,7 @@ class VideoRef:
     start_seconds: float | None = None
     end_seconds: float | None = None
     number: int = 1  # what the prompt calls it, "The first video": its place among the videos that the row lists
+    remote: RemoteFile | None = None  # of one that lies elsewhere: `path` is where what was fetched of it is kept
 
 
 Media = ImageRef | VideoRef

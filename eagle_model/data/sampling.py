@@ -22,8 +22,10 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eagle_model.data.tiling import Grid, choose_grid
+from eagle_model.data.frame_times import EvenTimes, FrameTimes
+from eagle_model.data.tiling import Grid, TilingRule, choose_grid
 
 TILE_STEPS = (12, 8, 6, 4, 2, 1)  # the paper's values of t
 
@@ -47,10 +49,18 @@ class SamplingConfig:
         "exact"  # keyframe: these alone, cheap; tolerance: cheap ones near
     )
     tolerance: float = 0.25  # of the mean distance of a video's frames, 0 to 0.5: how far one may be off its even time
+    ads: bool = True  # false, for comparison: all frames and tiles of these limits, and what does not fit is refused
+    tiling: TilingRule = "iap"  # closest_ratio, for comparison: the grid of the nearest shape (tiling.choose_grid)
+    frames: Literal["rate", "uniform"] = "rate"  # uniform, for comparison: max_frames of each video, however short
 
     def __post_init__(self) -> None:
         if self.seek not in ("exact", "keyframe", "tolerance"):
             raise ValueError(f"SamplingConfig: seek is {self.seek!r}; needs 'exact', 'keyframe' or 'tolerance'.")
+        for name, known in (("tiling", ("iap", "closest_ratio")), ("frames", ("rate", "uniform"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"SamplingConfig: {name} is {getattr(self, name)!r}; needs {known[0]!r} or {known[1]!r}."
+                )
         if not 0 <= self.tolerance <= 0.5:
             raise ValueError(f"SamplingConfig: tolerance is {self.tolerance}; needs a share of the spacing, 0 to 0.5.")
         for name in ("context_tokens", "max_tiles", "min_frames", "max_frames"):
@@ -73,6 +83,7 @@ class VisualPlan:
     num_visual_tokens: int
     num_text_tokens: int  # <img>, </img> and frame labels included
     is_reduced: bool = False  # fewer frames or tiles than the config allows, because more did not fit the context
+    most_frames: int = 0  # that the config allows, were there room for them
 
     @property
     def num_tokens(self) -> int:
@@ -86,10 +97,10 @@ def plan(
     tokens_per_tile: int,
     images: Sequence[tuple[int, int]],
     image_tiles: Sequence[int | None] | None = None,
-    videos: Sequence[np.ndarray],
+    videos: Sequence[FrameTimes],
     are_documents: Sequence[bool] | None = None,
-    choose: Sequence[Callable[[tuple[float, ...]], tuple[float, ...]]] | None = None,
-    text_tokens: Callable[[Sequence[Sequence[float]]], int],
+    choose: Sequence[Callable[[NDArray], NDArray] | None] | None = None,
+    text_tokens: Callable[[Sequence[NDArray]], int],
 ) -> VisualPlan:
     """Frames of each video and tile grid of each image, such that the whole sample fits the context.
 
@@ -106,6 +117,7 @@ def plan(
              twice. None: those.
              text_tokens: the sample's exact number of non-visual tokens, <img>, </img> and frame labels included,
              given the times sampled from each video. Called once if all frames fit, else about log2(n) times.
+    With config.ads false all frames and tiles that the limits allow are taken.
     Returns: VisualPlan with num_tokens <= config.context_tokens.
     Raises:  DoesNotFit, with all the numbers, if not even the fewest frames fit.
              ValueError if a video has no frames or its times do not ascend, or an image has a side below 1 px.
@@ -117,15 +129,15 @@ def plan(
         min(len(times), config.max_frames) if is_document else max_frames_of(times, config)
         for times, is_document in zip(videos, documents, strict=True)
     ]
-    least = [min(config.min_frames, n) for n in most]
+    least = [min(config.min_frames, n) for n in most] if config.ads else most
 
     @cache
-    def sample(num_frames: int) -> tuple[Times, int]:
+    def sample(num_frames: int) -> tuple[tuple[NDArray, ...], int]:
         """The times of num_frames frames, and the tokens of all text beside them."""
-        shares = split_frames(num_frames, most, least)
-        times = tuple(sample_times(frame_times, n) for frame_times, n in zip(videos, shares))
+        shares = [num_frames] if len(most) == 1 else split_frames(num_frames, most, least)
+        times = tuple(evenly(frame_times, n) for frame_times, n in zip(videos, shares))
         if choose is not None:
-            times = tuple(chosen_of(sampled) for chosen_of, sampled in zip(choose, times, strict=True))
+            times = tuple(take(sampled) if take else sampled for take, sampled in zip(choose, times, strict=True))
         return times, text_tokens(times)
 
     num_frames = _most_that_fit(
@@ -139,24 +151,35 @@ def plan(
     times, num_text_tokens = sample(num_frames)
 
     tile_limits = [limit or config.max_tiles for limit in image_tiles or [None] * len(images)]
-    steps = {config.max_tiles, *(t for t in TILE_STEPS if t < config.max_tiles)}
-    for max_tiles in sorted(steps, reverse=True):
+    for max_tiles in tile_steps(config):
         grids = tuple(
-            choose_grid(width, height, tile_px=tile_px, max_tiles=min(max_tiles, limit))
+            choose_grid(width, height, tile_px=tile_px, max_tiles=min(max_tiles, limit), rule=config.tiling)
             for (width, height), limit in zip(images, tile_limits, strict=True)
         )
         num_visual_tokens = tokens_per_tile * (num_frames + sum(grid.num_tiles for grid in grids))
         if num_visual_tokens + num_text_tokens <= config.context_tokens:
             break  # at the latest at 1, which num_frames was found with
+    else:  # without ADS alone
+        raise DoesNotFit(
+            f"the sample needs {num_visual_tokens + num_text_tokens} tokens with all of its tiles and context_tokens "
+            f"is {config.context_tokens}, without ADS. To fit it, turn ads on, raise context_tokens or lower max_tiles."
+        )
     is_reduced = num_frames < sum(most) or (bool(images) and max_tiles < config.max_tiles)
     return VisualPlan(
         grids=grids,
-        timestamps_seconds=times,
+        timestamps_seconds=tuple(tuple(map(float, sampled.tolist())) for sampled in times),
         max_tiles=max_tiles,
         num_visual_tokens=num_visual_tokens,
         num_text_tokens=num_text_tokens,
         is_reduced=is_reduced,
+        most_frames=sum(most),
     )
+
+
+def tile_steps(config: SamplingConfig) -> list[int]:
+    """The values of t that are tried, the largest first."""
+    lower = [t for t in TILE_STEPS if t < config.max_tiles] if config.ads else []
+    return [config.max_tiles, *lower]
 
 
 def _most_that_fit(
@@ -201,7 +224,9 @@ def _most_that_fit(
     )
 
 
-def _check_times(number: int, frame_times: np.ndarray) -> None:
+def _check_times(number: int, frame_times: FrameTimes) -> None:
+    if isinstance(frame_times, EvenTimes):
+        return
     if frame_times.ndim != 1 or len(frame_times) == 0:
         raise ValueError(
             f"video {number}: its frame times have shape {frame_times.shape}; needs (frames,), at least one."
@@ -219,14 +244,18 @@ def _check_times(number: int, frame_times: np.ndarray) -> None:
         )
 
 
-def max_frames_of(frame_times: np.ndarray, config: SamplingConfig) -> int:
+def max_frames_of(frame_times: FrameTimes, config: SamplingConfig) -> int:
     """N_max of a clip: min(its frames, floor(frames_per_second * its duration), max_frames), but at least 1.
+
+    With config.frames "uniform" its duration does not count.
 
     The last frame is shown for as long as the mean of the others, so 300 frames at 30 fps last 10 seconds.
     """
     num_frames = len(frame_times)
     if num_frames == 1:
         return 1
+    if config.frames == "uniform":
+        return min(num_frames, config.max_frames)
     duration_seconds = float(frame_times[-1] - frame_times[0]) * num_frames / (num_frames - 1)
     # Containers round times, to milliseconds at worst: a hundredth of a frame keeps 9.9995 s at 2 fps at 20 frames.
     at_rate = int(config.frames_per_second * duration_seconds + 0.01)
@@ -257,21 +286,26 @@ def split_frames(num_frames: int, most: Sequence[int], least: Sequence[int]) -> 
     return shares
 
 
-def sample_times(frame_times: np.ndarray, num_frames: int) -> tuple[float, ...]:
+def sample_times(frame_times: FrameTimes, num_frames: int) -> tuple[float, ...]:
     """num_frames <= len(frame_times) of a clip's frame times, evenly spaced from its first to its last frame.
 
     Each even time takes the nearest frame, of two equally near (to a microsecond) the earlier. No frame is taken
     twice: where several even times meet one frame, its neighbours follow. Ascending.
     """
+    return tuple(map(float, evenly(frame_times, num_frames).tolist()))
+
+
+def evenly(frame_times: FrameTimes, num_frames: int) -> NDArray:
+    """`sample_times` as an array."""
+    order = np.arange(num_frames)
     if num_frames == 1:
-        return (float(frame_times[0]),)
+        return frame_times[order]
     targets = np.linspace(frame_times[0], frame_times[-1], num_frames)
-    after = np.searchsorted(frame_times, targets).clip(1, len(frame_times) - 1)
+    after = frame_times.searchsorted(targets).clip(1, len(frame_times) - 1)
     before = after - 1
     is_after = frame_times[after] - targets < targets - frame_times[before] - 1e-6
     nearest = np.where(is_after, after, before)
     # Strictly ascending: each at least one past the one before, and far enough from the end for those to come.
-    order = np.arange(num_frames)
     chosen = np.maximum.accumulate(nearest - order) + order
     chosen = np.minimum(chosen, len(frame_times) - num_frames + order)
-    return tuple(map(float, frame_times[chosen]))
+    return frame_times[chosen]

@@ -9,7 +9,13 @@ whole where there is more than one tile. Source: arXiv:2504.15271, the section o
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+TilingRule = Literal["iap", "closest_ratio"]
+_AT_ONCE = 2048  # images: their scores of all grids stay in the cache
 
 
 class Grid(NamedTuple):
@@ -30,11 +36,13 @@ def candidate_grids(max_tiles: int) -> tuple[Grid, ...]:
     return tuple(sorted(grids, key=lambda grid: (grid.cols * grid.rows, grid.cols)))
 
 
-def choose_grid(width_px: int, height_px: int, *, tile_px: int, max_tiles: int) -> Grid:
+def choose_grid(width_px: int, height_px: int, *, tile_px: int, max_tiles: int, rule: TilingRule = "iap") -> Grid:
     """The tile grid that keeps most of an image's area and shape.
 
-    Maximises min(A_grid / A_image, 0.6) * min(r_grid / r_image, r_image / r_grid), A in pixels,
+    rule "iap" maximises min(A_grid / A_image, 0.6) * min(r_grid / r_image, r_image / r_grid), A in pixels,
     r = width / height. A tie takes fewer tiles, then fewer columns.
+    rule "closest_ratio", InternVL's, which the paper compares with, minimises |r_grid - r_image|. A tie takes the grid
+    of more tiles where the image has more than half of its area.
 
     Scores are float64, computed in the order of the released code, because its rounding is part of the answer: below
     0.6 of the image's area all grids of one height that are wider than the image score alike as fractions (so do all
@@ -55,6 +63,8 @@ def choose_grid(width_px: int, height_px: int, *, tile_px: int, max_tiles: int) 
         if value < 1:
             raise ValueError(f"choose_grid: {name} is {value}; needs at least 1.")
     image_area, image_ratio = width_px * height_px, width_px / height_px
+    if rule == "closest_ratio":
+        return _closest_ratio(image_area, image_ratio, tile_px, max_tiles)
 
     def score(grid: Grid) -> float:
         kept_area = min(grid.cols * grid.rows * tile_px * tile_px / image_area, 0.6)
@@ -62,3 +72,39 @@ def choose_grid(width_px: int, height_px: int, *, tile_px: int, max_tiles: int) 
         return kept_area * min(ratio / image_ratio, image_ratio / ratio)
 
     return max(candidate_grids(max_tiles), key=score)  # of equals, max takes the first
+
+
+def _closest_ratio(image_area: int, image_ratio: float, tile_px: int, max_tiles: int) -> Grid:
+    best, least = Grid(1, 1), float("inf")
+    for grid in candidate_grids(max_tiles):
+        off = abs(grid.cols / grid.rows - image_ratio)
+        if off < least or (off == least and image_area > 0.5 * tile_px * tile_px * grid.cols * grid.rows):
+            best, least = grid, off
+    return best
+
+
+def choose_grids(
+    sizes_N2: NDArray[np.int64], max_tiles: int, *, tile_px: int, rule: TilingRule = "iap"
+) -> NDArray[np.int32]:
+    """`choose_grid` of many images at once: sizes (N, 2), width and height in pixels -> (N, 2), columns and rows."""
+    candidates_G2 = np.array(candidate_grids(max_tiles), np.int32)
+    if rule == "closest_ratio":
+        sizes = sizes_N2.tolist()
+        grids = [choose_grid(w, h, tile_px=tile_px, max_tiles=max_tiles, rule=rule) for w, h in sizes]
+        return np.array(grids, np.int32).reshape(-1, 2)
+    areas_G = (candidates_G2[:, 0].astype(np.int64) * candidates_G2[:, 1] * tile_px * tile_px).astype(np.float64)
+    ratios_G = candidates_G2[:, 0] / candidates_G2[:, 1]
+    grids_N2 = np.empty((len(sizes_N2), 2), np.int32)
+    for begin in range(0, len(sizes_N2), _AT_ONCE):
+        width_N, height_N = sizes_N2[begin : begin + _AT_ONCE].astype(np.float64).T
+        image_ratio_N1 = (width_N / height_N)[:, None]
+        score_NG = np.minimum(ratios_G / image_ratio_N1, image_ratio_N1 / ratios_G)
+        score_NG *= np.minimum(areas_G / (width_N * height_N)[:, None], 0.6)
+        grids_N2[begin : begin + _AT_ONCE] = candidates_G2[score_NG.argmax(1)]  # of equals, argmax takes the first
+    return grids_N2
+
+
+def num_tiles_of(grids_N2: NDArray[np.int32]) -> NDArray[np.int64]:
+    """`Grid.num_tiles` of many."""
+    cut_N = grids_N2[:, 0].astype(np.int64) * grids_N2[:, 1]
+    return cut_N + (cut_N > 1)

@@ -23,6 +23,9 @@ QWEN_WORDS = (  # how Qwen2.5 splits text into words, before it makes tokens of 
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_PRINTED = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that byte-level BPE writes as themselves
+_BYTE_OF = {chr(byte): byte for byte in _PRINTED}  # character in a token's name -> byte; the others follow from 256 on
+_BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(sorted(set(range(256)) - set(_PRINTED)))}
 _TEXT_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)  # what every Qwen2.5 tokenizer has, in its order
 
 
@@ -70,6 +73,18 @@ def read_released_tokenizer(folder: Path) -> Tokenizer:
             f"{about} gives {wrong[0]!r} an id that does not follow {vocab.name}'s; they do not belong together."
         )
     return tokenizer
+
+
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """The UTF-8 of a token; of one that is a part of a character, that part.
+
+    token_bytes(tokenizer, 128)                # b"\xc3": where text has room for U+FFFD alone
+    """
+    text = tokenizer.decode([token_id], skip_special_tokens=False)
+    written = tokenizer.id_to_token(token_id) or ""
+    if "\ufffd" not in text or not all(char in _BYTE_OF for char in written):
+        return text.encode()
+    return bytes(_BYTE_OF[char] for char in written)
 
 
 def add_special_tokens(tokenizer: Tokenizer) -> int:

@@ -58,6 +58,7 @@ _LEROBOTS_CLASS = ["Eagle25VLForConditionalGeneration"]  # LeRobot's name for th
 
 # Not written, but where a file has them they must say what the model computes.
 _ONLY_EAGLE_IF_GIVEN = {"quantization_config": None}
+_ONLY_IF_GIVEN = {"partial_rotary_factor": 1.0, **_ONLY_EAGLE_IF_GIVEN}  # transformers quantises for either
 
 # What the released classes assume of absent fields (transformers' two and Eagle2_5_VLConfig), each of its field's type.
 _DEFAULT_VISION = {
@@ -264,7 +265,7 @@ class TextConfig:
         model_type = _model_type(fields)
         family = _FAMILIES[model_type]
         other = _without_fixed("text_config", fields, family.only)
-        _without_fixed("text_config", other, {**family.only_if_given, "partial_rotary_factor": 1.0})
+        _without_fixed("text_config", other, {**family.only_if_given, **_ONLY_IF_GIVEN})
         spelled: dict[str, Any] = {
             name: other[name] for name in ("rope_parameters", "rope_scaling", "rope_theta") if name in other
         }

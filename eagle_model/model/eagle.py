@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,19 +28,21 @@ from torch.nn import functional as F
 
 from eagle_kernels.attention_plan import AttentionPlan
 from eagle_kernels.scatter_visual import scatter_visual
-from eagle_model.batch import PackedBatch
+from eagle_model.batch import PackedBatch, tile_range
 from eagle_model.checkpoints import read_newest
 from eagle_model.fields import few
 from eagle_model.files import write_json
 from eagle_model.model import weights
-from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Packed
+from eagle_model.model.attend import KERNEL_HEAD_WIDTHS, Attend, Packed
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.connector import Connector
+from eagle_model.model.context import Context
 from eagle_model.model.generate import greedy, tokens
 from eagle_model.model.linear import FusedLinear, Linear
 from eagle_model.model.llm import Decoder, document_lengths
 from eagle_model.model.loss import LMHead, LossPer, token_weights
 from eagle_model.model.recompute import RunLayer, in_chunks
+from eagle_model.model.shards import fill, is_cut, put, rows_of
 from eagle_model.model.vision import GeluBias, VisionEncoder
 
 if TYPE_CHECKING:
@@ -93,8 +96,9 @@ class Eagle(nn.Module):
         # Of layers within a chunk all is kept: it is gone before the next one.
         return in_chunks((self.vision, self.connector), encode, patches_IPK, self.vision_chunk_tiles)
 
-    def embed(self, batch: PackedBatch, *, run_layer: RunLayer | None = None) -> Tensor:
-        """(T, D): token embeddings, with the visual tokens in the rows `visual_rows_N`.
+    def embed(self, batch: PackedBatch, *, run_layer: RunLayer | None = None, context: Context | None = None) -> Tensor:
+        """(T, D): token embeddings, with the visual tokens in the rows `visual_rows_N`. With a context, this rank's
+        rows alone, (R, D).
 
         Raises ValueError, before anything is computed, unless there is one row for each visual token.
 
@@ -102,56 +106,105 @@ class Eagle(nn.Module):
         token is taken. So every parameter has a gradient (exactly zero) on every rank, which collective operations on
         gradients rely on.
         """
-        num_tiles, num_rows = batch.patches_IPK.shape[0], batch.visual_rows_N.numel()
+        patches_IPK, num_rows = self._tiles(batch, context), batch.visual_rows_N.numel()
+        num_tiles = patches_IPK.shape[0]
         num_visual = num_tiles * self.tokens_per_tile
-        if num_rows != num_visual:
-            raise ValueError(
-                f"Eagle: the batch has {num_rows} rows for visual tokens, but its {num_tiles} tiles give {num_visual} "
-                f"({self.tokens_per_tile} a tile). Samples: {', '.join(batch.sample_ids)}. Their placeholder "
-                f"tokens and their pixels must come from the same plan."
-            )
-        embeddings_TD = self.llm.embed_tokens(batch.token_ids_T)
-        patches_IPK = batch.patches_IPK
+        embeddings_TD = self.llm.embed_tokens(
+            batch.token_ids_T if context is None else batch.token_ids_T[context.rows_R]
+        )
         if num_tiles == 0:
-            if not (torch.is_grad_enabled() and _num_processes() > 1):
+            is_shared = context is not None or (torch.is_grad_enabled() and _num_processes() > 1)
+            if not (is_shared or is_cut(next(self.vision.parameters()))):  # to gather weights, all run the tower
                 return embeddings_TD
             patches_IPK = embeddings_TD.new_zeros(1, self.vision.num_patches, self.vision.num_patch_values)
         visual_ND = self.encode_tiles(patches_IPK, run_layer=run_layer)[:num_visual]
-        return scatter_visual(embeddings_TD, visual_ND, batch.visual_rows_N)
+        if context is None:
+            return scatter_visual(embeddings_TD, visual_ND, batch.visual_rows_N)
+        if num_rows:  # of the whole row: all ranks agree
+            visual_ND = context.visual(visual_ND)
+        return scatter_visual(embeddings_TD, visual_ND, context.visual_rows_M)
 
-    def hidden(self, batch: PackedBatch, *, run_layer: RunLayer | None = None) -> Tensor:
-        """Hidden states after the final norm, (T, D); `lm_head` makes logits of them.
+    def _tiles(self, batch: PackedBatch, context: Context | None) -> Tensor:
+        """The tiles that this process encodes."""
+        num_tiles, num_rows = batch.patches_IPK.shape[0], batch.visual_rows_N.numel()
+        row_tiles, rest = divmod(num_rows, self.tokens_per_tile)
+        first, end = tile_range(row_tiles, context.rank, context.num_ranks) if context else (0, row_tiles)
+        held = (0, num_tiles) if batch.tiles is None else batch.tiles
+        need = (0, row_tiles) if batch.tiles is None else (first, end)
+        if rest or held != need or held[1] - held[0] != num_tiles:
+            num_visual = num_tiles * self.tokens_per_tile
+            its = f"{num_tiles} tiles" if batch.tiles is None else f"{num_tiles} tiles, {held[0]} to {held[1]} of all,"
+            share = f" This rank's share of them are tiles {first} to {end}." if context or batch.tiles else ""
+            raise ValueError(
+                f"Eagle: the batch has {num_rows} rows for visual tokens, but its {its} give {num_visual} "
+                f"({self.tokens_per_tile} a tile).{share} Samples: {', '.join(batch.sample_ids)}. Their placeholder "
+                f"tokens and their pixels must come from the same plan."
+            )
+        return batch.patches_IPK[first:end] if batch.tiles is None and context else batch.patches_IPK
+
+    def hidden(
+        self, batch: PackedBatch, *, run_layer: RunLayer | None = None, context: Context | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm, (T, D); `lm_head` makes logits of them. With a context, of this rank's
+        rows alone, (R, D).
 
         run_layer: what of each layer is kept for backward (recompute.py); the gradients are the same numbers.
-        Raises ValueError where `embed` does.
+        context: this rank's share of the row, where several ranks share it (context.py).
+        Raises ValueError where `embed` does, and where flash-attn is to attend over several ranks.
         """
-        embeddings_TD = self.embed(batch, run_layer=run_layer)
-        num_tokens, num_added = batch.num_tokens, -batch.num_tokens % self.row_multiple
-        positions_T = batch.positions_T
-        lengths_T = document_lengths(batch.cu_seqlens, num_tokens) if self.llm.needs_lengths else None
+        if context is not None and self.cfg.attention_backend != "eagle":
+            raise ValueError(
+                f"Eagle: attention_backend is {self.cfg.attention_backend}, which attends within one rank; needs "
+                f'"eagle" where {context.num_ranks} ranks share a row.'
+            )
+        embeddings_TD = self.embed(batch, run_layer=run_layer, context=context)
+        num_tokens, positions_T = len(embeddings_TD), batch.positions_T
+        lengths_T = document_lengths(batch.cu_seqlens, batch.num_tokens) if self.llm.needs_lengths else None
+        if context is not None:
+            num_added = context.tokens_per_rank - num_tokens
+            positions_T = positions_T[context.rows_R]
+            lengths_T = None if lengths_T is None else lengths_T[context.rows_R]
+        else:
+            num_added = -num_tokens % self.row_multiple
         if num_added:  # zeros outside of all documents: attention gives zeros there, and so do all layers
             embeddings_TD = F.pad(embeddings_TD, (0, 0, 0, num_added))
             positions_T = F.pad(positions_T, (0, num_added))
             lengths_T = None if lengths_T is None else F.pad(lengths_T, (0, num_added), value=1)
+        attend: Attend
+        if context is not None:
+            attend = replace(context.attend, is_kept=run_layer is not None)
+        elif num_added:
             starts, lengths = batch.cu_seqlens[:-1], batch.cu_seqlens.diff()
             plan = AttentionPlan.from_segments(starts, lengths, starts, lengths, num_tokens=num_tokens + num_added)
+            attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
         else:
             plan = AttentionPlan.from_cu_seqlens(batch.cu_seqlens, num_tokens=num_tokens)
-        attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
+            attend = Packed(plan=plan, causal=True, backend=self.cfg.attention_backend)
         hidden_TD = self.llm(embeddings_TD, positions_T, attend, lengths_T=lengths_T, run_layer=run_layer)
         return hidden_TD[:num_tokens] if num_added else hidden_TD
 
     def forward(
-        self, batch: PackedBatch, mass: Tensor, *, loss_per: LossPer = "sample", run_layer: RunLayer | None = None
+        self,
+        batch: PackedBatch,
+        mass: Tensor,
+        *,
+        loss_per: LossPer = "sample",
+        run_layer: RunLayer | None = None,
+        context: Context | None = None,
     ) -> Tensor:
-        """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss.
+        """This row's share of the step's loss, fp32 scalar; the shares of a step's rows add up to the loss, and so do
+        those of the ranks that share a row.
 
         mass: sum of `loss.sqrt_mass` over all rows of the step, per the same. Where nothing is supervised, loss and
-        gradients are 0. run_layer and errors as in `hidden`.
+        gradients are 0. run_layer, context and errors as in `hidden`.
         """
-        hidden_TD = self.hidden(batch, run_layer=run_layer)
+        hidden_TD = self.hidden(batch, run_layer=run_layer, context=context)
         weights_T = token_weights(batch.labels_T, batch.cu_seqlens, mass, per=loss_per)
-        return self.lm_head(hidden_TD, batch.labels_T, weights_T, batch.num_labelled)
+        weights_T = weights_T.to(torch.promote_types(hidden_TD.dtype, torch.float32))  # fp64 beside fp64
+        if context is None:
+            return self.lm_head(hidden_TD, batch.labels_T, weights_T, batch.num_labelled)
+        rows_R = context.rows_R
+        return self.lm_head(hidden_TD, batch.labels_T[rows_R], weights_T[rows_R], context.num_labelled)
 
     def generate(
         self, batch: PackedBatch, *, max_new_tokens: int, stop_token_ids: Collection[int] = ()
@@ -209,7 +262,7 @@ class Eagle(nn.Module):
                 "save_pretrained: the model has adapters. lora.merge adds them to the weights first, and "
                 "lora.save_adapter writes them alone."
             )
-        folder, cfg = Path(folder), self._as_it_is()
+        folder, cfg = Path(folder), self.saved_config()
         parameters, rules = dict(self.named_parameters()), weights.rules(cfg)
         if strange := [name for name in build(cfg).state_dict().keys() ^ parameters.keys() if name != _HEAD]:
             raise ValueError(
@@ -219,8 +272,9 @@ class Eagle(nn.Module):
         weights.save(folder, parameters, rules, carried=self.carried, layout=layout, max_shard_bytes=max_shard_bytes)
         write_config(folder, cfg, self.lm_head.weight.dtype, self.carried, layout=layout)
 
-    def _as_it_is(self) -> EagleConfig:
-        """The config; where tied embeddings were trained apart, as PEFT does with either of the two, not tied."""
+    def saved_config(self) -> EagleConfig:
+        """The config of its weights as they are; where tied embeddings were trained apart, as PEFT does with either of
+        the two, not tied."""
         text = self.cfg.text
         is_tied = text.tie_word_embeddings and self.lm_head.weight is self.llm.embed_tokens.weight
         return replace(self.cfg, text=replace(text, tie_word_embeddings=is_tied))
@@ -242,17 +296,31 @@ def write_config(
 def draw(model: nn.Module, initializer_range: float) -> None:
     """New matrices and embeddings, and biases of 0; norms keep the 1 and 0 of their constructors."""
     for module in model.modules():
-        if next((p.is_meta for p in module.parameters(recurse=False)), True):
-            continue  # nothing to draw into, and torch does it in Python, slowly
-        if isinstance(module, Linear):
-            # One projection after another: a seed's numbers are those of layers that are not fused.
-            sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features
-            for rows in module.weight.detach().split(sizes):
-                nn.init.normal_(rows, std=module.in_features**-0.5)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, LMHead | nn.Embedding):
-            nn.init.normal_(module.weight, std=initializer_range)
+        if not next((p.is_meta for p in module.parameters(recurse=False)), True):
+            _draw(module, initializer_range)  # else nothing to draw into, and torch does it in Python, slowly
+
+
+def _draw(module: nn.Module, initializer_range: float) -> bool:
+    if isinstance(module, Linear):
+        # One projection after another: a seed's numbers are those of layers that are not fused.
+        sizes = module.sizes if isinstance(module, FusedLinear) else module.out_features
+        for rows in module.weight.detach().split(sizes):
+            nn.init.normal_(rows, std=module.in_features**-0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+        return True
+    if isinstance(module, LMHead | nn.Embedding):
+        nn.init.normal_(module.weight, std=initializer_range)
+        return True
+    return False
+
+
+def _reset(module: nn.Module) -> bool:
+    """As the constructors of layers do off "meta"."""
+    has_own = isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm | GeluBias)
+    if has_own:
+        module.reset_parameters()  # type: ignore[operator]
+    return has_own
 
 
 def _num_processes() -> int:
@@ -313,6 +381,9 @@ def load(
     shard by shard: the memory is the weights' and one shard's. None: new weights, drawn on the CPU from torch's global
     generator, so that a seed means the same on every device, and the same as a model that was built on the CPU.
 
+    Of parameters that are cut over processes (shards.py) each process reads, or keeps, its rows alone; the numbers are
+    the same. Adapters get none here: lora.draw and lora.load_adapter give them theirs.
+
     is_verified: a checkpoint's files were checked against its manifest just now; else those that are read are.
     mapped: on a CPU, weights are views of the mapped files, as transformers has them: a model that is only used starts
     at once. The files must not be written to in place meanwhile (weights.read).
@@ -322,14 +393,16 @@ def load(
     where `weights.read` does.
     """
     check_device(model.cfg, device)
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if ".lora." not in name}  # adapters: lora.draw
     if held := [name for name, parameter in parameters.items() if not parameter.is_meta]:
         raise ValueError(f'load: {held[0]} holds numbers already; needs a model from build(cfg, "meta").')
-    if source is None:
+    if source is None and any(is_cut(parameter) for parameter in parameters.values()):
+        draws = partial(_draw, initializer_range=model.cfg.initializer_range)
+        fill(model, [_reset, draws], dtype=dtype, device=device)
+    elif source is None:
         model.to_empty(device="cpu")
-        for module in model.modules():  # as their constructors do off "meta"
-            if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm | GeluBias):
-                module.reset_parameters()
+        for module in model.modules():
+            _reset(module)
         draw(model, model.cfg.initializer_range)
         model.to(device=device, dtype=dtype)
     else:
@@ -342,9 +415,9 @@ def load(
             is_verified=is_verified,
             carried=model.carried,
             mapped=mapped,
+            rows={name: rows_of(parameter) for name, parameter in parameters.items() if is_cut(parameter)},
         )
         for name, tensor in tensors:
             path, _, leaf = name.rpartition(".")
-            tensor = tensor if convert is None else convert(name, tensor)
-            setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, parameters[name].requires_grad))
+            put(model.get_submodule(path), leaf, tensor if convert is None else convert(name, tensor))
     model._tie()

@@ -42,8 +42,9 @@ from eagle_model.files import read_json, write_text
 from eagle_model.model import weights
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.linear import FusedLinear, Linear
-from eagle_model.model.lora_config import LoraConfig, from_peft, renamed, to_peft
+from eagle_model.model.lora_config import NARROWING, LoraConfig, from_peft, renamed, to_peft
 from eagle_model.model.nf4 import is_nf4
+from eagle_model.model.shards import own, put, rows_of, whole
 
 __all__ = ["LoraConfig", "add_lora", "load_adapter", "merge", "save_adapter", "trained_whole"]
 
@@ -118,16 +119,20 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def draw(self, weight_RC: Tensor, init: str) -> None:
-        """New numbers that leave the block's output as it is; A from torch's global generator of the CPU."""
-        A_rC = torch.empty(self.A.weight.shape)
+        """New numbers that leave the block's output as it is; A from torch's global generator of the CPU.
+
+        weight_RC: W, all of it with DoRA; else its device alone matters.
+        """
+        A_rC, device, dtype = torch.empty(self.A.weight.shape), weight_RC.device, self.A.weight.dtype
         if init == "gaussian":
             nn.init.normal_(A_rC, std=1 / len(A_rC))
         else:
             nn.init.kaiming_uniform_(A_rC, a=math.sqrt(5))
-        self.A.weight.copy_(A_rC)
-        self.B.weight.zero_()
-        if self.magnitude is not None:
-            self.magnitude.copy_(self.row_norms(weight_RC))
+        put(self.A, "weight", A_rC[slice(*rows_of(self.A.weight))].to(device, dtype, copy=True))
+        put(self.B, "weight", torch.zeros_like(own(self.B.weight), device=device, dtype=dtype))
+        if self.magnitude is not None:  # of W + s B A, and B is 0
+            norms_R = torch.linalg.vector_norm(weight_RC, dim=1)
+            put(self, "magnitude", norms_R[slice(*rows_of(self.magnitude))].to(device, dtype, copy=True))
 
 
 class LoraLinear(Linear):
@@ -167,7 +172,10 @@ class LoraLinear(Linear):
         return list(zip(plain_TF.split(self.sizes, dim=-1), weight_FC.split(self.sizes), strict=True))
 
     def draw(self, init: str) -> None:
-        for block, weight_RC in zip(self.blocks, self.weight.to(torch.float32).split(self.sizes), strict=True):
+        weights_RC: Sequence[Tensor] = [self.weight] * len(self.blocks)
+        if self.dora:
+            weights_RC = whole(self.weight.detach()).to(torch.float32).split(self.sizes)
+        for block, weight_RC in zip(self.blocks, weights_RC, strict=True):
             if block.rank:
                 self.adapter(block).draw(weight_RC, init)
 
@@ -196,14 +204,22 @@ class LoraLinear(Linear):
 def add_lora(model: Eagle, config: LoraConfig, *, base: str | None = None) -> None:
     """Gives a model new adapters, in fp32, and freezes all else but modules_to_save.
 
-    A is drawn on the CPU from torch's global generator: a seed means the same on every device. On "meta" nothing is.
+    A is drawn on the CPU from torch's global generator: a seed means the same on every device. On "meta" nothing is:
+    `draw` does it, once the model has its weights.
 
     Args:   base: the folder that the model came from, for the adapters' file.
     Raises: ConfigError when the model has adapters, a pattern fits no projection, or a module no parameter.
     """
     _attach(model, config, {"base_model_name_or_path": base})
+    if not model.lm_head.weight.is_meta:
+        draw(model)
+
+
+def draw(model: Eagle) -> None:
+    """New numbers for the adapters of a model that has its weights; of adapters that are cut, this process's rows."""
+    config = _attached(model).config
     for module in model.modules():
-        if isinstance(module, LoraLinear) and not module.weight.is_meta:
+        if isinstance(module, LoraLinear):
             module.draw(config.init)
 
 
@@ -226,22 +242,37 @@ def save_adapter(model: Eagle, folder: Path | str) -> None:
 
     Raises ValueError when the model has no adapters, FileExistsError when the folder has some.
     """
-    attached, folder = _attached(model), Path(folder)
+    folder, tensors = Path(folder), adapter_tensors(model)
     folder.mkdir(parents=True, exist_ok=True)
     if present := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()]:
         raise FileExistsError(f"{folder} already holds {few(present)}; save to another folder.")
-    tensors = {_PREFIX + key: getattr(*place).detach() for key, place in _places(model).items()}
-    whole = {name: model.get_parameter(name).detach() for name in trained_whole(model, attached.config)}
-    tensors |= {_PREFIX + key: tensor for key, tensor in weights.released(whole, _rules(model)).items()}
+    weights.write_tensors(folder / WEIGHTS_FILE, tensors)
+    write_text(folder / CONFIG_FILE, adapter_config(model))
+
+
+def adapter_tensors(model: Eagle, *, whole: Callable[[Tensor], Tensor] = Tensor.detach) -> dict[str, Tensor]:
+    """What WEIGHTS_FILE holds of a model. whole: makes one tensor of each parameter, in the same order everywhere.
+
+    Raises ValueError when the model has no adapters.
+    """
+    config = _attached(model).config
+    tensors = {_PREFIX + key: whole(getattr(*place)) for key, place in _places(model).items()}
+    parameters = {name: whole(model.get_parameter(name)) for name in trained_whole(model, config)}
+    return tensors | {_PREFIX + key: tensor for key, tensor in weights.released(parameters, _rules(model)).items()}
+
+
+def adapter_config(model: Eagle) -> str:
+    """What CONFIG_FILE holds beside the tensors. Raises ValueError when the model has no adapters."""
+    attached = _attached(model)
     config = attached.config
+    meta = {name: torch.empty(model.get_parameter(name).shape, device="meta") for name in trained_whole(model, config)}
     if _by_pefts_rule(model, config) != config:  # then PEFT would take more for it
-        modules = sorted({key.rpartition(".")[0] for key in weights.released(whole, _rules(model))})
+        modules = sorted({key.rpartition(".")[0] for key in weights.released(meta, _rules(model))})
         config = replace(config, modules_to_save=tuple(modules))
     fields = to_peft(config, list(_adapters(model))) | dict(attached.other)
-    if model.cfg.text.tie_word_embeddings and "llm.embed_tokens.weight" in whole:
+    if model.cfg.text.tie_word_embeddings and "llm.embed_tokens.weight" in meta:
         fields["ensure_weight_tying"] = True
-    weights.write_tensors(folder / WEIGHTS_FILE, tensors)
-    write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2, sort_keys=True))
+    return json.dumps(fields, indent=2, sort_keys=True)
 
 
 def merge(model: Eagle) -> None:
@@ -394,7 +425,11 @@ def _load(model: Eagle, folder: Path, dtype: torch.dtype | None) -> None:
         config, other = from_peft(fields, _ranks(stored))
         if any(_our_module(model, key) is not None for key in stored):
             config, stored = _under_released_names(model, config, stored)
-            other = {name: value for name, value in other.items() if name not in ("target_modules", "rank_pattern")}
+            other = {
+                name: value
+                for name, value in other.items()
+                if name not in ("target_modules", "rank_pattern", *NARROWING)
+            }
         untie = model.cfg.text.tie_word_embeddings and not fields.get("ensure_weight_tying")
         told, config = config.modules_to_save, _by_pefts_rule(model, config, apart=untie)
         other |= {} if config.modules_to_save == told else {"modules_to_save": list(told)}
@@ -413,13 +448,14 @@ def _load(model: Eagle, folder: Path, dtype: torch.dtype | None) -> None:
     parameters = {name: model.get_parameter(name) for name in whole}
     with _open(folder / WEIGHTS_FILE) as file, torch.no_grad():
         for key, (module, attribute) in _places(model).items():
-            old = getattr(module, attribute)
-            tensor = stored[key].get(file)  # of a mapped file, which others may write to: copied
-            tensor = tensor.to(device=old.device, dtype=dtype or tensor.dtype, copy=True)
-            setattr(module, attribute, nn.Parameter(tensor, old.requires_grad))
+            old, tensor = getattr(module, attribute), stored[key].get(file)
+            tensor = tensor[slice(*rows_of(old))]
+            # Of a mapped file, which others may write to: copied. Adapters on "meta" go where their model is.
+            device = model.lm_head.weight.device
+            put(module, attribute, tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True))
         released = {key: stored[key].get(file) for key in wanted}
         for name, tensor in weights.assembled(released, parameters, _rules(model)).items():
-            parameters[name].copy_(tensor)
+            own(parameters[name]).copy_(tensor[slice(*rows_of(parameters[name]))])
 
 
 def _ranks(stored: Mapping[str, _Stored]) -> dict[str, int]:

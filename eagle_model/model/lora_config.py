@@ -42,18 +42,20 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # others change the weights under the adapter
     **dict.fromkeys(
         (
-            "alora_invocation_tokens", "arrow_config", "exclude_modules", "fan_in_fan_out", "kasa_config",
-            "layer_replication", "layers_to_transform", "lora_bias", "monteclora_config", "target_parameters",
-            "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config",
+            "alora_invocation_tokens", "arrow_config", "fan_in_fan_out", "kasa_config", "layer_replication",
+            "lora_bias", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora",
+            "use_qalora", "velora_config",
         ),
         (None, False, [], {}),
     ),
 }  # fmt: skip
+# Fields that leave out some of the target_modules: which are left the tensors say.
+NARROWING = ("exclude_modules", "layers_to_transform")
 # Fields that change nothing that is computed; they are kept.
 _FREE = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
-    "layers_pattern", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "peft_version",
-    "qalora_group_size", "revision", "runtime_config", "task_type",
+    *NARROWING, "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
+    "inference_mode", "layers_pattern", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
 
 
@@ -153,12 +155,15 @@ def from_peft(fields: Mapping[str, Any], ranks: Mapping[str, int]) -> tuple[Lora
     known = _DEFAULTS | {ours: fields[name] for name, ours in _OURS.items() if fields.get(name) is not None}
     other = {name: value for name, value in fields.items() if name not in _OURS}
     targets = known.get("targets")
+    is_narrowed = any(fields.get(name) not in (None, []) for name in NARROWING)
     if isinstance(targets, str):
         known["targets"], other["target_modules"] = [*ranks], targets
     elif targets is None:
         raise ConfigError("target_modules is None; needs names of modules, or one regular expression.")
     elif isinstance(targets, list) and not all(isinstance(name, str) and _is_name(name) for name in targets):
         raise ConfigError(f"target_modules is {shown(targets)}; needs names of modules, or one regular expression.")
+    elif is_narrowed:
+        known["targets"], other["target_modules"] = [*ranks], targets
     for name in ("rank_pattern", "alpha_pattern"):
         patterns = known.get(name, {})
         require(isinstance(patterns, dict), name, shown(patterns), "an object of names and numbers")

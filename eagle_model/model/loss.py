@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from eagle_kernels.linear_cross_entropy import linear_cross_entropy
 from eagle_model.batch import IGNORE_INDEX
+from eagle_model.model.shards import whole
+from eagle_model.model.vocab_parallel import cut_loss
 
 LossPer = Literal["sample", "turn"]  # what counts as the square root of its length
 
@@ -100,6 +102,7 @@ class LMHead(nn.Linear):
         super().__init__(hidden_size, vocab_size, bias=False)
         self.on_losses: Callable[[Tensor], None] | None = None  # is given each token's loss, (T,), without its weight
         self.chunk_bytes: int | None = None  # the most that logits take at a time in training; None: the op's choice
+        self.vocab_parallel = False  # its rows stay cut over processes (vocab_parallel.py)
 
     def forward(
         self,
@@ -112,11 +115,16 @@ class LMHead(nn.Linear):
         weights, their mean). Where nothing is labelled, loss and gradients are 0. Faster on a GPU where the caller
         knows the number of labels."""
         if labels_T is None:
-            return F.linear(hidden_TD, self.weight)
-        loss, stats = linear_cross_entropy(
-            hidden_TD, self.weight, labels_T, token_weights_T,
-            num_labelled=num_labelled, chunk_bytes=self.chunk_bytes, return_stats=True,
-        )  # fmt: skip
+            return F.linear(hidden_TD, whole(self.weight).to(hidden_TD.dtype) if self.vocab_parallel else self.weight)
+        if self.vocab_parallel:
+            assert token_weights_T is not None, "the mean is over tokens that other processes have"
+            loss, losses_T = cut_loss(hidden_TD, self.weight, labels_T, token_weights_T, chunk_bytes=self.chunk_bytes)
+        else:
+            loss, stats = linear_cross_entropy(
+                hidden_TD, self.weight, labels_T, token_weights_T,
+                num_labelled=num_labelled, chunk_bytes=self.chunk_bytes, return_stats=True,
+            )  # fmt: skip
+            losses_T = stats and stats.losses_T
         if self.on_losses is not None:
-            self.on_losses(stats.losses_T)
+            self.on_losses(losses_T)
         return loss

@@ -21,6 +21,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -39,6 +40,7 @@ from eagle_model.model.config import EagleConfig, TextConfig, VisionConfig
 
 MAX_SHARD_BYTES = 5_000_000_000  # what the released model's shards stay below
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FORMAT = ("format", "pt")  # what transformers looks for in a header
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # what other programs keep pickled weights in
 MAX_LINE_CHARS = 200  # of a refusal: the longest released name has 75, and shapes come after it
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # no quantised ones
@@ -55,8 +57,8 @@ _LAYOUTS = (
     ("model.vision_model.", "vision_model.vision_model.", "as transformers 5 does"),
     ("model.language_model.", "language_model.model.", "as transformers 5 does"),
     ("language_model.", "language_model.model.", "as transformers 5 does"),
-    ("model.", "", "as a model that holds this one does"),
 )
+_OUTER = re.compile(r"(.+?\.)(?:vision_model|mlp1|language_model)\.")  # what stands before a released name
 
 
 def _unchanged(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -261,6 +263,16 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     if present := sorted(path.name for path in folder.glob("*.safetensors*")):
         raise FileExistsError(f"{folder} already holds {', '.join(present)}; save to an empty folder.")
+    shards = in_shards(num_bytes, max_shard_bytes)
+    names = shard_names(len(shards))
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, {key: get(key) for key in shard})
+    if len(shards) > 1:
+        write_index(folder, num_bytes, dict(zip(names, shards, strict=True)))
+
+
+def in_shards(num_bytes: Mapping[str, int], max_shard_bytes: int = MAX_SHARD_BYTES) -> list[list[str]]:
+    """Tensors of known sizes, in their order, in shards of up to `max_shard_bytes` or of one tensor."""
     shards: list[list[str]] = [[]]
     shard_bytes = 0
     for key, size in num_bytes.items():
@@ -269,14 +281,17 @@ def write_shards(
             shard_bytes = 0
         shards[-1].append(key)
         shard_bytes += size
-    if len(shards) == 1:
-        write_tensors(folder / SINGLE, {key: get(key) for key in shards[0]})
-        return
-    weight_map = {}
-    for i, shard in enumerate(shards, start=1):
-        file_name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / file_name, {key: get(key) for key in shard})
-        weight_map.update(dict.fromkeys(shard, file_name))
+    return shards
+
+
+def shard_names(number: int) -> list[str]:
+    """The names of so many shards; a single one has one without numbers, and needs no index."""
+    return [SINGLE] if number == 1 else [f"model-{i:05d}-of-{number:05d}.safetensors" for i in range(1, number + 1)]
+
+
+def write_index(folder: Path, num_bytes: Mapping[str, int], shards: Mapping[str, Iterable[str]]) -> None:
+    """Writes the index of several shards. shards: their tensors, by file name."""
+    weight_map = {key: name for name, keys in shards.items() for key in keys}
     write_json(folder / INDEX, {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": weight_map})
 
 
@@ -290,6 +305,7 @@ def read(
     is_verified: bool = False,
     carried: MutableMapping[str, Tensor] | None = None,
     mapped: bool = False,
+    rows: Mapping[str, tuple[int, int]] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """(our name, tensor) for each of `parameters` (only the shapes matter, they may be on the meta device).
 
@@ -301,6 +317,8 @@ def read(
     used, and pages that are written to become the process's own. Until then they show what others write into the
     files, and a file that is cut short kills the process; files that are replaced, as here, stay as they were. What
     lies apart in the files and is one here, as q, k and v, is copied.
+
+    rows: of these parameters, no more than the rows from the first number up to the second is read, and given.
 
     Names under `backbone.eagle_model.` or `backbone.model.` (Isaac GR00T) count without that prefix; what such a
     checkpoint holds beside the prefix is not Eagle's and is skipped.
@@ -318,6 +336,9 @@ def read(
     paths = sorted({tensor.path for tensor in stored.values()})
     if not is_verified:
         verify_listed(folder, [path.name for path in paths])
+    rows = rows or {}
+    cut, groups = [g for g in groups if g.ours[0] in rows], [g for g in groups if g.ours[0] not in rows]
+    yield from _read_rows(cut, parameters, stored, rows, dtype, device)
     started: dict[str, tuple[tuple[Tensor, ...], dict[str, Tensor]]] = {}
     for path in paths:
         in_memory = _Mapped(path) if mapped and torch.device(device).type == "cpu" else None
@@ -354,11 +375,43 @@ def read(
                     {key: file.get_tensor(stored_key).to("cpu", copy=True) for key, stored_key in here.items()}
                 )
     for key, first in again.items():
-        if not torch.equal(stored_tensor(stored[key], dtype), stored_tensor(stored[first], dtype)):
+        rows_here = slice(*next((rows[group.ours[0]] for group in cut if first in group.theirs), (None, None)))
+        if not torch.equal(
+            stored_tensor(stored[key], dtype, rows_here), stored_tensor(stored[first], dtype, rows_here)
+        ):
             raise ValueError(
                 f"{folder}: config.json says tie_word_embeddings, but {key} and {first} differ. "
                 f"Set text_config.tie_word_embeddings to false."
             )
+
+
+def _read_rows(
+    groups: Iterable[_Applied],
+    parameters: Mapping[str, Tensor],
+    stored: Mapping[str, Stored],
+    rows: Mapping[str, tuple[int, int]],
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+) -> Iterator[tuple[str, Tensor]]:
+    """Rows of parameters, which are those of a file's tensors one after another; `read` has checked that all fit."""
+    with ExitStack() as files:
+        opened = {path: files.enter_context(_open(path, "cpu")) for path in {at.path for at in stored.values()}}
+        for group in groups:
+            (name,) = group.ours
+            (first, end), (num_rows, *width) = rows[name], parameters[name].shape
+            parts, begin = [], 0
+            for at in (stored[key] for key in group.theirs):
+                here = slice(max(first - begin, 0), max(min(end - begin, at.shape[0]), 0))
+                if here.start < here.stop:
+                    parts.append(opened[at.path].get_slice(at.key)[here].reshape(-1, *width))
+                begin += at.shape[0]
+            if begin != num_rows:
+                raise ValueError(
+                    f"{name} is not made of {few(group.theirs)} row by row; it cannot be cut over processes."
+                )
+            kind = dtype or DTYPES[stored[group.theirs[0]].dtype]
+            whole = torch.cat(parts) if parts else torch.empty(0, *width)
+            yield name, whole.to(device=device, dtype=kind, copy=len(parts) == 1)
 
 
 def _take_second_names(stored: dict[str, Stored], groups: Iterable[_Applied]) -> None:
@@ -551,7 +604,8 @@ def _naming(unknown: Sequence[str], missing: set[str]) -> str:
         held = [key for key in unknown if wrapper in key]
         if any(_unwrapped(key) in missing for key in held):
             return f"{len(held)} tensors have {wrapper!r} in their names, as {advice}, or rename the tensors."
-    for theirs, needed, writer in _LAYOUTS:
+    outer = sorted({found[1] for key in unknown if (found := _OUTER.match(key))})
+    for theirs, needed, writer in (*_LAYOUTS, *((x, "", "as a model that holds this one does") for x in outer)):
         held = [key for key in unknown if key.startswith(theirs) and needed + key.removeprefix(theirs) in missing]
         if held:
             return (
@@ -573,17 +627,19 @@ def _first(lines: Sequence[str]) -> list[str]:
     return shown + [f"and {len(lines) - MAX_NAMES:,} more"] * (len(lines) > MAX_NAMES)
 
 
-def stored_tensor(at: Stored, dtype: torch.dtype | None) -> Tensor:
-    """A tensor of a file, in a dtype or its own; it may be a view of the mapped file."""
+def stored_tensor(at: Stored, dtype: torch.dtype | None, rows: slice = slice(None)) -> Tensor:
+    """A tensor of a file, or rows of it, in a dtype or its own; it may be a view of the mapped file."""
     with _open(at.path, "cpu") as file:
-        return file.get_tensor(at.key).to(dtype=dtype)
+        return file.get_slice(at.key)[rows].to(dtype=dtype)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file, whole or not at all."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: tuple[str, str] = FORMAT) -> None:
+    """Writes a safetensors file, whole or not at all. about: a name and a text for its header; one, since the order of
+    several is not the same each time."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    metadata = dict([about])
     try:
-        write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+        write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata=metadata))
     except SafetensorError as error:
         raise os_error(error, path) from error
 

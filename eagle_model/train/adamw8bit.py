@@ -3,6 +3,7 @@
     adamw = adamw8bit([{"params": [master], "weight_decay": 0.05}], lr=2e-5, betas=(0.9, 0.999), eps=1e-8)
     flat("exp_avg", adamw.state[master]["exp_avg"])      # {"exp_avg_codes": uint8, "exp_avg_scale": fp32}
     joined(flat("exp_avg", moment))["exp_avg"]           # the moment again, bit for bit
+    rounded("exp_avg", plain("exp_avg", parts)[8:])      # some of its rows, whose blocks begin elsewhere
 
 256 numbers share an fp32 scale and each is one of 256 values; tensors below 4096 numbers stay as they are. The update
 is computed in fp32. torchao compiles it where torch.compile works.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256  # numbers that share a scale, as in the paper's successor and torchao
+MIN_NUMBERS = 4096  # of a tensor whose moments take 8 bits: torchao's, after bitsandbytes
 PARTS = ("codes", "scale")  # what differs from moment to moment; the 256 values are the same for all
 
 
@@ -58,6 +60,20 @@ def joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             values = OptimState8bit.zeros((BLOCK,), signed, BLOCK, codes.device).qmap
             whole[key] = OptimState8bit(codes, scale, values, signed, dtype=torch.float32)
     return whole
+
+
+def plain(key: str, state: Mapping[str, Tensor]) -> Tensor:
+    """The fp32 numbers of the moment `key`, from the tensors that `flat` made."""
+    return state[key] if key in state else joined(state)[key].dequantize()
+
+
+def rounded(key: str, moment: Tensor) -> dict[str, Tensor]:
+    """fp32 numbers of the moment `key` as `flat` would give them: in 8 bits, where torchao has such a tensor so."""
+    if moment.numel() < MIN_NUMBERS or moment.numel() % BLOCK:
+        return {key: moment}
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    return flat(key, OptimState8bit.zeros(moment.shape, key == "exp_avg", BLOCK, moment.device).copy_(moment))
 
 
 def shapes(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Runs that train adapters: the model under them, as little of it as need be, and whether it is still the same.
 
-    model = adapted(read_model_config(base), base, config, "cuda")     # config.lora, config.base_weights, config.dtype
+    model = adapted(read_model_config(base), base, config, ranks)      # config.lora, config.base_weights, config.dtype
     base_of(model)                               # {"folder": "Eagle2.5-8B", "sha256": "..."}: what a checkpoint keeps
     same_base({"folder": ..., "sha256": ...}, checkpoint)              # its folder, or CheckpointError
 
@@ -19,22 +19,25 @@ from eagle_model.checkpoints import CheckpointError
 from eagle_model.fields import shown
 from eagle_model.model.config import EagleConfig
 from eagle_model.model.eagle import Eagle, build, load
-from eagle_model.model.lora import add_lora, trained_whole
+from eagle_model.model.lora import add_lora, draw, trained_whole
 from eagle_model.model.nf4 import projections, to_nf4
 from eagle_model.model.weights import fingerprint
 from eagle_model.train.config import TrainConfig
-from eagle_model.train.parallel import Layout, parallelize
+from eagle_model.train.parallel import laid_out
 from eagle_model.train.precision import DTYPES
+from eagle_model.train.ranks import Ranks
 
 
-def adapted(cfg: EagleConfig, base: Path, config: TrainConfig, device: torch.device | str) -> Eagle:
-    """The model of a folder with new adapters.
+def adapted(cfg: EagleConfig, base: Path, config: TrainConfig, ranks: Ranks) -> Eagle:
+    """The model of a folder with new adapters, laid over the processes.
 
     What is trained is fp32; the rest is in the config's dtype, or in 4 bits, as soon as it is read: no more of it is
     ever held in fp32 than one tensor.
     """
     assert config.lora is not None
-    model = parallelize(build(cfg), Layout())
+    model = build(cfg)
+    add_lora(model, config.lora, base=str(base))
+    laid_out(model, config, ranks)
     trained, dtype = set(trained_whole(model, config.lora)), DTYPES[config.dtype]
     in_4_bits = {f"llm.{name}" for name in projections(model.llm)} if config.base_weights == "nf4" else set()
 
@@ -43,8 +46,8 @@ def adapted(cfg: EagleConfig, base: Path, config: TrainConfig, device: torch.dev
             return weight
         return to_nf4(weight.to(dtype)) if name in in_4_bits else weight.to(dtype)
 
-    load(model, base, dtype=torch.float32, device=device, convert=convert)
-    add_lora(model, config.lora, base=str(base))
+    load(model, base, dtype=torch.float32, device=ranks.device, convert=convert)
+    draw(model)
     return model
 
 

@@ -24,6 +24,7 @@ from eagle_model.fields import ConfigError
 from eagle_model.model.eagle import Eagle
 from eagle_model.train.config import TrainConfig
 from eagle_model.train.precision import DTYPES
+from eagle_model.train.ranks import Ranks
 from eagle_model.train.step_log import StepLog
 
 LOG = "answers.jsonl"
@@ -33,7 +34,15 @@ MAX_PROMPTS = 32  # questions: they are answered one by one, token by token, whi
 class Answers:
     """The questions of one run."""
 
-    def __init__(self, config: TrainConfig, processor: Processor, run_folder: Path, *, steps_done: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        processor: Processor,
+        run_folder: Path,
+        *,
+        steps_done: int,
+        ranks: Ranks | None = None,
+    ) -> None:
         """Raises DataError when a question cannot be read or does not fit the context beside its answer, ConfigError
         when there are none, or more than MAX_PROMPTS, or the answers alone fill the context."""
         assert config.answers is not None
@@ -43,14 +52,16 @@ class Answers:
         self._questions = [_split(sample) for sample in samples]
         for question, _ in self._questions:
             self._processor.plan_sample(question, generation_prompt=True)
-        self._log = StepLog(run_folder / LOG, steps_done=steps_done)
+        self._log = StepLog(run_folder / LOG, steps_done=steps_done) if ranks is None or ranks.is_first else None
 
     def is_due(self, step: int, *, is_last: bool) -> bool:
         """Whether to ask after `step` steps."""
         return is_last or step % self._config.every_steps == 0
 
     def answer(self, model: Eagle, step: int) -> list[str]:
-        """Asks all questions after `step` steps; logs and returns the answers. Raises OSError, DataError as above."""
+        """Asks all questions after `step` steps; logs and returns the answers. Raises OSError, DataError as above.
+
+        All ranks ask the same, since each may have no more than its share of the weights; the first logs."""
         was_training, texts = model.training, []
         model.eval()
         try:
@@ -58,7 +69,8 @@ class Answers:
                 text = self._ask(model, question)
                 asked = question.turns[-1].text.strip()
                 line = {"step": step, "id": question.id, "asked": asked, "answer": text, "expected": expected}
-                self._log.write(line)
+                if self._log is not None:
+                    self._log.write(line)
                 texts.append(text)
         finally:
             model.train(was_training)

@@ -9,7 +9,8 @@
     checkpoints/best-000080/              the files of step-000080, kept whatever becomes of that; never resumed from
 
 A save writes beside, fsyncs every file and folder, renames, and fsyncs the parent: the name `step-000123` appears at
-once or not at all.
+once or not at all. Where several processes save, each writes its files and hands in a list of them; when all have, the
+first commits. `eagle_model.train.saver` does so in threads.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from eagle_model.checkpoints import MANIFEST, CheckpointError, FileEntry, Manifest, read_manifest, steps
 from eagle_model.fields import few
-from eagle_model.files import flush, sha256
+from eagle_model.files import flush, read_json, sha256, write_json
+
+POLL_SECONDS = 0.02  # between looks for what another process hands in
+_PARTIAL = ".partial"
 
 
 def save(folder: Path, step: int, run: str, write: Callable[[Path], None]) -> Path:
@@ -32,35 +39,101 @@ def save(folder: Path, step: int, run: str, write: Callable[[Path], None]) -> Pa
     Returns: the checkpoint, complete and on the disk.
     Raises:  CheckpointError when that step is there already (it is left as it is), or `write` wrote nothing.
     """
+    partial = begin(folder, step)
+    try:
+        write(partial)
+        return commit(partial, run, {})
+    except BaseException:
+        give_up(partial)
+        raise
+
+
+# ---- the same by several processes: the first begins, all hand in, the first commits
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty folder for all that step-<step> is to hold. Raises CheckpointError when that step is there already."""
     final = folder / f"step-{step:06d}"
     if final.exists():
         raise CheckpointError(
             f"{final} exists, and a checkpoint is never overwritten. Move it away or use another folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f"{final.name}.partial")
     remove_interrupted(folder)
-    try:
-        _fill(partial, step, run, write)
-        os.rename(partial, final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # on a full disk, half a checkpoint is what fills it
-        raise
-    flush(folder)
-    return final
-
-
-def _fill(partial: Path, step: int, run: str, write: Callable[[Path], None]) -> None:
+    partial = final.with_name(final.name + _PARTIAL)
     partial.mkdir()
-    write(partial)
-    files = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
-    if not files or MANIFEST in files:
-        raise CheckpointError(f"{partial} holds {few(files) or 'no file'}; needs files, and none named {MANIFEST}.")
-    entries = {name: FileEntry(path.stat().st_size, sha256(path)) for name, path in files.items()}
+    return partial
+
+
+def hand_in(partial: Path, rank: int, names: Iterable[str], told: object) -> None:
+    """Lists files that process `rank` has written, all of them on the disk, with their sizes and SHA-256.
+
+    told: what the one who commits is to know, JSON-able.
+    """
+    files = {name: asdict(_entry(partial / name)) for name in names}
+    write_json(partial / _list_name(rank), {"files": files, "told": told})
+
+
+def handed_in(partial: Path, num_ranks: int, is_off: Callable[[], bool]) -> tuple[dict[str, FileEntry], list[Any]]:
+    """Waits until so many processes have handed in: their files by name, and what each has told.
+
+    is_off: asked now and then; when it says so, nobody is waited for any longer.
+    Raises: CheckpointError when it is off, or two processes have written the same file.
+    """
+    files: dict[str, FileEntry] = {}
+    told = []
+    for rank in range(num_ranks):
+        while not (partial / _list_name(rank)).exists():
+            if is_off():
+                raise CheckpointError(f"{partial} lacks what process {rank} was to write: the save was given up.")
+            time.sleep(POLL_SECONDS)
+        listed = read_json(partial / _list_name(rank))
+        told.append(listed["told"])
+        if twice := files.keys() & listed["files"].keys():
+            raise CheckpointError(f"{partial}: {few(sorted(twice))} was written by several processes.")
+        files |= {name: FileEntry(**entry) for name, entry in listed["files"].items()}
+    for rank in range(num_ranks):
+        (partial / _list_name(rank)).unlink()
+    return files, told
+
+
+def commit(partial: Path, run: str, files: Mapping[str, FileEntry]) -> Path:
+    """Makes a checkpoint of a folder that `begin` made: all that is in it gets into the manifest, and to the disk.
+
+    files: those of them that were handed in.
+    Raises: CheckpointError when one of these is missing, as on machines that do not share the folder, or all are.
+    """
+    step = int(partial.name.removesuffix(_PARTIAL).removeprefix("step-"))
+    there = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
+    if lost := [name for name in files if name not in there or there[name].stat().st_size != files[name].num_bytes]:
+        raise CheckpointError(
+            f"{partial} lacks {few(lost)}, which another process wrote. All machines of a run must see its folder."
+        )
+    if not there or MANIFEST in there:
+        raise CheckpointError(f"{partial} holds {few(there) or 'no file'}; needs files, and none named {MANIFEST}.")
+    entries = {name: files.get(name) or _entry(path) for name, path in there.items()}
     manifest = Manifest(step=step, run=run, files=entries)
     (partial / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=2))
     for path in (partial, *partial.rglob("*")):
-        flush(path)
+        if path.relative_to(partial).as_posix() not in files:
+            flush(path)
+    final = partial.with_name(partial.name.removesuffix(_PARTIAL))
+    os.rename(partial, final)
+    flush(final.parent)
+    return final
+
+
+def give_up(partial: Path) -> None:
+    """Deletes what a save that failed has written: on a full disk, half a checkpoint is what fills it."""
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _entry(file: Path) -> FileEntry:
+    return FileEntry(file.stat().st_size, sha256(file))
+
+
+def _list_name(rank: int) -> str:
+    return f"handed-in-{rank:05d}.json"
 
 
 def set_aside(checkpoint: Path) -> Path:

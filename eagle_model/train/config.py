@@ -18,10 +18,12 @@ from eagle_model.fields import NOT_SET_BY_TEXT, ConfigError, few, from_json, req
 from eagle_model.files import read_json, write_json
 from eagle_model.model.fp8_config import Fp8Config
 from eagle_model.model.lora_config import LoraConfig
+from eagle_model.train.guards import GuardsConfig
+from eagle_model.train.layout import Layout
 from eagle_model.train.memory import MemoryConfig
 from eagle_model.train.sinks import LoggingConfig
 
-VERSION = 3  # of run folders and their configs; raised when what was written before can no longer be read
+VERSION = 4  # of run folders and their configs; raised when what was written before can no longer be read
 MAX_CONFIG_BYTES = 1 << 20  # a config has some thousand bytes; what is larger is another file
 
 
@@ -125,6 +127,7 @@ class TrainConfig:
     )
     neftune_alpha: float = 0.0  # size of the noise on token embeddings (NEFTune; 5 is usual); 0: none
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the model's arithmetic; masters and moments are fp32
+    layout: Layout = field(default_factory=Layout)  # over how many processes, and how; numbers do not depend on it
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     lora: LoraConfig | None = None  # train low-rank adapters on `model`, a folder then, and nothing else of it
     adapter: str = ""  # with lora: the folder of an adapter to go on from, PEFT's or a run's; lora must fit it
@@ -138,11 +141,15 @@ class TrainConfig:
     max_position_embeddings: int | None = None  # the model's is raised to it (no weight changes); none: as the model's
     validation: ValidationConfig | None = None  # the loss on held-out data
     answers: AnswersConfig | None = None  # an early look at what the model says
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     seed: int = 0  # of a preset's first weights, and of NEFTune's noise
     compile: bool = False  # each layer by torch.compile: minutes in the first step; not shown to help so far
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     log_every_steps: int = 10  # on the terminal; metrics.jsonl has every step
     save_every_steps: int = 100  # a checkpoint
+    save_every_minutes: float | None = None  # a checkpoint too, so many minutes after the last; none: by steps alone
+    save_in_background: bool = True  # saves are copied and written while training goes on; false: the copy's memory
+    time_limit_minutes: float | None = None  # of the job, from its start: in good time the run saves, and stops
     keep_last: int = 3  # checkpoints; older ones of the run are deleted
 
     def __post_init__(self) -> None:
@@ -156,6 +163,9 @@ class TrainConfig:
             f"{self.max_steps or 'none'} and {self.num_epochs or 'none'}",
             "one of the two; set the other to none",
         )
+        for name in ("save_every_minutes", "time_limit_minutes"):
+            minutes = getattr(self, name)
+            require(minutes is None or 0 < minutes < math.inf, name, minutes, "a number above 0, or none")
         require(0 <= self.neftune_alpha < math.inf, "neftune_alpha", self.neftune_alpha, "0 or more")
         positions, context = self.max_position_embeddings, self.processor.sampling.context_tokens
         require(
@@ -218,15 +228,39 @@ CHANGEABLE_ON_RESUME = frozenset(
         "logging.tensorboard",
         "logging.wandb_project",
         "logging.wandb_mode",
+        "guards.max_not_finite",
+        "guards.spike_score",
+        "guards.spike_steps",
+        "guards.hang_minutes",
+        "layout.replicate",  # a step is the same over any number of processes
+        "layout.shard",
+        "layout.context",
+        "layout.ulysses",
+        "layout.method",
+        "layout.vocab_parallel",
         "log_every_steps",
         "save_every_steps",
+        "save_every_minutes",
+        "save_in_background",
+        "time_limit_minutes",
         "keep_last",
         "data.recipe",  # the data may have moved; that it is the same data, the loader's state checks
+        "data.workers",
         "data.num_workers",
+        "data.prefetch_bytes",
         "data.num_decode_workers",
         "data.video_time_limit_seconds",
         "data.index_folder",
         "data.on_bad_sample",
+        "data.remote",  # a URL says what is read; these, who may be asked and how
+        "data.remote.prefixes",
+        "data.remote.cache_folder",
+        "data.remote.cache_bytes",
+        "data.remote.timeout_seconds",
+        "data.remote.num_retries",
+        "data.remote.num_requests",
+        "data.remote.s3_endpoint",
+        "data.remote.anonymous",
     }
 )
 
@@ -241,6 +275,8 @@ def read_config(path: Path) -> TrainConfig:
 
     Raises: ConfigError when there is none, it is damaged, of another version, or has a field or value that is wrong.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; needs the file that a run keeps its config in.")
     if not path.is_file():
         raise ConfigError(
             f"{path} does not exist. Runs of version {VERSION} have that file; a run of an older version is continued "

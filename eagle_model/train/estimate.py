@@ -8,9 +8,10 @@ Memory   Closed formulas, letter for letter below; on one GPU they agree with th
          `bench/bench_memory.py` within 10 % (a test), a decoder layer within 1 %. Full-parameter training.
 Time     FLOPs of `flops.py` and bytes moved, over the GPU's peaks times `RATES`. The rates are predictions: nothing
          here was timed on a GPU.
-Layouts  Of more than one GPU: predictions throughout, for what training will do there. Weights, gradients and the
-         optimizer's state are sharded over all GPUs (FSDP2), a layer's gathered while it runs, the next one's beside
-         it; `context` GPUs share a row's tokens and tiles, and each gathers all keys and values of a layer.
+Layouts  Of more than one GPU: predictions throughout. Weights, gradients and the optimizer's state are sharded over all
+         GPUs (parallel.py), the sharded fp32 weights being the masters; a layer's are gathered while it runs, the next
+         one's beside it, and those of a vision tower in chunks all the while; `context` GPUs share a row's tokens and
+         tiles, and each gathers all keys and values of a layer.
 
 Dims     T tokens and I tiles of a row on one GPU, D width, F = (H + 2K) W, M MLP width, H heads, W head width, L
          layers, C vision width, P patches, V vocabulary, N parameters, n GPUs.
@@ -19,6 +20,7 @@ Dims     T tokens and I tiles of a row on one GPU, D width, F = (H + 2K) W, M ML
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -28,6 +30,7 @@ from eagle_model.model.eagle import build
 from eagle_model.train.config import TrainConfig
 from eagle_model.train.flops import Activations, FlopMeter, Flops
 from eagle_model.train.gpu_peaks import peak_flops
+from eagle_model.train.layout import Layout, check_layout
 from eagle_model.train.memory import MemoryConfig
 
 GIB = 2**30
@@ -105,9 +108,16 @@ class Work:
 
     @classmethod
     def of(cls, cfg: EagleConfig, config: TrainConfig, *, visual_share: float = VISUAL_SHARE) -> Work:
-        """A step of a run whose rows are full. Raises ValueError for runs of adapters: they are not estimated."""
+        """A step of a run whose rows are full. Raises ValueError for runs that train adapters, or not all parts of the
+        model: they are not estimated."""
         if config.lora is not None:
             raise ValueError("estimate: the run trains adapters (lora); only full-parameter runs are estimated.")
+        parts = ("train_vision", "train_connector", "train_llm", "train_embeddings", "train_lm_head")
+        if frozen := [f"{name}=false" for name in parts if getattr(config, name) is False]:
+            raise ValueError(
+                f"estimate: the run freezes parts of the model ({', '.join(frozen)}); only full-parameter runs are "
+                "estimated. --set them to true for what a run takes at most."
+            )
         tokens = config.processor.sampling.context_tokens
         return cls(
             num_rows=config.rows_per_step,
@@ -186,9 +196,11 @@ def memory_of(cfg: EagleConfig, work: Work, memory: MemoryConfig, split: Split) 
     table, tables = V * D, (1 if text.tie_word_embeddings else 2) * V * D
     layer = (text.num_parameters - tables) // L
 
-    weights = N * b // n + (n > 1) * (2 * layer + tables) * b
+    cut = n > 1 and memory.optimizer != "host" and not memory.stochastic_rounding  # weights are the masters: fp32
+    at_once = cfg.vision.num_parameters if memory.vision_chunk_tiles is not None else 0
+    weights = N * (4 if cut else b) // n + (n > 1) * (2 * layer + tables + at_once) * b
     moments = 2 + 2 * 4 / 256 if memory.optimizer == "adamw8bit" else 8
-    masters = 4 if b == 2 and not memory.stochastic_rounding else 0
+    masters = 4 if b == 2 and not memory.stochastic_rounding and not cut else 0
     states = 0 if memory.optimizer == "host" else int(N * (moments + masters)) // n
     a_gradient = 0 if memory.optimizer == "host" else (2 if memory.stochastic_rounding else 4) / n
     head_gradients = int(a_gradient * table)
@@ -267,7 +279,7 @@ def seconds_of(cfg: EagleConfig, work: Work, memory: MemoryConfig, gpu: Gpu, spl
             rate = (gpu.link_rate if split.context <= GPUS_A_MACHINE else gpu.network_rate) * RATES["links"]
             others = (split.context - 1) / split.context * work.num_tokens
             pairs = rows * L * others * 2 * text.num_key_value_heads * text.head_dim
-            seconds["keys and values"] = pairs * (b * (1 + recomputes) + 4) / rate  # gathered; gradients in fp32
+            seconds["keys and values"] = pairs * 3 * b / rate  # gathered for forward and backward; their gradients
     return {**seconds, "all": sum(seconds.values())}
 
 
@@ -336,12 +348,23 @@ def cheapest(cfg: EagleConfig, work: Work, memory: MemoryConfig, gpu: Gpu, num_g
 
 
 def _splits(num_gpus: int, num_rows: int) -> Iterator[Split]:
-    context = 1
-    while context <= num_gpus:
-        data = num_gpus // context
-        if num_gpus % context == 0 and num_rows % data == 0:
-            yield Split(data=data, context=context)
-        context *= 2
+    for context in range(1, num_gpus + 1):
+        if num_gpus % context == 0 and num_rows % (num_gpus // context) == 0:
+            yield Split(data=num_gpus // context, context=context)
+
+
+def _split_of(layout: Layout, num_gpus: int, num_rows: int) -> Split:
+    """The layout's; where that says nothing, as many rows at a time as the GPUs can share out."""
+    if layout.processes == 1:
+        data = math.gcd(num_gpus, num_rows)
+        return Split(data=data, context=num_gpus // data)
+    check_layout(layout, num_processes=num_gpus, rows_per_step=num_rows)
+    if layout.replicate > 1:
+        raise ValueError(
+            f"estimate: layout.replicate is {layout.replicate}; needs 1, as only states that are cut over all GPUs are "
+            "estimated."
+        )
+    return Split(data=layout.shard, context=layout.context)
 
 
 def _settings(memory: MemoryConfig) -> Iterator[MemoryConfig]:
@@ -397,9 +420,10 @@ def report(
     visual_share: float = VISUAL_SHARE,
     documents: int = 1,
 ) -> list[str]:
-    """The lines of `eagle estimate`: a run as its config says, rows over all GPUs, then the cheapest way that fits.
+    """The lines of `eagle estimate`: a run as its config says, then the cheapest way that fits. Where the config has no
+    layout, rows are shared out over the GPUs, as far as they go.
 
-    Raises ValueError for a GPU that is not known, and for runs of adapters.
+    Raises ValueError for a GPU that is not known, for a layout that cannot work on so many, and as `Work.of` does.
     """
     gpu = gpu_of(gpu_name)
     work = replace(Work.of(cfg, config, visual_share=visual_share), documents=documents)
@@ -407,12 +431,15 @@ def report(
         f"{num_gpus} x {gpu_name}: a step of {work.num_rows} rows of {work.num_tokens} tokens and {work.num_tiles} "
         f"tiles; {cfg.num_parameters / 1e9:.2f} billion parameters, all trained, {config.dtype}"
     )
-    data = next(data for data in range(min(num_gpus, work.num_rows), 0, -1) if num_gpus % data == 0)
-    as_given = estimate(cfg, work, config.memory, gpu, Split(data=data, context=num_gpus // data))
+    as_given = estimate(cfg, work, config.memory, gpu, _split_of(config.layout, num_gpus, work.num_rows))
     best = cheapest(cfg, work, config.memory, gpu, num_gpus)
     found = ["Nothing fits: more GPUs, fewer tokens, or memory.optimizer=host."] if best is None else []
+    notes = ["fp8 is not reckoned with: times and memory are those of bf16."] if config.fp8 is not None else []
+    if config.dtype != "bfloat16":
+        notes.append(f"Times are by the GPU's bf16 peak; {config.dtype} takes several times as long.")
     return [
         head,
+        *notes,
         "",
         "As the recipe says",
         *lines(as_given, work, gpu),

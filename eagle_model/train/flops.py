@@ -70,6 +70,7 @@ class FlopMeter:
         if vision.takes_norm:
             walk.products(vision.post_layernorm, rows=P)
         walk.products(model.connector, rows=model.tokens_per_tile)
+        self._tokens_per_tile = model.tokens_per_tile
         self._tile, visual_tokens_flow = walk.flops, walk.flows
 
         self._text = {}  # by whether a row has tiles
@@ -93,7 +94,7 @@ class FlopMeter:
         """Of all rows of a step."""
         rows = (
             self.row(
-                num_tiles=len(batch.patches_IPK),
+                num_tiles=len(batch.visual_rows_N) // self._tokens_per_tile,  # of which this process may have a part
                 document_lengths=batch.cu_seqlens.diff().tolist(),
                 num_labelled=int((batch.labels_T != IGNORE_INDEX).sum()),
             )

@@ -36,20 +36,22 @@ class StepMetrics:
     loss: float  # nats a token
     learning_rate: float
     grad_norm: float  # before clipping
-    num_tokens: int  # of this step
+    num_tokens: int  # of this step, over all processes
     num_supervised_tokens: int  # of this step
     tokens_per_second: float  # with the wait for data
     step_seconds: float
-    data_wait_seconds: float  # of step_seconds
+    data_wait_seconds: float  # of step_seconds, in the process that waited longest
     num_skipped_samples: int  # since the run began
-    peak_rss_bytes: int  # of this process
+    peak_rss_bytes: int  # of the process that has held most
     # What files of earlier versions do not have:
     grad_norms: dict[str, float] = field(default_factory=dict)  # by part of the model that is trained, before clipping
     model_flops: int | None = None  # forward and backward, without what is computed a second time (flops.py)
     mfu: float | None = None  # model_flops a second as a share of the GPU's peak in bf16; None where that is unknown
     padding_share: float | None = None  # of the rows' room that no token fills; nothing is computed there
     truncation_share: float | None = None  # of samples: that show fewer frames or tiles, for want of context
+    num_frames_not_in_proxies: int | None = None  # read from originals, though the run has proxies
     peak_device_bytes: int | None = None  # that this step took of the GPU's memory
+    num_left_out_steps: int | None = None  # since the run began: whose loss or gradient was not finite
     dataset_losses: dict[str, float] = field(default_factory=dict)  # nats a supervised token, by the recipe's source
     dataset_tokens: dict[str, int] = field(default_factory=dict)  # supervised ones that those are means of
 

@@ -29,22 +29,29 @@ class Noise:
 
     def __init__(self, model: Eagle, *, alpha: float, seed: int) -> None:
         self._alpha, self._seed = alpha, seed
-        self._row: tuple[Tensor, int, int] | None = None
+        self._row: tuple[Tensor, int, int, Tensor | None] | None = None
         model.llm.embed_tokens.register_forward_hook(self._add)
 
-    def begin_row(self, cu_seqlens: Tensor, *, step: int, row: int) -> None:
-        """Says which row of which step comes next. cu_seqlens: the row's, on the model's device."""
-        self._row = (cu_seqlens, step, row)
+    def begin_row(self, cu_seqlens: Tensor, *, step: int, row: int, rows_R: Tensor | None = None) -> None:
+        """Says which row comes next.
+
+        cu_seqlens: the row's, on the model's device.  row: its number in the whole step, over all processes.
+        rows_R: where several processes share a row, which of its tokens are this one's.
+        """
+        self._row = (cu_seqlens, step, row, rows_R)
 
     def _add(self, embed_tokens: nn.Module, inputs: tuple[Tensor], embeddings_TD: Tensor) -> Tensor:
         if not embed_tokens.training:
             return embeddings_TD
         assert self._row is not None, "begin_row comes before the forward"
-        cu_seqlens, step, row = self._row
+        cu_seqlens, step, row, rows_R = self._row
         T, D = embeddings_TD.shape
+        if rows_R is not None:
+            T = int(cu_seqlens[-1])
         digest = hashlib.sha256(json.dumps([self._seed, step, row]).encode()).digest()
         generator = torch.Generator(embeddings_TD.device).manual_seed(int.from_bytes(digest[:7], "little"))
-        noise_TD = torch.empty_like(embeddings_TD).uniform_(-1, 1, generator=generator)
+        noise_TD = embeddings_TD.new_empty(T, D).uniform_(-1, 1, generator=generator)  # as one process draws it
         lengths_T = document_lengths(cu_seqlens, T)
         size_T = self._alpha * (lengths_T.float() * D).rsqrt()
-        return embeddings_TD + noise_TD.mul_(size_T.to(noise_TD.dtype)[:, None])
+        noise_TD.mul_(size_T.to(noise_TD.dtype)[:, None])
+        return embeddings_TD + (noise_TD if rows_R is None else noise_TD[rows_R])

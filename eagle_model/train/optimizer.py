@@ -14,8 +14,9 @@ Source   Loshchilov and Hutter 2019, arXiv:1711.05101; wsd: Hu et al. 2024, arXi
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class Optimizer:
     ) -> None:
         """multiplier: of the learning rate, by a parameter's name (parts.py). in_8_bits: the moments;
         stochastic_rounding: then, of masters in bf16 (adamw8bit.py)."""
-        self.masters, self.config = masters, config
+        self.masters, self.config, self._rounds_at_random = masters, config, stochastic_rounding
         by_kind: dict[tuple[float, float], list[Tensor]] = {}
         for name, master in masters.by_name.items():
             decay = config.weight_decay if master.ndim >= 2 else 0.0
@@ -84,13 +85,20 @@ class Optimizer:
 
         mass: fp32 scalar; None for gradients that are those of the loss already. Zero, as of a step in which nothing is
         supervised, counts as 1.
-        Returns: the norm they had in between, fp32 scalar. No host synchronisation.
+        Returns: the norm they had in between, fp32 scalar, of whole gradients where parameters are cut over processes.
+                 No host synchronisation.
         """
         grads = [master.grad for master in self.masters.by_name.values() if master.grad is not None]
         if mass is not None and grads:
             share = divisor(mass).reciprocal()
             torch._foreach_mul_(grads, share.to(grads[0].device))  # masters may be on the host
-        return nn.utils.clip_grad_norm_(self.masters.by_name.values(), self.config.max_grad_norm)
+        (norm,) = self.masters.norms([grads])
+        nn.utils.clip_grads_with_norm_(self.masters.by_name.values(), self.config.max_grad_norm, norm)
+        return norm
+
+    def leave_out(self) -> None:
+        """No update of these gradients, which are then gone."""
+        self.adamw.zero_grad(set_to_none=True)
 
     def step(self, lr: float) -> None:
         """One update with learning rate `lr`; the gradients are then gone.
@@ -107,21 +115,40 @@ class Optimizer:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        self.adamw.step()
+        with self._drawing_alike():
+            self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self.masters.round_into_model()
+
+    @contextlib.contextmanager
+    def _drawing_alike(self) -> Iterator[None]:
+        """Replicas of the same rows round them alike: their generators may differ, after dropout or a resume on other
+        processes, and weights that drift apart are found by nobody. The seed is the first one's."""
+        group = self.masters.replicas
+        if group is None or not self._rounds_at_random:
+            yield
+            return
+        device = next(iter(self.masters.by_name.values())).device
+        seed = torch.randint(2**62, (1,)).to(device)
+        torch.distributed.broadcast(seed, group=group, group_src=0)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(seed))
+            yield
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next update depends on beside the model, by name: `exp_avg.<parameter>`,
         `exp_avg_sq.<parameter>` (of 8 bits, `..._codes` and `..._scale`), `step.<parameter>`, and `master.<parameter>`
-        where the weights are no masters themselves. With stochastic rounding, torch's generator beside it."""
+        where the weights in the model's dtype do not tell them. With stochastic rounding, torch's generator beside it.
+
+        Plain tensors. Of a parameter that is cut over processes they are this process's rows (`shards.rows_of` says
+        which), `step` and the norms of none; an 8-bit moment's scales are of its own rows, 256 numbers at a time."""
         state = {
             f"{part}.{name}": tensor
             for name, master in self.masters.by_name.items()
             for key, value in self.adamw.state.get(master, {}).items()
             for part, tensor in flat(key, value).items()
         }
-        state |= {f"master.{name}": self.masters.by_name[name] for name in self.masters.copies}
+        state |= {f"master.{name}": self.masters.by_name[name] for name in self.masters.wider}
         return {key: value.detach() for key, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -138,12 +165,12 @@ class Optimizer:
             if tuple(value.shape) != need:
                 raise ValueError(f"optimizer state: {key} has shape {tuple(value.shape)}; the model needs {need}.")
         for name, master in masters.items():
-            is_copy = name in self.masters.copies
-            if is_copy != (f"master.{name}" in state):
-                has, needs = ("no master", "one") if is_copy else ("a master", "none")
+            is_wider = name in self.masters.wider
+            if is_wider != (f"master.{name}" in state):
+                has, needs = ("no master", "one") if is_wider else ("a master", "none")
                 raise ValueError(f"optimizer state: {name} has {has}; training in this dtype needs {needs}.")
-            if is_copy:
-                master.copy_(state[f"master.{name}"])
+            if is_wider:
+                master.detach().copy_(state[f"master.{name}"])
             moments = {key: state[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in state}
             if moments:  # a parameter that never had a gradient, as vision in a run on text alone, has none
                 moments = {key: value.to(master.device).clone() for key, value in moments.items()}

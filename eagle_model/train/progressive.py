@@ -24,8 +24,11 @@ from eagle_model.checkpoints import steps
 from eagle_model.fields import ConfigError, diff, few, override, shown
 from eagle_model.files import read_json, write_json
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, TrainConfig, read_config
+from eagle_model.train.layout import check_layout
+from eagle_model.train.ranks import num_processes, start
 from eagle_model.train.recipes import recipe
-from eagle_model.train.trainer import Trainer, with_absolute_paths
+from eagle_model.train.start import with_absolute_paths
+from eagle_model.train.trainer import Trainer
 
 STAGES = ("stage2", "stage3", "stage4")  # of the paper's progressive mixed post-training
 STATE = "progressive.json"
@@ -61,8 +64,8 @@ class Progressive:
     ) -> None:
         """The first stage starts from its own `model`; that of every other is replaced.
 
-        Raises: ConfigError when a stage has no data or two have one name, the folder holds something else, or a stage
-                that is done was another one.
+        Raises: ConfigError when a stage has no data or a layout that cannot work, two have one name, the folder holds
+                something else, or a stage that is done was another one.
         """
         self.folder, self.stopped_by = Path(folder), None
         self._device, self._say = device, say
@@ -71,7 +74,12 @@ class Progressive:
             raise ConfigError(f"The stages are {few(map(repr, names)) or 'none'}; needs one or more, of unlike names.")
         if without := [stage.recipe_name for stage in stages if not stage.data.recipe]:
             raise ConfigError(f"data.recipe of {few(without)} is empty; needs a recipe: --set data.recipe=FILE.")
-        befores = [None, *(self.folder / name for name in names[:-1])]
+        for stage in stages:  # the last may come days later
+            try:
+                check_layout(stage.layout, num_processes=num_processes(), rows_per_step=stage.rows_per_step)
+            except ConfigError as error:
+                raise ConfigError(f"Stage {stage.recipe_name}: {error}") from error
+        befores = [None, *map(self._start_of, names[:-1], names[1:])]
         self.stages = {
             stage.recipe_name: with_absolute_paths(replace(stage, model=str(before)) if before else stage)
             for stage, before in zip(stages, befores, strict=True)
@@ -83,16 +91,35 @@ class Progressive:
 
     stopped_by: signal.Signals | None  # the signal that ended `train` early
 
+    def _start_of(self, before: str, name: str) -> Path:
+        """The folder that stage `name` starts from: that of the stage before. One that has started says where that
+        was; the folder of all stages may have moved since."""
+        if steps(self.folder / name / "checkpoints"):
+            started_from = Path(read_config(self.folder / name / "config.json").model)
+            if started_from.name == before:
+                return started_from
+        return self.folder / before
+
     def train(self) -> bool:
         """Trains the stages that are not done, in order; returns whether all are. What a stage raises goes through."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        ranks = start(next(iter(self.stages.values())).layout, self._device)  # the stages' trainers find its processes
+        self._is_first = ranks.is_first
+        done = self._train()
+        ranks.close()
+        return done
+
+    def _train(self) -> bool:
         self._write_done()
         for number, (name, config) in enumerate(self.stages.items(), 1):
             about = f"Stage {number} of {len(self.stages)}, {name}"
             if name in self._done:
-                self._say(f"{about}: is done.")
+                about += ": is done."
+            else:
+                about += f": from {config.model}."
+            if self._is_first:
+                self._say(about)
+            if name in self._done:
                 continue
-            self._say(f"{about}: from {config.model}.")
             trainer = Trainer(config, self.folder / name, device=self._device, say=self._say)
             if not trainer.train():
                 self.stopped_by = trainer.stopped_by
@@ -125,6 +152,9 @@ class Progressive:
         return done
 
     def _write_done(self) -> None:
+        if not self._is_first:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / STATE, {"stages": list(self.stages), "done": self._done})
 
     def _check_same(self, name: str) -> None:

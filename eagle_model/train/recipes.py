@@ -63,7 +63,7 @@ def stage1() -> TrainConfig:
         TrainConfig(
             recipe_name="stage1",
             model="",
-            data=DataConfig(recipe=""),
+            data=DataConfig(recipe="", workers="process", num_workers=8),
             optimizer=OptimizerConfig(learning_rate=2e-4),
             num_epochs=1,
             rows_per_step=1024,  # 4,194,304 tokens

@@ -55,9 +55,11 @@ def save_samples(
     patch_px: int,
     mean: Sequence[float],
     std: Sequence[float],
+    tokens_per_tile: int | None = None,
 ) -> None:
     """Writes the first MAX_SAMPLES documents of some rows for the report: `samples.json` and one PNG a tile.
 
+    tokens_per_tile: needed of rows that hold a part of their tiles; of the others no picture is shown.
     A text is a list of [kind, text] in reading order, with kind one of "given", "learned" (supervised) and "visual".
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,10 +67,11 @@ def save_samples(
     samples = []
     for number, (batch, s) in enumerate(documents[:MAX_SAMPLES]):
         start, end = batch.cu_seqlens[s : s + 2].tolist()
-        num_tiles = batch.patches_IPK.shape[0]
-        first_rows_I = batch.visual_rows_N.unflatten(0, (num_tiles, -1))[:, 0] if num_tiles else batch.visual_rows_N
+        first, last = batch.tiles or (0, len(batch.patches_IPK))
+        first_rows_I = batch.visual_rows_N[:: tokens_per_tile or max(1, len(batch.visual_rows_N) // max(1, last))]
         tiles = torch.nonzero((first_rows_I >= start) & (first_rows_I < end)).flatten()
-        shown = patches_to_pixels(batch.patches_IPK[tiles[:MAX_TILES]], patch_px=patch_px, mean=mean, std=std)
+        held = tiles[(tiles >= first) & (tiles < last)] - first
+        shown = patches_to_pixels(batch.patches_IPK[held[:MAX_TILES]], patch_px=patch_px, mean=mean, std=std)
         names = [f"sample-{number}-tile-{i:02d}.png" for i in range(len(shown))]
         for name, pixels_YX3 in zip(names, shown, strict=True):
             Image.fromarray(pixels_YX3.numpy()).save(folder / name)
@@ -169,9 +172,9 @@ def _summary(steps: list[dict[str, Any]], config: TrainConfig | None) -> dict[st
         return {}
     seconds = sum(m["step_seconds"] for m in steps)
     waited = sum(m["data_wait_seconds"] for m in steps) / max(seconds, 1e-9)
-    rows = {
-        "steps": f"{steps[-1]['step']} of {config.max_steps}" if config and config.max_steps else steps[-1]["step"],
-        "epoch": steps[-1]["epoch"],
+    rows: dict[str, object] = {
+        "steps": _of(steps[-1]["step"], config.max_steps if config else None),
+        "epoch": _of(steps[-1]["epoch"] + 1, config.num_epochs if config else None),
         "loss, first and last": f"{steps[0]['loss']:.4f} and {steps[-1]['loss']:.4f}",
         "tokens": f"{sum(m['num_tokens'] for m in steps):,}",
         "supervised tokens": f"{sum(m['num_supervised_tokens'] for m in steps):,}",
@@ -187,6 +190,10 @@ def _summary(steps: list[dict[str, Any]], config: TrainConfig | None) -> dict[st
         if shares := [m[key] for m in steps if m[key] is not None]:
             rows[name] = f"{sum(shares) / len(shares):.1%}"
     return rows
+
+
+def _of(number: int, all_in_all: int | None) -> str:
+    return f"{number} of {all_in_all}" if all_in_all else str(number)
 
 
 def _curves(steps: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[Curve]:
@@ -296,8 +303,10 @@ def _samples(folder: Path, damaged: Callable[[str], None]) -> list[dict[str, obj
     try:
         for sample in read_json(path)[:MAX_SAMPLES]:
             found.append(_sample(folder, sample))
-    except _DAMAGE as error:
-        damaged(f"{path}: {error!r}" if isinstance(error, (KeyError, TypeError, AttributeError)) else str(error))
+    except (OSError, ValueError) as error:
+        damaged(str(error))
+    except (KeyError, TypeError, AttributeError):
+        damaged(f"{path} holds no samples as a run writes them; the others are shown.")
     return found
 
 
@@ -306,8 +315,15 @@ def _sample(folder: Path, sample: dict[str, Any]) -> dict[str, object]:
         "id": sample["id"],
         "num_hidden": sample["num_tiles"] - len(sample["tiles"]),
         "tiles": [_data_uri("image/png", _tile(folder, name)) for name in sample["tiles"][:MAX_TILES]],
-        "text": [(kind, text) for kind, text in sample["text"]],
+        "text": _pairs(sample["text"]),
     }
+
+
+def _pairs(found: Any) -> list[tuple[object, object]]:
+    """Raises TypeError where these are none, in the place of ValueError too."""
+    if not isinstance(found, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in found):
+        raise TypeError("needs lists of two")
+    return [(first, second) for first, second in found]
 
 
 def _tile(folder: Path, name: str) -> bytes:
@@ -322,15 +338,18 @@ def _skipped(path: Path, damaged: Callable[[str], None]) -> dict[str, object] | 
     """How many there are, and the first of them with their reasons; None where the file is damaged."""
     try:
         skipped = read_json(path) if path.exists() else []
-        return {"rows": [(name, reason) for name, reason in skipped[:MAX_SKIPPED]], "number": len(skipped)}
-    except _DAMAGE as error:
-        damaged(f"{path}: {error}")
+        return {"rows": _pairs(skipped)[:MAX_SKIPPED], "number": len(skipped)}
+    except (OSError, ValueError) as error:
+        damaged(str(error))
+    except TypeError:
+        damaged(f"{path} holds no list of samples and reasons as a run writes it.")
     return None
 
 
 def _checkpoints(folder: Path) -> dict[str, object]:
     rows: dict[str, object] = {}
-    for path in steps(folder).values():
+    best = sorted(path for path in folder.glob("best-*") if path.suffix == "")  # the lowest held-out loss
+    for path in (*steps(folder).values(), *best):
         try:
             manifest = read_manifest(path)
         except CheckpointError as error:

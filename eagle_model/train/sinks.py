@@ -6,7 +6,8 @@
 
 Both get the record that metrics.jsonl has, its nested values under `grad_norms/vision` and the like. Their packages are
 extras (`pip install eagle-kernels[tensorboard]`, `[wandb]`) and imported when a run asks for them. A run that is
-resumed goes on in both; steps that are trained again are written again, under the same numbers.
+resumed goes on in both. Of steps that are trained again TensorBoard shows the newer record alone, and W&B keeps the one
+that it has, which says the same.
 """
 
 from __future__ import annotations
@@ -41,14 +42,17 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-def open_sinks(config: LoggingConfig, run_folder: Path, run_id: str, settings: Mapping[str, Any]) -> list[Sink]:
-    """Those that the config asks for. settings: the run's configuration, which W&B shows.
+def open_sinks(
+    config: LoggingConfig, run_folder: Path, run_id: str, settings: Mapping[str, Any], *, steps_done: int = 0
+) -> list[Sink]:
+    """Those that the config asks for. settings: the run's configuration, which W&B shows. steps_done: records of later
+    steps are those of a run that was killed.
 
     Raises: ConfigError when a package is missing.
     """
     sinks: list[Sink] = []
     if config.tensorboard:
-        sinks.append(TensorBoardSink(run_folder / TENSORBOARD_FOLDER))
+        sinks.append(TensorBoardSink(run_folder / TENSORBOARD_FOLDER, steps_done))
     if config.wandb_project:
         sinks.append(WandbSink(config, run_folder, run_id, settings))
     return sinks
@@ -64,12 +68,12 @@ def flat(metrics: StepMetrics) -> dict[str, float]:
 
 
 class TensorBoardSink:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps_done: int) -> None:
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as error:
             raise _missing("tensorboard", error) from error
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=steps_done + 1)
 
     def write(self, metrics: StepMetrics) -> None:
         for name, value in flat(metrics).items():

@@ -4,91 +4,84 @@
 
 run_folder/
     run.lock         who trains here, and since when: see run_folder.py
-    run.json         the run's id
+    run.json         the run's id, and whether it is done
     config.json      its configuration: `eagle train --config` makes the same run again from it, bit for bit
     metrics.jsonl    every step once
     validation.jsonl and answers.jsonl   where the config asks for them
     samples/         samples of the first step, as the model saw them
     skipped.json     samples that were skipped, and why
+    guards.jsonl     steps that were left out, losses that jumped, and their samples: see guards.py
     checkpoints/     see checkpoint.py
     report.html      see report.py
-    tensorboard/, wandb/, trace-step-*.json, out-of-memory-step-*.json   where asked for, or where it came to that
+    tensorboard/, wandb/, trace-step-*.json, out-of-memory-step-*.json, stacks-*/   where asked for, or where it came
+                     to that
+
+Several processes, started by torchrun, train one model as `layout` says. Each makes a Trainer of the same config and
+folder; the first of them writes what is above, and speaks.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import secrets
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from eagle_model.batch import PackedBatch
-from eagle_model.checkpoints import CheckpointError, Manifest, latest, read_manifest, read_newest, steps, verify_listed
-from eagle_model.data.chat import ChatEncoder
+from eagle_model.checkpoints import CheckpointError, Manifest, read_manifest, steps
+from eagle_model.data.executor import DaliExecutor
 from eagle_model.data.loader import Loader
-from eagle_model.data.processor import CONFIG_FILE, TOKENIZER_FILE, Processor
-from eagle_model.data.processor_files import read_kept
-from eagle_model.data.recipe import read_recipe
-from eagle_model.data.rows import read_samples
-from eagle_model.data.sample import ROLES
-from eagle_model.data.templates import DEFAULT_SYSTEM
-from eagle_model.data.tokenizer import read_released_tokenizer, read_tokenizer, train_tokenizer
-from eagle_model.fields import ConfigError, diff, few, shown, to_json
+from eagle_model.data.processor import Processor
+from eagle_model.fields import ConfigError, diff, few, from_json, shown, to_json
 from eagle_model.files import is_out_of_memory, os_reason, read_json, write_json
 from eagle_model.model import lora
-from eagle_model.model.config import PRESETS, EagleConfig
-from eagle_model.model.eagle import Eagle, build, load, read_model_config
+from eagle_model.model.context import Context
+from eagle_model.model.eagle import Eagle, read_model_config
 from eagle_model.model.fp8 import use_fp8
 from eagle_model.model.loss import LossPer, divisor, sqrt_mass
 from eagle_model.model.recompute import RunLayer
-from eagle_model.model.weights import write_tensors
-from eagle_model.train import checkpoint
+from eagle_model.train import checkpoint, state
 from eagle_model.train.adapters import adapted, base_of, same_base
 from eagle_model.train.answers import Answers
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, VERSION, TrainConfig, read_config, write_config
+from eagle_model.train.context_parallel import share
+from eagle_model.train.first import on_all, on_first
+from eagle_model.train.guards import Guards, StepIds
 from eagle_model.train.memory import use_memory
 from eagle_model.train.metrics import MetricsLog, StepMetrics, StepProgress
 from eagle_model.train.neftune import Noise
 from eagle_model.train.optimizer import Optimizer, learning_rate
-from eagle_model.train.parallel import Layout, parallelize
 from eagle_model.train.parts import check_multipliers, freeze, multiplier
 from eagle_model.train.precision import DTYPES, Masters
 from eagle_model.train.profiling import is_traced, remember_memory, traced, write_memory_snapshot
 from eagle_model.train.provenance import provenance
+from eagle_model.train.ranks import start
 from eagle_model.train.report import MAX_SAMPLES, save_samples, write_report
 from eagle_model.train.run_folder import take
+from eagle_model.train.save_times import SaveTimes
+from eagle_model.train.saver import Saver
 from eagle_model.train.sinks import open_sinks
+from eagle_model.train.slices import read_index, read_rows
+from eagle_model.train.staging import Staging
+from eagle_model.train.start import new_model, placed, with_absolute_paths
 from eagle_model.train.step_meter import StepMeter
 from eagle_model.train.stop import Stop
 from eagle_model.train.validation import Validation
-
-READ_ON_RESUME = (
-    "config.json",
-    lora.CONFIG_FILE,
-    lora.WEIGHTS_FILE,
-    CONFIG_FILE,
-    TOKENIZER_FILE,
-    "training/config.json",
-    "training/optimizer.safetensors",
-    "training/rng.safetensors",
-    "training/state.json",
-)
-OWN_VOCAB_SIZE = 512  # of a tokenizer that is trained on the recipe's text
+from eagle_model.train.watchdog import Watchdog
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why. The checkpoints are as they were."""
+
+
+class LostProcess(TrainingError):
+    """Another of several processes is gone, or the way to it; the same command resumes."""
 
 
 class Trainer:
@@ -108,33 +101,44 @@ class Trainer:
         Args:   device: by default the GPU where there is one, else the CPU.  say: takes messages for the terminal.
                 profile: writes a trace of one step into the run's folder (profiling.py).
         Raises: ConfigError when the folder's run has another configuration, or the folder is in use by another
-                trainer, holds files but no run, or cannot be written to; CheckpointError when it has checkpoints and
-                none can be used; DataError as `Loader` does.
+                trainer, holds files but no run, or cannot be written to, or the layout cannot work; CheckpointError
+                when it has checkpoints and none can be used; DataError as `Loader` does; FirstFailed where the first
+                of several processes raised one of these; LostProcess where another one is gone.
         """
         if not config.data.recipe:
             raise ConfigError("data.recipe is empty; needs a recipe or an annotation file: --set data.recipe=FILE.")
         self.config, self.run_folder = with_absolute_paths(config), Path(run_folder)
-        self._stop = Stop()
-        self._say = self._stop.when_closed(say)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.ranks = start(config.layout, device, rows_per_step=config.rows_per_step)
+        self.device = self.ranks.device
+        self._stop = Stop(is_first=self.ranks.is_first, is_alone=config.layout.processes == 1)
+        self._say = self._stop.when_closed(say) if self.ranks.is_first else _silent
         self.dtype = DTYPES[config.dtype]
-        self._profile = profile
+        self._profile = profile and self.ranks.is_first
         self.step = 0  # how many are done
         self._shown: list[PackedBatch] = []  # of the first step, for the report
-        self._sample_ids: list[str] = []  # of the step that is trained
-        self._saved_step = 0
+        self._ids: StepIds = []  # of the samples of the step that is trained, of this rank's rows
+        self._begun_step = 0  # whose checkpoint was begun last
+        self._times = SaveTimes(
+            save_every_minutes=config.save_every_minutes, time_limit_minutes=config.time_limit_minutes
+        )
         self.checkpoints = self.run_folder / "checkpoints"
         self._open = contextlib.ExitStack()
-        self._open.callback(take(self.run_folder, self._say).release)  # taken first: planning may take an hour
         try:
-            resumed = latest(self.checkpoints, self._say)
+            self._check_told_the_same()
+            on_first(self.ranks, self._lock)  # before all else: planning may take an hour
+            resumed = state.newest(self.checkpoints, self.ranks, self._say)
             if resumed is None:
                 self._start_new()
             else:
                 self._resume(resumed)
-        except BaseException:
-            self.close()
-            raise
+        except BaseException as error:
+            self._open.close()
+            if isinstance(error, TrainingError) or not is_lost_peer(error):
+                raise
+            raise LostProcess(
+                f"Another process ended before the first step, or the network between ({_first_line(error)}). It has "
+                "said why, if it could. The same command starts again."
+            ) from error
 
     @property
     def stopped_by(self) -> signal.Signals | None:
@@ -144,12 +148,28 @@ class Trainer:
     def close(self) -> None:
         """Ends the loader and gives the run folder back; for a trainer whose `train` is never called."""
         self._open.close()
+        self.ranks.close()
+
+    def _check_told_the_same(self) -> None:
+        """Each process has its own command line: where one differs, they would train something that nobody wanted."""
+        first = self.ranks.gather(to_json(self.config) if self.ranks.is_first else None)[0]
+        changed = diff(from_json(TrainConfig, first), self.config)
+        mine = [f"{path}: {shown(theirs)} -> {shown(ours)}" for path, (theirs, ours) in changed.items()]
+        for rank, lines in enumerate(self.ranks.gather(mine)):
+            if lines:
+                raise ConfigError(
+                    f"process {rank} was given another configuration than process 0: {'; '.join(lines)}. Start all "
+                    "with the same one."
+                )
+
+    def _lock(self) -> None:
+        self._open.callback(take(self.run_folder, self._say).release)
 
     def _start_new(self) -> None:
         config = self.config
-        self.run_id = secrets.token_hex(8)
+        self.run_id = self.ranks.gather(secrets.token_hex(8))[0]
         torch.manual_seed(config.seed)
-        self.model, processor = new_model(config, device=self.device, say=self._say)
+        self.model, processor = new_model(config, ranks=self.ranks, say=self._say)
         self._base = base_of(self.model)
         self._prepare(processor)
         if (self.run_folder / "run.json").exists():
@@ -163,37 +183,46 @@ class Trainer:
                 f"{folder} holds a model and no state of training, as eagle convert makes it: nothing to resume. Give "
                 f"--run another folder and start from it: --set model={self.run_folder}"
             )
-        state = read_json(folder / "training" / "state.json")
-        self._check_belongs(folder, manifest, state)
-        self._check_same_config(read_config(folder / "training" / "config.json"), folder)
-        self.run_id, self.step, self._saved_step = state["run"], state["step"], state["step"]
-        tensors = load_file(folder / "training" / "optimizer.safetensors")
-        self._base = state.get("base")
+        about = state.read_state(folder)
+        self._check_belongs(folder, manifest, about)
+        self._check_same_config(read_config(folder / state.CONFIG), folder)
+        self.run_id, self.step, self._begun_step = about["run"], about["step"], about["step"]
+        index = read_index(folder / state.TRAINING, self.step)
+        self._base = about.get("base")
         if self.config.lora is None:
-            self.model = _placed(read_model_config(folder), folder, self.device, is_verified=True)
+            self.model = placed(read_model_config(folder), folder, self.config, self.ranks, is_verified=True)
         else:
             base = same_base(self._base, folder)
-            self.model = adapted(read_model_config(base), base, self.config, self.device)
+            self.model = adapted(read_model_config(base), base, self.config, self.ranks)
             lora.load_adapter(self.model, folder, dtype=torch.float32)
         self._prepare(Processor.from_pretrained(folder))
-        if self.validation is not None and "validation" in state:
-            if not self.validation.load_state_dict(state["validation"]):
+        self.saver.saved_step = self.step
+        if self.validation is not None and "validation" in about:
+            if not self.validation.load_state_dict(about["validation"]):
                 self._say("The held-out data have changed: looking for the lowest loss anew.")
-            elif self.validation.best_step == self.step:
-                self._keep_best()  # it was killed before
-        self.optimizer.load_state_dict(tensors)
-        self.loader.load_state_dict(state["loader"])
-        self._set_rng_state(load_file(folder / "training" / "rng.safetensors"))
-        for step, path in steps(self.checkpoints).items():
+            elif self.validation.best_step == self.step and self._keeps_best and self.ranks.is_first:
+                with self._writing("The best checkpoint"):  # it was killed before
+                    checkpoint.keep_best(self.checkpoints, self.step)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+        def take_up() -> None:
+            tensors, generators = read_rows(index, trained, self.ranks)
+            self.optimizer.load_state_dict(tensors)
+            self.loader.load_state_dict(about["loader"])
+            state.set_rng_state(generators, self.device)
+
+        on_all(self.ranks, take_up, otherwise=CheckpointError)  # each reads files that the others do not
+        for step, path in steps(self.checkpoints).items() if self.ranks.is_first else ():
             if step > self.step:  # `latest` has said what is wrong with it; this run will write that step anew
                 self._say(f"Set {path.name} aside as {checkpoint.set_aside(path).name}.")
         self._write_about()
         self._say(f"Resuming {self.run_folder} after step {self.step}.")
 
-    def _check_belongs(self, folder: Path, manifest: Manifest, state: dict[str, Any]) -> None:
-        if unlisted := [name for name in READ_ON_RESUME if name not in manifest.files and (folder / name).exists()]:
+    def _check_belongs(self, folder: Path, manifest: Manifest, told: dict[str, Any]) -> None:
+        read = [*state.READ_ON_RESUME, *(f"{state.TRAINING}/{path.name}" for path in folder.glob("training/rank-*"))]
+        if unlisted := [name for name in read if name not in manifest.files and (folder / name).exists()]:
             raise CheckpointError(f"{folder} holds {few(unlisted)}, which its manifest does not list. Move it away.")
-        says = (state["run"], state["step"])
+        says = (told["run"], told["step"])
         if says != (manifest.run, manifest.step):
             raise CheckpointError(
                 f"{folder}: manifest.json is of run and step {few([manifest.run, manifest.step])}, "
@@ -225,6 +254,9 @@ class Trainer:
     def _prepare(self, processor: Processor) -> None:
         """What a new run and a resumed one have in common, once there is a model."""
         config = self.config
+        in_background = config.save_in_background
+        self.saver = Saver(self.checkpoints, self.run_id, self.ranks, in_background=in_background)
+        self._open.callback(self.saver.close)
         self.model.train()
         if config.lora is None:
             freeze(self.model, config)
@@ -254,7 +286,15 @@ class Trainer:
         )
         self.noise = Noise(self.model, alpha=config.neftune_alpha, seed=config.seed) if config.neftune_alpha else None
         self._say(f"Planning the samples of {config.data.recipe}.")
-        self.loader = self._open.enter_context(Loader(config.data, processor))
+        loader = Loader(
+            config.data,
+            processor,
+            share=self.ranks,
+            rows_per_step=config.rows_per_step,
+            executor=DaliExecutor(processor.tiling, self.device) if config.data.video_decoder == "dali" else None,
+            say=self._say,
+        )
+        self.loader = self._open.enter_context(loader)
         num_skipped = len(self.loader.skipped)
         left_out = f", {num_skipped} skipped" if num_skipped else ""
         self._say(f"{self.loader.num_samples} samples in {self.loader.num_rows} rows an epoch{left_out}.")
@@ -265,10 +305,13 @@ class Trainer:
         self.meter = StepMeter(self.model, config)
         self.validation = self.answers = None
         if config.validation is not None:
-            self.validation = Validation(config, self.processor, self.run_folder, steps_done=self.step)
+            self.validation = Validation(
+                config, self.processor, self.run_folder, steps_done=self.step, ranks=self.ranks
+            )
             self._open.callback(self.validation.close)
         if config.answers is not None:
-            self.answers = Answers(config, self.processor, self.run_folder, steps_done=self.step)
+            self.answers = Answers(config, self.processor, self.run_folder, steps_done=self.step, ranks=self.ranks)
+        self.guards = Guards(config.guards, self.run_folder, self.ranks, say=self._say, steps_done=self.step)
 
     def _count_steps(self) -> int:
         """Of the whole run. By epochs it is what they would take if every row could be loaded."""
@@ -294,9 +337,12 @@ class Trainer:
         return f"{name} is {getattr(self.config, name)}"
 
     def _write_about(self) -> None:
+        if not self.ranks.is_first:
+            return
         with self._writing("run.json and config.json"):
             made_by = provenance(self.device)
-            write_json(self.run_folder / "run.json", {"version": VERSION, "run": self.run_id, "made_by": made_by})
+            about = {"version": VERSION, "run": self.run_id, "done": self.is_done, "made_by": made_by}
+            write_json(self.run_folder / "run.json", about)
             write_config(self.run_folder / "config.json", self.config)
 
     def train(self) -> bool:
@@ -308,54 +354,98 @@ class Trainer:
         """
         try:
             self._train()
-            with self._writing("The report"):
-                report = write_report(self.run_folder, self._say)
-        finally:
-            self.close()
+            self._write_about()
+            if self.ranks.is_first:
+                with self._writing("The report"):
+                    report = write_report(self.run_folder, self._say)
+        except RuntimeError as error:
+            self._open.close()
+            if isinstance(error, TrainingError) or not is_lost_peer(error):
+                raise
+            raise LostProcess(
+                f"Another process is gone in step {self.step + 1}, or the network between ({_first_line(error)}). "
+                f"{self._newest()}. The same command resumes."
+            ) from error
+        except BaseException:
+            self._open.close()
+            raise
+        self.close()
         done = self.is_done
         if not done:
             of = f"{self.step} of {self.max_steps}"
             self._say(f"Stopped after step {of}; it is saved. The same command resumes.")
-        self._say(f"Report: {report}")
+        if self.ranks.is_first:
+            self._say(f"Report: {report}")
         return done
 
     def _train(self) -> None:
         config, steps_done = self.config, self.step
         if self.is_done:
             self._say(f"{self.run_folder} has done {self.step} steps, and {self._length()}: nothing to train.")
-        with self._writing("metrics.jsonl"):
-            log = MetricsLog(self.run_folder / "metrics.jsonl", steps_done=self.step)
-        progress = StepProgress(
-            steps_done=self.step,
-            max_steps=self.max_steps,
-            log_every_steps=config.log_every_steps,
-            say=self._say,
-        )
-        sinks = open_sinks(config.logging, self.run_folder, self.run_id, to_json(config))
-        if self._profile:
-            remember_memory(self.device)
+        minutes = config.guards.hang_minutes
         with contextlib.ExitStack() as closing:
-            for sink in (log, *sinks):
-                closing.callback(sink.close)
+            seconds = None if minutes is None else 60 * minutes
+            self._watchdog = closing.enter_context(
+                Watchdog(self.run_folder, self.ranks, seconds=seconds, say=self._say)
+            )
+            show = self._open_logs(closing) if self.ranks.is_first else _silent
             closing.enter_context(self._stop)
-            closing.enter_context(progress)
-            while not (self.is_done or self._stop.requested):
+            while not (self.is_done or self._stop.agreed(self.ranks)):
                 traces = self._profile and is_traced(self.step + 1, steps_done=steps_done, max_steps=self.max_steps)
                 with self._fitting_into_memory(), self._traced() if traces else contextlib.nullcontext():
                     metrics = self._train_step()
-                with self._writing("metrics.jsonl"):
-                    log.write(metrics)
-                with self._writing("What logging asks for"):
-                    for sink in sinks:
-                        sink.write(metrics)
-                progress.show(metrics)
+                if metrics is not None:
+                    show(metrics)
                 is_best = self._look()
-                if is_best or self.step % config.save_every_steps == 0:
-                    self.save()
-                if is_best:
-                    self._keep_best()
-            if self._saved_step != self.step:
+                self._watchdog.at(f"what comes after step {self.step}")
+                if self._is_save_due() or is_best:
+                    self.save(is_best=is_best)
+                with self._writing_checkpoint():
+                    self.saver.check()
+            if self._begun_step != self.step:
                 self.save()
+            with self._writing_checkpoint():
+                self.saver.wait()
+
+    def _is_save_due(self) -> bool:
+        """By steps, by the clock, or because the job's time is nearly over, which also asks to stop."""
+        due = self.step % self.config.save_every_steps == 0
+        if not self._times.looks_at_clock:
+            return due
+        self._times.step_done(longest_save_seconds=self.saver.longest_seconds)
+        by_clock, is_up = self.ranks.gather([self._times.is_save_due, self._times.is_up])[0]
+        if is_up:
+            self._stop.time_is_up()
+        return due or by_clock or is_up
+
+    def _open_logs(self, closing: contextlib.ExitStack) -> Callable[[StepMetrics], None]:
+        """On the first rank: what writes and shows a step's metrics, until `closing` ends."""
+        config = self.config
+        with self._writing("metrics.jsonl"):
+            log = MetricsLog(self.run_folder / "metrics.jsonl", steps_done=self.step)
+        sinks = open_sinks(config.logging, self.run_folder, self.run_id, to_json(config), steps_done=self.step)
+        if self._profile:
+            remember_memory(self.device)
+        for sink in (log, *sinks):
+            closing.callback(sink.close)
+        progress = closing.enter_context(
+            StepProgress(
+                steps_done=self.step,
+                max_steps=self.max_steps,
+                log_every_steps=config.log_every_steps,
+                say=self._say,
+            )
+        )
+
+        def show(metrics: StepMetrics) -> None:
+            with self._writing("metrics.jsonl"):
+                log.write(metrics)
+            with self._writing("What logging asks for"):
+                for sink in sinks:
+                    sink.write(metrics)
+            progress.show(metrics)
+
+        return show
 
     @contextlib.contextmanager
     def _traced(self) -> Iterator[None]:
@@ -369,17 +459,18 @@ class Trainer:
         is_last, is_lower = self.is_done, False
         if self.answers is not None and self.answers.is_due(self.step, is_last=is_last):
             with self._writing("answers.jsonl"):
+                self._watchdog.at(f"answers after step {self.step}")
                 self.answers.answer(self.model, self.step)
         if self.validation is not None and self.validation.is_due(self.step, is_last=is_last):
             with self._writing("validation.jsonl"):
-                is_lower = self.validation.validate(self.model, self.step)
+                about = f"validation after step {self.step}"
+                is_lower = self.validation.validate(self.model, self.step, lambda: self._watchdog.at(about))
             self._say(self.validation.summary)
-        return is_lower and self.config.validation is not None and self.config.validation.keep_best
+        return is_lower and self._keeps_best
 
-    def _keep_best(self) -> None:
-        if self.config.validation is not None and self.config.validation.keep_best:
-            with self._writing("The best checkpoint"):
-                checkpoint.keep_best(self.checkpoints, self.step)
+    @property
+    def _keeps_best(self) -> bool:
+        return self.config.validation is not None and self.config.validation.keep_best
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -392,44 +483,69 @@ class Trainer:
             ) from error
 
     def _newest(self) -> str:
-        return f"The newest checkpoint is step {self._saved_step}'s" if self._saved_step else "There is no checkpoint"
+        step = self.saver.saved_step
+        return f"The newest checkpoint is step {step}'s" if step else "There is no checkpoint"
 
-    def _train_step(self) -> StepMetrics:
+    def _train_step(self) -> StepMetrics | None:
+        """One step of all ranks; None where it was left out because it is not finite."""
         config, meter = self.config, self.meter
         meter.begin()
-        self._shown, self._sample_ids = [], []
-        total, mass = accumulate_gradients(self.model, self._rows(), loss_per=config.loss_per, run_layer=self.run_layer)
-        if self._shown:
+        self._shown, self._ids = [], []
+        rows = accumulate_gradients(self.model, self._rows(), loss_per=config.loss_per, run_layer=self.run_layer)
+        total, mass = self.ranks.total(rows[0], over="all"), self.ranks.total(rows[1])
+        if self._shown and self.ranks.is_first:
             with self._writing("samples/"):
                 self._save_samples(self._shown)
-        meter.take_gradients(self.optimizer.masters.by_name, mass)
+        meter.take_gradients(self.optimizer.masters, mass)
         grad_norm = self.optimizer.clip(mass)
         loss_value, norm_value = meter.read(total / divisor(mass), grad_norm)
-        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            self._stop_not_finite(self._sample_ids, loss_value, norm_value)
-        lr = learning_rate(config.optimizer, self.step, self.max_steps)
+        meter.add_up(self.ranks)
+        lr, step = learning_rate(config.optimizer, self.step, self.max_steps), self.step + 1
+        with self._writing(self.guards.path.name):
+            may = self.guards.may_take(step, loss_value, norm_value, self._ids, bad_ids=meter.not_finite_ids)
+        if self.guards.is_over:
+            ids = [name for names in self.guards.all_ids(self._ids) for name in names]
+            on_first(self.ranks, lambda: self._stop_not_finite(ids, loss_value, norm_value))
+        self.step = step
+        if not may:
+            self.optimizer.leave_out()
+            return None
+        self.saver.copied()
         self.optimizer.step(lr)
-        self.step += 1
-
         return meter.metrics(
-            step=self.step,
+            step=step,
             epoch=self.loader.epoch,
             loss=loss_value,
             learning_rate=lr,
             grad_norm=norm_value,
             num_skipped_samples=len(self.loader.skipped),
+            num_left_out_steps=self.guards.num_left_out,
         )
 
-    def _rows(self) -> Iterator[PackedBatch]:
-        """The rows of one step, each on the device when it is asked for; the meter sees them all."""
-        for number, batch in enumerate(self.meter.rows(islice(self.loader, self.config.rows_per_step))):
-            if self.step == 0 and len(self._sample_ids) < MAX_SAMPLES:
-                self._shown.append(batch)  # for the report
-            self._sample_ids += batch.sample_ids
+    def _rows(self) -> Iterator[tuple[PackedBatch, Context | None]]:
+        """This rank's rows of one step, each on the device when it is asked for; the meter sees them all."""
+        rows = self.loader.step(self.config.rows_per_step)
+        numbers: list[int] = []
+
+        def batches() -> Iterator[PackedBatch]:
+            for row in rows:
+                numbers.append(row.number)
+                yield row.batch
+
+        self._watchdog.at(f"step {self.step + 1}, its first row's data")
+        for batch in self.meter.rows(batches()):
+            number = numbers[-1]
+            self._watchdog.at(f"step {self.step + 1}, row {number}")
+            if self.step == 0 and sum(len(names) for _, names in self._ids) < MAX_SAMPLES:
+                self._shown.append(batch.to("cpu"))  # for the report
+            self._ids.append((number, list(batch.sample_ids)))
+            context = self.meter.context = share(batch, self.model, self.ranks)
             batch = batch.to(self.device, dtype=self.dtype)
             if self.noise is not None:
-                self.noise.begin_row(batch.cu_seqlens, step=self.step, row=number)
-            yield batch
+                rows_R = None if context is None else context.rows_R
+                self.noise.begin_row(batch.cu_seqlens, step=self.step, row=number, rows_R=rows_R)
+            yield batch, context
+            self._watchdog.at(f"step {self.step + 1}, after row {number}")
 
     @contextlib.contextmanager
     def _fitting_into_memory(self) -> Iterator[None]:
@@ -439,12 +555,14 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             with contextlib.suppress(OSError):  # the disk may be full as well
-                snapshot = self.run_folder / f"out-of-memory-step-{self.step + 1:06d}.json"
+                rank = "" if self.ranks.is_first else f"-rank-{self.ranks.rank}"
+                snapshot = self.run_folder / f"out-of-memory-step-{self.step + 1:06d}{rank}.json"
                 if write_memory_snapshot(snapshot, self.device) is not None:
                     self._say(f"What took the memory: {snapshot}")
-            said = str(error).partition("\n")[0]
+            where = "" if self.ranks.layout.processes == 1 else f" of rank {self.ranks.rank}"
+            said = f" ({_first_line(error)})" if str(error) else ""
             raise TrainingError(
-                f"Step {self.step + 1} does not fit into memory{f' ({said})' if said else ''}. {self._newest()}. Use "
+                f"Step {self.step + 1} does not fit into memory{where}{said}. {self._newest()}. Use "
                 "another machine, or, in a new run, memory.activations=block or offload, memory.mlp_chunk_tokens=8192, "
                 "memory.vision_chunk_tiles=8, memory.optimizer=adamw8bit or host, or a smaller "
                 "processor.sampling.context_tokens or rows_per_step. docs/memory.md says what each saves."
@@ -461,49 +579,61 @@ class Trainer:
             f"Look at these samples, or lower optimizer.learning_rate in a new run."
         )
 
-    def save(self) -> Path:
-        """Writes the checkpoint of the step that was just done, then deletes what keep_last no longer keeps."""
-        with self._writing(f"The checkpoint of step {self.step}"):
-            path = checkpoint.save(self.checkpoints, self.step, self.run_id, self._write_checkpoint)
-        self._saved_step = self.step
-        with self._writing("checkpoints/"):
+    def save(self, *, is_best: bool = False) -> None:
+        """Begins the checkpoint of the step that was just done, once the one before is complete (saver.py); then those
+        that keep_last no longer keeps are deleted. is_best: a copy stays, whatever is kept."""
+        step, skipped = self.step, list(self.loader.skipped)
+        about = state.state_text(
+            self.run_id,
+            step,
+            loader=self.loader.state_dict(),
+            base=self._base,
+            validation=None if self.validation is None else self.validation.state_dict(),
+        )
+
+        def take(staging: Staging | None) -> state.Share:
+            return state.share_of(
+                self.model, self.optimizer, dtype=self.dtype, step=step, ranks=self.ranks, staging=staging
+            )
+
+        def rest(folder: Path, share: state.Share, rows: Sequence[Mapping[str, Any]]) -> None:
+            state.write_rest(
+                folder,
+                share,
+                rows,
+                processor=self.processor,
+                dtype=self.dtype,
+                config=self.config,
+                state=about,
+                step=step,
+            )
+
+        def then() -> None:
+            if is_best:
+                checkpoint.keep_best(self.checkpoints, step)
             checkpoint.prune(self.checkpoints, self.run_id, self.config.keep_last, self._say)
-        with self._writing("skipped.json"):
-            write_json(self.run_folder / "skipped.json", self.loader.skipped)
-        return path
+            write_json(self.run_folder / "skipped.json", skipped)
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        if self.model.adapter is None:
-            self.model.save_pretrained(folder)
-        else:
-            lora.save_adapter(self.model, folder)
-        self.processor.save_pretrained(folder)
-        training = folder / "training"
-        training.mkdir()
-        write_tensors(training / "optimizer.safetensors", self.optimizer.state_dict())
-        write_tensors(training / "rng.safetensors", self._rng_state())
-        state = {
-            "run": self.run_id,
-            "step": self.step,
-            "loader": self.loader.state_dict(),
-            "torch": torch.__version__,
-        }
-        if self._base is not None:
-            state["base"] = self._base
-        if self.validation is not None:
-            state["validation"] = self.validation.state_dict()
-        (training / "state.json").write_text(json.dumps(state))
-        write_config(training / "config.json", self.config)
+        with self._writing_checkpoint():
+            self.saver.begin(step, take, rest=rest, then=then)
+        self._begun_step = step
+        self._times.saved()
 
-    def _rng_state(self) -> dict[str, Tensor]:
-        """Of the generators that dropout draws from."""
-        on_gpu = {"torch_cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
-        return {"torch_cpu": torch.get_rng_state(), **on_gpu}
-
-    def _set_rng_state(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["torch_cpu"])
-        if self.device.type == "cuda" and "torch_cuda" in state:
-            torch.cuda.set_rng_state(state["torch_cuda"], self.device)
+    @contextlib.contextmanager
+    def _writing_checkpoint(self) -> Iterator[None]:
+        step = self.saver.step or self.step
+        try:
+            with self._writing(f"The checkpoint of step {step}"):
+                yield
+        except CheckpointError as error:
+            raise TrainingError(str(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"The copy of step {step} that is to be saved does not fit into memory. {self._newest()}. Set "
+                "save_in_background=false: saves then need no copy, and training waits for them."
+            ) from error
 
     def _save_samples(self, batches: list[PackedBatch]) -> None:
         save_samples(
@@ -513,12 +643,30 @@ class Trainer:
             patch_px=self.config.processor.patch_px,
             mean=self.processor.config.mean,
             std=self.processor.config.std,
+            tokens_per_tile=self.processor.config.tokens_per_tile,
         )
+
+
+def _silent(message: object) -> None:
+    """Of ranks other than the first."""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process, or the way to it, is gone."""
+    dist = torch.distributed
+    words = ("gloo", "Connection closed by peer")
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+    )
 
 
 def accumulate_gradients(
     model: Eagle,
-    batches: Iterable[PackedBatch],
+    batches: Iterable[PackedBatch | tuple[PackedBatch, Context | None]],
     *,
     loss_per: LossPer = "sample",
     run_layer: RunLayer | None = None,
@@ -526,140 +674,18 @@ def accumulate_gradients(
     """Adds up the gradients of a step's rows, one row after the other: of mass times the step's loss.
 
     The mass, which the loss is divided by, is known after the last row: one row at a time need be there.
+    batches: each with this rank's share of it, where several ranks share a row.
     run_layer: what of each layer is kept for backward, as `use_memory` gives it.
-    Returns: mass times the loss, and the mass, fp32 scalars; `Optimizer.clip` divides the gradients by it.
+    Returns: mass times the loss, and the mass, fp32 scalars; `Optimizer.clip` divides the gradients by it. Of several
+             ranks, the sum of the first is over all of them, of the second over data ranks (`Ranks.total`).
     """
     device = model.lm_head.weight.device
     one = torch.ones((), device=device)
     total, mass = torch.zeros_like(one), torch.zeros_like(one)
-    for batch in batches:
-        loss = model(batch, one, loss_per=loss_per, run_layer=run_layer)
+    for row in batches:
+        batch, context = row if isinstance(row, tuple) else (row, None)
+        loss = model(batch, one, loss_per=loss_per, run_layer=run_layer, context=context)
         loss.backward()
         total += loss.detach()
         mass += sqrt_mass(batch.labels_T, batch.cu_seqlens, per=loss_per)
     return total, mass
-
-
-def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The config with its files and folders as seen from here, so that it means the same from anywhere else."""
-
-    def absolute(path: str) -> str:
-        return str(Path(path).absolute()) if path else path
-
-    data = config.data
-    return replace(
-        config,
-        model=config.model if config.model in PRESETS else absolute(config.model),
-        adapter=absolute(config.adapter),
-        tokenizer=absolute(config.tokenizer),
-        data=replace(
-            data,
-            recipe=absolute(data.recipe),
-            index_folder=None if data.index_folder is None else absolute(data.index_folder),
-        ),
-        validation=config.validation and replace(config.validation, recipe=absolute(config.validation.recipe)),
-        answers=config.answers and replace(config.answers, prompts=absolute(config.answers.prompts)),
-    )
-
-
-def new_model(
-    config: TrainConfig, *, device: torch.device | str = "cpu", say: Callable[[str], object] = print
-) -> tuple[Eagle, Processor]:
-    """The model that a new run starts from, and its processor. New weights come from torch's global generator.
-
-    What is trained is fp32; with adapters, the weights under them are in the config's dtype.
-
-    say: is told of damaged checkpoints of another run, from which this one starts, that were passed over.
-    Raises: ConfigError when the model, its tokenizer and the processor do not fit each other, ValueError when one of
-            their files cannot be read.
-    """
-    folder, ours = Path(config.model), config.processor
-    if config.model not in PRESETS or config.lora is not None:
-        if not config.model or not ((folder / "config.json").is_file() or steps(folder / "checkpoints")):
-            presets = "" if config.lora else f"a preset ({', '.join(PRESETS)}) or "
-            raise ConfigError(f"model is {config.model!r}; needs {presets}a folder with config.json.")
-        return read_newest(folder, lambda checkpoint: _model_of(checkpoint, config, device), say)
-    own = not config.tokenizer
-    tokenizer = _tokenizer_of_the_recipe(config) if own else read_tokenizer(Path(config.tokenizer))
-    cfg = PRESETS[config.model](
-        vocab_size=tokenizer.get_vocab_size(),
-        image_token_id=ChatEncoder(tokenizer).context_id,
-        tile_px=ours.tile_px,
-        patch_px=ours.patch_px,
-    )
-    cfg = replace(cfg.trained_on_tiles(ours.sampling.max_tiles), use_pixel_shuffle=ours.use_pixel_shuffle)
-    cfg = _with_positions(cfg, config)
-    return _placed(cfg, None, device), Processor(tokenizer, ours)
-
-
-def _model_of(folder: Path, config: TrainConfig, device: torch.device | str) -> tuple[Eagle, Processor]:
-    """The model of a folder, to be trained with a config's processor."""
-    ours = config.processor
-    verify_listed(folder, [] if config.tokenizer else [TOKENIZER_FILE])
-    tokenizer = read_tokenizer(Path(config.tokenizer)) if config.tokenizer else read_released_tokenizer(folder)
-    theirs = Processor.from_pretrained(folder).config if (folder / CONFIG_FILE).is_file() else ours
-    cfg = read_model_config(folder)
-    for name, got, need in (
-        ("processor.tile_px", ours.tile_px, cfg.vision.tile_px),
-        ("processor.patch_px", ours.patch_px, cfg.vision.patch_px),
-        ("processor.use_pixel_shuffle", ours.use_pixel_shuffle, cfg.use_pixel_shuffle),
-        ("processor.mean", ours.mean, theirs.mean),
-        ("processor.std", ours.std, theirs.std),
-        ("the tokenizer's id of <IMG_CONTEXT>", ChatEncoder(tokenizer).context_id, cfg.image_token_id),
-    ):
-        if got != need:
-            raise ConfigError(f"{name} is {got}; the model in {folder} needs {need}.")
-    if tokenizer.get_vocab_size() > cfg.text.vocab_size:
-        raise ConfigError(
-            f"The tokenizer of {config.tokenizer or folder} has {tokenizer.get_vocab_size()} tokens; the model in "
-            f"{folder} has room for {cfg.text.vocab_size}. Use the tokenizer that belongs to the model."
-        )
-    cfg = _with_positions(cfg.trained_on_tiles(ours.sampling.max_tiles), config)
-    processor = Processor(tokenizer, ours, kept={} if config.tokenizer else read_kept(folder))
-    if config.lora is None:
-        return _placed(cfg, folder, device), processor
-    model = adapted(cfg, folder, config, device)
-    if config.adapter:
-        lora.load_adapter(model, config.adapter, dtype=torch.float32)
-    return model, processor
-
-
-def _with_positions(cfg: EagleConfig, config: TrainConfig) -> EagleConfig:
-    """The model's config, for documents as long as the run's context. Raises ConfigError where they may not be."""
-    context, has = config.processor.sampling.context_tokens, cfg.text.max_position_embeddings
-    needs = max(has, config.max_position_embeddings or 0)
-    if needs < context:
-        raise ConfigError(
-            f"processor.sampling.context_tokens is {context}; the model in {config.model} is for documents of {has} "
-            f"tokens (max_position_embeddings). Set max_position_embeddings={context}, which changes no weight and "
-            "lets it learn longer ones, or lower the context."
-        )
-    scaling = cfg.text.rope_scaling
-    if needs > has and scaling is not None and scaling.rope_type == "dynamic":
-        raise ConfigError(
-            f"max_position_embeddings is {needs}, the model's {has}; its rope_scaling is dynamic, which depends on "
-            f"that number, so that raising it would change what the model does. Keep to {has}, and to that context."
-        )
-    return replace(cfg, text=replace(cfg.text, max_position_embeddings=needs)) if needs > has else cfg
-
-
-def _placed(cfg: EagleConfig, source: Path | None, device: torch.device | str, *, is_verified: bool = False) -> Eagle:
-    """Built, laid over the processes, then loaded, in fp32: what masters are taken from."""
-    model = parallelize(build(cfg), Layout())
-    load(model, source, dtype=torch.float32, device=device, is_verified=is_verified)
-    return model
-
-
-def _tokenizer_of_the_recipe(config: TrainConfig) -> Tokenizer:
-    """A byte-level BPE of at most OWN_VOCAB_SIZE tokens, trained on what chats about the recipe's samples hold."""
-    texts = [DEFAULT_SYSTEM, *ROLES, "<image 1>"]
-    texts += [f"The first video sampled with 2.00 fps: Frame {i} sample at {i / 4:.2f}s: " for i in range(1, 17)]
-    for source in read_recipe(config.data.recipe):
-        # A row that cannot be read is the loader's to report: it has the policy for bad samples.
-        for sample in read_samples(
-            source,
-            allow_outside_root=config.data.allow_outside_root,
-            on_bad_row=lambda where, error: None,
-        ):
-            texts += [turn.text for turn in sample.turns]
-    return train_tokenizer(sorted(texts), OWN_VOCAB_SIZE)

@@ -13,7 +13,9 @@ alone, and training goes on as if there had been no validation.
 from __future__ import annotations
 
 import math
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,10 @@ from eagle_model.data.processor import Processor
 from eagle_model.model.eagle import Eagle
 from eagle_model.model.loss import sqrt_mass
 from eagle_model.train.config import TrainConfig
+from eagle_model.train.context_parallel import share
+from eagle_model.train.layout import Layout
 from eagle_model.train.precision import DTYPES
+from eagle_model.train.ranks import Ranks, start
 from eagle_model.train.step_log import StepLog
 
 LOG = "validation.jsonl"
@@ -35,14 +40,24 @@ LOG = "validation.jsonl"
 class Validation:
     """Of one run. Its state goes into the checkpoints: `state_dict`."""
 
-    def __init__(self, config: TrainConfig, processor: Processor, run_folder: Path, *, steps_done: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        processor: Processor,
+        run_folder: Path,
+        *,
+        steps_done: int,
+        ranks: Ranks | None = None,
+    ) -> None:
         """Raises DataError as `Loader` does, when the held-out data cannot be read."""
         assert config.validation is not None
         self._config, self._train_config = config.validation, config
-        data = replace(config.data, recipe=config.validation.recipe, seed=0)
-        self._loader = Loader(data, processor)
+        # All held-out samples, each as often as their recipe says, however training's are taken.
+        data = replace(config.data, recipe=config.validation.recipe, seed=0, streaming=False, temperature=1.0)
+        self._ranks = ranks = ranks or start(Layout(), "cpu")
+        self._loader = Loader(data, processor, share=ranks)
         self._begin = self._loader.state_dict()
-        self._log = StepLog(run_folder / LOG, steps_done=steps_done)
+        self._log = StepLog(run_folder / LOG, steps_done=steps_done) if ranks.is_first else None
         self.best_loss, self.best_step, self._num_since = math.inf, 0, 0
         self._last = (0, math.inf)
 
@@ -50,14 +65,15 @@ class Validation:
         """Whether to validate after `step` steps."""
         return is_last or step % self._config.every_steps == 0
 
-    def validate(self, model: Eagle, step: int) -> bool:
-        """Computes the loss after `step` steps and logs it; returns whether it is the lowest so far.
+    def validate(self, model: Eagle, step: int, before_row: Callable[[], object] = lambda: None) -> bool:
+        """Computes the loss after `step` steps and logs it; returns whether it is the lowest so far. before_row is
+        called before each row. All ranks take part.
 
         Raises DataError when a row cannot be loaded and the policy for bad samples is to raise; OSError when the log
         cannot be written.
         """
         begin = time.perf_counter()
-        loss, num_rows = self.loss(model)
+        loss, num_rows = self.loss(model, before_row)
         is_lower = loss < self.best_loss - self._config.min_improvement
         if is_lower:
             self.best_loss, self.best_step, self._num_since = loss, step, 0
@@ -66,10 +82,11 @@ class Validation:
         seconds = time.perf_counter() - begin
         self._last = (step, loss)
         logged = loss if math.isfinite(loss) else None
-        self._log.write({"step": step, "loss": logged, "num_rows": num_rows, "seconds": round(seconds, 3)})
+        if self._log is not None:
+            self._log.write({"step": step, "loss": logged, "num_rows": num_rows, "seconds": round(seconds, 3)})
         return is_lower
 
-    def loss(self, model: Eagle) -> tuple[float, int]:
+    def loss(self, model: Eagle, before_row: Callable[[], object] = lambda: None) -> tuple[float, int]:
         """The loss on the held-out rows, in nats a token, and how many rows there were."""
         device = model.lm_head.weight.device
         one, per = torch.ones((), device=device), self._train_config.loss_per
@@ -79,18 +96,18 @@ class Validation:
         model.eval()
         try:
             with torch.no_grad():
-                while self._loader.rows_left(1) and num_rows != self._config.max_rows:
-                    batch = next(self._loader)
-                    if self._loader.epoch:  # the last rows could not be loaded
-                        break
-                    batch = batch.to(device, dtype=DTYPES[self._train_config.dtype])
-                    total += model(batch, one, loss_per=per)
+                for row in self._loader.step(min(self._loader.rows_left(1), self._config.max_rows or sys.maxsize)):
+                    before_row()
+                    context = share(row.batch, model, self._ranks)
+                    batch = row.batch.to(device, dtype=DTYPES[self._train_config.dtype])
+                    total += model(batch, one, loss_per=per, context=context)
                     mass += sqrt_mass(batch.labels_T, batch.cu_seqlens, per=per)
-                    num_rows += 1
+                    num_rows += bool(batch.sample_ids)
         finally:
             model.train(was_training)
             self._loader.load_state_dict(self._begin)  # ends what is being read ahead
-        return _ratio(total, mass), num_rows
+        total, mass = self._ranks.total(total, over="all"), self._ranks.total(mass)
+        return _ratio(total, mass), sum(self._ranks.gather(num_rows, over="data"))
 
     @property
     def summary(self) -> str:

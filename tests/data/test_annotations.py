@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle_model.data import annotations
-from eagle_model.data.annotations import is_json_list, json_rows
+from eagle_model.data.annotations import is_json_list, json_members, json_rows
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.sample import DataError
 
@@ -80,6 +81,13 @@ def test_a_row_has_a_bound_and_a_file_has_none(tmp_path: Path, monkeypatch: pyte
     tracemalloc.stop()
 
 
+def test_a_list_takes_time_by_its_length_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, "rows.json", "[" + " " * 3_000_000 + '{"a":1},\n' * 100_000 + '{"a":1}]')
+    started = time.process_time()
+    assert [where for where, _ in json_rows(path)][-1] == f"{path}:100001"
+    assert time.process_time() - started < 2  # 0.2; counting lines from the window's start would take 4
+
+
 def test_a_name_given_twice_is_a_fault_of_its_line(tmp_path: Path) -> None:
     twice = '{"image": "a.png", "image": "b.png"}'
     path = write(tmp_path, "rows.jsonl", f"{{}}\n{twice}\n{{}}")
@@ -108,3 +116,43 @@ def test_a_list_is_known_by_its_first_character(tmp_path: Path) -> None:
     assert is_json_list(write(tmp_path, "a.json", "\ufeff \n\t[not JSON"))
     assert not is_json_list(write(tmp_path, "a.json", '{"a": []}'))
     assert not is_json_list(write(tmp_path, "a.json", " "))
+
+
+@settings(max_examples=30, deadline=None)
+@given(members=st.dictionaries(st.text(max_size=6), VALUES, max_size=6), indent=st.sampled_from([None, 0, 3]))
+def test_members_of_an_object_are_read_as_json_reads_them_through_any_window(
+    tmp_path_factory: pytest.TempPathFactory, members: dict, indent: int | None
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    plain = write(folder, "members.json", json.dumps(members, indent=indent))
+    inside = write(folder, "inside.json", json.dumps({"first": [{}], "x": members, "last": 1}, indent=indent))
+    listed = write(folder, "listed.json", json.dumps({"first": {"x": 1}, "x": list(members.values())}, indent=indent))
+    with pytest.MonkeyPatch.context() as patch:
+        for num_bytes in (50, 1 << 18):
+            patch.setattr(annotations, "_READ_BYTES", num_bytes)
+            assert [(name, value) for _, name, value in json_members(plain)] == list(members.items())
+            assert [(name, value) for _, name, value in json_members(inside, "x")] == list(members.items())
+            found = [(name, value) for _, name, value in json_members(listed, "x")]
+            assert found == [(str(i), value) for i, value in enumerate(members.values())]
+
+
+def test_members_say_their_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.json", '{\n"a": 1,\n\n"b": {"c": 2}}')
+    assert list(json_members(path)) == [(f"{path}:2", "a", 1), (f"{path}:4", "b", {"c": 2})]
+    assert list(json_members(path, "b")) == [(f"{path}:4", "c", 2)]
+    with pytest.raises(DataError, match="no 'd' that is an object or a list"):
+        list(json_members(path, "d"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "7", "{", '{"a"', '{"a" 1}', '{"a": 1', '{"a": 1 "b": 2}', "{1: 2}", '{"a": }']
+)
+def test_what_is_no_object_is_an_error_with_its_line(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, "x.json", text)
+    with pytest.raises(DataError, match=r"x\.json:1"):
+        list(json_members(path))
+
+
+def test_lines_by_what_is_said_of_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "lines.json", '{"a": 1}\n{"a": 2}\n')
+    assert [row for _, row in json_rows(path, lines=True)] == [{"a": 1}, {"a": 2}]

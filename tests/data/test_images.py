@@ -157,6 +157,22 @@ def test_signed_and_32_bit_gray_has_no_known_white(tmp_path: Path, bits: int, sa
         load_image(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_planes_of_more_than_8_bits_are_refused(tmp_path: Path, order: str) -> None:
+    """Their bytes would be pixels. One row of two red pixels, then of green and of blue."""
+    bits, ends = struct.pack(order + "3H", 16, 16, 16), struct.pack(order + "3I", 8, 12, 16)
+    tags = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 3, 20), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, 26)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 3, 38), (284, 3, 1, 2)]
+    data = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 50)
+    data += b"\xff" * 4 + b"\0" * 8 + bits + ends + struct.pack(order + "3I", 4, 4, 4) + struct.pack(order + "H", 10)
+    for tag, kind, count, value in tags:
+        packed = struct.pack(order + "HH", value, 0) if kind == 3 and count == 1 else struct.pack(order + "I", value)
+        data += struct.pack(order + "HHI", tag, kind, count) + packed
+    (tmp_path / "a.tif").write_bytes(data + struct.pack(order + "I", 0))
+    with pytest.raises(DataError, match=r"a\.tif stores each colour in a plane of more than 8 bits"):
+        load_image(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 7, 9, 12, 16])
 def test_jpeg_2000_is_scaled_by_its_own_depth(tmp_path: Path, bits: int) -> None:
     """Samples are coded around the middle of their range, so other bits in the header give other values."""
@@ -271,6 +287,37 @@ def test_jpeg_is_what_pillow_makes_of_it(tmp_path: Path, mode: str, progressive:
     Image.fromarray(noise).convert(mode).save(tmp_path / "a.jpg", progressive=progressive, **options)
     with Image.open(tmp_path / "a.jpg") as image:
         np.testing.assert_array_equal(load_image(tmp_path / "a.jpg").numpy(), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("least_px", "half"), [((83, 61), 1), ((42, 31), 2), ((43, 31), 1), ((21, 16), 4), ((1, 1), 8)]
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_decoded_as_small_as_is_enough(
+    tmp_path: Path, least_px: tuple[int, int], half: int, progressive: bool
+) -> None:
+    """Pillow's `draft` asks libjpeg-turbo for the same."""
+    noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", progressive=progressive, subsampling="4:2:0")
+    with Image.open(tmp_path / "a.jpg") as image:
+        image.draft("RGB", (83 // half, 61 // half))
+        expected = np.asarray(image)
+    assert expected.shape == (-(-61 // half), -(-83 // half), 3)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.jpg", least_px=least_px).numpy(), expected)
+
+
+def test_a_turned_jpeg_is_as_large_as_is_enough_once_it_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(gradient(80, 40)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg", least_px=(20, 40)).shape == (40, 20, 3)
+    assert load_image(tmp_path / "a.jpg", least_px=(21, 40)).shape == (80, 40, 3)
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("RGB", "png")])
+def test_what_libjpeg_turbo_does_not_scale_is_given_whole(tmp_path: Path, mode: str, suffix: str) -> None:
+    Image.fromarray(gradient(80, 40)).convert(mode).save(tmp_path / f"a.{suffix}")
+    assert load_image(tmp_path / f"a.{suffix}", least_px=(10, 10)).shape == (40, 80, 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])

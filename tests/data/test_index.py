@@ -14,7 +14,7 @@ from eagle_model.data import clips
 from eagle_model.data import processor as processor_module
 from eagle_model.data.index import Index, plan_recipe
 from eagle_model.data.prefetch import Prefetch
-from eagle_model.data.processor import Processor
+from eagle_model.data.processor import Processor, SamplePlan
 from eagle_model.data.sample import DataError
 from tests.data.conftest import chat_row
 
@@ -27,16 +27,29 @@ def index_of(recipe: Path, processor: Processor, **options: bool) -> Index:
         return plan_recipe(recipe, processor, prefetch, **options)  # type: ignore[arg-type]
 
 
-def test_samples_keep_their_order_and_stand_as_often_as_they_are_shown(recipe: Recipe, processor: Processor) -> None:
-    shown = index_of(recipe(ROWS, repeat_time=1.5), processor).shown
-    assert [plan.sample.id for plan in shown] == [f"s{i}" for i in range(8) for _ in range(1 + i % 2)]
-    assert shown[1] is shown[2]
-    assert [plan.num_tiles for plan in shown[:3]] == [0, 4, 4]
+def plans_of(index: Index) -> list[SamplePlan]:
+    return [index.plan(i) for i in range(index.num_samples)]
+
+
+def test_samples_keep_their_order_and_stand_once(recipe: Recipe, processor: Processor) -> None:
+    plans = plans_of(index_of(recipe(ROWS, repeat_time=1.5), processor))
+    assert [plan.sample.id for plan in plans] == [f"s{i}" for i in range(8)]
+    assert [plan.num_tiles for plan in plans[:3]] == [0, 4, 0]
+
+
+def test_arrays_say_of_each_sample_once_what_its_plan_says(recipe: Recipe, processor: Processor) -> None:
+    index = index_of(recipe([*ROWS, chat_row(video="clip.mp4")], repeat_time=1.5), processor)
+    plans = plans_of(index)
+    assert len(plans) == 9
+    assert index.tokens.tolist() == [plan.num_tokens for plan in plans]
+    assert index.tiles.tolist() == [plan.num_tiles for plan in plans]
+    assert (index.tiles > 0).tolist() == (index.decode_seconds > 0).tolist()
+    assert [index.sources[k].name for k in index.source_of] == ["digits"] * 9
 
 
 def test_a_recipe_s_own_tile_limit_holds(recipe: Recipe, processor: Processor) -> None:
-    shown = index_of(recipe(ROWS, max_dynamic_tiles=1), processor).shown
-    assert {plan.num_tiles for plan in shown} == {0, 1}
+    plans = plans_of(index_of(recipe(ROWS, max_dynamic_tiles=1), processor))
+    assert {plan.num_tiles for plan in plans} == {0, 1}
 
 
 def test_bad_rows_and_samples_raise_or_are_listed_each(recipe: Recipe, processor: Processor) -> None:
@@ -44,7 +57,7 @@ def test_bad_rows_and_samples_raise_or_are_listed_each(recipe: Recipe, processor
     with pytest.raises(DataError, match=r"rows\.jsonl:2: the text has 1 <image>"):
         index_of(path, processor)
     index = index_of(path, processor, skip_bad=True)
-    assert [plan.sample.id for plan in index.shown] == ["s0", "s1"]
+    assert [plan.sample.id for plan in plans_of(index)] == ["s0", "s1"]
     assert [name for name, _ in index.skipped] == [f"{path.parent}/rows.jsonl:2", "gone", "gone"]
     with pytest.raises(DataError, match=r"recipe\.json: no sample to train on; 1 were skipped, the first: .*none\.png"):
         index_of(recipe([chat_row(image="none.png")]), processor, skip_bad=True)

@@ -192,8 +192,11 @@ def test_a_state_of_other_data_is_refused(recipe: Recipe, processor: Processor) 
             pytest.raises(ValueError, match=rf"other data: 22 samples an epoch then, {len(rows)} now"),
         ):
             other.load_state_dict(state)
-    with loader_of(recipe(ROWS), processor) as same, pytest.raises(ValueError, match="format is 1; needs 2"):
-        same.load_state_dict(state | {"format": 1})
+    with (
+        loader_of(recipe(ROWS), processor) as same,
+        pytest.raises(ValueError, match="format is 2; needs 3"),
+    ):
+        same.load_state_dict(state | {"format": 2})
 
 
 def test_a_state_outlives_a_move_of_the_data_but_no_change_of_it(
@@ -451,7 +454,10 @@ def test_rows_are_loaded_ahead_and_no_more_than_asked(
 def test_wrong_configs(recipe: Recipe, processor: Processor) -> None:
     path = recipe(ROWS)
     for changes, message in [
-        ({"on_bad_sample": "ignore"}, "on_bad_sample is 'ignore'; needs 'raise' or 'skip'"),
+        ({"on_bad_sample": "ignore"}, "on_bad_sample is 'ignore'; needs 'raise', 'skip' or 'substitute'"),
+        ({"workers": "fibre"}, "workers is 'fibre'; needs 'thread' or 'process'"),
+        ({"prefetch_bytes": 0}, "prefetch_bytes is 0; needs at least 1"),
+        ({"temperature": 0.0}, "temperature is 0.0; needs a number above 0"),
         ({"num_workers": 0}, "num_workers is 0; needs at least 1"),
         ({"num_decode_workers": 0}, "num_decode_workers is 0; needs at least 1"),
         ({"video_time_limit_seconds": 0.0}, "video_time_limit_seconds is 0.0; needs more than 0, or None"),

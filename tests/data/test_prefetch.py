@@ -81,3 +81,19 @@ def test_close_stops_work_that_looks() -> None:
         with pytest.raises(CancelledError):
             future.result()
     prefetch.close()
+
+
+def test_what_is_begun_and_not_given_out_is_no_larger_than_asked_unless_it_is_one() -> None:
+    """Sizes 3, 4, 9, 2, 2: of at most 7 the first two are begun at once, the large one alone, the last two together."""
+    begun: list[int] = []
+    sizes = [3, 4, 9, 2, 2]
+    with Prefetch(8) as prefetch:
+        coming = prefetch.ahead(begun.append, range(5), at_once=8, size=sizes.__getitem__, max_size=7)
+        for want in ([0, 1], [0, 1], [0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]):
+            next(coming)[1].result()
+            deadline = time.monotonic() + 5
+            while len(begun) < len(want) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(0.02)
+            assert sorted(begun) == want
+        assert list(coming) == []

@@ -23,6 +23,7 @@ from eagle_model.data import processor as processor_module
 from eagle_model.data.chat import seen_media
 from eagle_model.data.contact_sheet import captions
 from eagle_model.data.processor import PIXELS_DTYPE, Processor, ProcessorConfig, SamplePlan
+from eagle_model.data.recipe import Source
 from eagle_model.data.rows import parse_sample
 from eagle_model.data.sample import DataError, ImageRef, Sample, Turn, VideoRef
 from eagle_model.data.sampling import VisualPlan
@@ -168,7 +169,9 @@ def test_what_is_too_large_is_a_bad_sample(
 def test_source_may_lower_max_tiles_not_raise_it(tokenizer: Tokenizer, media: Path) -> None:
     sample = sample_of(media, chat_row(image="wide.png"))
     for config_tiles, source_tiles, cols in [(12, None, 3), (12, 1, 1), (12, 3, 3), (1, 12, 1)]:
-        plan = Processor(tokenizer, tiny_config(max_tiles=config_tiles)).plan_sample(sample, max_tiles=source_tiles)
+        processor = Processor(tokenizer, tiny_config(max_tiles=config_tiles))
+        limits = Source("a", media, (), max_tiles=source_tiles).limited(processor.config.sampling)
+        plan = processor.plan_sample(sample, limits=limits)
         assert plan.visual.grids[0].cols == cols
 
 
@@ -253,6 +256,27 @@ def test_tiles_come_in_the_order_shown(processor: Processor, media: Path) -> Non
     assert np.abs(np.subtract(levels(patches_IPK), expected)).max() <= 3  # H.264 is lossy
 
 
+def test_a_range_of_tiles_is_that_part_of_all(processor: Processor, media: Path, tmp_path: Path) -> None:
+    """Of two images, a video and a document; tokens are whole whatever the range."""
+    write_pdf(tmp_path / "pages.pdf", [gray(10 * i) for i in range(3)])
+    rows = {"image": [str(media / "wide.png"), str(media / "square.png")]}
+    rows["video"] = [str(media / "clip.mp4"), str(tmp_path / "pages.pdf")]
+    sample = parse_sample(chat_row(**rows), root=media, where="rows:1", allow_outside_root=True)
+    plan = processor.plan_sample(sample)
+    tokens, patches_IPK = processor.load_sample(plan)
+    num_tiles = plan.num_tiles
+    assert num_tiles == 4 + 1 + 4 + 3
+    for first in range(num_tiles + 1):
+        for end in {first, first + 1, (first + num_tiles) // 2, num_tiles}:
+            if first <= end <= num_tiles:
+                part = processor.load_sample(plan, tiles=(first, end))
+                assert torch.equal(part.patches_IPK, patches_IPK[first:end])
+                assert torch.equal(part.tokens.token_ids_T, tokens.token_ids_T)
+    for wrong in ((-1, 2), (3, 2), (0, num_tiles + 1)):
+        with pytest.raises(ValueError, match=r"tiles are \(.*\); sample .* has 12\. Needs a first and an end"):
+            processor.load_sample(plan, tiles=wrong)
+
+
 def test_thumbnail_is_last_and_the_whole(processor: Processor, tmp_path: Path) -> None:
     left_black = np.full((56, 112, 3), 255, np.uint8)
     left_black[:, :56] = 0
@@ -261,6 +285,19 @@ def test_thumbnail_is_last_and_the_whole(processor: Processor, tmp_path: Path) -
     black, white, both = levels(processor.load_sample(plan).patches_IPK)
     assert (black, white) == (0, 255)
     assert 120 < both < 135
+
+
+def test_a_jpeg_at_reduced_size_gives_other_pixels_and_the_same_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """On a smooth picture the tiles are nearly those of the whole; what the plan says does not change."""
+    y, x = np.mgrid[:480, :640] / 480
+    picture = Image.fromarray(np.stack([200 * x / 1.4, 200 * y, 100 * (x + y)], -1).astype(np.uint8))
+    for suffix, is_same in (("jpg", False), ("png", True)):
+        picture.save(tmp_path / f"a.{suffix}")
+        messages = chat({"image": str(tmp_path / f"a.{suffix}")}, "What?")
+        whole, scaled = (Processor(tokenizer, tiny_config(jpeg_scaling=on))(messages) for on in (False, True))
+        assert torch.equal(whole.token_ids_T, scaled.token_ids_T)
+        assert torch.equal(whole.patches_IPK, scaled.patches_IPK) == is_same
+        assert (whole.patches_IPK - scaled.patches_IPK).float().abs().max() < 0.05  # of -1 to 1: 6 levels of 255
 
 
 def test_text_alone_has_no_tiles(processor: Processor) -> None:
@@ -504,7 +541,11 @@ def test_a_template_by_name(tokenizer: Tokenizer, media: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match="template is 'mine'; needs one of processor-1, training-1, demo-1"):
         Processor.from_pretrained(tmp_path)
     # Files of before there were templates: the one that there was.
-    of_old = {name: value for name, value in values.items() if name not in ("template", "auto_thinking_prompt")}
+    of_old = {
+        name: value
+        for name, value in values.items()
+        if name not in ("template", "auto_thinking_prompt", "jpeg_scaling")
+    }
     path.write_text(json.dumps(of_old | {"system": "You are a helpful assistant."}))
     assert Processor.from_pretrained(tmp_path).config.template == "processor-1"
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from eagle_model.data.recipe import read_recipe
+from eagle_model.data.recipe import Source, read_recipe
 from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import DataError
+from eagle_model.data.sampling import SamplingConfig
 from tests.data.conftest import chat_row
 
 
@@ -26,12 +28,12 @@ def test_recipe_with_all_fields(tmp_path: Path) -> None:
         "one": {
             "root": "media",
             "annotation": ["a.jsonl", "b.jsonl"],
-            "weight": 1,
+            "weight": 2.5,
             "repeat_time": 2.5,
             "length": 2,
             "modility": "text",
             "max_dynamic_tiles": 4,
-            "data_augment": False,
+            "data_augment": True,
         },
         "two": {"root": str(tmp_path), "annotation": "a.jsonl"},
     }
@@ -39,9 +41,20 @@ def test_recipe_with_all_fields(tmp_path: Path) -> None:
     assert (one.name, one.root, one.max_tiles, two.name, two.root, two.max_tiles) == (
         "one", tmp_path / "media", 4, "two", tmp_path, None,
     )  # fmt: skip
+    assert (one.weight, one.data_augment, two.weight, two.data_augment) == (2.5, True, 1.0, False)
     assert [s.id for s in read_samples(one)] == ["a.jsonl", "b.jsonl"]
     assert [one.num_repeats(i) for i in range(4)] == [2, 3, 2, 3]
     assert [two.num_repeats(i) for i in range(3)] == [1, 1, 1]
+
+
+def test_a_source_s_limits_lower_the_run_s(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", json.dumps(chat_row()) + "\n")
+    fields = {"root": ".", "annotation": "a.jsonl", "max_frames": 4, "frames_per_second": 0.5, "max_dynamic_tiles": 20}
+    (source,) = read_recipe(write(tmp_path, "recipe.json", json.dumps({"a": fields})))
+    run = SamplingConfig(max_tiles=12, max_frames=64, min_frames=8, frames_per_second=2)
+    assert source.limited(run) == replace(run, max_frames=4, min_frames=4, frames_per_second=0.5)
+    assert source.limited(replace(run, frames_per_second=0.25)).frames_per_second == 0.25
+    assert Source("b", tmp_path, ()).limited(run) == run
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 1.7])
@@ -54,8 +67,8 @@ def test_a_fraction_takes_exactly_its_share(tmp_path: Path, share: float) -> Non
 
 BAD_FIELDS = {
     "unknown": ({"wieght": 1}, "source 's' has the unknown field 'wieght'; known are annotation, "),
-    "weight": ({"weight": 2}, "weight is 2; needs 1. To show it more or less use repeat_time."),
-    "augment": ({"data_augment": True}, "data_augment is True; needs false, it is not supported."),
+    "weight": ({"weight": 0}, "weight is 0; needs a number above 0."),
+    "augment": ({"data_augment": 1}, "data_augment is 1; needs true or false."),
     "repeat": ({"repeat_time": 0}, "repeat_time is 0; needs a number above 0."),
     "tiles": ({"max_dynamic_tiles": 0}, "max_dynamic_tiles is 0; needs an integer of at least 1."),
     "length": ({"length": "many"}, "length is 'many'; needs an integer of at least 0."),
@@ -120,3 +133,9 @@ def test_missing_recipe(tmp_path: Path) -> None:
     for name in ("no.json", "no.jsonl"):
         with pytest.raises(DataError, match=r"no\.jsonl? (does not exist|.*No such file)|no\.json: cannot be read"):
             read_recipe(tmp_path / name)
+
+
+def test_a_prepared_folder_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "preparation.json").touch()
+    with pytest.raises(DataError, match=r"is a prepared folder, .* here the recipe is needed that it was made of\."):
+        read_recipe(tmp_path)

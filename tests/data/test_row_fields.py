@@ -17,6 +17,9 @@ REFUSED = [  # name, value: each was found in somebody's data, or is nearly such
     ("fps", 2), ("nframes", 8), ("max_pixels", 5), ("weight", 2), ("weights", [1]), ("loss", False), ("train", 0),
     ("loss_scale", 2.0), ("sample_weight", 0.5), ("rejected_response", "no"), ("chosen", {"value": "x"}),
     ("reasoning_content", "because"), ("system_prompt", "x"), ("sytem", "x"), ("history", [["a", "b"]]),
+    ("num_frames", 8), ("sampling_fps", 1), ("frame_rate", 2), ("max_dynamic_tiles", 3), ("repeat_time", 3),
+    ("sys", "x"), ("second_image", "b.png"), ("leftImage", "b.png"), ("image_after", ["b.png"]),
+    ("reference-img", {"path": "b.png"}),
     ]  # fmt: skip
 LEFT_OUT = [
     ("score", 0.5), ("source", "coco"), ("image_id", "12"), ("video_id", "v_12"), ("image_width", 640), ("height", 5),
@@ -24,7 +27,8 @@ LEFT_OUT = [
     ("caption", "A dog."), ("question", "What?"), ("type", "image"), ("timestamp", [3, 5]), ("date", "today"),
     ("duration", 3.5), ("imageid", "x"), ("coco_url", "http://x/a.jpg"), ("original", {"path": "a.png"}), ("end", 3),
     ("clip", [0, 2]), ("tools", []), ("tools", "[]"), ("en_conversations", ["x"]),
-    ("objects", {"ref": [], "bbox": None}), ("audios", None), ("image_path", ""),
+    ("objects", {"ref": [], "bbox": None}), ("audios", None), ("image_path", ""), ("image_after", "a dog"), ("to", 5),
+    ("frames", [0, 1]), ("image_caption", "A dog."), ("video_category", "sports"), ("frame_ids", [1]),
 ]  # fmt: skip
 
 
@@ -56,6 +60,31 @@ def test_other_names_of_a_clip_are_refused_beside_a_video(name: str) -> None:
     assert why is not None
     assert why.startswith("a clip is given by 'start' and 'end', in seconds")
     assert refusal(name, [0.9, 1.2], has_media=True, has_video=False) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("clip", {"start": 1, "end": 2}), ("clip", "0.5-1.5"), ("segments", [[0.5, 1]]), ("timestamps", [1, 2]),
+        ("moment", [1, 2]), ("t_start", 1), ("start_timestamp", "00:01"), ("endTs", 3), ("begin", 1),
+        ("to", "1:02:03.5"), ("from", 2.5), ("frame_range", [3, 9]), ("frames", [0, 2]), ("frame_indices", [0, 2]),
+        ("start_end", [1, 2]),
+    ],
+)  # fmt: skip
+def test_what_chooses_a_part_of_a_video_is_refused(name: str, value: object) -> None:
+    assert refusal(name, value, has_media=True, has_video=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("from", "youtube"), ("stop", "word"), ("timestamps", [[0, 5], [3, 9]]), ("timestamp", "2024-01-02 10:00"),
+        ("timestamp", 1700000000), ("frames", 300), ("clip", "v_12_scene"), ("duration", 3.5), ("to", "the right"),
+        ("segments", [{"text": "a"}, {"text": "b"}]), ("frame_id", "x"),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_a_video_is_left_out(name: str, value: object) -> None:
+    assert refusal(name, value, has_media=True, has_video=True) is None
 
 
 def test_what_says_nothing() -> None:

@@ -363,7 +363,7 @@ BAD_ROWS = {
     "data and image": (chat_row(image="a", data=[]), "both 'data' and 'image'"),
     "data type": (chat_row(data=[{"type": "audio"}]), "needs an object of type 'image' or 'video'"),
     "data field": (chat_row(data=[{"type": "image", "image_list": [], "crop": 1}]), "unknown field 'crop'"),
-    "lmdb": (chat_row(image={"lmdb_file": "x", "lmdb_key": "y"}), "in LMDB, which is not supported yet"),
+    "lmdb": (chat_row(image={"lmdb_file": "x", "lmdb_key": "y"}), "in LMDB; `eagle data convert` writes it"),
     "image field": (chat_row(image={"path": "a.png", "scale": 2}), "an image has the unknown field 'scale'"),
     "video field": (chat_row(video={"video": "v.mp4", "fps": 2}), "a video has the unknown field 'fps'; known are"),
     "no path": (chat_row(video={"start": 1}), "needs exactly one of the fields 'path', 'video' and 'url'"),
@@ -407,7 +407,10 @@ BAD_ROWS = {
         {"messages": user([{"type": "video_url", "video_url": {"url": "a", "detail": "low"}}])},
         "a video has the unknown field 'detail'",
     ),
-    "base64": ({"messages": user([{"type": "image", "base64": "AA"}])}, "image is base64; write it to a file"),
+    "base64": (
+        {"messages": user([{"type": "image", "base64": "AA"}])},
+        "image is base64; `eagle data convert` writes it",
+    ),
     "unnamed and none listed": (
         {"messages": user([{"type": "image"}])},
         "a part of type image names no file, and the row's images list none for it",

@@ -138,6 +138,39 @@ def test_a_long_search_asks_for_few_tokenizations():
     assert labelled(30_000)([more]) + 256 * len(more) > 131_072
 
 
+def test_without_ads_all_that_the_limits_allow_is_taken_or_refused():
+    seen = {"images": [(4000, 4000)], "videos": [clip(60)], "text_tokens": no_labels(100)}
+    whole = plan(config(max_tiles=6, ads=False), **seen)
+    assert whole == plan(config(max_tiles=6), **seen)
+    assert plan(config(max_tiles=6, context_tokens=16_000), **seen).is_reduced
+    with pytest.raises(DoesNotFit, match="needs at least 15716 tokens and context_tokens is 15000"):
+        plan(config(max_tiles=6, context_tokens=15_000, ads=False), **seen)
+    with pytest.raises(DoesNotFit, match="needs 16740 tokens with all of its tiles and context_tokens is 16000"):
+        plan(config(max_tiles=6, context_tokens=16_000, ads=False), **seen)
+
+
+def test_uniform_frames_do_not_go_by_the_clip_s_length():
+    def num_frames(**fields) -> int:
+        return len(
+            plan(config(**fields), images=[], videos=[clip(300, 30.0)], text_tokens=no_labels(9)).timestamps_seconds[0]
+        )
+
+    assert num_frames(max_frames=64) == 20
+    assert num_frames(max_frames=64, frames="uniform") == 64
+
+
+def test_the_tiling_rule_is_the_config_s():
+    image = {"images": [(600, 600)], "videos": [], "text_tokens": no_labels(9)}
+    assert plan(config(tiling="closest_ratio"), **image).grids == ((1, 1),)
+    assert plan(config(), **image).grids == ((2, 2),)
+
+
+@pytest.mark.parametrize("field", ["tiling", "frames"])
+def test_unknown_switches_are_refused(field):
+    with pytest.raises(ValueError, match=f"{field} is 'other'; needs '"):
+        config(**{field: "other"})
+
+
 # Properties
 
 

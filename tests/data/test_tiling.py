@@ -3,15 +3,18 @@
 import json
 import random
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle_model.data.tiling import Grid, candidate_grids, choose_grid
+from eagle_model.data.tiling import Grid, candidate_grids, choose_grid, choose_grids, num_tiles_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "iap_grids.json").read_text())
+RULES = st.sampled_from(["iap", "closest_ratio"])
 SIZES_PX = st.integers(1, 10_000)
 
 
@@ -99,3 +102,21 @@ def test_refuses_what_is_below_one(name, value):
     sizes = {"width_px": 10, "height_px": 10, "tile_px": 10, "max_tiles": 10} | {name: value}
     with pytest.raises(ValueError, match=f"^choose_grid: {name} is {value}; needs at least 1\\.$"):
         choose_grid(**sizes)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 6000), st.integers(1, 6000)), max_size=20), st.integers(1, 24), RULES)
+def test_many_images_take_the_grids_that_each_takes(sizes: list[tuple[int, int]], max_tiles: int, rule: str) -> None:
+    grids = choose_grids(np.array(sizes, np.int64).reshape(-1, 2), max_tiles, tile_px=448, rule=rule)
+    want = [choose_grid(w, h, tile_px=448, max_tiles=max_tiles, rule=rule) for w, h in sizes]
+    assert grids.tolist() == [list(grid) for grid in want]
+    assert num_tiles_of(grids).tolist() == [grid.num_tiles for grid in want]
+
+
+def test_the_rule_of_the_closest_shape() -> None:
+    """InternVL's: 1000 x 1000 px has more than half the area of four tiles, 600 x 600 px has not."""
+    choose = partial(choose_grid, tile_px=448, rule="closest_ratio")
+    assert choose(1000, 1000, max_tiles=12) == (3, 3)
+    assert choose(600, 600, max_tiles=12) == (1, 1)
+    assert choose(900, 600, max_tiles=12) == (3, 2)
+    assert choose(1000, 300, max_tiles=2) == (2, 1)

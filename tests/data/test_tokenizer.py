@@ -16,6 +16,7 @@ from eagle_model.data.tokenizer import (
     counting_tokenizer,
     read_released_tokenizer,
     read_tokenizer,
+    token_bytes,
     train_tokenizer,
 )
 from tests.data.conftest import TEXTS
@@ -29,6 +30,14 @@ def test_trained_tokenizer_encodes_everything_and_ends_in_the_special_tokens(tok
     for text in ("plain", "ünï ∑ 🦅 \x00\t", "<img>"):
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
     assert len(tokenizer.encode("The first video sampled with").ids) <= 6  # it did learn words
+
+
+def test_bytes_of_tokens_are_those_of_the_text(tokenizer: Tokenizer) -> None:
+    text = "plain \u00e9 \U0001f600 <img>\ufffd\x00<|im_end|>"
+    ids = tokenizer.encode(text).ids
+    assert b"".join(token_bytes(tokenizer, token_id) for token_id in ids) == text.encode()
+    singles = [i for i in range(tokenizer.get_vocab_size()) if len(tokenizer.id_to_token(i)) == 1]
+    assert sorted(token_bytes(tokenizer, i) for i in singles) == [bytes([byte]) for byte in range(256)]
 
 
 def test_training_is_repeatable_and_survives_saving() -> None:

@@ -1,6 +1,5 @@
 """What `eagle chat` does, from Python: streamed text, the turn's end, markup, and one checkpoint for both halves."""
 
-import itertools
 import json
 import re
 import shutil
@@ -58,15 +57,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, assistant: Assistant, ids: list[int]) -> None:
-    """Lets the model say these tokens, each checked against the stop tokens as in generation."""
+    """Lets the model say these tokens, and then end its turn."""
+    said = iter([*ids, assistant.processor.encoder.turn_end_id])
 
-    def stream(batch, *, max_new_tokens, stop_token_ids):
-        for token_id in itertools.islice(ids, max_new_tokens):
-            yield [(0, token_id)]
-            if token_id in stop_token_ids:
-                return
+    def forward(model, works):
+        logits_SV = torch.zeros(1, assistant.processor.tokenizer.get_vocab_size())
+        logits_SV[0, next(said)] = 1.0
+        return logits_SV
 
-    monkeypatch.setattr(assistant.model, "stream", stream)
+    monkeypatch.setattr(assistant.engine, "_forward", forward)
 
 
 @lru_cache

@@ -13,6 +13,7 @@ from eagle_kernels.attention import (
     _varlen_attention,
     flash_attn_varlen_func,
     varlen_attention,
+    varlen_attention_backward,
     varlen_attention_ref,
 )
 from eagle_kernels.attention_plan import AttentionPlan, _plan, _tiles
@@ -213,6 +214,47 @@ def test_uniform_plan_in_the_public_function():
         AttentionPlan.uniform(2, 0, device="cpu")
     with pytest.raises(ValueError, match=r"num_sequences is -1; needs a whole number >= 0"):
         AttentionPlan.uniform(-1, 5, device="cpu")
+
+
+def _backward_in_parts(function, dout, q, k, v, out, lse, device):
+    """Queries 16 to 40 of one causal document of 40: keys 0 to 16 without a mask, then their own."""
+    dq, dk, dv = 0, [], []
+    for (begin, end), segment, causal in (((0, 16), (0, 24, 0, 16), False), ((16, 40), (0, 24, 0, 24), True)):
+        plan = plan_of_segments([segment], 24, end - begin, causal=causal, device=device)
+        part = function(dout, q, k[begin:end], v[begin:end], out, lse, plan, causal=causal)
+        dq = dq + part[0]
+        dk.append(part[1])
+        dv.append(part[2])
+    return dq, torch.cat(dk), torch.cat(dv)
+
+
+def test_backward_by_hand_of_keys_in_parts(device):
+    """With the lse of all keys the dq of the parts add up and dk, dv are autograd's; the kernels too."""
+    q, k, v = (x.double().requires_grad_() for x in qkv(24, 40, 4, 2, 16))
+    dout = randn(24, 4, 16, seed=5).double()
+    out, lse = varlen_attention_ref(q, k, v, plan_of_segments([(0, 24, 0, 40)], 24, 40, causal=True), return_lse=True)
+    want = torch.autograd.grad(out, (q, k, v), dout)
+    inputs = [x.detach() for x in (dout, q, k, v, out, lse)]
+    got = _backward_in_parts(varlen_attention_backward, *inputs, "cpu")
+    for name, ours_, theirs in zip("qkv", got, want, strict=True):
+        torch.testing.assert_close(ours_, theirs, rtol=1e-12, atol=1e-12, msg=f"d{name}")
+
+    def kernels(dout, q, k, v, out, lse, plan, *, causal):
+        tables = (plan.segments_S4, plan.q_tiles_N2, plan.k_tiles_M4, plan.covers_all, causal, q.shape[2] ** -0.5)
+        return _bwd(dout, torch.zeros_like(lse), q, k, v, out, lse, *tables)
+
+    got = _backward_in_parts(kernels, *(x.float().to(device) for x in inputs), device)
+    for name, ours_, theirs in zip("qkv", got, want, strict=True):
+        torch.testing.assert_close(ours_.double().cpu(), theirs, rtol=1e-4, atol=1e-5, msg=f"d{name}")
+
+
+def test_backward_by_hand_says_what_does_not_fit():
+    q, k, v = qkv(4, 4, 4, 2, 16)
+    plan, lse = plan_of([4], causal=True), torch.zeros(4, 4)
+    with pytest.raises(ValueError, match=r"dout's shape is \(3, 4, 16\); needs q's \(4, 4, 16\)"):
+        varlen_attention_backward(q[:3], q, k, v, q, lse, plan)
+    with pytest.raises(ValueError, match=r"lse's shape is \(4, 3\); needs \(heads, tokens\), \(4, 4\)"):
+        varlen_attention_backward(q, q, k, v, q, lse[:, :3], plan)
 
 
 @pytest.mark.parametrize("causal", [True, False])

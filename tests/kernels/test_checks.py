@@ -291,6 +291,12 @@ def test_eps_is_above_zero(op: str, eps: object) -> None:
         function(*tensors.values(), eps)
 
 
+def test_a_long_value_stays_short_in_a_refusal() -> None:
+    with pytest.raises(ValueError, match=r"rms_norm: eps is \[0, 1, .*\.\.\.; needs a finite number > 0") as error:
+        ek.rms_norm(torch.ones(2, 4), torch.ones(4), list(range(10_000)))  # type: ignore[arg-type]
+    assert len(str(error.value)) < 400
+
+
 @pytest.mark.parametrize("op", ["rope", "qkv_rope"])
 def test_positions_count_from_zero(op: str) -> None:
     function, tensors, others, options = ARGUMENTS[op]

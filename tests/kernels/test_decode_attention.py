@@ -52,6 +52,24 @@ def inputs_of(
     return [q, k, v, k_start, k_len]
 
 
+def in_blocks(inputs: list[Tensor], block_rows: int) -> list[Tensor]:
+    """The same sequences with their rows in blocks, in any order; what no sequence sees is NaN, and no block at all
+    stands where a table has more entries than its sequence has blocks."""
+    q, k, v, k_start, k_len = inputs
+    num_blocks = [-(-length // block_rows) for length in k_len.tolist()]
+    order = torch.randperm(sum(num_blocks), generator=torch.Generator().manual_seed(0)).tolist()
+    paged = [torch.full((len(order) * block_rows + 3, *x.shape[1:]), torch.nan, dtype=x.dtype, device=x.device)
+             for x in (k, v)]  # fmt: skip
+    table = torch.full((len(num_blocks), max(num_blocks, default=0) + 1), -(2**31), dtype=torch.int32)
+    for s, (start, length) in enumerate(zip(k_start.tolist(), k_len.tolist(), strict=True)):
+        for b in range(num_blocks[s]):
+            table[s, b] = first = order.pop() * block_rows + 3  # blocks may begin anywhere
+            rows = slice(start + b * block_rows, start + min((b + 1) * block_rows, length))
+            for x, to in zip((k, v), paged, strict=True):
+                to[first : first + rows.stop - rows.start] = x[rows]
+    return [q, *paged, table.to(q.device), k_len]
+
+
 def finite(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse.masked_fill(lse == -INF, 0)
 
@@ -112,6 +130,33 @@ def test_reference_is_varlen_attention():
     got = decode_attention_ref(q, k, v, k_start, k_len, softmax_scale=0.3)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_rows", [16, 64, 512])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_blocks_have_the_bits_of_a_run(lengths, block_rows, dtype, device):
+    """Where the rows lie changes nothing: smaller than a split and larger, for every bound that the host may give."""
+    inputs = inputs_of(LENGTHS[lengths], 14, 2, 64, dtype, device)
+    blocks = in_blocks(inputs, block_rows)
+    want = decode_attention(*inputs, return_lse=True)
+    reference = decode_attention_ref(*blocks, block_rows=block_rows)
+    for bound in (None, max(LENGTHS[lengths])):
+        with poisoned_memory(), no_waiting(inputs[0].device):
+            got = decode_attention(*blocks, block_rows=block_rows, max_k_len=bound, return_lse=True)
+        for a, b, c in zip(got, want, reference, strict=True):
+            assert torch.equal(a, b)
+            torch.testing.assert_close(a, c, atol=1e-2 if dtype != torch.float32 else 1e-5, rtol=1e-2)
+
+
+def test_sequences_share_blocks(device):
+    """A prompt of 32 rows that both see, then a block of each one's own."""
+    q, k, v, _, lengths = inputs_of([40, 43], 4, 2, 16, device=device)
+    table = ints([0, 16, 48, 0, 16, 32], device).view(2, 3)
+    got = decode_attention(q, k, v, table, lengths, block_rows=16)
+    for s, rows in enumerate([[*range(32), *range(48, 56)], range(43)]):
+        alone = (q[s : s + 1], k[list(rows)], v[list(rows)], ints([0], device), lengths[s : s + 1])
+        assert torch.equal(got[s : s + 1], decode_attention(*alone))
 
 
 def test_options(device):
@@ -191,8 +236,11 @@ def test_threads_and_vector_code_change_no_bit(dtype):
         names = ("q", "k", "v", "k_start", "k_len", "out", "lse", "workspace")
         tensors = (q, k, v, k_start, k_len, out, lse, workspace)
         views = {name: native.view(t) for name, t in zip(names, tensors, strict=True)}
+        views["k_start"] = native.view(k_start[:, None])
         extension.decode_attention_cpu(
-            extension.DecodeAttention(**views, max_k_len=num_rows, softmax_scale=72**-0.5), num_threads, simd
+            extension.DecodeAttention(**views, max_k_len=num_rows, block_rows=0, softmax_scale=72**-0.5),
+            num_threads,
+            simd,
         )
         assert torch.equal(out, want[0]), (num_threads, simd)
         assert torch.equal(lse, want[1]), (num_threads, simd)
@@ -211,9 +259,10 @@ def test_no_sequences_and_no_cache(device):
 
 def test_opcheck(device):
     inputs = inputs_of([3, 300], 4, 2, 16, torch.bfloat16, device)
-    torch.library.opcheck(_fwd.overload, (*inputs, 300, 0.25, 1))
+    torch.library.opcheck(_fwd.overload, (*inputs, 300, 0, 0.25, 1))
     empty = (inputs[0][:0], *inputs[1:3], inputs[3][:0], inputs[4][:0])
-    torch.library.opcheck(_fwd.overload, (*empty, 0, 0.25, 1))
+    torch.library.opcheck(_fwd.overload, (*empty, 0, 0, 0.25, 1))
+    torch.library.opcheck(_fwd.overload, (*in_blocks(inputs, 16), 300, 16, 0.25, 1))
 
 
 def test_torch_compile_takes_it_whole(device):
@@ -250,12 +299,22 @@ def test_refuses():
     refused(r"k_len's shape is \(1,\); needs \(sequences,\), \(2,\)", q, k, v, start, length[:1])
     refused(r"k_len's strides is \(0,\); needs \(1,\)", q, k, v, start, length[:1].expand(2))
     refused("max_k_len is 999; needs 0 to the 15 rows of k", q, k, v, start, length, max_k_len=999)
+    for size in (8, 48, 0, 1 << 21, 16.0):
+        refused(f"block_rows is {size}; needs None, or a power of two from 16", q, k, v, start, length, block_rows=size)
+    table = start[:, None].repeat(1, 2)
+    refused(
+        r"k_start's shape is \(2,\); needs \(sequences, blocks\), \(2, ...\)", q, k, v, start, length, block_rows=16
+    )
+    refused(r"k_start's shape is \(2, 2\); needs \(sequences,\)", q, k, v, table, length)
+    refused(r"k_start's strides is \(1, 2\); needs contiguous", q, k, v, table.T.contiguous().T, length, block_rows=16)
+    refused("max_k_len is 16; needs 0 to the 15 rows of k", q, k, v, table, length, block_rows=16, max_k_len=16)
+    refused("sequence 1 has k_start 14 and k_len 4", q, k, v, ints([0, 0, 14, 0]).view(2, 2), length, block_rows=16)
     refused("softmax_scale is 0; needs None or a finite number > 0", q, k, v, start, length, softmax_scale=0)
     refused("num_threads is -1; needs at least 0", q, k, v, start, length, num_threads=-1)
     refused("sequence 1 has k_start 2 and k_len 4; .* at most max_k_len = 3", q, k, v, start, length, max_k_len=3)
-    refused("sequence 0 has k_start -1 and k_len 3; needs both >= 0", q, k, v, ints([-1, 2]), length)
+    refused("sequence 0 has k_start -1 and k_len 3; needs every row within", q, k, v, ints([-1, 2]), length)
     refused("sequence 1 has k_start 2 and k_len -4", q, k, v, start, ints([3, -4]))
-    refused("sequence 0 has k_start 13 and k_len 3; .* within the 15 rows", q, k, v, ints([13, 2]), length)
+    refused("sequence 0 has k_start 13 and k_len 3; needs every row within the 15 rows", q, k, v, ints([13, 2]), length)
     refused("sequence 0 has k_start 2147483647", q, k, v, ints([2**31 - 1, 2]), length)
 
 
@@ -263,19 +322,25 @@ def test_the_core_refuses_what_does_not_agree():
     q, k, v, k_start, k_len = inputs_of([3, 4], 4, 2, 16)
     names = ("q", "k", "v", "k_start", "k_len", "out", "lse", "workspace")
     tensors = dict(
-        zip(names, [q, k, v, k_start, k_len, q.clone(), torch.zeros(4, 2), torch.zeros(2 * 4 * 17)], strict=True)
+        zip(
+            names,
+            [q, k, v, k_start[:, None], k_len, q.clone(), torch.zeros(4, 2), torch.zeros(2 * 4 * 17)],
+            strict=True,
+        )
     )
     extension = native.load()
 
-    def call(changed: dict[str, Tensor], max_k_len: int = 4) -> None:
+    def call(changed: dict[str, Tensor], max_k_len: int = 4, block_rows: int = 0) -> None:
         views = {name: native.view(t) for name, t in (tensors | changed).items()}
-        extension.decode_attention_cpu(extension.DecodeAttention(**views, max_k_len=max_k_len, softmax_scale=1.0), 1)
+        whole = extension.DecodeAttention(**views, max_k_len=max_k_len, block_rows=block_rows, softmax_scale=1.0)
+        extension.decode_attention_cpu(whole, 1)
 
     call({})
     for name, wrong, message in [
         ("k", k.half(), "q, k, v and out are float32, float16, float32 and float32; needs one dtype"),
         ("v", v[1:], r"k is \(15, 2, 16\) and v \(14, 2, 16\); needs one shape"),
-        ("k_start", k_start.float(), r"k_start needs contiguous int32 of shape \(2,\)"),
+        ("k_start", k_start, r"k_start needs contiguous int32 of shape \(2, blocks\)"),
+        ("k_len", k_len.float(), r"k_len needs contiguous int32 of shape \(2,\)"),
         ("out", q[:1].clone(), "out needs q's shape"),
         ("lse", torch.zeros(2, 4), r"lse needs contiguous float32 of shape \(4, 2\)"),
         ("workspace", torch.zeros(135), "workspace needs 136 contiguous float32"),
@@ -284,12 +349,17 @@ def test_the_core_refuses_what_does_not_agree():
             call({name: wrong})
     with pytest.raises(ValueError, match="max_k_len is 16; needs 0 to k's rows, 15"):
         call({}, max_k_len=16)
+    for block_rows in (8, 24, 1 << 21):
+        with pytest.raises(ValueError, match=f"block_rows is {block_rows} with 1 blocks a sequence; needs 0 with one"):
+            call({}, block_rows=block_rows)
+    with pytest.raises(ValueError, match="block_rows is 0 with 2 blocks"):
+        call({"k_start": k_start[:, None].repeat(1, 2)})
 
 
 ENTRY_POINT = """
 extern "C" int64_t run_kernels(const void* q, const void* k, const void* v, const void* k_start, const void* k_len,
                                void* out, void* lse, void* workspace, int64_t S, int64_t H, int64_t K, int64_t D,
-                               int64_t L, int64_t max_k_len, const char* dtype) {
+                               int64_t L, int64_t max_k_len, int64_t B, int64_t block_rows, const char* dtype) {
   const int64_t needed = eagle::decode_attention_workspace_floats(S, H, D, max_k_len);
   if (workspace == nullptr) return needed;
   const auto view = [](const void* p, std::vector<int64_t> shape, const char* dtype) {
@@ -298,9 +368,9 @@ extern "C" int64_t run_kernels(const void* q, const void* k, const void* v, cons
     return eagle::make_view("view", reinterpret_cast<uintptr_t>(p), shape, strides, dtype, INT64_MAX);
   };
   eagle::decode_attention_cuda(
-      {view(q, {S, H, D}, dtype), view(k, {L, K, D}, dtype), view(v, {L, K, D}, dtype), view(k_start, {S}, "int32"),
+      {view(q, {S, H, D}, dtype), view(k, {L, K, D}, dtype), view(v, {L, K, D}, dtype), view(k_start, {S, B}, "int32"),
        view(k_len, {S}, "int32"), view(out, {S, H, D}, dtype), view(lse, {H, S}, "float32"),
-       view(workspace, {needed}, "float32"), max_k_len, 1 / std::sqrt(static_cast<float>(D))}, 0, 0);
+       view(workspace, {needed}, "float32"), max_k_len, block_rows, 1 / std::sqrt(static_cast<float>(D))}, 0, 0);
   return needed;
 }
 """
@@ -312,28 +382,41 @@ def cuda_code_for_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CD
     others = ["attention_heads.cpp", "decode_attention.cpp"]
     library = build(folder, "decode_attention", 2, ENTRY_POINT, others)
     library.run_kernels.restype = ctypes.c_int64
-    library.run_kernels.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 6 + [ctypes.c_char_p]
+    library.run_kernels.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 8 + [ctypes.c_char_p]
     return library
 
 
 @pytest.mark.parametrize(
-    ("lengths", "H", "K", "D", "dtype"),
+    ("lengths", "H", "K", "D", "dtype", "block_rows"),
     [
-        ([1], 1, 1, 16, torch.float32),
-        ([257, 0, 700], 7, 1, 128, torch.bfloat16),
-        ([30, 300], 4, 2, 72, torch.float16),  # columns that do not divide the block
-        ([5, 520], 9, 1, 256, torch.float32),  # two chunks of query heads
-        ([2000], 2, 2, 256, torch.bfloat16),  # more splits than groups of threads that join them
-        ([0], 2, 1, 16, torch.float32),
+        ([1], 1, 1, 16, torch.float32, 0),
+        ([257, 0, 700], 7, 1, 128, torch.bfloat16, 0),
+        ([257, 0, 700], 7, 1, 128, torch.bfloat16, 16),
+        ([30, 300], 4, 2, 72, torch.float16, 0),  # columns that do not divide the block
+        ([5, 520], 9, 1, 256, torch.float32, 0),  # two chunks of query heads
+        ([5, 520], 2, 1, 32, torch.float32, 512),  # a block of two splits
+        ([2000], 2, 2, 256, torch.bfloat16, 0),  # more splits than groups of threads that join them
+        ([0], 2, 1, 16, torch.float32, 0),
     ],
 )
-def test_cuda_kernels_run_on_the_cpu(cuda_code_for_the_cpu, lengths, H, K, D, dtype):
+def test_cuda_kernels_run_on_the_cpu(cuda_code_for_the_cpu, lengths, H, K, D, dtype, block_rows):
     """The kernels' own source, threads, shared memory and workspace, which starts as NaN and has guards; as good as
     torch, since a block adds in another order than the CPU's code does. What only a GPU can show is in the tests below.
     """
     inputs = inputs_of(lengths, H, K, D, dtype)
+    inputs = in_blocks(inputs, block_rows) if block_rows else inputs
     S, L = len(lengths), inputs[1].shape[0]
-    numbers = (S, H, K, D, L, max(lengths) + 1, str(dtype).removeprefix("torch.").encode())
+    numbers = (
+        S,
+        H,
+        K,
+        D,
+        L,
+        max(lengths) + 1,
+        inputs[3].numel() // S,
+        block_rows,
+        str(dtype).removeprefix("torch.").encode(),
+    )
     needed = cuda_code_for_the_cpu.run_kernels(*[None] * 8, *numbers)
     memory = torch.full((needed + 128,), torch.nan)
     memory[:64], memory[64 + needed :] = 5.0, 5.0
@@ -347,8 +430,8 @@ def test_cuda_kernels_run_on_the_cpu(cuda_code_for_the_cpu, lengths, H, K, D, dt
     out, lse = run()
     assert (memory[:64] == 5).all()
     assert (memory[64 + needed :] == 5).all()
-    same = decode_attention_ref(*inputs)
-    true = decode_attention_ref(*[t.double() for t in inputs[:3]], *inputs[3:])
+    same = decode_attention_ref(*inputs, block_rows=block_rows or None)
+    true = decode_attention_ref(*[t.double() for t in inputs[:3]], *inputs[3:], block_rows=block_rows or None)
     assert torch.equal(lse == -INF, true[1] == -INF)
     assert_as_good(finite(out, lse), finite(*same), finite(*true))
     assert all(torch.equal(a, b) for a, b in zip(run(), (out, lse), strict=True))
@@ -373,7 +456,7 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 
     monkeypatch.setattr(native, "build_info", lambda: {"has_cuda": False})
     with pytest.raises(RuntimeError, match=r"decode_attention: .* was built without CUDA\. Put nvcc on PATH"):
-        _fwd.function(*[t.as_subclass(CudaTensor) for t in inputs_of([3], 1, 1, 16)], 3, 1.0, 1)
+        _fwd.function(*[t.as_subclass(CudaTensor) for t in inputs_of([3], 1, 1, 16)], 3, 0, 1.0, 1)
 
 
 @pytest.mark.gpu
@@ -382,6 +465,16 @@ def test_cuda_tensors_without_cuda_code_are_an_error(monkeypatch):
 @pytest.mark.parametrize("lengths", [[131_072], [4096] * 16, [1, 0, 9000, 255, 33]])
 def test_gpu_at_the_models_shape(lengths, dtype):
     check_as_good(inputs_of(lengths, 28, 4, 128, dtype, "cuda"), max_k_len=max(lengths))
+
+
+@pytest.mark.gpu
+@pytest.mark.real_shapes
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", [[131_072], [4096] * 16, [1, 0, 9000, 255, 33]])
+def test_gpu_blocks_have_the_bits_of_a_run_at_the_models_shape(lengths, dtype):
+    inputs = inputs_of(lengths, 28, 4, 128, dtype, "cuda")
+    want = decode_attention(*inputs, max_k_len=max(lengths))
+    assert torch.equal(decode_attention(*in_blocks(inputs, 16), max_k_len=max(lengths), block_rows=16), want)
 
 
 @pytest.mark.gpu

@@ -71,19 +71,23 @@ def decode_code(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "H", "K", "D", "dtype"),
+    ("lengths", "H", "K", "D", "dtype", "block_rows"),
     [
-        ([1], 1, 1, 16, torch.float32),
-        ([257, 0, 300], 7, 1, 128, torch.bfloat16),
-        ([30, 300], 4, 2, 72, torch.float16),
-        pytest.param([5, 260], 9, 1, 256, torch.float32, marks=pytest.mark.slow),
-        ([0], 2, 1, 16, torch.float32),
+        ([1], 1, 1, 16, torch.float32, 0),
+        ([257, 0, 300], 7, 1, 128, torch.bfloat16, 0),
+        ([257, 0, 40], 2, 1, 64, torch.bfloat16, 16),
+        ([30, 300], 4, 2, 72, torch.float16, 0),
+        pytest.param([5, 260], 9, 1, 256, torch.float32, 0, marks=pytest.mark.slow),
+        pytest.param([5, 520], 2, 1, 32, torch.float32, 512, marks=pytest.mark.slow),
+        ([0], 2, 1, 16, torch.float32, 0),
     ],
 )
-def test_decode_attention(decode_code, lengths, H, K, D, dtype):
+def test_decode_attention(decode_code, lengths, H, K, D, dtype, block_rows):
     inputs = decode.inputs_of(lengths, H, K, D, dtype)
-    S, L = len(lengths), inputs[1].shape[0]
-    numbers = [*(ctypes.c_int64(n) for n in (S, H, K, D, L, max(lengths) + 1)), name_of(dtype)]
+    inputs = decode.in_blocks(inputs, block_rows) if block_rows else inputs
+    S, L, B = len(lengths), inputs[1].shape[0], inputs[3].numel() // len(lengths)
+    sizes = (S, H, K, D, L, max(lengths) + 1, B, block_rows)
+    numbers = [*map(ctypes.c_int64, sizes), name_of(dtype)]
     needed = decode_code.run("run_kernels", *[None] * 8, *numbers, tensors=[])
 
     def run(schedule):
@@ -94,8 +98,8 @@ def test_decode_attention(decode_code, lengths, H, K, D, dtype):
         return out, lse
 
     out, lse = same_under_all_schedules(run)
-    same = decode_attention_ref(*inputs)
-    true = decode_attention_ref(*[t.double() for t in inputs[:3]], *inputs[3:])
+    same = decode_attention_ref(*inputs, block_rows=block_rows or None)
+    true = decode_attention_ref(*[t.double() for t in inputs[:3]], *inputs[3:], block_rows=block_rows or None)
     assert torch.equal(lse == -torch.inf, true[1] == -torch.inf)
     assert_as_good(decode.finite(out, lse), decode.finite(*same), decode.finite(*true))
 

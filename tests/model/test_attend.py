@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eagle_kernels.attention_plan import AttentionPlan
+from eagle_model.model import attend
 from eagle_model.model.attend import Cache, Decode, Packed, Prefill
 from eagle_model.model.config import tiny
 from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, document, mixed_documents, pack, small_model
@@ -38,6 +39,31 @@ def test_a_cache_filled_in_steps_equals_a_packed_row():
     assert torch.equal(cache.keys_NLKW[1, :5], k[:5])
     assert torch.equal(cache.values_NLKW[1, 6:9], v[5:])
     assert (cache.values_NLKW[1, [5, 9]] == 0).all()
+
+
+@pytest.mark.parametrize("width", [16, 12])  # the kernels' and the references'
+@pytest.mark.parametrize("piece_rows", [4096, 16, 8])
+def test_pages_filled_in_chunks_equal_a_packed_row(piece_rows, width, monkeypatch):
+    """A document of 45 tokens in chunks of 20, 24 and 1, and one of 3 beside it, in blocks of 16 rows that lie apart;
+    earlier keys come in one piece or in several."""
+    monkeypatch.setattr(attend, "PIECE_ROWS", piece_rows)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(48, H, width), torch.randn(48, K, width), torch.randn(48, K, width)
+    want = Packed(plan=AttentionPlan.from_cu_seqlens(ints(0, 45, 48), num_tokens=48), causal=True)(1, q, k, v)
+    cache = Cache.zeros(q, num_layers=2, num_rows=80, num_heads=K, head_dim=width)
+    cache.keys_NLKW.fill_(torch.nan)  # what was never written is never seen
+    rows = torch.tensor([48, 0, 64])[torch.arange(45) // 16] + torch.arange(45) % 16
+    chunks = [attend.Chunk.of(0, 20, rows[:20]), attend.Chunk.of(20, 3, torch.arange(16, 19))]
+    both = torch.cat([torch.arange(20), torch.arange(45, 48)])
+    nothing = {"start_SB": ints().view(0, 1), "length_S": ints(), "longest": 0, "block_tokens": 16}
+    first = attend.Paged(cache=cache, rows_T=torch.cat([rows[:20], torch.arange(16, 19)]), chunks=chunks, **nothing)
+    torch.testing.assert_close(first(1, q[both], k[both], v[both]), want[both])
+    second = attend.Paged(cache=cache, rows_T=rows[20:44], chunks=[attend.Chunk.of(0, 24, rows[:44])], **nothing)
+    torch.testing.assert_close(second(1, q[20:44], k[20:44], v[20:44]), want[20:44])
+    third = attend.Paged(
+        cache=cache, rows_T=rows[44:], start_SB=ints(48, 0, 64)[None], length_S=ints(45), longest=45, block_tokens=16
+    )
+    torch.testing.assert_close(third(1, q[44:45], k[44:45], v[44:45]), want[44:45])
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -272,6 +272,7 @@ def test_absent_fields_have_transformers_defaults():
             "config.json: initializer_range is '" + "x" * 99 + "...; needs a number above 0",
         ),
         ("quantization_config", {"bits": 4}, "quantization_config is {'bits': 4}; this model computes None only"),
+        ("text_config.quantization_config", {"bits": 4}, "text_config.quantization_config is {'bits': 4}; this model"),
         ("text_config.layer_types", ["sliding_attention"], "text_config.layer_types is ['sliding_attention'];"),
         ("text_config.attention_bias", False, "text_config.attention_bias is False; this model computes True only"),
         ("llm_config", {"vocab_size": 7}, "both text_config and its old name llm_config, and they differ; needs one"),

@@ -108,7 +108,8 @@ def test_an_expression_of_a_file_is_kept_and_not_run():
         ({"use_dora": "yes"}, "dora is 'yes'; needs true or false"),
         ({"bias": "all"}, "bias is 'all'; needs 'none', what is computed here"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'; needs True or False, what is computed here"),
-        ({"layers_to_transform": [1]}, r"layers_to_transform is \[1\]; needs None or False"),
+        ({"layers_to_transform": [1]}, r"targets is empty"),  # of no adapter is there a tensor
+        ({"layer_replication": [[0, 1]]}, r"layer_replication is \[\[0, 1\]\]; needs None or False"),
         ({"from_the_future": {"on": 1}}, "from_the_future is {'on': 1}; needs None or False, what is computed here"),
     ],
 )

@@ -134,6 +134,12 @@ ADAPTERS = {
         "alpha_pattern": {"fc1": 3},
         "use_rslora": True,
     },
+    "some layers, but for one kind": {
+        "target_modules": ["q_proj", "up_proj", "fc1"],
+        "layers_to_transform": 0,
+        "layers_pattern": "layers",
+        "exclude_modules": r".*fc1",
+    },
     "DoRA, connector whole": {"target_modules": ALL, "use_dora": True, "modules_to_save": ["mlp1", "lm_head"]},
 }
 

@@ -313,6 +313,7 @@ def renamed(folder: Path, rename) -> None:
             lambda key: f"model.{key}",
             r"tensors have names that begin with 'model\.' as a model that holds this one does",
         ),
+        (lambda key: f"policy.vlm.{key}", r"begin with 'policy\.vlm\.' as a model that holds this one does"),
     ],
 )
 def test_other_names_for_all_tensors_are_one_line(saved, rename, message):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from eagle_model.fields import override
 from eagle_model.train.config import TrainConfig
 from eagle_model.train.recipes import debug
+from eagle_model.train.start import new_model
 from eagle_model.train.trainer import Trainer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
@@ -60,3 +61,9 @@ def weights_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
 def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def tokenizer_file(chats: Path, folder: Path) -> Path:
+    _, processor = new_model(config_of(chats))
+    processor.tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"

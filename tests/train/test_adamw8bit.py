@@ -5,10 +5,16 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from eagle_model.model.config import tiny
 from eagle_model.train.adamw8bit import flat, joined, shapes
 from eagle_model.train.config import OptimizerConfig
+from eagle_model.train.layout import Layout
 from eagle_model.train.optimizer import Optimizer
+from eagle_model.train.parallel import parallelize
 from eagle_model.train.precision import Masters
+from eagle_model.train.ranks import start
+from tests.model.samples import small_model
+from tests.ranks import run
 
 pytest.importorskip("torchao")
 CONFIG = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
@@ -113,3 +119,24 @@ def test_moments_that_are_no_8_bits_stay_as_they_are():
     assert [shapes(key, (2, 512)) for key in ("step", "exp_avg", "exp_avg_codes", "exp_avg_scale", "master")] == [
         (), (2, 512), (2, 512), (4,), (2, 512),
     ]  # fmt: skip
+
+
+def after_steps(seeds):
+    """The rows of a replica after two steps, where its generator is not the other's, as after dropout."""
+    ranks = start(Layout(replicate=2), "cpu")
+    eagle = parallelize(small_model(tiny(vocab_size=97, image_token_id=96)), ranks, dtype=torch.bfloat16)
+    masters = Masters(eagle, torch.bfloat16, stochastic=True)
+    optimizer = Optimizer(masters, CONFIG, in_8_bits=True, stochastic_rounding=True)
+    torch.manual_seed(seeds[ranks.rank])
+    with torch.compiler.set_stance("force_eager"):
+        for _ in range(2):
+            for master in masters.by_name.values():
+                master.grad = torch.ones_like(master)
+            optimizer.step(1e-3)
+    after = torch.rand(1).item()  # of the process's own generator
+    return [after, *(float(master.double().square().sum()) for master in masters.by_name.values())]
+
+
+def test_replicas_round_alike_whatever_else_they_draw():
+    (after, *first), (other, *second) = run(after_steps, 2, (0, 1))
+    assert first == second and after != other

@@ -8,8 +8,8 @@ import torch
 from eagle_model.data.sample import DataError
 from eagle_model.fields import ConfigError
 from eagle_model.train.answers import MAX_PROMPTS, Answers
+from eagle_model.train.start import new_model
 from eagle_model.train.step_log import read_log
-from eagle_model.train.trainer import new_model
 from tests.train.chats import config_of, write_chats
 
 ASK = {"from": "human", "value": "<image>Which colour?"}

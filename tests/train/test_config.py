@@ -30,7 +30,8 @@ def test_diff_names_nested_fields():
 
 
 def test_changeable_fields_exist():
-    a = override(tiny(), ["validation.recipe=v.jsonl", "answers.prompts=p.jsonl"])
+    remote = 'data.remote={"prefixes": ["s3://a/"], "cache_folder": "c"}'
+    a = override(tiny(), ["validation.recipe=v.jsonl", "answers.prompts=p.jsonl", remote])
     for path in CHANGEABLE_ON_RESUME:
         value: object = a
         for name in path.split("."):
@@ -43,6 +44,8 @@ def test_changeable_fields_exist():
         "max_steps=0",
         "rows_per_step=0",
         "keep_last=0",
+        "save_every_minutes=0",
+        "time_limit_minutes=-1",
         "save_every_steps=-1",
         "optimizer.learning_rate=0",
         "optimizer.betas=0.9,1",
@@ -131,11 +134,11 @@ def test_a_written_config_comes_back(tmp_path):
         ),
         ("[" * 100_000, r"c\.json is not JSON: maximum recursion depth exceeded"),
         ("\xff", r"c\.json is not JSON: 'utf-8' codec"),
-        ("[]", r"c\.json is no config of a run that this version reads: its version is none, needs 3\. Continue a run"),
-        ('{"run": "abc", "config": {}}', r"its version is none, needs 3"),
-        ('{"version": 1, "config": {}}', r"its version is 1, needs 3"),
-        ('{"version": 3}', r"c\.json is no config of a run"),
-        ('{"version": 3, "config": {"max_steps": 3}}', r"c\.json: data is missing; TrainConfig needs it"),
+        ("[]", r"c\.json is no config of a run that this version reads: its version is none, needs 4\. Continue a run"),
+        ('{"run": "abc", "config": {}}', r"its version is none, needs 4"),
+        ('{"version": 1, "config": {}}', r"its version is 1, needs 4"),
+        ('{"version": 4}', r"c\.json is no config of a run"),
+        ('{"version": 4, "config": {"max_steps": 3}}', r"c\.json: data is missing; TrainConfig needs it"),
         (" " * (MAX_CONFIG_BYTES + 1), r"c\.json has more than 1048576 bytes; no file of its kind"),
     ],
 )
@@ -146,6 +149,8 @@ def test_what_is_no_config_of_this_version_is_refused(tmp_path, text, message):
 
 
 def test_a_config_that_is_not_there_is_named(tmp_path):
-    for path in (tmp_path, tmp_path / "absent.json"):
-        with pytest.raises(ConfigError, match=rf"{path} does not exist\. Runs of version 3 have that file"):
-            read_config(path)
+    path = tmp_path / "absent.json"
+    with pytest.raises(ConfigError, match=rf"{path} does not exist\. Runs of version 4 have that file"):
+        read_config(path)
+    with pytest.raises(ConfigError, match=rf"{tmp_path} is a folder; needs the file"):
+        read_config(tmp_path)

@@ -46,6 +46,14 @@ def test_seed_step_and_row_decide_it_and_nothing_else_moves(model):
     assert noise_of(model, step=7).abs().max() == 0
 
 
+def test_a_process_that_has_some_tokens_of_a_row_draws_the_noise_of_all(model):
+    model.noise = Noise(model, alpha=5.0, seed=3)
+    rows_R = torch.tensor([1, 2, 50, 103])
+    model.noise.begin_row(CU_SEQLENS, step=7, row=4, rows_R=rows_R)
+    share = model.llm.embed_tokens(rows_R).detach() - model.llm.embed_tokens.weight[rows_R].detach()
+    assert torch.equal(share, noise_of(model, step=7, row=4)[rows_R])
+
+
 def test_a_resumed_run_has_the_noise_of_one_that_was_never_interrupted(tmp_path):
     chats = write_chats(tmp_path)
     settings = ("neftune_alpha=5", "rows_per_step=2", "optimizer.schedule=constant")

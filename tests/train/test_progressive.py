@@ -104,17 +104,27 @@ def _refuses_what_would_change_the_past(chats, folder):
     said: list[str] = []
     assert Progressive(quieter, folder, say=said.append).train()
     assert said == [f"Stage {i} of 5, {name}: is done." for i, name in enumerate(CONTEXTS, 1)]
+    moved = folder.rename(folder.with_name("moved"))
+    assert Progressive(quieter, moved, say=quiet).train()
+    moved.rename(folder)
     with pytest.raises(ConfigError, match=r"stage1 is a run of its own; stages need a folder that holds their runs"):
         Progressive(quieter, folder / "stage1", say=quiet)
 
 
-def test_what_cannot_be_a_list_of_stages(chats, tmp_path):
+def test_what_cannot_be_a_list_of_stages(chats, tmp_path, monkeypatch):
     (stage,) = small(chats, ("stage2",))
     for stages in ([], [stage, stage], [replace(stage, recipe_name="")]):
         with pytest.raises(ConfigError, match=r"The stages are .*; needs one or more, of unlike names"):
             Progressive(stages, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"data\.recipe of stage2 is empty; needs a recipe: --set data\.recipe=FILE"):
         Progressive([override(stage, ["data.recipe="])], tmp_path / "run")
+    shared_out = override(replace(stage, recipe_name="stage3"), ["layout.shard=2"])
+    with pytest.raises(ConfigError, match=r"^Stage stage3: layout \(shard=2\) cannot work: .*; there are 1\. "):
+        Progressive([stage, shared_out], tmp_path / "run")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # then a stage of one process is none
+    with pytest.raises(ConfigError, match=r"^Stage stage2: layout \(one process\) cannot work: .*; there are 2\. "):
+        Progressive([stage], tmp_path / "run")
+    monkeypatch.delenv("WORLD_SIZE")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ConfigError, match=r"holds files but no progressive\.json: notes\.txt\. Give a new folder"):
         Progressive([stage], tmp_path)

@@ -52,6 +52,20 @@ def save(folder, *batches):
     return json.loads((folder / "samples.json").read_text())
 
 
+def test_of_rows_that_several_ranks_share_own_tiles_are_shown(tmp_path):
+    """Tiles 1 to 3 of four are here: the last of the first document, and two of the second."""
+    whole = batch_of([[True], [True]], [2, 3])
+    part = replace(whole, patches_IPK=whole.patches_IPK[1:4], tiles=(1, 4))
+    decode = str
+    save_samples(tmp_path, [part], decode=decode, patch_px=7, mean=(0.5,) * 3, std=(0.5,) * 3, tokens_per_tile=2)
+    samples = json.loads((tmp_path / "samples.json").read_text())
+    assert [s["num_tiles"] for s in samples] == [2, 3]
+    levels = [[int(np.asarray(Image.open(tmp_path / name))[0, 0, 0]) for name in s["tiles"]] for s in samples]
+    all_levels = save(tmp_path / "whole", whole)
+    want = [[int(np.asarray(Image.open(tmp_path / "whole" / n))[0, 0, 0]) for n in s["tiles"]] for s in all_levels]
+    assert levels == [want[0][1:], want[1][:2]]
+
+
 def test_samples_are_cut_at_their_own_documents(tmp_path):
     samples = save(tmp_path, batch_of([[False, False, True, True], [True], [False, True, False]], [1, 0, 3]))
     assert [s["id"] for s in samples] == ["sample 0", "sample 1", "sample 2"]
@@ -104,6 +118,7 @@ def test_report_holds_everything_escaped(tmp_path):
     save_samples(run / "samples", [evil], decode=lambda ids: "<img src=x>", patch_px=7, mean=(0.5,) * 3, std=(0.5,) * 3)
     (run / "skipped.json").write_text(json.dumps([["bad & worse", "why <not>"]]))
     checkpoint.save(run / "checkpoints", 2, "abc", lambda folder: (folder / "a").write_bytes(bytes(1 << 20)))
+    checkpoint.keep_best(run / "checkpoints", 2)
     path = write_report(run)
     page = path.read_text()
     assert path == run / "report.html"
@@ -113,6 +128,8 @@ def test_report_holds_everything_escaped(tmp_path):
     assert "<td>bad &amp; worse</td><td>why &lt;not&gt;</td>" in page
     assert "&lt;b&gt;bold&lt;/b&gt;" in page
     assert "<th>step-000002</th><td>1.0 MiB</td>" in page
+    assert "<th>best-000002</th><td>1.0 MiB</td>" in page
+    assert "<th>epoch</th><td>1</td>" in page
     assert "4.0000 and 1.3333" in page
     assert page.count('class="curve"') == 4
     assert page.count('class="tile"') == 1
@@ -134,13 +151,25 @@ def test_report_of_a_run_that_has_just_begun(tmp_path):
         ("metrics.jsonl", lambda p: p.write_text("no metrics\n" + p.read_text()), r"metrics\.jsonl:1: is no line"),
         ("metrics.jsonl", lambda p: (p.unlink(), p.mkdir()), r"Is a directory \(.*metrics\.jsonl\)"),
         ("samples/samples.json", lambda p: p.write_text("["), r"samples\.json is not JSON"),
-        ("samples/samples.json", lambda p: p.write_text("3"), r"samples\.json: TypeError"),
-        ("samples/samples.json", lambda p: p.write_text('[{"id": 1}]'), r"samples\.json: KeyError"),
+        ("samples/samples.json", lambda p: p.write_text("3"), r"samples\.json holds no samples as a run writes them"),
+        (
+            "samples/samples.json",
+            lambda p: p.write_text('[{"id": 1}]'),
+            r"samples\.json holds no samples as a run writes them",
+        ),
         ("samples/samples.json", lambda p: edit(p, tiles=["../../../secret.png"]), r"names \.\./\.\./\.\./secret\.png"),
         ("samples/sample-0-tile-00.png", lambda p: p.unlink(), r"names sample-0-tile-00\.png; needs a PNG file"),
         ("skipped.json", lambda p: p.write_text("{]"), r"skipped\.json is not JSON"),
-        ("skipped.json", lambda p: p.write_text('[["only an id"]]'), r"skipped\.json: not enough values"),
-        ("skipped.json", lambda p: p.write_text("7"), r"skipped\.json: 'int' object"),
+        (
+            "skipped.json",
+            lambda p: p.write_text('[["only an id"]]'),
+            r"skipped\.json holds no list of samples and reasons",
+        ),
+        ("skipped.json", lambda p: p.write_text("7"), r"skipped\.json holds no list of samples and reasons"),
+        ("skipped.json", lambda p: p.write_text("[0.5]"), r"skipped\.json holds no list of samples and reasons"),
+        ("skipped.json", lambda p: (p.unlink(), p.mkdir()), r"^[^:]*skipped\.json is no file\.$"),
+        ("config.json", lambda p: (p.unlink(), p.mkdir()), r"config\.json is a folder; needs the file"),
+        ("samples/samples.json", lambda p: edit(p, text=[0.5]), r"samples\.json holds no samples as a run writes"),
     ],
 )
 def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path, name, damage, message):

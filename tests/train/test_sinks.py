@@ -38,6 +38,18 @@ def test_tensorboard_s_reader_reads_the_events(tmp_path):
     assert set(events.Tags()["scalars"]) == set(flat(FULL))
 
 
+def test_of_a_killed_run_tensorboard_shows_each_step_once(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for steps_done, steps in ((0, (1, 2, 3)), (1, (2, 3, 4))):
+        (sink,) = open_sinks(LoggingConfig(tensorboard=True), tmp_path, "run", {}, steps_done=steps_done)
+        for step in steps:
+            sink.write(replace(FULL, step=step, loss=10.0 * steps_done + step))
+        sink.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 12.0), (3, 13.0), (4, 14.0)]
+
+
 def test_wandb_is_told_the_same(tmp_path, monkeypatch):
     begun, logged, ended = [], [], []
     run = SimpleNamespace(log=lambda record, step: logged.append((step, record)), finish=lambda: ended.append(True))

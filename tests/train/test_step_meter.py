@@ -1,5 +1,6 @@
 """The meter's numbers beside those counted by hand from the same rows."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from eagle_model.model.loss import sqrt_mass
 from eagle_model.train import recipes
 from eagle_model.train.flops import FlopMeter
 from eagle_model.train.parts import part_of
+from eagle_model.train.precision import Masters
 from eagle_model.train.step_meter import StepMeter, peak_of
 from tests.model.samples import document, pack, small_model
 
@@ -34,7 +36,7 @@ def trained(model, meter, rows):
         loss = model(batch, torch.ones(()))
         loss.backward()
         total += loss.detach()
-    meter.take_gradients(dict(model.named_parameters()), mass)
+    meter.take_gradients(Masters(model, torch.float32), mass)
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]) / mass
     loss, grad_norm = meter.read(total / mass, norm)
     return meter.metrics(step=1, epoch=0, loss=loss, learning_rate=1e-3, grad_norm=grad_norm, num_skipped_samples=0)
@@ -111,3 +113,44 @@ def test_a_share_is_taken_of_a_known_gpu_in_bf16_alone(monkeypatch):
     assert peak_of(torch.device("cuda"), "bfloat16") == pytest.approx(989.4e12)
     assert peak_of(torch.device("cuda"), "float32") is None
     assert peak_of(torch.device("cpu"), "bfloat16") is None
+
+
+def test_counts_of_several_ranks_are_added_up():
+    """Two data ranks of two context ranks each, of which those of one row have counted the same."""
+
+    class Two:
+        num_context = 2
+
+        def gather(self, value):
+            other = json.loads(json.dumps(value))
+            other[0]["tokens"] += 5
+            other[1]["b"] = 7
+            other[2] = {"a": 1.0, "b": 14.0}
+            return [value, value, other, other]
+
+    model = small_model(CFG)
+    meter = StepMeter(model, CONFIG)
+    alone = trained(model, meter, [row(0, 1, names="aa", num_reduced=1)])
+    meter.add_up(Two())
+    both = meter.metrics(step=1, epoch=0, loss=1.0, learning_rate=1.0, grad_norm=1.0, num_skipped_samples=0)
+    assert both.num_tokens == 2 * alone.num_tokens + 5
+    assert both.num_supervised_tokens == 2 * alone.num_supervised_tokens
+    assert both.model_flops == 2 * alone.model_flops and both.truncation_share == alone.truncation_share
+    assert both.dataset_tokens == {"a": 2 * alone.dataset_tokens["a"], "b": 7}
+    total = 2 * alone.dataset_losses["a"] * alone.dataset_tokens["a"] + 2 * 1.0  # losses of all four: of own tokens
+    assert both.dataset_losses["a"] == pytest.approx(total / both.dataset_tokens["a"], rel=1e-6)
+    assert both.dataset_losses["b"] == pytest.approx(28.0 / 7)
+
+
+def test_rows_of_idle_ranks_do_not_count_and_documents_without_a_finite_loss_are_named():
+    model = small_model(CFG)
+    meter = StepMeter(model, CONFIG)
+    idle = replace(row(2, names=""), sample_ids=())
+    metrics = trained(model, meter, [row(0, names="a"), idle])
+    assert metrics.num_tokens == row(0, names="a").num_tokens
+    assert meter.not_finite_ids == []
+    bad = row(0, 1, names="ab")
+    with torch.no_grad():
+        model.lm_head.weight[bad.labels_T[bad.labels_T != IGNORE_INDEX][-1]] = float("nan")
+    trained(model, meter, [bad])
+    assert set(meter.not_finite_ids) <= set(bad.sample_ids) and meter.not_finite_ids

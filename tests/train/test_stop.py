@@ -40,6 +40,17 @@ def test_the_end_of_a_job_or_of_its_terminal_asks_too(number, capfd):
     assert signal.getsignal(number) is before
 
 
+def test_the_end_of_a_job_s_time_asks_as_sigterm_does(capfd):
+    with Stop() as stop:
+        stop.time_is_up()
+        assert stop.signal == signal.SIGTERM
+    assert capfd.readouterr().err == "time_limit_minutes is nearly over: saving, then stopping.\n"
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        stop.time_is_up()
+        assert stop.signal == signal.SIGHUP  # who asked first
+
+
 def test_under_nohup_sighup_asks_nothing():
     inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -89,3 +100,32 @@ def test_in_a_thread_there_are_no_handlers():
     thread.start()
     thread.join()
     assert seen == [(False, signal.getsignal(signal.SIGTERM))]
+
+
+def test_of_several_processes_a_signal_that_comes_again_is_the_same_one(capfd, monkeypatch):
+    """A scheduler sends it to all of them, and so does the launcher that it sends it to."""
+    with Stop(is_alone=False) as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        monkeypatch.setattr("eagle_model.train.stop.REPEAT_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with Stop(is_first=False) as stop:
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.requested
+    assert capfd.readouterr().err.count("stopping after this step") == 1  # the first process speaks
+
+
+def test_one_that_is_asked_asks_all():
+    class Others:
+        def __init__(self, *signals: int | None) -> None:
+            self.signals = signals
+
+        def gather(self, mine: int | None) -> list[int | None]:
+            return [mine, *self.signals]
+
+    stop = Stop()
+    assert not stop.agreed(Others(None, None))
+    assert stop.agreed(Others(None, int(signal.SIGTERM))) and stop.signal == signal.SIGTERM
+    assert stop.agreed(Others(None, None))  # its own

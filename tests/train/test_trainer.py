@@ -4,6 +4,7 @@ The data are small: chats about one-colour images and chats about nothing, no vi
 """
 
 import contextlib
+import errno
 import json
 import re
 import resource
@@ -27,11 +28,13 @@ from eagle_model.data.rows import read_samples
 from eagle_model.data.sample import DataError
 from eagle_model.fields import ConfigError, override
 from eagle_model.model.recompute import recomputed
+from eagle_model.train import state
 from eagle_model.train.config import CHANGEABLE_ON_RESUME, read_config
 from eagle_model.train.metrics import read_metrics
 from eagle_model.train.recipes import debug
-from eagle_model.train.trainer import Trainer, TrainingError, accumulate_gradients, new_model, with_absolute_paths
-from tests.train.chats import COLOURS, assert_equal, config_of, quiet, run, weights_of, write_chats
+from eagle_model.train.start import new_model
+from eagle_model.train.trainer import Trainer, TrainingError, accumulate_gradients
+from tests.train.chats import COLOURS, assert_equal, config_of, quiet, run, tokenizer_file, weights_of, write_chats
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +159,56 @@ def test_a_reader_that_went_away_ends_it_as_a_signal_does(chats, tmp_path):
     assert list(steps(tmp_path / "run" / "checkpoints")) == [2]
 
 
+# ---- when and how it saves
+
+
+def test_saves_by_the_clock(chats, tmp_path):
+    config = config_of(chats, "save_every_steps=1000", "save_every_minutes=1e-6", "keep_last=9")
+    run(config, tmp_path / "run")
+    assert list(steps(tmp_path / "run" / "checkpoints")) == [1, 2, 3, 4]
+    run(replace(config, save_every_minutes=100.0), tmp_path / "seldom")
+    assert list(steps(tmp_path / "seldom" / "checkpoints")) == [4]
+
+
+def test_before_a_job_s_time_is_over_it_saves_and_stops(chats, tmp_path, capfd):
+    config = config_of(chats, "save_every_steps=1000", "time_limit_minutes=1e-4")
+    trainer = Trainer(config, tmp_path / "run", say=quiet)
+    assert not trainer.train()
+    assert trainer.stopped_by == signal.SIGTERM  # the exit code of a run that was told to stop
+    assert "time_limit_minutes is nearly over: saving, then stopping." in capfd.readouterr().err
+    assert list(steps(tmp_path / "run" / "checkpoints")) == [1]
+    run(replace(config, time_limit_minutes=None), tmp_path / "run")
+    run(config_of(chats), tmp_path / "straight")
+    assert_equal(weights_of(tmp_path / "run", 4), weights_of(tmp_path / "straight", 4))
+
+
+def test_a_save_that_fails_in_the_background_ends_training_at_the_next_step(chats, tmp_path, monkeypatch):
+    write = state.Share.write
+
+    def full(share: state.Share, folder: Path) -> list[str]:
+        if folder.name != "step-000001.partial":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        return write(share, folder)
+
+    monkeypatch.setattr(state.Share, "write", full)
+    trainer = Trainer(config_of(chats, "save_every_steps=1", "max_steps=50"), tmp_path / "run", say=quiet)
+    with pytest.raises(
+        TrainingError,
+        match=r"The checkpoint of step 2 could not be written: No space .*The newest checkpoint is step 1's",
+    ):
+        trainer.train()
+    assert trainer.step <= 3
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_saved_in_the_background_or_not_it_is_the_same(chats, tmp_path):
+    for name in ("true", "false"):
+        run(config_of(chats, f"save_in_background={name}"), tmp_path / name)
+    for file in ("model.safetensors", "training/rank-00000-of-00001.safetensors", "training/slices.json"):
+        first, second = (tmp_path / name / "checkpoints/step-000004" / file for name in ("true", "false"))
+        assert first.read_bytes() == second.read_bytes()
+
+
 # ---- the run folder
 
 
@@ -219,7 +272,7 @@ def test_what_the_manifest_does_not_list_is_not_read(chats, tmp_path):
     run(config_of(chats), tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-000004"
     manifest = read_manifest(newest)
-    for name in ("training/rng.safetensors", "config.json"):
+    for name in ("training/rank-00000-of-00001.safetensors", "training/slices.json", "config.json"):
         files = {n: entry for n, entry in manifest.files.items() if n != name}
         (newest / "manifest.json").write_text(json.dumps(replace(manifest, files=files).to_json()))
         with pytest.raises(CheckpointError, match=rf"holds {name}, which its manifest does not list"):
@@ -341,7 +394,7 @@ def test_the_config_of_a_run_makes_the_same_run_again(chats, tmp_path):
     saved = tmp_path / "first" / "config.json"
     run(read_config(saved), tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_bytes() == saved.read_bytes()
-    for file in ("model.safetensors", "training/optimizer.safetensors", "training/rng.safetensors"):
+    for file in ("model.safetensors", "training/rank-00000-of-00001.safetensors"):
         first, again = (tmp_path / name / "checkpoints" / "step-000004" / file for name in ("first", "again"))
         assert first.read_bytes() == again.read_bytes()
     losses = [[m["loss"] for m in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("first", "again")]
@@ -362,7 +415,7 @@ def test_a_run_of_an_older_version_is_refused(chats, tmp_path):
     before = (old / "manifest.json").read_bytes()
     with pytest.raises(
         ConfigError,
-        match=r"step-000004/training/config\.json does not exist\. Runs of version 3 have that file; a run of an older",
+        match=r"step-000004/training/config\.json does not exist\. Runs of version 4 have that file; a run of an older",
     ):
         Trainer(config_of(chats), tmp_path / "run", say=quiet)
     assert (old / "manifest.json").read_bytes() == before
@@ -393,12 +446,6 @@ def test_other_data_under_the_same_name_is_refused(chats, tmp_path):
     file.write_text("".join(lines))
     with pytest.raises(ValueError, match="the state is of other data: 4 samples an epoch then, 8 now"):
         Trainer(replace(config, max_steps=6), tmp_path / "run", say=quiet)
-
-
-def tokenizer_file(chats: Path, folder: Path) -> Path:
-    _, processor = new_model(config_of(chats))
-    processor.tokenizer.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_its_step_trained_again(chats, tmp_path):
@@ -448,67 +495,6 @@ def test_a_recipe_is_needed(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_same_seed_gives_the_same_model(chats):
-    def parameters(seed):
-        torch.manual_seed(seed)
-        return dict(new_model(config_of(chats))[0].named_parameters())
-
-    assert_equal(parameters(1), parameters(1))
-    assert not torch.equal(parameters(1)["lm_head.weight"], parameters(2)["lm_head.weight"])
-
-
-def test_starts_from_a_checkpoint_as_from_any_model(chats, tmp_path):
-    run(config_of(chats), tmp_path / "first")
-    folder = tmp_path / "first" / "checkpoints" / "step-000004"
-    second = Trainer(
-        config_of(chats, f"model={folder}", "processor.sampling.context_tokens=200"), tmp_path / "second", say=quiet
-    )
-    assert second.step == 0
-    assert_equal(
-        dict(second.model.state_dict()),
-        dict(Trainer(config_of(chats), tmp_path / "first", say=quiet).model.state_dict()),
-    )
-    assert second.processor.config.sampling.context_tokens == 200
-    assert second.train()
-
-
-def test_a_model_without_pixel_shuffle_trains(chats, tmp_path):
-    config = config_of(chats, "processor.use_pixel_shuffle=false")
-    trainer = Trainer(config, tmp_path / "first", say=quiet)
-    assert trainer.train()
-    assert trainer.model.cfg.tokens_per_tile == trainer.processor.config.tokens_per_tile == 16
-    with pytest.raises(ValueError, match=r"processor\.use_pixel_shuffle is True; the model in .* needs False"):
-        Trainer(config_of(chats, f"model={tmp_path / 'first'}"), tmp_path / "second", say=quiet)
-
-
-@pytest.mark.parametrize(
-    ("assignments", "message"),
-    [
-        (
-            ["model=/nowhere"],
-            r"model is '/nowhere'; needs a preset \(tiny, eagle2_5_8b, .*\) or a folder with config\.json",
-        ),
-        (["processor.tile_px=56"], r"processor\.tile_px is 56; the model in .* needs 28"),
-        (["processor.patch_px=14"], r"processor\.patch_px is 14; the model in .* needs 7"),
-        (
-            ["processor.std=1,1,1"],
-            r"processor\.std is \(1\.0, 1\.0, 1\.0\); the model in .* needs \(0\.5, 0\.5, 0\.5\)",
-        ),
-        (
-            ["tokenizer=/nowhere.json"],
-            r"/nowhere\.json does not exist; needs the tokenizer\.json that belongs",
-        ),
-    ],
-)
-def test_what_does_not_fit_the_model_is_named(chats, tmp_path_factory, assignments, message):
-    folder = tmp_path_factory.mktemp("model")
-    model, processor = new_model(config_of(chats))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    with pytest.raises(ValueError, match=message):
-        new_model(config_of(chats, f"model={folder}", *assignments))
-
-
 def test_a_processor_s_files_are_saved_with_every_checkpoint_and_what_others_wrote_in_them_stays(chats, tmp_path):
     model, processor = new_model(config_of(chats))
     model.save_pretrained(tmp_path / "model")
@@ -520,33 +506,6 @@ def test_a_processor_s_files_are_saved_with_every_checkpoint_and_what_others_wro
     assert json.loads((saved / "preprocessor_config.json").read_text())["of_tomorrow"] == 1
     assert (saved / "chat_template.jinja").exists()
     assert Processor.from_pretrained(tmp_path / "run").kept.keys() == Processor.from_pretrained(saved).kept.keys()
-
-
-def test_a_tokenizer_that_is_none_is_named(chats, tmp_path):
-    (tmp_path / "t.json").write_text('{"model": 3}')
-    for preset_or_not in ([], [f"model={tmp_path}"]):
-        (tmp_path / "config.json").write_text("{}")
-        with pytest.raises(ValueError, match=r"t\.json is no tokenizer\.json: "):
-            new_model(config_of(chats, f"tokenizer={tmp_path / 't.json'}", *preset_or_not))
-    with pytest.raises(ValueError, match=r"/nowhere\.json does not exist; needs the tokenizer\.json"):
-        new_model(config_of(chats, "tokenizer=/nowhere.json"))
-
-
-def test_a_tokenizer_of_another_model_is_refused(chats, tmp_path):
-    model, processor = new_model(config_of(chats))
-    model.save_pretrained(tmp_path / "model")
-    processor.tokenizer.add_tokens([f"word{i}" for i in range(50)])
-    processor.save_pretrained(tmp_path / "model")
-    size = processor.tokenizer.get_vocab_size()
-    with pytest.raises(ConfigError, match=rf"has {size} tokens; the model in .* has room for {size - 50}"):
-        new_model(config_of(chats, f"model={tmp_path / 'model'}"))
-
-
-def test_the_own_tokenizer_knows_the_frame_labels(chats):
-    _, processor = new_model(config_of(chats))
-    label = processor.tokenizer.encode("Frame 3 sample at 0.50s: ").ids
-    assert len(label) <= 12  # of 25 bytes: what every frame of a video costs beside its pixels
-    assert processor.tokenizer.decode(label) == "Frame 3 sample at 0.50s: "
 
 
 def test_epochs_are_counted(chats, tmp_path):
@@ -592,28 +551,6 @@ def test_rows_that_cannot_be_loaded_make_an_epoch_shorter(tmp_path):
     assert trainer.train()
     assert len(trainer.loader.skipped) == 1
     assert trainer.step < 4 and trainer.loader.rows_left(2) == 0
-
-
-def test_a_context_longer_than_the_model_s_is_refused_with_the_way_out(chats):
-    long = "processor.sampling.context_tokens=40000"
-    with pytest.raises(
-        ConfigError, match=r"is 40000; the model in tiny is for documents of 32768 .* Set max_position_embeddings=40000"
-    ):
-        new_model(config_of(chats, long))
-    model, _ = new_model(config_of(chats, long, "max_position_embeddings=50000"))
-    assert model.cfg.text.max_position_embeddings == 50_000
-
-
-def test_a_config_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = debug()
-    typed = replace(config, tokenizer="t.json", data=replace(config.data, recipe="d/rows.jsonl", index_folder="i"))
-    there = with_absolute_paths(typed)
-    assert (there.model, there.tokenizer) == ("tiny", str(tmp_path / "t.json"))
-    assert (there.data.recipe, there.data.index_folder) == (str(tmp_path / "d/rows.jsonl"), str(tmp_path / "i"))
-    assert with_absolute_paths(replace(typed, model="released")).model == str(tmp_path / "released")
-    monkeypatch.chdir("/")
-    assert with_absolute_paths(there) == there
 
 
 # ---- seeing it

@@ -1,5 +1,6 @@
 """The held-out loss: training's formula, the same number each time, and training goes on as if nobody had looked."""
 
+import contextlib
 import re
 import shutil
 
@@ -47,6 +48,13 @@ def test_it_is_training_s_loss_of_all_rows_and_moves_nothing(chats, tmp_path):
     trainer.close()
 
 
+def test_held_out_rows_are_read_whole_where_training_s_are_streamed(chats, tmp_path):
+    with contextlib.closing(Trainer(validated(chats, "data.streaming=true"), tmp_path / "run", say=quiet)) as trainer:
+        loss, num_rows = trainer.validation.loss(trainer.model)
+        assert (loss > 0, num_rows) == (True, trainer.validation._loader.num_rows)
+        assert trainer.validation._loader.num_samples == 5
+
+
 def test_a_run_that_is_looked_at_and_interrupted_is_the_run_that_is_not(chats, tmp_path):
     asked = (f"answers.prompts={chats / 'asked.jsonl'}", "answers.every_steps=3", "answers.max_new_tokens=3")
     looked_at = validated(chats, *asked, "keep_last=1")
@@ -61,8 +69,8 @@ def test_a_run_that_is_looked_at_and_interrupted_is_the_run_that_is_not(chats, t
     run(looked_at, folder)
     run(config_of(chats), tmp_path / "plain")
     assert_equal(weights_of(folder, 4), weights_of(tmp_path / "plain", 4))
-    rng = [load_file(f / "checkpoints/step-000004/training/rng.safetensors") for f in (folder, tmp_path / "plain")]
-    assert_equal(*rng)
+    file = "checkpoints/step-000004/training/rank-00000-of-00001.safetensors"
+    assert_equal(*(load_file(f / file) for f in (folder, tmp_path / "plain")))  # random generators too
 
     losses = {line["step"]: line["loss"] for line in read_log(folder / "validation.jsonl")}
     assert list(losses) == [1, 2, 3, 4]  # each once, though steps 3 and 4 were come to from step 2 again

@@ -4,6 +4,7 @@ Without a GPU DALI decodes VP9 alone; the tests run the same calls with its CPU 
 """
 
 import itertools
+import pickle
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -23,7 +24,7 @@ from bench.bench_decode_dali import measure_here, ways
 from eagle_kernels.video import Video, VideoError, decode
 from eagle_kernels.video import dali as video_dali
 from eagle_kernels.video import open as open_video
-from eagle_kernels.video.dali import streams, why_not
+from eagle_kernels.video.dali import Packets, frames_of, read_packets, streams, why_not
 from eagle_kernels.video.info import describe
 from eagle_kernels.video.libav.source import PacketReader
 from tests.video.make import (
@@ -216,6 +217,20 @@ def test_gives_random_frames_of_any_container(tmp_path: Path, dali: None, name: 
         assert [read(frame.rgb_YX3.numpy()) for frame in frames] == (wanted + first).tolist()
 
 
+def test_packets_go_to_another_process_and_give_the_same_frames(golden: GoldenSet, dali: None) -> None:
+    opened = open_video(golden.good["vp9.webm"].path)
+    wanted = np.array([59, 0, 5, 5, 30])
+    packets = read_packets(opened.index, opened.info, wanted, backend="cpu", num_shards=2)
+    assert isinstance(packets, Packets)
+    assert 0 < packets.num_bytes < 2 * opened.index.path.stat().st_size
+    sent = pickle.loads(pickle.dumps(packets))
+    frames = zip(frames_of(sent, None), video_dali._frames(opened.index, opened.info, wanted, None), strict=True)
+    assert all(a.timestamp_seconds == b.timestamp_seconds and torch.equal(a.rgb_YX3, b.rgb_YX3) for a, b in frames)
+    plain = open_video(golden.good["b_frames.mp4"].path)
+    reason = read_packets(plain.index, plain.info, wanted, backend="cpu")
+    assert reason == "its codec is h264 and not one of vp9"
+
+
 def test_asks_dali_for_the_planned_packets_alone(
     golden: GoldenSet, monkeypatch: pytest.MonkeyPatch, dali: None
 ) -> None:
@@ -236,8 +251,9 @@ def test_no_frame_is_made_up_where_dali_counts_fewer(golden: GoldenSet, dali: No
         (stream,) = streams(reader, np.array([3]), num_shards=1, backend="cpu")
         file, form = reader.matroska(stream.packets), reader.format
     stream.number_of[int(index.pts_N[3])] = 4
+    call, packets = video_dali.Call([file], [stream.number_of], []), video_dali._packets(index, form, ())
     with pytest.raises(RuntimeError, match=r"vp9.webm: DALI does not decode 1 frames of it.*") as error:
-        video_dali._call(video_dali._pipeline(None, 1), [file], [stream], index, form)
+        video_dali._call(video_dali._pipeline(None, 1), call, packets)
     assert "out-of-bounds frame index 4" in str(error.value)
 
 

@@ -146,6 +146,8 @@ def test_seek_modes_give_true_times(golden: GoldenSet, fed: list[int], monkeypat
     ("options", "message"),
     [
         ({"num_workers": 0}, "num_workers is 0; needs at least 1"),
+        ({"num_workers": "2"}, "num_workers is 2; needs at least 1"),
+        ({"time_limit_seconds": "5"}, "time_limit_seconds is 5; needs more than 0, or None"),
         ({"time_limit_seconds": 0.0}, "time_limit_seconds is 0.0; needs more than 0, or None"),
     ],
 )

@@ -48,11 +48,11 @@ class _NotSimple(Exception):
     """The tables do not apply; the message says why."""
 
 
-def read_tables(path: Path) -> Tables | None:
+def read_tables(path: Path, opened: Callable[[], BinaryIO] | None = None) -> Tables | None:
     """The video track's tables, or None where the file is no MP4 or the rule above sends it to the packet scan (which
-    says what is wrong with a file that cannot be read)."""
+    says what is wrong with a file that cannot be read). opened: gives its bytes in another way than as a local file."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") if opened is None else opened() as file:
             return _read(file)
     except (_NotSimple, OSError, struct.error, ValueError, IndexError, OverflowError):  # a damaged table is no table
         return None
@@ -114,12 +114,12 @@ def _read(file: BinaryIO) -> Tables:
     )
 
 
-def refusal(path: Path, check: Callable[[], None]) -> str | None:
+def refusal(path: Path, check: Callable[[], None], opened: Callable[[], BinaryIO] | None = None) -> str | None:
     """Why the file must not be given to any reader: it is a still picture in a container for video, or its tables state
     more samples than it has bytes for, and a reader would take memory without bounds. None for all other files, be
-    they no MP4 at all. check: called between boxes; what it raises passes."""
+    they no MP4 at all. check: called between boxes; what it raises passes. opened: as for `read_tables`."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") if opened is None else opened() as file:
             return _refusal(file, check)
     except (OSError, struct.error, _NotSimple):  # damaged: others will say so
         return None

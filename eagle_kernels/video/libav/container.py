@@ -10,14 +10,14 @@ libav's own errors end here: `named` makes VideoErrors of them, which say the fi
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import av
 
 from eagle_kernels.video.info import Samples, VideoError
+from eagle_kernels.video.ranged import ByteReader, RangedFile, open_bytes
 
 # Containers only. Left to itself libav also opens playlists (HLS, DASH, concat), which name other files and hosts.
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg,mxf,ivf,h264,hevc,obu,gif"
@@ -51,13 +51,17 @@ def open_file(path: Path) -> av.container.InputContainer:
     return _open(f"file:{path}", path)
 
 
-def open_head(samples: Samples, path: Path) -> tuple[av.container.InputContainer, io.FileIO]:
+def open_head(
+    samples: Samples, path: Path, ranged: RangedFile | None, look: Callable[[], None]
+) -> tuple[av.container.InputContainer, ByteReader]:
     """The small file of the first samples, in memory, and the file itself, to read the others from."""
-    check_is_file(path)
-    file = io.FileIO(path)
+    if ranged is None:
+        check_is_file(path)
+    file = open_bytes(path, ranged, look)
     try:
-        sizes, offsets = (array[: samples.num_head_samples].tolist() for array in (samples.size_D, samples.offset_D))
-        first = [os.pread(file.fileno(), size, offset) for size, offset in zip(sizes, offsets)]
+        sizes_D, offsets_D = (array[: samples.num_head_samples] for array in (samples.size_D, samples.offset_D))
+        file.need(offsets_D, sizes_D)
+        first = [file.pread(size, offset) for size, offset in zip(sizes_D.tolist(), offsets_D.tolist())]
         return _open(io.BytesIO(samples.head + b"".join(first)), path), file
     except BaseException:
         file.close()

@@ -19,6 +19,7 @@ from eagle_kernels.video.info import PacketIndex
 from eagle_kernels.video.libav.picture import Scaler, to_rgb
 from eagle_kernels.video.libav.reader import Reader
 from eagle_kernels.video.plan import Group, plan
+from eagle_kernels.video.ranged import stamp_of
 
 CODECS = ("h264", "hevc", "av1")
 WORTH_A_CHECK = 8  # times the packets of the check must be asked for: below that decoding all is cheaper
@@ -26,7 +27,7 @@ GROUPS_TRIED = 16  # each a quarter longer than the last, until one leaves out e
 DROPS_CHECKED = 8  # packets that must have been left out without a change in the frame after them
 MAX_VERDICTS = 4096  # files whose check is remembered: bounds the memory
 
-_verdicts: dict[tuple[str, int, int], bool] = {}  # of (path, bytes, time changed)
+_verdicts: dict[tuple[str | int, ...], bool] = {}  # of (path, bytes, time changed or another tag)
 
 
 def drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget) -> bool:
@@ -34,8 +35,7 @@ def drops_are_safe(index: PacketIndex, groups: Sequence[Group], budget: Budget) 
     the byte. False, too, if nothing is known of the file yet and the check would be too large a part of the work."""
     if index.codec not in CODECS:
         return False
-    status = index.path.stat()
-    file = (str(index.path.resolve()), status.st_size, status.st_mtime_ns)
+    file = (str(index.path.resolve()), *stamp_of(index.path, index.ranged))
     if file not in _verdicts:
         to_check = _groups_to_check(index, groups)
         if not to_check:

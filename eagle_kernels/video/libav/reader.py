@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import av
 import numpy as np
@@ -36,6 +37,7 @@ from eagle_kernels.video.info import PacketIndex
 from eagle_kernels.video.libav.source import Content, Source, Unit
 from eagle_kernels.video.plan import Group
 
+PACKETS_OF_ORDER = 32  # encoders put at most 16 pictures between two that lean on no later one
 SAME_BREAKS = 3  # starts that all end at one packet: it is damaged, and no earlier start leads past it
 
 
@@ -67,6 +69,17 @@ def drain(decoder: av.VideoCodecContext) -> list[av.VideoFrame]:
         return decoder.decode(None)
     except av.error.FFmpegError:  # nothing was fed, or it was drained before
         return []
+
+
+def come_in_another_order(packets: Iterable[av.Packet], decoder: av.VideoCodecContext) -> bool:
+    """Whether the frames of packets, whose times rise, come out in another order: they are times of decoding then."""
+    last = None
+    for packet in islice(packets, PACKETS_OF_ORDER):
+        for frame in decode(packet, decoder) or ():
+            if last is not None and frame.pts is not None and frame.pts < last:
+                return True
+            last = frame.pts
+    return False
 
 
 def junk_of(stream: av.VideoStream) -> Junk | None:
@@ -113,7 +126,7 @@ class Reader:
     def __init__(self, index: PacketIndex, budget: Budget) -> None:
         self._index = index
         self._budget = budget
-        self._source = Source(index)
+        self._source = Source(index, budget.look)
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._shown: av.VideoFrame | None = None  # the last frame that came out
         self._broke_at: int | None = None  # pts of the first packet since the last seek that the decoder refused

@@ -12,8 +12,10 @@ Dims    D packets in the order of storage, N shown frames.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from array import array
+from collections.abc import Iterator
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -25,14 +27,14 @@ from numpy.typing import NDArray
 
 from eagle_kernels.video import clock
 from eagle_kernels.video.bitstream.h264_fields import PACKET_BYTES, FieldPairs
-from eagle_kernels.video.bitstream.pictures import is_no_start, is_shown
+from eagle_kernels.video.bitstream.pictures import Syntax, is_no_start, is_shown, picture
 from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.clock import Stored
-from eagle_kernels.video.containers import mpegts
+from eagle_kernels.video.containers import ends, mpegts
 from eagle_kernels.video.info import NO_TIME, PacketClock, PacketIndex, VideoError
 from eagle_kernels.video.libav.container import is_end, named, open_decoder, open_file, video_stream
 from eagle_kernels.video.libav.picture import shape_of
-from eagle_kernels.video.libav.reader import decode, drain, junk_of, without_junk
+from eagle_kernels.video.libav.reader import come_in_another_order, decode, drain, junk_of, without_junk
 
 STORAGE_ORDER_DEMUXERS = ("avi", "asf")  # these keep one time a packet, in the order of storage, and libav passes it on
 DTS_DEMUXERS = ("mpegts", "mpeg")  # these search the file for a dts; asked for a pts they land one key frame too late
@@ -191,6 +193,9 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
             if frames is None and (junk := junk or junk_of(stream)):
                 frames = decode(without_junk(packet, junk), decoder)
             first = next((frame for frame in frames or () if _is_first(frame, codec)), None)
+    if stream.container.format.name == "mpegts" and numbers[0] and codec in clock.REORDERING_CODECS:
+        # What stands behind the last picture comes as a packet of its own.
+        flags[2][-1] = flags[2][-1] and picture(bytes(content), Syntax(codec, 0)).num_coded > 0
     if first is None:
         raise VideoError(f"{path}: not one frame can be decoded; it holds {len(numbers[0])} packets of {codec}.")
     pts_D, dts_D, duration_D, position_D = (np.frombuffer(column, np.int64) for column in numbers)
@@ -230,6 +235,10 @@ def _timed(scan: _Scan, stream: av.VideoStream, path: Path, budget: Budget) -> _
         damaged_D = joints.damaged(damaged_D, stored.position_D)
         needs_clock = needs_clock or bool((damaged_D != stored.is_corrupt_D).any())
     last_D, damage = _without_a_cut_end(damaged_D)
+    if name == "mpegts" and not damage and mpegts.is_cut_inside(path, stream.id):
+        damage = ["the file ends inside a packet of the video"]
+    if name in ends.CONTAINERS and not damage and (lost := ends.lost(path, stored.position_D, budget.check)):
+        damage = [lost]
     if scan.stops is not None:
         damage.insert(0, f"reading stops after {len(stored.pts_D)} frames ({scan.stops})")
     is_shown_D = stored.is_shown_D & last_D
@@ -237,8 +246,18 @@ def _timed(scan: _Scan, stream: av.VideoStream, path: Path, budget: Budget) -> _
     reorders = depth > 0 or codec in clock.REORDERING_CODECS  # how far, libav learns only while it decodes
     pts_D = stored.pts_D
     has_times = not (pts_D[is_shown_D] == NO_TIME).any()
-    if name in STORAGE_ORDER_DEMUXERS and (not has_times or (depth > 0 and bool((np.diff(pts_D) >= 0).all()))):
-        pts_D, missing = _in_display_order(stored, damaged_D, path, stream.index, budget)
+    if name == "mpegts" and not has_times:
+        times_D = _times_of_units(stored, num_stored_D, path, stream, budget)
+        if times_D is not None:
+            stored = stored._replace(pts_D=times_D, dts_D=np.full(len(times_D), NO_TIME))
+            pts_D, has_times, needs_clock = times_D, True, True
+    if name in STORAGE_ORDER_DEMUXERS:
+        is_stored_order = not has_times or (depth > 0 and bool((np.diff(pts_D) >= 0).all()))
+    else:
+        may_be = has_times and depth > 0 and bool((np.diff(pts_D) > 0).all())
+        is_stored_order = may_be and _holds_times_of_decoding(path, stream.index, budget)
+    if is_stored_order:
+        pts_D, missing = _in_display_order(stored, damaged_D, stream, path, budget)
         damage, needs_clock = damage + missing, True
     elif not has_times:
         raise VideoError(_no_times(path, name))
@@ -277,6 +296,22 @@ def _timed(scan: _Scan, stream: av.VideoStream, path: Path, budget: Budget) -> _
     )
 
 
+def _times_of_units(
+    stored: Stored, num_stored_D: NDArray[np.int32], path: Path, stream: av.VideoStream, budget: Budget
+) -> NDArray[np.int64] | None:
+    """(D,) the times of the PES packets, where there is one for each picture, or for each field."""
+    times_U = mpegts.unit_times(path, stream.id, budget.check)
+    if times_U is None or len(stored.pts_D) == 0 or stored.pts_D[0] == NO_TIME:
+        return None
+    if len(times_U) == num_stored_D.sum() > len(num_stored_D):
+        times_U = times_U[np.cumsum(num_stored_D) - num_stored_D]
+    if len(times_U) != np.count_nonzero(stored.is_shown_D):
+        return None
+    times_D = np.full(len(stored.pts_D), NO_TIME)
+    times_D[stored.is_shown_D] = stored.pts_D[0] + times_U
+    return times_D
+
+
 def _without_a_cut_end(is_damaged_D: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[str]]:
     """(which packets are no part of a damaged end, what is damaged)."""
     good = np.flatnonzero(~is_damaged_D)
@@ -289,14 +324,30 @@ def _without_a_cut_end(is_damaged_D: NDArray[np.bool_]) -> tuple[NDArray[np.bool
     return np.arange(len(is_damaged_D)) < num_kept, damage
 
 
+def _holds_times_of_decoding(path: Path, stream_number: int, budget: Budget) -> bool:
+    """Whether the container, whose times rise, has those of storage in the place of those of showing."""
+    with closing(open_file(path)) as container:
+        stream = video_stream(container, path, stream_number)
+
+        def packets() -> Iterator[av.Packet]:
+            with contextlib.suppress(av.error.FFmpegError):
+                for packet in container.demux(stream):
+                    budget.look()
+                    if packet.size:
+                        yield packet
+
+        return come_in_another_order(packets(), open_decoder(stream))
+
+
 def _in_display_order(
-    stored: Stored, damaged_D: NDArray[np.bool_], path: Path, stream_number: int, budget: Budget
+    stored: Stored, damaged_D: NDArray[np.bool_], stream: av.VideoStream, path: Path, budget: Budget
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Times of storage, given to the frames in the order in which they are shown; only decoding all tells that."""
-    order_N = _decoded_order(damaged_D, path, stream_number, budget)
-    times_D = np.where(stored.dts_D != NO_TIME, stored.dts_D, stored.pts_D)
+    order_N = _decoded_order(damaged_D, path, stream.index, budget)
+    is_told = stream.container.format.name in STORAGE_ORDER_DEMUXERS
+    times_D = np.where((stored.dts_D != NO_TIME) & is_told, stored.dts_D, stored.pts_D)
     if len(order_N) == 0 or (times_D == NO_TIME).any() or bool((np.diff(np.sort(times_D[order_N])) <= 0).any()):
-        raise VideoError(_no_times(path, "avi, asf"))
+        raise VideoError(_no_times(path, stream.container.format.name))
     pts_D = np.full(len(stored.pts_D), NO_TIME)
     pts_D[order_N] = np.sort(times_D[order_N])
     return pts_D, []

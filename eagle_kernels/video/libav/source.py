@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from eagle_kernels.video.budget import Budget
 from eagle_kernels.video.info import NO_TIME, PacketClock, PacketIndex, Samples
 from eagle_kernels.video.libav.container import is_end, open_decoder, open_file, open_head, video_stream
 from eagle_kernels.video.plan import Group
+from eagle_kernels.video.ranged import ByteReader
 from eagle_kernels.video.shards import NumberedPacket, Packet
 
 Content = bytes | memoryview
@@ -49,13 +49,14 @@ class Unit(NamedTuple):
 class Source:
     """A file open at one place. Opens it on first use."""
 
-    def __init__(self, index: PacketIndex) -> None:
-        self.index = index
+    def __init__(self, index: PacketIndex, look: Callable[[], None] = lambda: None) -> None:
+        """look: called while bytes of a file that lies elsewhere are waited for; what it raises passes."""
+        self.index, self._look = index, look
         self.stream: av.VideoStream = None  # None until it is open
         self.decoder: av.VideoCodecContext = None
         self._container: av.container.InputContainer | None = None
         self._samples: Samples | None = None
-        self._file: io.FileIO | None = None  # where there are samples: read at their places, without a demuxer
+        self._file: ByteReader | None = None  # where there are samples: read at their places, without a demuxer
         self._units: Iterator[Unit] = iter(())
         self._next_place = 0  # where the index has a clock: the packet that comes next
 
@@ -70,11 +71,13 @@ class Source:
         """A container that a decoder can be set up from; the packets come from it, or from the samples' places."""
         path = self.index.path
         if self.index.samples is None:
+            if self.index.ranged is not None:
+                self.index.ranged.fetch(self._look)
             self._container = open_file(path)
             self.stream = video_stream(self._container, path, self.index.stream)
         else:
             self._samples = self.index.samples()
-            self._container, self._file = open_head(self._samples, path)
+            self._container, self._file = open_head(self._samples, path, self.index.ranged, self._look)
             self.stream = video_stream(self._container, path)
         self.decoder = open_decoder(self.stream)
 
@@ -114,7 +117,7 @@ class Source:
             return self._counted(self.index.clock)
         if self._samples is None or self._file is None:
             return self._demuxed()
-        return self._read_at_places(place, self._samples, self._file.fileno())
+        return self._read_at_places(place, self._samples, self._file)
 
     def _demuxed(self) -> Iterator[Unit]:
         demuxed = self.stream.container.demux(self.stream)
@@ -149,10 +152,10 @@ class Source:
         yield Unit(None, False, b"", None)
 
     @staticmethod
-    def _read_at_places(first_place: int, samples: Samples, fd: int) -> Iterator[Unit]:
+    def _read_at_places(first_place: int, samples: Samples, file: ByteReader) -> Iterator[Unit]:
         for place in range(first_place, len(samples.pts_D)):
             size = int(samples.size_D[place])
-            content = os.pread(fd, size, int(samples.offset_D[place]))
+            content = file.pread(size, int(samples.offset_D[place]))
             if len(content) < size:  # the file became shorter
                 break
             yield Unit(int(samples.pts_D[place]), bool(samples.is_key_D[place]), content, None)

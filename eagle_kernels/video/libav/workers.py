@@ -22,12 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
+import numpy as np
+
 from eagle_kernels.video.budget import Budget, CallerHasGone
 from eagle_kernels.video.info import PacketIndex, VideoError, VideoInfo
 from eagle_kernels.video.libav.drops import drops_are_safe
 from eagle_kernels.video.libav.picture import Picture, Scaler
 from eagle_kernels.video.libav.reader import Reader
 from eagle_kernels.video.plan import Group
+from eagle_kernels.video.ranged import RangedFile
 
 FRAMES_AHEAD = 2  # finished frames that a worker may hold of one group where they are large: with
 GROUPS_AHEAD = 2  # groups in work or waiting for each worker, this bounds the memory
@@ -59,6 +62,8 @@ def decode_groups(
         taken = _in_turn(index, groups, take, budget)
     else:
         taken = _side_by_side(index, groups, take, budget, num_workers, frames_ahead)
+    if index.ranged is not None:
+        taken = _fetched(index, index.ranged, groups, taken, budget)
     given = _with_times(info, [i for group in groups for i in group.frames], taken)
     return given if budget.limit_seconds is None else budget.timed(given)
 
@@ -75,6 +80,23 @@ def _with_times(
                     f"decoded ({num_given} of the {len(frames)} frames asked for were given before it)."
                 )
             yield time_seconds, result
+
+
+def _fetched(
+    index: PacketIndex,
+    ranged: RangedFile,
+    groups: Sequence[Group],
+    taken: Generator[T | None, None, None],
+    budget: Budget,
+) -> Generator[T | None, None, None]:
+    """`taken`, once the packets of all groups are at hand: asked for together, they take one wait, not one a group."""
+    with closing(taken):
+        if index.samples is not None and groups:
+            samples = index.samples()
+            places = np.concatenate([np.arange(group.first_place, group.end_place) for group in groups])
+            with closing(ranged.open(budget.look)) as file:
+                file.need(samples.offset_D[places], samples.size_D[places])
+        yield from taken
 
 
 def _in_turn(

@@ -1,11 +1,12 @@
-"""Joints of MPEG-TS files are told from losses by the counters alone."""
+"""MPEG-TS: joints are told from losses by the counters alone, and times are those of the PES packets."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from eagle_kernels.video.containers.mpegts import PACKET_BYTES, find_joints
+from eagle_kernels.video.containers.mpegts import CLOCK_BITS, PACKET_BYTES, find_joints, is_cut_inside, unit_times
 
 PID = 256
 
@@ -35,6 +36,28 @@ def test_counters_that_all_begin_anew_are_a_joint(tmp_path: Path) -> None:
     assert found(tmp_path, segment(3, table=15) + segment(3)) == ([5, 8], []), "the table's counter goes on, by chance"
     assert found(tmp_path, segment(3) + segment(3, first=6, table=9)) == ([], []), "only the table's breaks"
     assert found(tmp_path, segment(8) + segment(3, table=1)) == ([], []), "no counter breaks"
+
+
+def test_packets_of_m2ts_have_a_time_before_each(tmp_path: Path) -> None:
+    path = tmp_path / "made.m2ts"
+    path.write_bytes(b"".join(bytes([0x47, 1, 2, 3])[::-1] + p for p in segment(3) + segment(3)))
+    whole, broken = find_joints(path, PID, lambda: None)
+    assert ((whole // 192).tolist(), broken.tolist()) == ([5, 8], [])
+
+
+@pytest.mark.parametrize("before", [b"", bytes(4)], ids=["ts", "m2ts"])
+def test_a_packet_that_is_cut_at_the_end_is_noticed(tmp_path: Path, before: bytes) -> None:
+    path, other = tmp_path / "made.ts", packet(PID + 1, 0)
+    whole = b"".join(before + p for p in segment(3))
+    for content, is_cut in (
+        (whole, False),
+        (whole[:-1], True),
+        (whole[: 2 - PACKET_BYTES], True),
+        (whole + before + other[:100], False),
+        (whole + bytes(100), False),
+    ):
+        path.write_bytes(content)
+        assert is_cut_inside(path, PID) == is_cut
 
 
 def test_a_gap_is_a_loss_anywhere_else(tmp_path: Path) -> None:
@@ -69,3 +92,30 @@ def test_other_files_say_nothing(tmp_path: Path) -> None:
     assert found(tmp_path, []) == ([], [])
     assert found(tmp_path, [b"\0" * PACKET_BYTES]) == ([], [])
     assert found(tmp_path, [*segment(3), b"x" * 500]) == ([], [])
+
+
+def unit(time: int | None, *, padding: int = 0) -> bytes:
+    """A packet in which a unit begins that is shown then."""
+    pes = b"\0\0\1\xe0\0\0\x80" + (b"\0\0" if time is None else b"\x80\5")
+    if time is not None:
+        bits = time % (1 << CLOCK_BITS)
+        parts = (bits >> 30 << 1 | 0x21, bits >> 22 & 255, bits >> 14 & 254 | 1, bits >> 7 & 255, bits << 1 & 254 | 1)
+        pes += bytes(parts)
+    head = packet(PID, 0, begins=True)[:4]
+    if padding:
+        head = head[:3] + b"\x30" + bytes([padding, 0]) + bytes(padding - 1)
+    return (head + pes).ljust(PACKET_BYTES, b"\xff")
+
+
+def test_the_times_of_units(tmp_path: Path) -> None:
+    path = tmp_path / "made.ts"
+    times = [2**33 - 5000, 2**33 + 4000, 2**33 - 500, 2**33 + 8000]  # past where the clock begins anew
+    rest = packet(PID, 1)
+    path.write_bytes(b"".join(unit(time, padding=9 * (i % 2)) + rest for i, time in enumerate(times)))
+    found = unit_times(path, PID, lambda: None)
+    assert found is not None and found.tolist() == [0, 9000, 4500, 13000]
+    assert unit_times(path, PID + 1, lambda: None).tolist() == []  # type: ignore[union-attr]
+    path.write_bytes(unit(0) + unit(None))
+    assert unit_times(path, PID, lambda: None) is None
+    path.write_bytes(unit(0) + bytes(PACKET_BYTES))
+    assert unit_times(path, PID, lambda: None) is None

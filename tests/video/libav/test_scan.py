@@ -154,6 +154,33 @@ def test_an_avi_stored_in_another_order_than_shown(tmp_path: Path, codec: str) -
     assert probe(tmp_path / "b.avi").frame_times_seconds.tolist() == pytest.approx([i / 25 for i in range(50)])
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix", "options"),
+    [
+        ("libx264", "mp4", B_FRAMES),
+        ("libx264", "mkv", B_FRAMES),
+        ("libx264", "ts", B_FRAMES),
+        ("libx264", "flv", B_FRAMES),
+        ("libx264", "mxf", B_FRAMES),
+        ("libx265", "mp4", H265),
+        ("mpeg2video", "mkv", {**MPEG, "bf": "2"}),
+    ],
+)
+def test_times_of_decoding_in_the_place_of_times_of_showing(
+    tmp_path: Path, codec: str, suffix: str, options: dict
+) -> None:
+    """As from muxers that know none of the latter."""
+    write_video(tmp_path / "good.mkv", (draw(i) for i in range(50)), codec=codec, options=options)
+    flat = tmp_path / f"flat.{suffix}"
+    ticks = {"mxf": 1}.get(suffix, 40)
+    remux(
+        tmp_path / "good.mkv",
+        flat,
+        lambda packets: [p._replace(pts=i * ticks, dts=i * ticks) for i, p in enumerate(packets)],
+    )
+    check_exact(flat, range(50))
+
+
 DIVX = b"\0\0\1\xb2DivX503b1393p"  # the user data by which decoders know it
 NOT_CODED = b"\0\0\1\xb6\x50\x10\x7f"  # a P picture of no content (vop_coded is 0)
 
@@ -216,6 +243,46 @@ def test_a_packet_that_is_lost_in_a_segment_is_still_damage(tmp_path: Path) -> N
     found = numbers_asked_singly(path)
     assert None in found
     assert [n for n in found if n is not None] == [i for i, n in enumerate(found) if n is not None]
+
+
+H264_UNITS = {"sei": b"\x06\x05\x10" + bytes(range(1, 17)) + b"\x80", "delimiter": b"\x09\xf0"}
+
+
+@pytest.mark.parametrize(
+    ("how", "unit"),
+    [
+        ({"options": B_FRAMES}, H264_UNITS["sei"]),
+        ({"options": B_FRAMES}, H264_UNITS["delimiter"]),
+        ({"codec": "libx265", "options": H265}, b"\x46\x01\x50"),
+    ],
+    ids=["h264-sei", "h264-delimiter", "hevc-delimiter"],
+)
+def test_units_behind_the_slices_shift_no_time(tmp_path: Path, how: dict, unit: bytes) -> None:
+    plain, path = tmp_path / "plain.ts", tmp_path / "units.ts"
+    write_video(plain, (draw(i) for i in range(40)), **how)
+    remux(plain, path, lambda stored: [s._replace(content=s.content + 30 * (b"\0\0\0\1" + unit)) for s in stored])
+    with av.open(str(path)) as container:
+        assert any(packet.pts is None for packet in container.demux(video=0) if packet.size), "libav finds no time"
+    assert probe(path).damage is None
+    assert probe(path).frame_times_seconds.tolist() == probe(plain).frame_times_seconds.tolist()
+    check_exact(path, range(40))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [("flv", {"options": B_FRAMES}), ("ivf", {"codec": "libvpx", "options": VPX})],
+    ids=["flv", "ivf"],
+)
+def test_an_end_that_libav_passes_over_is_damage(tmp_path: Path, suffix: str, how: dict) -> None:
+    whole, path = tmp_path / f"whole.{suffix}", tmp_path / f"made.{suffix}"
+    write_video(whole, (draw(i) for i in range(20)), **how)
+    content = whole.read_bytes()
+    assert probe(whole).damage is None
+    path.write_bytes(content + content)
+    assert probe(path).damage is not None, "a second film"
+    head = b"\x09\0\0\x20" if suffix == "flv" else b"\x20\0\0\0"
+    path.write_bytes(content + head)
+    assert "inside the header of a frame" in str(probe(path).damage)
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "flv"])
