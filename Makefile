@@ -39,8 +39,8 @@ ptx: .make/dev
 
 # The sanitizers' libraries come before Python's own, and libstdc++ with them, or exceptions are not seen.
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell c++ -print-file-name=$(name)))
-SANITIZED := $(addprefix tests/kernels/test_,native.py attention_plan.py decode_attention.py frames_to_tiles.py \
-	merge_attention.py scatter_visual.py yuv_to_tiles.py) tests/video/containers/test_matroska.py \
+SANITIZED := $(addprefix tests/kernels/test_,native.py attention_plan.py decode_attention.py few_rows.py frames_to_tiles.py \
+	merge_attention.py qkv_rope.py rms_norm.py scatter_visual.py swiglu.py yuv_to_tiles.py) tests/video/containers/test_matroska.py \
 	tests/video/test_yuv_to_rgb.py
 
 sanitize: .make/dev

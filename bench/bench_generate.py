@@ -1,11 +1,12 @@
 """Answers: prompts and new tokens a second, memory, and a second question about one film; beside transformers.
 
-    python -m bench.bench_generate --out bench/results/generate-cpu.json            # all of the file; minutes
+    python -m bench.bench_generate --out bench/results/generate-cpu.json            # all of the file; 8 minutes
 
-Models of 5 and 90 million parameters with new weights, the same in both, 1, 8 and 16 prompts of 512 tokens and 33 new
-tokens each, greedy. transformers' `generate` has its best case, prompts of one length that need no padding;
-`generate_batch`, its continuous batching of text, is there as it runs on a CPU. Seconds are CPU seconds of one thread,
-ways in turn, the median.
+Models of 5 and 90 million parameters with new weights, the same in both, 1, 8 and 16 prompts of 512 tokens, greedy.
+Prefill is from the start until all have their first token, decode the median of 32 steps that follow, in which all get
+one. transformers' `generate` has its best case, prompts of one length that need no padding; `generate_batch`, its
+continuous batching of text, is there for 8 prompts as it runs on a CPU: it tells no steps, so they are what 33 tokens
+take longer than one. Seconds are CPU seconds of one thread, ways in turn, the median.
 Memory is what a process of its own takes at most beside what it had with the weights and a first short answer.
 
 As a benchmark of the suite: the first token after a text prompt of 32 tokens. The widths are the model's own, with a
@@ -22,7 +23,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,79 +148,111 @@ def submit_ids(engine: Engine, ids: list[int], num_new: int) -> Request:
     """What `submit` does with a conversation of these tokens."""
     nothing = torch.zeros(0, dtype=torch.int64)
     shown = Shown((), 0, len(ids), False, "")
-    prompt = Prompt(ids, nothing, (), shown, None, engine.processor)  # type: ignore[arg-type]
+    prompt = Prompt(ids, nothing, (), shown, None, None, engine.processor)  # type: ignore[arg-type]
     request = Request(Sampling(max_new_tokens=num_new), prompt, drive=engine._drive)
     engine._arrived.append(engine._activate(request, prompt, num_new, None))
     return request
 
 
-def ways(
-    size: str, batch: int, names: tuple[str, ...], num_tokens: int
-) -> dict[str, Callable[[list[list[int]], int], list[list[int]]]]:
-    """By name: prompts and a number of new tokens to the new tokens of each."""
+@dataclass(frozen=True)
+class Ran:
+    said: list[list[int]]  # new tokens of each prompt
+    prefill_seconds: float  # until all have their first
+    step_seconds: list[float]  # of the steps after that, as long as all get one
+
+
+Way = Callable[[list[list[int]]], Ran]
+
+
+def ways(size: str, batch: int, names: tuple[str, ...], num_tokens: int) -> dict[str, Way]:
+    """By name, what answers prompts."""
     torch.manual_seed(0)
     model = build(small_config(size), "cpu")
-    found: dict[str, Callable[[list[list[int]], int], list[list[int]]]] = {}
+    found: dict[str, Way] = {}
     if "ours" in names:
-        room = -(-(num_tokens + NEW_TOKENS + 1) // 16) * 16
+        # What the first prompt says while others are computed, a prompt or 512 tokens of it a step, is not of the steps.
+        most_new = NEW_TOKENS + batch * -(-num_tokens // 512)
+        room = -(-(num_tokens + most_new) // 16) * 16
         engine = Engine(model, new_processor(room), cache_tokens=batch * room, max_running=batch)
-
-        def ours(prompts: list[list[int]], num_new: int) -> list[list[int]]:
-            asked = [submit_ids(engine, ids, num_new) for ids in prompts]
-            return [list(request.result().token_ids) for request in asked]
-
-        found["ours"] = ours
+        found["ours"] = lambda prompts: ours(engine, prompts, most_new)
     if set(names) - {"ours"}:
-        import transformers
-
         llm = transformers_llm(model)
-
-    def generate(prompts: list[list[int]], num_new: int) -> list[list[int]]:
-        ids = torch.tensor(prompts)
-        options = {"max_new_tokens": num_new, "min_new_tokens": num_new, "do_sample": False, "pad_token_id": 0}
-        out = llm.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        return out[:, ids.shape[1] :].tolist()
-
-    def generate_batch(prompts: list[list[int]], num_new: int) -> list[list[int]]:
-        settings = transformers.GenerationConfig(max_new_tokens=num_new, do_sample=False, eos_token_id=-1)
-        out = llm.generate_batch(prompts, generation_config=settings, progress_bar=False)
-        return [out[key].generated_tokens for key in sorted(out, key=lambda key: int(key.rpartition("_")[2]))]
-
-    found |= {"generate": generate, "generate_batch": generate_batch}
+        found |= {"generate": partial(generate, llm), "generate_batch": partial(generate_batch, llm)}
     return {name: found[name] for name in names}
 
 
+def ours(engine: Engine, prompts: list[list[int]], most_new: int) -> Ran:
+    marks = [time.process_time()]
+    asked = [submit_ids(engine, ids, most_new) for ids in prompts]
+    running = engine._scheduler.running
+    while len(running) < len(prompts) or not all(sequence.is_decoding for sequence in running):
+        engine.step()
+    marks.append(time.process_time())
+    for _ in range(NEW_TOKENS):
+        engine.step()
+        marks.append(time.process_time())
+    said = [list(request.result().token_ids)[: NEW_TOKENS + 1] for request in asked]
+    prefill, *steps = (after - before for before, after in pairwise(marks))
+    return Ran(said, prefill, steps)
+
+
+def generate(llm: Any, prompts: list[list[int]]) -> Ran:
+    marks = [time.process_time()]
+
+    def note(ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        """Asked after each token whether that was all."""
+        marks.append(time.process_time())
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    ids, num_new = torch.tensor(prompts), NEW_TOKENS + 1
+    options = {"max_new_tokens": num_new, "min_new_tokens": num_new, "do_sample": False, "pad_token_id": 0}
+    out = llm.generate(ids, attention_mask=torch.ones_like(ids), stopping_criteria=[note], **options)
+    prefill, *steps = (after - before for before, after in pairwise(marks))
+    return Ran(out[:, ids.shape[1] :].tolist(), prefill, steps)
+
+
+def generate_batch(llm: Any, prompts: list[list[int]]) -> Ran:
+    import transformers
+
+    spent = []
+    for num_new in (1, NEW_TOKENS + 1):
+        settings = transformers.GenerationConfig(max_new_tokens=num_new, do_sample=False, eos_token_id=-1)
+        began = time.process_time()
+        out = llm.generate_batch(prompts, generation_config=settings, progress_bar=False)
+        spent.append(time.process_time() - began)
+    said = [out[key].generated_tokens for key in sorted(out, key=lambda key: int(key.rpartition("_")[2]))]
+    return Ran(said, spent[0], [max(spent[1] - spent[0], 1e-9) / NEW_TOKENS])
+
+
 def prompts_of(batch: int, seed: int, vocab_size: int, num_tokens: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
     return torch.randint(10, vocab_size, (batch, num_tokens), generator=generator).tolist()
 
 
 def speeds(size: str, batch: int, names: tuple[str, ...], rounds: int, num_tokens: int) -> dict[str, Any]:
-    """Tokens a CPU second. Both say the same, or it says how many of the tokens are."""
+    """Tokens a CPU second. All say the same, or it says how many of the tokens are."""
     run, vocab_size = ways(size, batch, names, num_tokens), SIZES[size]["vocab_size"]
-    seconds_of: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    said: dict[str, list[list[int]]] = {}
-    for i in range(rounds + 1):
+    ran: dict[str, list[Ran]] = {name: [] for name in names}
+    for name in names:  # what is imported and made once
+        run[name](prompts_of(batch, -1, vocab_size, 16))
+    for i in range(rounds):
         for name in names:
-            spent = []
-            for num_new, seed in ((1, 2 * i), (NEW_TOKENS + 1, 2 * i + 1)):
-                prompts = prompts_of(batch, seed, vocab_size, num_tokens)
-                began = time.process_time()
-                said[name] = run[name](prompts, num_new)
-                spent.append(time.process_time() - began)
-            if i:  # the first is for what is imported and made once
-                seconds_of[name].append((spent[0], max(spent[1] - spent[0], 1e-9)))
+            if i == 0 or name != "generate_batch":
+                ran[name].append(run[name](prompts_of(batch, i, vocab_size, num_tokens)))
     figures: dict[str, Any] = {}
     for name in names:
-        prefill, decode = (statistics.median(times) for times in zip(*seconds_of[name], strict=True))
+        prefill = statistics.median(one.prefill_seconds for one in ran[name])
+        step = statistics.median(seconds for one in ran[name] for seconds in one.step_seconds)
         figures[name] = {
             "prefill_tokens_per_second": round(batch * num_tokens / prefill, 1),
-            "decode_tokens_per_second": round(batch * NEW_TOKENS / decode, 1),
+            "decode_tokens_per_second": round(batch / step, 1),
         }
     first, *others = names
     for other in others:
         pairs = [
-            (a, b) for one, two in zip(said[first], said[other], strict=True) for a, b in zip(one, two, strict=True)
+            (a, b)
+            for one, two in zip(ran[first][0].said, ran[other][0].said, strict=True)
+            for a, b in zip(one, two, strict=True)
         ]
         figures[other]["same_tokens"] = round(sum(a == b for a, b in pairs) / len(pairs), 4)
         for what in ("prefill", "decode"):
@@ -230,10 +265,10 @@ def peak_bytes(size: str, batch: int, way: str, num_tokens: int) -> int:
     """Beside the weights: of all prompts and answers."""
     (run,) = ways(size, batch, (way,), num_tokens).values()
     vocab_size = SIZES[size]["vocab_size"]
-    run(prompts_of(1, 0, vocab_size, 8), 2)
+    run(prompts_of(batch, 0, vocab_size, 8))
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    run(prompts_of(batch, 1, vocab_size, num_tokens), NEW_TOKENS + 1)
+    run(prompts_of(batch, 1, vocab_size, num_tokens))
     return _status("VmHWM") - before
 
 
@@ -279,16 +314,16 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", default=list(SIZES))
     parser.add_argument("--batches", nargs="*", type=int, default=list(BATCHES))
     parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--batch-api", action="store_true", help="generate_batch too")
+    parser.add_argument("--batch-api", nargs="*", type=int, default=[8], help="of these batches generate_batch too")
     args = parser.parse_args()
     torch.set_num_threads(1)
     content: dict[str, Any] = {"machine": machine("torch", "transformers"), "prompt_tokens": args.prompt_tokens,
                                "new_tokens": NEW_TOKENS, "rounds": args.rounds, "dtype": "float32"}  # fmt: skip
-    names = ("ours", "generate", *(["generate_batch"] if args.batch_api else []))
     context = multiprocessing.get_context("spawn")
     for size in args.sizes:
         content[size] = {}
         for batch in args.batches:
+            names = ("ours", "generate", *(["generate_batch"] if batch in args.batch_api else []))
             figures = speeds(size, batch, names, args.rounds, args.prompt_tokens)
             with context.Pool(1, maxtasksperchild=1) as pool:
                 for name in names[:2]:

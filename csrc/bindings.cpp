@@ -12,11 +12,15 @@
 
 #include "attention_plan.h"
 #include "decode_attention.h"
+#include "few_rows.h"
 #include "frames_to_tiles.h"
 #include "matroska.h"
 #include "merge_attention.h"
 #include "pack_rows.h"
+#include "qkv_rope.h"
+#include "rms_norm.h"
 #include "scatter_visual.h"
+#include "swiglu.h"
 #include "yuv_to_rgb.h"
 #include "yuv_to_tiles.h"
 
@@ -187,6 +191,36 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("lengths"), py::arg("capacity"), py::arg("rows"));
 
+  m.def(
+      "rms_norm_cpu",
+      [](const View& x, const View& residual, const View& weight, const View& y, const View& h, float eps, bool simd) {
+        const py::gil_scoped_release unlocked;
+        eagle::rms_norm_cpu(view("x", x), view("residual", residual), view("weight", weight), view("y", y),
+                            view("h", h), eps, simd);
+      },
+      py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("y"), py::arg("h"), py::arg("eps"),
+      py::arg("simd") = true);
+
+  m.def(
+      "qkv_rope_cpu",
+      [](const View& qkv, const View& bias, const View& positions, const View& frequencies, const View& q,
+         const View& k, const View& v, float scale, bool simd) {
+        const py::gil_scoped_release unlocked;
+        eagle::qkv_rope_cpu({view("qkv", qkv), view("bias", bias), view("positions", positions),
+                             view("frequencies", frequencies), view("q", q), view("k", k), view("v", v), scale},
+                            simd);
+      },
+      py::arg("qkv"), py::arg("bias"), py::arg("positions"), py::arg("frequencies"), py::arg("q"), py::arg("k"),
+      py::arg("v"), py::arg("scale"), py::arg("simd") = true);
+
+  m.def(
+      "swiglu_halves_cpu",
+      [](const View& gate_up, const View& out, bool simd) {
+        const py::gil_scoped_release unlocked;
+        eagle::swiglu_halves_cpu(view("gate_up", gate_up), view("out", out), simd);
+      },
+      py::arg("gate_up"), py::arg("out"), py::arg("simd") = true);
+
   m.def("matroska_blocks", &matroska_blocks, py::arg("fd"), py::arg("begin"), py::arg("end"), py::arg("track_number"),
         py::arg("allow_invisible"), py::arg("look"));
 
@@ -204,6 +238,16 @@ PYBIND11_MODULE(_native, m) {
         py::arg("num_heads"), py::arg("head_width"), py::arg("max_k_len"));
   m.def("decode_attention_cpu", &eagle::decode_attention_cpu, py::call_guard<py::gil_scoped_release>(),
         py::arg("tensors"), py::arg("num_threads"), py::arg("simd") = true);
+
+  m.def(
+      "few_rows_cpu",
+      [](const View& x, const View& weight, const View& bias, const View& out, int num_threads,
+         const std::string& simd) {
+        const py::gil_scoped_release unlocked;
+        eagle::few_rows_cpu(view("x", x), view("weight", weight), view("bias", bias), view("out", out), num_threads,
+                            simd);
+      },
+      py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("num_threads"), py::arg("simd") = "");
 
   py::class_<eagle::AttentionPlan>(m, "AttentionPlan")
       .def(py::init(&make_plan), py::kw_only(), py::arg("segments"), py::arg("q_tiles"), py::arg("k_tiles"),

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "lanes.h"
 #include "parallel.h"
 
 namespace eagle {
@@ -12,10 +13,9 @@ namespace {
 
 constexpr int kAhead = 16;  // rows asked for before their turn: they lie apart, and the processor would not guess them
 
-// Numbers side by side: 8, or 16 where the CPU has AVX-512. A score is the sum of 8 running sums all the same, so in 16
-// lanes there are two keys; that is why the bits do not depend on the width.
-using Lanes8 = float __attribute__((vector_size(32)));
-using Lanes16 = float __attribute__((vector_size(64)));
+// A score is the sum of 8 running sums, so in 16 lanes there are two keys; that is why the bits do not depend on the
+// width.
+constexpr int kVectors = 8;  // of products, that are summed up together: each query loaded serves as many
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -30,45 +30,53 @@ struct Scratch {
         queries(d.group * d.head_width * (lanes / kVector)),
         scores(d.group * kSplit),
         outs(d.group * length),
-        keys(4 * d.head_width * (lanes / kVector)),
-        values(4 * length * (lanes / kVector)) {}
+        keys(kVectors * d.head_width * (lanes / kVector)),
+        values(kVectors * length * (lanes / kVector)) {}
 };
 
-template <class Lanes>
-inline __attribute__((always_inline)) Lanes load(const float* from) {
-  Lanes lanes;
-  memcpy(&lanes, from, sizeof(lanes));
-  return lanes;
+EAGLE_INLINE float sum_of(Floats8 x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+// The sums of each eight lanes of kVectors vectors, in their order.
+EAGLE_INLINE Floats8 sums_of(const Floats8* x) {
+  using Words = VectorOf<Floats8>::Words;
+  const auto fold = [](Floats8 a, Floats8 b) __attribute__((always_inline)) {
+    return EAGLE_PICK(a, b, Words, 0, 1, 2, 3, 8, 9, 10, 11) + EAGLE_PICK(a, b, Words, 4, 5, 6, 7, 12, 13, 14, 15);
+  };
+  const auto four = [](Floats8 a, Floats8 b) __attribute__((always_inline)) {
+    return EAGLE_PICK(a, b, Words, 0, 1, 8, 9, 4, 5, 12, 13) + EAGLE_PICK(a, b, Words, 2, 3, 10, 11, 6, 7, 14, 15);
+  };
+  const Floats8 a = four(fold(x[0], x[4]), fold(x[1], x[5])), b = four(fold(x[2], x[6]), fold(x[3], x[7]));
+  return EAGLE_PICK(a, b, Words, 0, 2, 8, 10, 4, 6, 12, 14) + EAGLE_PICK(a, b, Words, 1, 3, 9, 11, 5, 7, 13, 15);
 }
-template <class Lanes>
-inline __attribute__((always_inline)) void store(float* to, Lanes lanes) {
-  memcpy(to, &lanes, sizeof(lanes));
-}
-
-// Of lanes first .. first + 7.
-template <class Lanes>
-inline __attribute__((always_inline)) float sum_of(Lanes x, int first) {
-  const auto at = [&](int lane) { return x[first + lane]; };
-  return ((at(0) + at(4)) + (at(2) + at(6))) + ((at(1) + at(5)) + (at(3) + at(7)));
+EAGLE_INLINE Floats16 sums_of(const Floats16* x) {
+  using Words = VectorOf<Floats16>::Words;
+  const auto fold = [](Floats16 a, Floats16 b) __attribute__((always_inline)) {
+    return EAGLE_PICK(a, b, Words, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+           EAGLE_PICK(a, b, Words, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+  };
+  const auto four = [](Floats16 a, Floats16 b) __attribute__((always_inline)) {
+    return EAGLE_PICK(a, b, Words, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           EAGLE_PICK(a, b, Words, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  };
+  const Floats16 a = four(fold(x[0], x[4]), fold(x[1], x[5])), b = four(fold(x[2], x[6]), fold(x[3], x[7]));
+  return EAGLE_PICK(a, b, Words, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+         EAGLE_PICK(a, b, Words, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
 }
 
 // Eight numbers as fp32, by vectors that every compiler makes of any width: to_float, number by number.
-using Words8 = uint32_t __attribute__((vector_size(32)));
-inline __attribute__((always_inline)) void widen_eight(const float* from, float* to) {
-  memcpy(to, from, kVector * sizeof(float));
-}
-inline __attribute__((always_inline)) Words8 load_words(const void* from) {
+using Words8 = VectorOf<Floats8>::Words;
+EAGLE_INLINE void widen_eight(const float* from, float* to) { memcpy(to, from, kVector * sizeof(float)); }
+EAGLE_INLINE Words8 load_words(const void* from) {
   uint16_t halves __attribute__((vector_size(16)));
   memcpy(&halves, from, sizeof(halves));
   return __builtin_convertvector(halves, Words8);
 }
-inline __attribute__((always_inline)) void widen_eight(const Bfloat16* from, float* to) {
+EAGLE_INLINE void widen_eight(const Bfloat16* from, float* to) {
   const Words8 bits = load_words(from) << 16;
   memcpy(to, &bits, sizeof(bits));
 }
-inline __attribute__((always_inline)) void widen_eight(const Float16* from, float* to) {
+EAGLE_INLINE void widen_eight(const Float16* from, float* to) {
   const Words8 words = load_words(from), magnitude = (words & 0x7fffu) << 13;
-  Lanes8 value;
+  Floats8 value;
   memcpy(&value, &magnitude, sizeof(value));
   value *= 0x1p112f;
   Words8 bits;
@@ -77,13 +85,13 @@ inline __attribute__((always_inline)) void widen_eight(const Float16* from, floa
   memcpy(to, &bits, sizeof(bits));
 }
 
-// Rows j .. j + kRows - 1, which `row_at` finds, as fp32; zeros from row num_rows on. kKeys rows take turns, a
-// vector of 8 each, in a block of kKeys * length numbers.
+// Rows j .. j + kRows - 1, which `row_at` finds, as fp32; zeros from row num_rows on. There are kRows / kKeys blocks of
+// kKeys * length numbers, in which the rows that lie so far from each other take turns, a vector of 8 each.
 template <int kRows, int kKeys, class RowAt>
-inline __attribute__((always_inline)) void widen(const RowAt& row_at, int j, int num_rows, int width, int length,
-                                                 float* to) {
+EAGLE_INLINE void widen(const RowAt& row_at, int j, int num_rows, int width, int length, float* to) {
+  constexpr int kBlocks = kRows / kKeys;
   for (int r = 0; r < kRows; ++r) {
-    float* row = to + r / kKeys * kKeys * length + r % kKeys * kVector;
+    float* row = to + r % kBlocks * kKeys * length + r / kBlocks * kVector;
     if (j + r >= num_rows) {
       for (int e = 0; e < width; e += kVector) memset(row + e * kKeys, 0, kVector * sizeof(float));
       continue;
@@ -98,12 +106,11 @@ inline __attribute__((always_inline)) void widen(const RowAt& row_at, int j, int
 }
 
 // One split for the query heads of one key head: their partial out and lse into the workspace.
-template <class Lanes, class T>
-inline __attribute__((always_inline)) void attend(const Decode<T>& d, int64_t sequence, int kv_head, int64_t split,
-                                                  Scratch& scratch) {
-  constexpr int kLanes = sizeof(Lanes) / sizeof(float), kKeys = kLanes / kVector;  // keys in a vector of products
-  constexpr int kRows = 4 * kKeys;  // each number loaded serves four vectors
-  static_assert(kSplit % kRows == 0);
+template <class Floats, class T>
+EAGLE_INLINE void attend(const Decode<T>& d, int64_t sequence, int kv_head, int64_t split, Scratch& scratch) {
+  constexpr int kLanes = kLanesOf<Floats>, kKeys = kLanes / kVector;  // keys in a vector of products
+  constexpr int kRows = kVectors * kKeys;
+  static_assert(kSplit % kRows == 0 && kSplit % kLanes == 0);
   const int num_keys = d.keys_of(sequence, split), width = d.head_width, group = d.group, length = scratch.length;
   for (int g = 0; g < group; ++g) {
     for (int e = 0; e < width; ++e) {
@@ -118,25 +125,33 @@ inline __attribute__((always_inline)) void attend(const Decode<T>& d, int64_t se
     widen<kRows, kKeys>(key_at, j, num_keys, width, width, rows);
     for (int g = 0; g < group; ++g) {
       const float* query = &scratch.queries[g * width * kKeys];
-      Lanes sums[4] = {};
+      Floats sums[kVectors] = {};
       for (int e = 0; e < width * kKeys; e += kLanes) {
-        const Lanes lanes = load<Lanes>(query + e);
-        sums[0] += lanes * load<Lanes>(rows + e);
-        sums[1] += lanes * load<Lanes>(rows + width * kKeys + e);
-        sums[2] += lanes * load<Lanes>(rows + 2 * width * kKeys + e);
-        sums[3] += lanes * load<Lanes>(rows + 3 * width * kKeys + e);
+        const Floats numbers = load_floats<Floats>(query + e);
+#pragma GCC unroll 8
+        for (int i = 0; i < kVectors; ++i) sums[i] += numbers * load_floats<Floats>(rows + i * width * kKeys + e);
       }
-      float* scores = &scratch.scores[g * kSplit + j];  // beyond num_keys: zeros that nobody reads
-      for (int r = 0; r < kRows; ++r) scores[r] = sum_of(sums[r / kKeys], r % kKeys * kVector);
+      store_floats(&scratch.scores[g * kSplit + j], sums_of(sums));  // beyond num_keys: zeros
     }
   }
+  const int padded = round_up(num_keys, kRows);
   for (int g = 0; g < group; ++g) {
     float* scores = &scratch.scores[g * kSplit];
-    float max = -INFINITY, sum = 0;
-    for (int j = 0; j < num_keys; ++j) max = scores[j] > max ? scores[j] : max;
-    for (int j = 0; j < num_keys; ++j) sum += scores[j] = probability(scores[j], max);
-    for (int j = 0; j < num_keys; ++j) scores[j] /= sum;
-    for (int j = num_keys; j < kSplit; ++j) scores[j] = 0.0f;
+    std::fill(scores + num_keys, scores + padded, -INFINITY);
+    Floats largest = Floats{} - INFINITY;
+    for (int j = 0; j < padded; j += kLanes) {
+      const Floats some = load_floats<Floats>(scores + j);
+      largest = some > largest ? some : largest;
+    }
+    float max = -INFINITY;
+    for (int lane = 0; lane < kLanes; ++lane) max = largest[lane] > max ? largest[lane] : max;
+    Floats8 sums = {};  // of eight, whatever the width
+    for (int j = 0; j < padded; j += kLanes) {
+      store_floats(scores + j, exp2_of(load_floats<Floats>(scores + j) - max));
+      for (int c = 0; c < kKeys; ++c) sums += load_floats<Floats8>(scores + j + c * kVector);
+    }
+    const float sum = sum_of(sums);
+    for (int j = 0; j < padded; j += kLanes) store_floats(scores + j, load_floats<Floats>(scores + j) / sum);
     d.partial_lse[d.partial(sequence, kv_head * group + g, split)] = log_sum(max, sum);
   }
   std::fill(scratch.outs.begin(), scratch.outs.end(), 0.0f);
@@ -147,9 +162,10 @@ inline __attribute__((always_inline)) void attend(const Decode<T>& d, int64_t se
       const float* p = &scratch.scores[g * kSplit + j];
       float* out = &scratch.outs[g * length];
       for (int e = 0; e < length; e += kLanes) {
-        Lanes sum = load<Lanes>(out + e);
-        for (int r = 0; r < kRows; ++r) sum += p[r] * load<Lanes>(rows + r * length + e);
-        store(out + e, sum);
+        Floats sum = load_floats<Floats>(out + e);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) sum += p[r] * load_floats<Floats>(rows + r * length + e);
+        store_floats(out + e, sum);
       }
     }
   }
@@ -167,20 +183,20 @@ struct Attend {
 
 template <class T>
 void attend_plain(const Decode<T>& d, int64_t sequence, int kv_head, int64_t split, Scratch& scratch) {
-  attend<Lanes8>(d, sequence, kv_head, split, scratch);
+  attend<Floats8>(d, sequence, kv_head, split, scratch);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 template <class T>
 __attribute__((target("avx2"))) void attend_avx2(const Decode<T>& d, int64_t sequence, int kv_head, int64_t split,
                                                  Scratch& scratch) {
-  attend<Lanes8>(d, sequence, kv_head, split, scratch);
+  attend<Floats8>(d, sequence, kv_head, split, scratch);
 }
 template <class T>
 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl"))) void attend_avx512(const Decode<T>& d, int64_t sequence,
                                                                                  int kv_head, int64_t split,
                                                                                  Scratch& scratch) {
-  attend<Lanes16>(d, sequence, kv_head, split, scratch);
+  attend<Floats16>(d, sequence, kv_head, split, scratch);
 }
 template <class T>
 Attend<T> choose_attend(bool simd) {

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 MAX_SAID = 300  # characters of a value in a refusal: a list may have been given where a number is needed
+_PLAIN = (Tensor, torch.nn.Parameter)  # and no subclass, which may hold its numbers in another way
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -64,6 +65,18 @@ def takes_kernel(x: Tensor) -> bool:
     What traces code for a CPU, torch.compile and torch.export, gets the reference.
     """
     return x.is_cuda or has_no_numbers(x)
+
+
+def takes_cpu_code(*tensors: Tensor) -> bool:
+    """Whether they go to an op's C++ code and not to its reference: in inference mode, where nobody asks for gradients,
+    plain tensors on a CPU, all bf16 or all fp32. Whoever trains on a CPU, traces, or checks against torch has the
+    reference."""
+    if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+        return False
+    dtype = tensors[0].dtype
+    if dtype is not torch.float32 and dtype is not torch.bfloat16:
+        return False
+    return all(type(x) in _PLAIN and x.dtype is dtype and x.device.type == "cpu" for x in tensors)
 
 
 def has_no_numbers(x: Tensor) -> bool:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels import autocast
+from eagle_kernels import autocast, native
 from eagle_kernels.checks import (
     check_kernel_dtype,
     inner_contiguous,
@@ -26,6 +26,7 @@ from eagle_kernels.checks import (
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_cpu_code,
     takes_kernel,
 )
 from eagle_kernels.library import custom_op
@@ -285,6 +286,27 @@ def _grad(ctx, dq_THD, dk_TKD, dv_TKD):  # type: ignore[no-untyped-def]
 _fwd.register_autograd(_grad, setup_context=_setup)
 
 
+def _cpu(
+    qkv_TF: Tensor,
+    bias_F: Tensor | None,
+    positions_T: Tensor,
+    theta: float,
+    num_heads: int,
+    num_kv_heads: int,
+    frequencies: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    qkv_TF = inner_contiguous(qkv_TF)
+    (T, width), H, K = qkv_TF.shape, num_heads, num_kv_heads
+    D = width // (H + 2 * K)
+    table = rope_frequencies_on(qkv_TF.device, D, theta) if frequencies is None else frequencies.contiguous()
+    bias_F = qkv_TF.new_empty(0) if bias_F is None else bias_F.contiguous()
+    q_THD, k_TKD, v_TKD = (qkv_TF.new_empty(T, n, D) for n in (H, K, K))
+    tensors = (qkv_TF, bias_F, positions_T, table, q_THD, k_TKD, v_TKD)
+    native.load().qkv_rope_cpu(*map(native.view, tensors), scale)
+    return q_THD, k_TKD, v_TKD
+
+
 def qkv_rope(
     qkv_TF: Tensor,
     bias_F: Tensor | None,
@@ -302,7 +324,8 @@ def qkv_rope(
         positions_T = torch.tensor([0, 1, 2, 0, 1])  # documents of 3 and 2 tokens
         q_THD, k_TKD, v_TKD = qkv_rope(qkv_TF, bias_F, positions_T, 1e6, num_heads=28, num_kv_heads=4)
 
-    CPU tensors take `qkv_rope_ref`. Rows of qkv may lie apart; if its last dim is strided it is copied.
+    CPU tensors take `qkv_rope_ref`, in inference mode C++ code. Rows of qkv may lie apart; if its last dim is strided
+    it is copied.
 
     Args:    qkv_TF: (T, F), of T tokens the heads of q, then of k, then of v, each D wide, D even:
              F = (num_heads + 2 * num_kv_heads) * D; a floating dtype.  bias_F: (F,), of qkv's dtype and device,
@@ -344,6 +367,8 @@ def qkv_rope(
     check_positions(op, positions_T, shape[0], "qkv", qkv_TF)
     half = shape[1] // num_all // 2
     check_angles(op, theta, frequencies, scale, ((half,), (shape[0], half)), "qkv", qkv_TF)
+    if takes_cpu_code(qkv_TF, *([] if bias_F is None else [bias_F])):
+        return _cpu(qkv_TF, bias_F, positions_T, theta or 0.0, num_heads, num_kv_heads, frequencies, scale)
     if not takes_kernel(qkv_TF):
         heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads}
         return qkv_rope_ref(qkv_TF, bias_F, positions_T, theta, **heads, frequencies=frequencies, scale=scale)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels import autocast
+from eagle_kernels import autocast, native
 from eagle_kernels.checks import (
     as_rows,
     check_kernel_dtype,
@@ -27,6 +27,7 @@ from eagle_kernels.checks import (
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_cpu_code,
     takes_kernel,
 )
 from eagle_kernels.library import custom_op
@@ -241,6 +242,16 @@ _fwd.register_autograd(_grad, setup_context=_setup)
 _add_fwd.register_autograd(_add_grad, setup_context=_add_setup)
 
 
+def _cpu(x_TC: Tensor, residual_TC: Tensor | None, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(y, x + residual), the second without elements where there is no residual."""
+    x_TC = inner_contiguous(x_TC)
+    y_TC, h = x_TC.new_empty(x_TC.shape), x_TC.new_empty(0 if residual_TC is None else x_TC.shape)
+    residual = h if residual_TC is None else inner_contiguous(residual_TC)
+    tensors = (x_TC, residual, weight_C.contiguous(), y_TC, h)
+    native.load().rms_norm_cpu(*map(native.view, tensors), eps)
+    return y_TC, h
+
+
 def _check(op: str, x: Tensor, weight: Tensor, eps: float) -> None:
     if not (x.is_floating_point() and x.ndim >= 1):
         refuse(op, "x", f"{x.dtype} {tuple(x.shape)}", "a floating dtype and (..., C)")
@@ -257,8 +268,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
         y = rms_norm(torch.randn(4, 3584), torch.ones(3584), 1e-6)
 
-    CPU tensors take `rms_norm_ref`. Rows may lie apart (a view of a wider tensor) without a copy; a tensor whose last
-    dim is strided is copied.
+    CPU tensors take `rms_norm_ref`, in inference mode C++ code. Rows may lie apart (a view of a wider tensor)
+    without a copy; a tensor whose last dim is strided is copied.
 
     Args:    x: (..., C), C channels of each row, in a floating dtype.  weight: (C,), of x's dtype and device.
              eps: > 0, added to the mean of the squares.
@@ -273,6 +284,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
             wide = autocast.at_least_fp32
             return autocast.as_norm(rms_norm(wide(x), wide(weight), eps), x)
     _check("rms_norm", x, weight, eps)
+    if takes_cpu_code(x, weight):
+        return _cpu(as_rows(x), None, weight, eps)[0].view(x.shape)
     if not takes_kernel(x):
         return rms_norm_ref(x, weight, eps)
     check_kernel_dtype("rms_norm", "x", x)
@@ -284,7 +297,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
         y, stream = add_rms_norm(torch.randn(4, 3584), torch.randn(4, 3584), torch.ones(3584), 1e-6)
 
-    CPU tensors take `add_rms_norm_ref`.
+    CPU tensors take `add_rms_norm_ref`, in inference mode C++ code.
 
     Args:    x: (..., C), C channels of each row, in a floating dtype.  residual: of x's shape, dtype and device.
              weight: (C,), of x's dtype and device.  eps: > 0, added to the mean of the squares.
@@ -306,6 +319,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     _check(op, x, weight, eps)
     if residual.dtype != x.dtype or residual.device != x.device:
         refuse_unlike(op, "residual", residual, "x", x)
+    if takes_cpu_code(x, residual, weight):
+        y_TC, h_TC = _cpu(as_rows(x), as_rows(residual), weight, eps)
+        return y_TC.view(x.shape), h_TC.view(x.shape)
     if not takes_kernel(x):
         return add_rms_norm_ref(x, residual, weight, eps)
     check_kernel_dtype(op, "x", x)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eagle_kernels import autocast
+from eagle_kernels import autocast, native
 from eagle_kernels.checks import (
     as_rows,
     check_kernel_dtype,
@@ -25,6 +25,7 @@ from eagle_kernels.checks import (
     refuse,
     refuse_types,
     refuse_unlike,
+    takes_cpu_code,
     takes_kernel,
 )
 from eagle_kernels.library import custom_op
@@ -178,6 +179,13 @@ _fwd_halves.register_autograd(
 )
 
 
+def _cpu_halves(gate_up_TG: Tensor) -> Tensor:
+    gate_up_TG = inner_contiguous(gate_up_TG)
+    out_TF = gate_up_TG.new_empty(gate_up_TG.shape[0], gate_up_TG.shape[1] // 2)
+    native.load().swiglu_halves_cpu(native.view(gate_up_TG), native.view(out_TF))
+    return out_TF
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, silu(x) = x / (1 + exp(-x)).
 
@@ -213,8 +221,9 @@ def swiglu_halves(gate_up: Tensor) -> Tensor:
 
         hidden = swiglu_halves(torch.randn(4, 2 * 18944))
 
-    As `swiglu` of the halves, bit for bit. The gradient is one tensor, where that of two halves would have to be joined
-    for the projection's backward: a copy of 2F numbers a row.
+    As `swiglu` of the halves, bit for bit; CPU tensors in inference mode take C++ code, to an ulp or two. The gradient
+    is one tensor, where that of two halves would have to be joined for the projection's backward: a copy of 2F numbers
+    a row.
 
     Args:    gate_up: (..., 2F), F numbers of each row and as many more; a floating dtype.
     Returns: a new tensor, (..., F), of gate_up's dtype.
@@ -225,6 +234,8 @@ def swiglu_halves(gate_up: Tensor) -> Tensor:
         refuse_types(op, gate_up=gate_up)
     if not (gate_up.is_floating_point() and gate_up.ndim >= 1 and gate_up.shape[-1] % 2 == 0):
         refuse(op, "gate_up", f"{gate_up.dtype} {tuple(gate_up.shape)}", "a floating dtype and (..., 2F)")
+    if takes_cpu_code(gate_up):
+        return _cpu_halves(as_rows(gate_up)).view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
     if not takes_kernel(gate_up):
         return swiglu_ref(*gate_up.chunk(2, dim=-1))
     check_kernel_dtype(op, "gate_up", gate_up)

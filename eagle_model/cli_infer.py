@@ -221,11 +221,13 @@ def serve(
     cors: Annotated[list[str] | None, typer.Option(help="https://site whose pages may ask; '*' for any.")] = None,
     max_answers: Annotated[int, typer.Option(min=1, help="At once, waiting ones included; beyond: 429.")] = 64,
     max_running: Annotated[int, typer.Option(min=1, help="Computed at once.")] = 16,
-    max_body_mb: Annotated[int, typer.Option(min=1, help="Of a chat request.")] = 64,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Of a chat request, data URLs included.")] = 256,
+    max_bodies_mb: Annotated[int, typer.Option(min=1, help="Of all chat requests under way; beyond: 429.")] = 1024,
     max_file_mb: Annotated[int, typer.Option(min=1, help="Of one file.")] = 2048,
     max_files_mb: Annotated[
         int, typer.Option(min=1, help="Of all files that are kept, in the temporary folder.")
     ] = 16384,
+    max_uploads: Annotated[int, typer.Option(min=1, help="Files that are sent at once; beyond: 429.")] = 8,
     request_seconds: Annotated[float, typer.Option(min=0.1, help="Most of a request.")] = 600.0,
     drain_seconds: Annotated[int, typer.Option(min=0, help="After SIGTERM, for answers under way.")] = 30,
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Of the cache of keys; by default what fits.")] = None,
@@ -235,7 +237,7 @@ def serve(
 
     Example:  eagle serve runs/first --media-folder /data/films
     """
-    from eagle_model.infer.server import ServerConfig, make_app, read_media_limits
+    from eagle_model.infer.server import ServerConfig, bound, make_app, read_media_limits
     from eagle_model.infer.server import serve as serve_app
 
     named = [_named(text) for text in adapter or []]
@@ -246,20 +248,23 @@ def serve(
         cors_origins=tuple(cors or []),
         media=read_media_limits(media_folder or [], media_host or [], max_file_mb << 20, max_files_mb << 20),
         max_body_bytes=max_body_mb << 20,
+        max_bodies_bytes=max_bodies_mb << 20,
+        max_uploads=max_uploads,
         max_answers=max_answers,
         request_seconds=request_seconds,
     )
     from eagle_model.infer.engine import Engine
 
-    engine = Engine.from_folder(
-        model, quantize=_kind(quantize), say=_note, cache_tokens=cache_tokens, max_running=max_running
-    )
-    for adapter_name, folder in named:
-        engine.add_adapter(adapter_name, folder)
-    with tempfile.TemporaryDirectory(prefix="eagle-serve-") as files:
-        app = make_app(engine, config, folder=Path(files))
-        _note(f"http://{host}:{port}/  model {name!r}; /v1/chat/completions, /ready, /metrics. Ctrl-C ends it.")
-        serve_app(app, host=host, port=port, drain_seconds=drain_seconds)
+    with bound(host, port) as sock:
+        engine = Engine.from_folder(
+            model, quantize=_kind(quantize), say=_note, cache_tokens=cache_tokens, max_running=max_running
+        )
+        for adapter_name, folder in named:
+            engine.add_adapter(adapter_name, folder)
+        with tempfile.TemporaryDirectory(prefix="eagle-serve-") as files:
+            app = make_app(engine, config, folder=Path(files))
+            _note(f"http://{host}:{port}/  model {name!r}; /v1/chat/completions, /ready, /metrics. Ctrl-C ends it.")
+            serve_app(app, sock, drain_seconds=drain_seconds)
 
 
 def _named(text: str) -> tuple[str, Path]:

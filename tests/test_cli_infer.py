@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ def model(tmp_path_factory) -> Path:
     small_model(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture
@@ -142,15 +149,32 @@ def test_control_c_stops_an_answer_and_not_the_talk(monkeypatch, capsys, model):
 
 def test_serve_reads_its_options(monkeypatch, capsys, model, tmp_path):
     served = []
-    monkeypatch.setattr(server, "serve", lambda app, **how: served.append((app.state.service, how)))
+    monkeypatch.setattr(
+        server, "serve", lambda app, sock, **how: served.append((app.state.service, sock.getsockname(), how))
+    )
     monkeypatch.setenv("EAGLE_API_KEY", "secret")
-    options = ("--port", 8123, "--name", "mine", "--media-folder", tmp_path, "--media-host", "example.org")
-    limits = ("--max-answers", 3, "--max-file-mb", 1, "--cache-tokens", 1024, "--drain-seconds", 7)
+    port = free_port()
+    options = ("--port", port, "--name", "mine", "--media-folder", tmp_path, "--media-host", "example.org")
+    limits = (
+        "--max-answers",
+        3,
+        "--max-file-mb",
+        1,
+        "--max-uploads",
+        2,
+        "--max-bodies-mb",
+        512,
+        "--cache-tokens",
+        1024,
+        "--drain-seconds",
+        7,
+    )
     assert run(monkeypatch, "serve", model, *options, *limits, "--cors", "https://site.example") == 0
-    ((service, how),) = served
+    ((service, address, how),) = served
     config = service.config
-    assert how == {"host": "127.0.0.1", "port": 8123, "drain_seconds": 7}
+    assert (address, how) == (("127.0.0.1", port), {"drain_seconds": 7})
     assert (config.name, config.api_keys, config.max_answers) == ("mine", ("secret",), 3)
+    assert (config.max_uploads, config.max_body_bytes, config.max_bodies_bytes) == (2, 256 << 20, 512 << 20)
     assert (config.media.allowed, config.media.hosts) == ((tmp_path,), ("example.org",))
     assert (config.media.max_file_bytes, config.cors_origins) == (1 << 20, ("https://site.example",))
     assert service.engine.context_tokens == 512 and not service.store.folder.exists()  # its files are gone
@@ -158,6 +182,22 @@ def test_serve_reads_its_options(monkeypatch, capsys, model, tmp_path):
     assert "is no folder; needs one whose files clients may name" in capsys.readouterr().err
     assert run(monkeypatch, "serve", model, "--adapter", "style") == cli.USAGE_ERROR
     assert "--adapter is style; needs NAME=FOLDER" in capsys.readouterr().err
+    assert run(monkeypatch, "serve", model, "--max-bodies-mb", 10) == cli.USAGE_ERROR
+    assert "needs no less for all than for one" in capsys.readouterr().err
+
+
+def test_serve_says_at_once_that_its_port_is_taken(monkeypatch, capsys, model):
+    monkeypatch.setattr(Engine, "from_folder", lambda *_, **__: pytest.fail("a model is read for nothing"))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert run(monkeypatch, "serve", model, "--port", port) == cli.USAGE_ERROR
+    err = capsys.readouterr().err
+    assert f"127.0.0.1:{port} cannot be listened on: Address already in use. Name another --port" in err
+    assert len(err.strip().splitlines()) <= 3 and "Traceback" not in err
+    assert run(monkeypatch, "serve", model, "--host", "192.0.2.1") == cli.USAGE_ERROR  # no machine's: RFC 5737
+    assert "192.0.2.1:8000 cannot be listened on" in capsys.readouterr().err
 
 
 def test_infer_answers_a_file_and_goes_on_where_it_stopped(monkeypatch, capsys, model, film, tmp_path):

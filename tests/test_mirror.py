@@ -34,7 +34,7 @@ PARTS = {  # what ops are made of: no bench of their own
     "linear_cross_entropy_triton", "native", "tiles",
 }  # fmt: skip
 SHARED = {  # native code that serves several ops, or the module
-    "attention_heads", "bindings", "device", "error", "number_types", "parallel", "tensor_view",
+    "attention_heads", "bindings", "device", "error", "lanes", "number_types", "parallel", "tensor_view",
 }  # fmt: skip
 BENCHES = {
     "checkpoint",

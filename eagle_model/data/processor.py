@@ -293,6 +293,7 @@ class Processor:
         plan: SamplePlan,
         *,
         tiles: tuple[int, int] | None = None,
+        tokens: TokenizedSample | None = None,
         num_decode_workers: int = 1,
         index_folder: str | Path | None = None,
         video_time_limit_seconds: float | None = None,
@@ -305,6 +306,7 @@ class Processor:
 
         tiles: first and end of those whose pixels are wanted, as (0, 4) for the first four; none: all. The others'
         frames and images are not decoded, but for an image that has tiles on both sides.
+        tokens: as `tokenize` gave them for this plan, where it was asked already; None: it is asked here.
         num_decode_workers: threads that decode one video; index_folder: where planning kept the indexes of videos.
         Neither changes a bit. video_time_limit_seconds: for each video; DataError where it takes longer.
         stop: set by another thread, it ends the work early with CancelledError: at the next image, or the next packet
@@ -322,7 +324,7 @@ class Processor:
                 f"load_sample: tiles are {tiles}; sample {plan.sample.id} has {plan.num_tiles}. Needs a first and an "
                 "end among them."
             )
-        tokens = self.tokenize(plan)
+        tokens = self.tokenize(plan) if tokens is None else tokens
         patches_IPK = torch.empty(self.tiling.shape(end - begin), dtype=PIXELS_DTYPE)
         after = 0  # tiles of the sample until here
         for shown, seen in zip(plan.sample.media, plan.seen, strict=True):

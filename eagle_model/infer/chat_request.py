@@ -104,7 +104,9 @@ class _Fields:
         kinds = (int,) if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= min(most, 1 << 64):
             kind = "a whole number" if whole else "a number"
-            bound = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+            is_huge = isinstance(value, kinds) and value > least
+            highest = min(most, 1 << 64) if is_huge else most
+            bound = f"from {least:g} to {highest:g}" if math.isfinite(highest) else f"of at least {least:g}"
             raise RequestError(f"{name} is {shown(value)}; needs {kind} {bound}.", param=name)
         return value
 

@@ -77,13 +77,15 @@ class ChatWork:
         self._last_tokens: dict[int, float] = {}  # of each answer: when it came
         self._is_answered = threading.Semaphore(0)  # once for each answer that has ended
         self.ended = asyncio.get_running_loop().create_future()  # when nothing of it is left
-        self.is_late = False
+        self.refusal: RequestError | None = None  # why this server ended it; None: it did not
 
     def start(self) -> None:
         self._pool.submit(self._run)
 
-    def cancel(self, *, is_late: bool = False) -> None:
-        self.is_late = self.is_late or is_late
+    def cancel(self, refusal: RequestError | None = None) -> None:
+        """refusal: what the client is told; None: nobody is there to be told."""
+        if not self._is_cancelled.is_set():
+            self.refusal = refusal
         self._is_cancelled.set()
         for request in list(self._requests):
             request.cancel()

@@ -41,6 +41,7 @@ class Forward:
         is_plain = self.cache.keys_NLKW.is_cuda and not llm.needs_lengths
         self.graphs = Graphs(self.cache) if is_plain else None
         self.group: dist.ProcessGroup | None = None
+        self._tables = Tables()
 
     @torch.inference_mode()
     def __call__(self, model: Eagle, works: Items[tuple[Work, Loader | None]]) -> Tensor:
@@ -52,8 +53,9 @@ class Forward:
         for (sequence, first, end), _ in works:
             ids += sequence.token_ids[first:end]
             positions += range(first, end)
-            # A document is as long as its prompt, then as it is so far: keys in the cache stay as they were turned.
-            lengths += [max(sequence.num_prompt, position + 1) for position in range(first, end)]
+            if model.llm.needs_lengths:
+                # A document is as long as its prompt, then as it is so far: keys in the cache stay as they were turned.
+                lengths += [max(sequence.num_prompt, position + 1) for position in range(first, end)]
         attend = self._paged([work for work, _ in works], device)
         if self.graphs is not None and self.group is None and all(work.sequence.is_decoding for work, _ in works):
             return self.graphs(model, ids, positions, attend.rows_T, attend.start_SB)
@@ -69,7 +71,9 @@ class Forward:
             row += work.end - work.first
             if work.is_last:
                 last.append(row - 1)
-        return model.lm_head(hidden_TD[torch.tensor(last, dtype=torch.int64, device=device)])
+        if len(last) < row:
+            hidden_TD = hidden_TD[torch.tensor(last, dtype=torch.int64, device=device)]
+        return model.lm_head(hidden_TD)
 
     def _with_visual(self, model: Eagle, embeddings_TD: Tensor, works: Items[tuple[Work, Loader | None]]) -> Tensor:
         rows: list[int] = []
@@ -90,29 +94,53 @@ class Forward:
         return scatter_visual(embeddings_TD, torch.cat(tokens), rows_N)
 
     def _paged(self, works: Items[Work], device: torch.device) -> Paged:
-        rows: list[Tensor] = []
-        starts: list[Tensor] = []
+        rows: list[int] = []  # of those that get one token; then of chunks
+        rows_of_chunks: list[Tensor] = []
         lengths: list[int] = []
         chunks: list[Chunk] = []
-        row = 0
         for sequence, first, end in works:
-            blocks_B = torch.tensor(sequence.blocks, dtype=torch.int32) * BLOCK_TOKENS
-            rows_L = (blocks_B[:, None] + torch.arange(BLOCK_TOKENS, dtype=torch.int32)).flatten()[:end].long()
-            rows.append(rows_L[first:])
             if end - first == 1:
-                starts.append(blocks_B)
+                rows.append(sequence.blocks[first // BLOCK_TOKENS] * BLOCK_TOKENS + first % BLOCK_TOKENS)
                 lengths.append(end)
-            else:
-                chunks.append(Chunk.of(row, end - first, rows_L.to(device)))
-            row += end - first
-        longest = max(lengths, default=0)
-        start_SB = torch.nn.utils.rnn.pad_sequence(starts, batch_first=True) if starts else torch.zeros(0, 1)
+                continue
+            blocks_B = torch.tensor(sequence.blocks[: -(-end // BLOCK_TOKENS)]) * BLOCK_TOKENS
+            rows_L = (blocks_B[:, None] + torch.arange(BLOCK_TOKENS)).flatten()[:end]
+            chunks.append(Chunk.of(len(rows) + sum(map(len, rows_of_chunks)), end - first, rows_L.to(device)))
+            rows_of_chunks.append(rows_L[first:])
+        rows_T = torch.cat([torch.tensor(rows, dtype=torch.int64), *rows_of_chunks])
+        start_SB = self._tables([work.sequence.blocks for work in works[: len(rows)]])
         return Paged(
             cache=self.cache,
-            rows_T=torch.cat(rows).to(device),
-            start_SB=start_SB.to(device, torch.int32),
+            rows_T=rows_T.to(device),
+            start_SB=start_SB.to(device),
             length_S=torch.tensor(lengths, dtype=torch.int32, device=device),
-            longest=longest,
+            longest=max(lengths, default=0),
             block_tokens=BLOCK_TOKENS,
             chunks=tuple(chunks),
         )
+
+
+class Tables:
+    """Where the blocks of sequences lie, from step to step: most steps add no block."""
+
+    def __init__(self) -> None:
+        self._start_SB = torch.zeros(0, 1, dtype=torch.int32)
+        self._kept: list[tuple[list[int], int]] = []  # of each row: its sequence's blocks, and how many are written
+
+    def __call__(self, tables: Items[list[int]]) -> Tensor:
+        """(S, B) int32, on the host: the first row of each block of each of `tables`, which may have become longer
+        since the last call. Beyond its blocks a row holds anything. Good until the next call."""
+        num, most = len(tables), max(map(len, tables), default=0)
+        if num > self._start_SB.shape[0] or most > self._start_SB.shape[1]:
+            sizes = (max(need, 2 * has) if need > has else has
+                     for need, has in zip((num, most), self._start_SB.shape, strict=True))  # fmt: skip
+            self._start_SB, self._kept = torch.zeros(*sizes, dtype=torch.int32), []
+        for s, blocks in enumerate(tables):
+            known, num_known = self._kept[s] if s < len(self._kept) else (None, 0)
+            if known is not blocks:
+                num_known = 0
+            if num_known < len(blocks):
+                new_B = torch.tensor(blocks[num_known:], dtype=torch.int32)
+                self._start_SB[s, num_known : len(blocks)] = new_B * BLOCK_TOKENS
+        self._kept = [(blocks, len(blocks)) for blocks in tables]
+        return self._start_SB[:num]

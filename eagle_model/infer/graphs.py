@@ -66,7 +66,8 @@ class Decode:
         ):
             to[:num].copy_(new, non_blocking=True)
             to[num:].fill_(nothing)
-        attend.start_SB[:num, : start_SB.shape[1]].copy_(start_SB, non_blocking=True)
+        num_blocks = min(start_SB.shape[1], attend.start_SB.shape[1])  # what is beyond, no sequence of this size has
+        attend.start_SB[:num, :num_blocks].copy_(start_SB[:, :num_blocks], non_blocking=True)
 
     @torch.no_grad()
     def step(self) -> Tensor:

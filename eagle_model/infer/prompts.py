@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eagle_model.data import sampling
-from eagle_model.data.chat import seen_media
+from eagle_model.data.chat import TokenizedSample, seen_media
 from eagle_model.data.clips import Clip, open_clip
 from eagle_model.data.images import image_size
 from eagle_model.data.processor import Processor, SamplePlan
@@ -50,11 +50,12 @@ class Prompt:
     tile_digests: tuple[bytes, ...]
     shown: Shown
     plan: SamplePlan
+    tokens: TokenizedSample
     processor: Processor
 
     def load(self, first: int, end: int) -> Tensor:
         """(tiles, P, K): their pixels. Raises DataError when a file cannot be decoded as planned."""
-        return self.processor.load_sample(self.plan, tiles=(first, end)).patches_IPK
+        return self.processor.load_sample(self.plan, tiles=(first, end), tokens=self.tokens).patches_IPK
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Prompts:
             for digest in _tile_digests(identity, seen, self.processor)
         ]
         ids = tokens.token_ids_T.tolist()
-        return Prompt(ids, tokens.visual_positions_N, tuple(digests), shown, plan, self.processor)
+        return Prompt(ids, tokens.visual_positions_N, tuple(digests), shown, plan, tokens, self.processor)
 
     def _plan(self, sample: Sample, limits: SamplingConfig, identities: Sequence[bytes]) -> SamplePlan:
         config = self.processor.config

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server for one model: `eagle serve FOLDER`.
 
     app = make_app(Engine.from_folder("my-eagle"), ServerConfig(), folder=Path("/tmp/files"))
-    serve(app, host="127.0.0.1", port=8000, drain_seconds=30)
+    serve(app, bound("127.0.0.1", 8000), drain_seconds=30)
 
 POST /v1/chat/completions   chat_request.py says what it takes, chat_answer.py what it gives
 GET  /v1/models             the model, and its adapters by name
@@ -23,6 +23,7 @@ import json
 import logging
 import secrets
 import signal
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent / "page.html"
 _MULTIPART_BYTES = 1 << 16  # limit: of the form around an uploaded file
 _COPY_BYTES = 1 << 20
+_LAST_WORDS_SECONDS = 5  # for clients to read why their answers ended
 _KEPT_SHOWN = 64  # answers whose tiles can still be looked at
 _log = logging.getLogger("eagle.server")
 
@@ -71,12 +73,19 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()  # of which a client sends one; none: all may ask
     cors_origins: tuple[str, ...] = ()  # web pages of these may ask; none: this server's own page alone
     media: MediaLimits = field(default_factory=MediaLimits)
-    max_body_bytes: int = 64 << 20  # limit: of a chat request, data URLs included; larger files go to /v1/files
+    max_body_bytes: int = 256 << 20  # limit: of a chat request, data URLs included: 512 frames as JPEGs of 1080p
+    max_bodies_bytes: int = 1 << 30  # limit: of all requests under way, whose bodies are in memory; beyond: 429
+    max_uploads: int = 8  # limit: to /v1/files at once; each is on disk while it comes
     max_answers: int = 64  # limit: at once, waiting ones included; more are told to come again (429)
     request_seconds: float = 600.0  # limit: from a request's arrival to its answer's end
 
     def __post_init__(self) -> None:
-        """Raises ValueError for two models of one name."""
+        """Raises ValueError for two models of one name, and for a body that is larger than all."""
+        if self.max_body_bytes > self.max_bodies_bytes:
+            raise ValueError(
+                f"a request's body may have {self.max_body_bytes} bytes, and those of all requests "
+                f"{self.max_bodies_bytes}; needs no less for all than for one."
+            )
         names = (self.name, *self.adapters)
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two models are named {twice[0]!r}; give the model and each adapter a name of its own.")
@@ -93,6 +102,7 @@ class Service:
         self.inbox: Inbox | None = None
         self.num_open = 0
         self.is_ending = False
+        self._works: set[ChatWork] = set()
         self.shown: OrderedDict[str, Answering] = OrderedDict()
 
     def start(self, asked: ChatRequest) -> ChatWork:
@@ -105,6 +115,13 @@ class Service:
             raise RequestError(
                 f"there is no model {asked.model[:80]!r} here; there is {names}.", status=404, param="model"
             )
+        most, context = asked.sampling.max_new_tokens, self.engine.context_tokens
+        if most is not None and most >= context:
+            raise RequestError(
+                f"max_tokens is {most}, and the model's context is {context} tokens, the prompt included; ask for "
+                "fewer, or leave it out.",
+                param="max_tokens",
+            )
         if self.num_open + asked.n > config.max_answers:
             raise RequestError(
                 f"{self.num_open} answers are under way, and {config.max_answers} is the most; ask again later.",
@@ -115,10 +132,21 @@ class Service:
         work = ChatWork(self.engine, self.store, asked, self.pool, self.metrics, self.inbox, adapter=adapter)
         self._count(asked.n)
         work.ended.add_done_callback(lambda _: self._count(-asked.n))
-        late = asyncio.get_running_loop().call_later(config.request_seconds, lambda: work.cancel(is_late=True))
+        too_late = RequestError(
+            f"the answer took longer than {config.request_seconds:g} s; ask for fewer tokens, frames or tiles.",
+            status=408,
+        )
+        late = asyncio.get_running_loop().call_later(config.request_seconds, lambda: work.cancel(too_late))
+        self._works.add(work)
         work.ended.add_done_callback(lambda _: late.cancel())
+        work.ended.add_done_callback(lambda _: self._works.discard(work))
         work.start()
         return work
+
+    def end_answers(self) -> None:
+        """Those under way: their clients are told."""
+        for work in self._works:
+            work.cancel(RequestError("the server ends, and the answer with it; ask again later.", status=503))
 
     def _count(self, num: int) -> None:
         self.num_open += num
@@ -222,12 +250,13 @@ def _routes(service: Service) -> APIRouter:
                 return _Stream(chunks)
             async for _ in work.events():
                 pass
-            _need_time(work, service.config)
+            if work.refusal is not None:
+                raise work.refusal
             return JSONResponse(answer.whole([request.result() for request in requests], requests[0].shown))
         except BaseException:
             work.cancel()
-            if work.is_late:
-                _need_time(work, service.config)
+            if work.refusal is not None:
+                raise work.refusal from None
             raise
         finally:
             if not asked.stream:
@@ -320,14 +349,6 @@ async def _cancel_when_gone(request: Request, work: ChatWork) -> None:
     work.cancel()
 
 
-def _need_time(work: ChatWork, config: ServerConfig) -> None:
-    if work.is_late:
-        raise RequestError(
-            f"the answer took longer than {config.request_seconds:g} s; ask for fewer tokens, frames or tiles.",
-            status=408,
-        )
-
-
 async def _chunks(
     work: ChatWork, asked: ChatRequest, answer: ChatAnswer, requests: list[Answering], watch: asyncio.Task[None]
 ) -> AsyncIterator[str]:
@@ -338,8 +359,8 @@ async def _chunks(
         async for index, event in work.events():
             if event.text or event.logprobs or event.finish_reason is not None:
                 yield answer.chunk_json(index, event)
-        if work.is_late:
-            yield json.dumps(_error_json("the answer took longer than this server gives it.", 408))
+        if work.refusal is not None:
+            yield json.dumps(_error_json(work.refusal.message, work.refusal.status))
         if asked.include_usage:
             yield json.dumps(answer.usage([request.usage for request in requests]), ensure_ascii=False)
     except RequestError as error:  # a file of it that cannot be decoded
@@ -388,24 +409,39 @@ def _tile_png(service: Service, answer_id: str, number: int) -> bytes:
 
 
 class _Bounded:
-    """Ends bodies that are too large, whatever their Content-Length says, and counts responses."""
+    """Ends bodies that are too large, one or all together, whatever their Content-Length says; and counts responses."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
+        self._num_uploads = 0  # under way
+        self._num_bytes = {False: 0, True: 0}  # of bodies of requests under way: of uploads (True), and of others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         config, num_bytes = self.service.config, 0
-        is_upload = scope["path"] == "/v1/files"
+        is_upload = scope["path"] == "/v1/files" and scope["method"] == "POST"
         limit = config.media.max_file_bytes + _MULTIPART_BYTES if is_upload else config.max_body_bytes
+        limit_of_all = max(config.media.max_store_bytes, limit) if is_upload else config.max_bodies_bytes
+        is_one_too_many = is_upload and self._num_uploads >= config.max_uploads
 
         async def bounded() -> Message:
             nonlocal num_bytes
+            if is_one_too_many:
+                raise RequestError(
+                    f"{config.max_uploads} uploads are under way, the most; try again later.", status=429
+                )
             message = await receive()
-            num_bytes += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            num_bytes += size
+            self._num_bytes[is_upload] += size
             if num_bytes > limit:
                 raise RequestError(f"the body is larger than {limit} bytes; a film goes to /v1/files.", status=413)
+            if self._num_bytes[is_upload] > limit_of_all:
+                raise RequestError(
+                    f"the bodies of all requests under way are larger than {limit_of_all} bytes; try again later.",
+                    status=429,
+                )
             return message
 
         async def counted(message: Message) -> None:
@@ -414,7 +450,12 @@ class _Bounded:
                 self.service.metrics.responses.labels(path, str(message["status"])).inc()
             await send(message)
 
-        await self.app(scope, bounded, counted)
+        self._num_uploads += is_upload
+        try:
+            await self.app(scope, bounded, counted)
+        finally:
+            self._num_uploads -= is_upload
+            self._num_bytes[is_upload] -= num_bytes
 
 
 def _error_json(message: str, status: int, param: str | None = None) -> dict[str, Any]:
@@ -462,7 +503,17 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 class _Uvicorn(uvicorn.Server):
-    """One that ends with the answers under way, and then returns, whichever signal came; the second one ends it now."""
+    """One that ends with the answers under way, which have `drain_seconds`, and then returns, whichever signal came;
+    the second one ends it now."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: int) -> None:
+        super().__init__(config)
+        self._service, self._drain_seconds = service, drain_seconds
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        late = asyncio.get_running_loop().call_later(self._drain_seconds, self._service.end_answers)
+        await super().shutdown(sockets)
+        late.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.force_exit or self.should_exit  # uvicorn's own waits for a SIGINT
@@ -487,15 +538,47 @@ def read_media_limits(folders: list[Path], hosts: list[str], max_file_bytes: int
     return limits
 
 
-def serve(app: FastAPI, *, host: str, port: int, drain_seconds: int) -> None:
-    """Serves until SIGTERM or SIGINT; then no more is accepted, and answers under way have drain_seconds to end."""
+def bound(host: str, port: int) -> socket.socket:
+    """A socket for `serve`, before a model is read for nothing; nobody can connect yet.
+
+    Raises ValueError where the address is taken or not this machine's.
+    """
+    with _listening(host, port):
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not hold it
+            sock.bind(address)
+        except OSError:
+            sock.close()
+            raise
+    return sock
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{host}:{port} cannot be listened on: {error.strerror or error}. Name another --port or --host, or end "
+            "what listens there."
+        ) from error
+
+
+def serve(app: FastAPI, sock: socket.socket, *, drain_seconds: int) -> None:
+    """Serves until SIGTERM or SIGINT; then no more is accepted, and answers under way have drain_seconds to end, or are
+    ended with an error.
+
+    Raises ValueError where another program listens at the socket's address since it was bound.
+    """
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=drain_seconds,
+        timeout_graceful_shutdown=drain_seconds + _LAST_WORDS_SECONDS,
     )
-    _Uvicorn(config).run()
+    with _listening(*sock.getsockname()[:2]):
+        sock.listen(config.backlog)
+    _Uvicorn(config, app.state.service, drain_seconds).run([sock])

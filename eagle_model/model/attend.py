@@ -34,6 +34,7 @@ from eagle_kernels.merge_attention import merge_attention, merge_attention_ref
 from eagle_model.model import exchange
 
 KERNEL_HEAD_WIDTHS = range(16, 257, 8)  # what attention's kernels take; on a CPU the references take any
+THREAD_PRODUCTS = 1 << 21  # multiplications of a step's scores that are worth a thread of a CPU: 30 us to start
 PIECE_ROWS = 4096  # of earlier keys that a chunk reads at once: at most 16 MB of a layer, and scores of 8 MB a head
 
 
@@ -155,9 +156,10 @@ class Paged:
         where = (self.start_SB, self.length_S)
         if _needs_reference(q_SHW):
             return decode_attention_ref(q_SHW, keys_LKW, values_LKW, *where, block_rows=self.block_tokens)[0]
+        worth = q_SHW.numel() * self.longest // THREAD_PRODUCTS
         return decode_attention(
             q_SHW, keys_LKW, values_LKW, *where, max_k_len=self.longest, block_rows=self.block_tokens,
-            num_threads=torch.get_num_threads(),
+            num_threads=max(1, min(torch.get_num_threads(), worth)),
         )  # fmt: skip
 
     def _continue(self, chunk: Chunk, q_THW: Tensor, keys_LKW: Tensor, values_LKW: Tensor) -> Tensor:

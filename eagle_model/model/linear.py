@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from eagle_kernels.few_rows import linear
 
 
 class Product(Protocol):
@@ -30,13 +31,13 @@ class Product(Protocol):
 
 
 class Linear(nn.Linear):
-    """torch's own, under a name that tells projections from an output head."""
+    """torch's own, under a name that tells projections from an output head; few rows on a CPU go their own way."""
 
     product: Product | None = None
 
     def forward(self, x_TC: Tensor) -> Tensor:
         if self.product is None:
-            return F.linear(x_TC, self.weight, self.bias)
+            return linear(x_TC, self.weight, self.bias)
         return self.product(x_TC, self.weight, self.bias)
 
 

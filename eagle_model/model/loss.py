@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eagle_kernels.few_rows import linear
 from eagle_kernels.linear_cross_entropy import linear_cross_entropy
 from eagle_model.batch import IGNORE_INDEX
 from eagle_model.model.shards import whole
@@ -115,7 +115,7 @@ class LMHead(nn.Linear):
         weights, their mean). Where nothing is labelled, loss and gradients are 0. Faster on a GPU where the caller
         knows the number of labels."""
         if labels_T is None:
-            return F.linear(hidden_TD, whole(self.weight).to(hidden_TD.dtype) if self.vocab_parallel else self.weight)
+            return linear(hidden_TD, whole(self.weight).to(hidden_TD.dtype) if self.vocab_parallel else self.weight)
         if self.vocab_parallel:
             assert token_weights_T is not None, "the mean is over tokens that other processes have"
             loss, losses_T = cut_loss(hidden_TD, self.weight, labels_T, token_weights_T, chunk_bytes=self.chunk_bytes)

@@ -78,7 +78,9 @@ def test_what_is_wrong_is_raised_where_the_request_begins(engine, tmp_path):
 def test_a_request_that_is_cancelled_ends_early(engine, tmp_path):
     async def leave(made):
         requests = await made.begun()
-        made.cancel(is_late=True)
+        made.cancel(RequestError("too late.", status=408))
+        made.cancel()  # whoever comes later, changes nothing
+        assert made.refusal.status == 408
         return requests, [came async for came in made.events()]
 
     (requests, came), _ = work(engine, tmp_path, leave, max_tokens=400, logit_bias={"99": 100})

@@ -4,9 +4,33 @@ import pytest
 import torch
 
 from eagle_model.infer.encoded import Encoded
-from eagle_model.infer.forward import Forward
+from eagle_model.infer.forward import Forward, Tables
 from eagle_model.infer.schedule import Sequence, Work
 from tests.infer.small import ask, logits_after, model, noise, prompt_of
+
+
+def test_tables_follow_blocks_from_step_to_step():
+    """Sequences that grow, leave, come back with other blocks, and come in another order."""
+    one, two, three = [5, 6], [7], [1, 2, 3, 4]
+    tables = Tables()
+
+    def check(*blocks):
+        got_SB = tables(blocks)
+        assert got_SB.dtype == torch.int32
+        assert got_SB.is_contiguous()
+        for row, own in zip(got_SB.tolist(), blocks, strict=True):
+            assert row[: len(own)] == [16 * block for block in own]
+
+    check(one, two)
+    two += [9]
+    check(one, two)
+    check(one, two, three)
+    check(two, three)
+    check(three, [8, 8, 8], two)
+    one = [11] * 40
+    check(two, one)
+    check()
+    assert tables([one]).data_ptr() == tables([one]).data_ptr()  # not made anew
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [20, 21, 50], [3, 4, 5, 6]])

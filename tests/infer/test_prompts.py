@@ -2,6 +2,7 @@
 
 import pytest
 
+from eagle_model.data.chat import ChatEncoder
 from eagle_model.data.sample import DataError
 from eagle_model.infer.prompts import Prompts
 from tests.infer.small import ask, noise, processor
@@ -59,6 +60,16 @@ def test_pixels_come_piece_by_piece(film):
     whole = prompt.load(0, 6)
     assert whole.shape[0] == len(prompt.shown.media[0].timestamps_seconds) == 6
     assert prompt.load(2, 5).equal(whole[2:5])
+
+
+def test_a_prompt_is_tokenized_once(film, monkeypatch):
+    """However many pieces its pixels come in."""
+    encode, calls = ChatEncoder.encode, []
+    monkeypatch.setattr(ChatEncoder, "encode", lambda *given, **more: calls.append(1) or encode(*given, **more))
+    prompt = Prompts(processor()).make(about(film, "Where?"), num_new=4, frames=6, fps=25)
+    for first in range(6):
+        prompt.load(first, first + 1)
+    assert len(calls) == 1
 
 
 def test_what_is_asked_for_is_shown(film):

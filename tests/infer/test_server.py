@@ -238,7 +238,16 @@ def test_the_tiles_of_an_answer_can_be_looked_at(served, client, films):
     [
         (400, "messages is missing or empty", {"messages": None}),
         (400, "does not exist|cannot be read|is no data URL", {"messages": asked("image_url", "data:x")}),
-        (400, "context", {"max_tokens": 100_000}),
+        (
+            400,
+            "^max_tokens is 100000, and the model's context is 512 tokens, .* or leave it out",
+            {"max_tokens": 100_000},
+        ),
+        (
+            400,
+            "max_completion_tokens is .*; needs a whole number from 1 to",
+            {"max_tokens": None, "max_completion_tokens": 2**70},
+        ),
         (400, "shorten the text", {"messages": [{"role": "user", "content": "long " * 1000}]}),
         (400, "cannot be|not an image|is not", {"messages": asked("image_url", "data:,nothing")}),
         (
@@ -329,6 +338,66 @@ def test_an_upload_that_breaks_off_leaves_nothing(served, monkeypatch):
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
     client.files.delete(client.files.create(file=("a.mp4", b"film"), purpose="user_data").id)  # later than that
     assert kept.uploads() == before and not list(kept.folder.glob(".*")) and not faults
+
+
+def test_uploads_and_bodies_are_bounded_all_together(tmp_path):
+    """Who comes when there is no more room is told to come again; when the others have ended, there is room."""
+    sizes = {"max_body_bytes": 40_000, "max_bodies_bytes": 60_000, "max_uploads": 2}
+    media = MediaLimits(max_file_bytes=50_000, max_store_bytes=120_000)
+    with running(tmp_path / "files", ServerConfig(media=media, **sizes)) as server, contextlib.ExitStack() as open_:
+        port = int(server.url.rpartition(":")[2])
+
+        def begin(head: bytes, body: bytes) -> None:
+            """A request whose body stops in the middle."""
+            sock = open_.enter_context(socket.create_connection(("127.0.0.1", port)))
+            sock.sendall(head + b"Content-Length: 90000\r\n\r\n" + body)
+
+        def status_of(path: str, **body) -> tuple[int, str]:
+            got = httpx2.post(f"{server.url}/v1/{path}", **body)
+            return got.status_code, got.json().get("error", {}).get("message", "")
+
+        def becomes(status: int, said: str, path: str, **body) -> None:
+            end = time.monotonic() + 20
+            while True:
+                got = status_of(path, **body)
+                if got[0] == status and said in got[1]:
+                    return
+                assert time.monotonic() < end, got
+                time.sleep(0.02)
+
+        chat = {"json": {"messages": HELLO, "max_tokens": 1, "user": "x" * 30_000}}
+        assert status_of("chat/completions", **chat)[0] == 200
+        begin(HEAD, b" " * 35_000)
+        becomes(429, "all requests under way are larger than 60000 bytes", "chat/completions", **chat)
+        upload = HEAD.replace(b"chat/completions", b"files")
+        upload = upload.replace(b"application/json", b"multipart/form-data; boundary=x")
+        part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\n\r\n'
+        begin(upload, part + b"film" * 100)
+        assert status_of("files", files={"file": b"x" * 100})[0] == 200
+        begin(upload, part + b"film" * 100)
+        becomes(429, "2 uploads are under way, the most", "files", files={"file": b"y" * 100})
+        open_.close()
+        becomes(200, "", "chat/completions", **chat)
+        becomes(200, "", "files", files={"file": b"z" * 100})
+    with pytest.raises(
+        ValueError, match="a request's body may have 2 bytes, and those of all requests 1; needs no less"
+    ):
+        ServerConfig(max_body_bytes=2, max_bodies_bytes=1)
+
+
+def test_bytes_of_uploads_are_bounded_all_together(tmp_path):
+    """One that is not whole counts as much as one that is."""
+    media = MediaLimits(max_file_bytes=80_000, max_store_bytes=100_000)
+    with running(tmp_path / "files", ServerConfig(media=media)) as server, contextlib.ExitStack() as open_:
+        head = HEAD.replace(b"chat/completions", b"files")
+        head = head.replace(b"application/json", b"multipart/form-data; boundary=x") + b"Content-Length: 90000\r\n\r\n"
+        sent = head + b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"film" * 18_000
+        for _ in range(2):
+            sock = open_.enter_context(socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))))
+            sock.sendall(sent)
+        sock.settimeout(20)  # of 144,000 bytes under way, the second's are too many
+        answer = sock.recv(65536)
+        assert b" 429 " in answer.partition(b"\r\n")[0]
 
 
 def test_a_temperature_next_to_nothing_harms_nobody(served, client):
@@ -495,8 +564,9 @@ def test_a_thousand_clients_that_come_and_vanish_leave_memory_as_it_was(served):
     assert not list(served.service.store.folder.glob(".*"))
 
 
-@pytest.mark.parametrize("twice", [False, True])
-def test_sigterm_lets_answers_end_and_a_second_one_does_not(tmp_path, twice):
+@pytest.mark.parametrize("way", ["one", "two", "no time"])
+def test_sigterm_lets_answers_end_a_second_one_and_the_end_of_time_do_not(tmp_path, way):
+    """At the end of its time a stream says why it ends."""
     processor = small_processor()
     small_model(processor).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -504,6 +574,7 @@ def test_sigterm_lets_answers_end_and_a_second_one_does_not(tmp_path, twice):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "eagle_model.cli", "serve", str(tmp_path / "model"), "--port", str(port)]
+    command += ["--drain-seconds", "0"] if way == "no time" else []
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
@@ -520,15 +591,21 @@ def test_sigterm_lets_answers_end_and_a_second_one_does_not(tmp_path, twice):
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
-            if twice:
+            if way == "two":
                 next(lines)
                 process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(httpx2.TransportError):
                     list(lines)
                 assert process.wait(60) == 0
                 return
-            rest = list(lines)
-        assert rest[-2] == "data: [DONE]" and len(rest) > 400
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        if way == "one":
+            assert len(rest) > 400
+        else:
+            error = json.loads(rest[-2].removeprefix("data: "))["error"]
+            assert error["code"] == 503 and "the server ends, and the answer with it" in error["message"]
+            assert len(rest) < 400
         assert process.wait(60) == 0
         assert f"{url}/" in process.stderr.read()
     finally:

@@ -58,6 +58,21 @@ def check_as_good(ours: Callable, ref: Callable, inputs: Sequence[Tensor], *, fa
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
+def check_cpu_code(fn: Callable, ref: Callable, inputs: Sequence[Tensor | None]) -> None:
+    """What `fn` computes on a CPU in inference mode: as good as `ref`, whole, and the same bits again."""
+    inputs = [t if t is None else t.detach() for t in inputs]
+
+    def outputs(run: Callable, given: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        found = run(*given)
+        return (found,) if isinstance(found, Tensor) else found
+
+    with torch.inference_mode(), poisoned_memory():
+        got, again = outputs(fn, inputs), outputs(fn, inputs)
+    doubles = [t if t is None or not t.is_floating_point() else t.double() for t in inputs]
+    assert_as_good(got, outputs(ref, inputs), outputs(ref, doubles))
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
 def check_compiles(fn: Callable, inputs: Sequence[Tensor], *, unknown_sizes: bool = True) -> None:
     """torch.compile takes fn whole, forward and backward, and changes nothing, also where it does not know the sizes;
     on a GPU with all that it generates."""

@@ -3,9 +3,10 @@ from importlib import import_module
 import pytest
 import torch
 
+from eagle_kernels import native
 from eagle_kernels.qkv_rope import _bwd, _fwd, qkv_rope, qkv_rope_ref
 from eagle_kernels.rope import rope_ref
-from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, far_rows, far_tensor
+from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, check_cpu_code, far_rows, far_tensor
 from tests.numerics import randn
 
 MODULE = import_module("eagle_kernels.qkv_rope")  # as an attribute, that name is the function
@@ -155,6 +156,85 @@ def test_public_function_is_the_reference_on_cpu():
     got = qkv_rope(*args, at, THETA, num_heads=4, num_kv_heads=2)
     for a, b in zip(got, ref(at, 4, 2)(*args), strict=True):
         assert torch.equal(a, b)
+
+
+CPU_DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+@pytest.mark.parametrize(("T", "H", "K", "D"), [*SHAPES, (0, 2, 1, 8), (3, 2, 1, 0)])
+def test_cpu_code_is_as_good_as_torch(T, H, K, D, dtype):
+    """With a bias and without; positions of both kinds, and every other one of many; rows of a wider tensor."""
+    qkv, bias = inputs(T, H, K, D, dtype, "cpu")
+    wide = torch.cat([qkv, qkv[:, :3]], dim=1)
+    many = torch.stack([positions(T, "cpu", torch.int64)] * 2, dim=1)
+    for own, at, given in (
+        (qkv, positions(T, "cpu"), bias),
+        (wide[:, : qkv.shape[1]], positions(T, "cpu", torch.int64), None),
+        (qkv, many[:, 1], bias),
+    ):
+        heads = {"num_heads": H, "num_kv_heads": K}
+        check_cpu_code(
+            lambda x, b, at=at, heads=heads: qkv_rope(x, b, at, THETA, **heads),
+            lambda x, b, at=at, heads=heads: qkv_rope_ref(x, b, at, THETA, **heads),
+            (own, given),
+        )
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_cpu_code_takes_frequencies_and_a_scale(per_token):
+    qkv, _ = inputs(6, 3, 1, 16, torch.float32, "cpu")
+    frequencies = torch.rand((6, 8) if per_token else (8,), generator=torch.Generator().manual_seed(0))
+    more = {"num_heads": 3, "num_kv_heads": 1, "frequencies": frequencies, "scale": 1.3}
+    at = positions(6, "cpu")
+    check_cpu_code(lambda x: qkv_rope(x, None, at, **more), lambda x: qkv_rope_ref(x, None, at, **more), (qkv,))
+
+
+def test_cpu_code_turns_by_any_angle():
+    """Cosine and sine of every quarter of a turn and of the last positions, to an ulp."""
+    at = torch.cat([torch.arange(200), torch.tensor([131_071, 2**24, 2**31 - 1])])
+    frequencies = torch.tensor([1.0, torch.pi / 4, torch.pi / 2, 1e-7])
+    qkv = torch.zeros(len(at), 3 * 8)
+    qkv[:, :4] = 1
+    with torch.inference_mode():
+        q, _, _ = qkv_rope(qkv, None, at, num_heads=1, num_kv_heads=1, frequencies=frequencies)
+    angles = (at[:, None].float() * frequencies).double()
+    torch.testing.assert_close(q[:, 0].double(), torch.cat([angles.cos(), angles.sin()], 1), rtol=1e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+def test_vector_code_changes_no_bit(dtype):
+    qkv, bias = (t.detach() for t in inputs(9, 3, 2, 22, dtype, "cpu"))
+    frequencies, found = torch.rand(11, generator=torch.Generator().manual_seed(0)), []
+    for simd in (True, False):
+        outs = [torch.full((9, heads, 22), torch.nan, dtype=dtype) for heads in (3, 2, 2)]
+        tensors = (qkv, bias, positions(9, "cpu"), frequencies, *outs)
+        native.load().qkv_rope_cpu(*map(native.view, tensors), 1.5, simd)
+        found.append(outs)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_the_core_refuses_what_does_not_agree():
+    qkv, bias, at, frequencies = torch.zeros(3, 16), torch.zeros(16), torch.zeros(3, dtype=torch.int32), torch.zeros(2)
+    outs = [torch.zeros(3, heads, 4) for heads in (2, 1, 1)]
+    names = ("qkv", "bias", "positions", "frequencies", "q", "k", "v")
+    right = dict(zip(names, (qkv, bias, at, frequencies, *outs), strict=True))
+
+    def call(**changed):
+        native.load().qkv_rope_cpu(*(native.view(t) for t in (right | changed).values()), 1.0)
+
+    call()
+    for name, wrong, message in [
+        ("qkv", qkv.half(), "qkv is float16; needs bfloat16 or float32"),
+        ("q", outs[0][..., :3].contiguous(), "q needs three dims, the last of them even"),
+        ("v", outs[2][:2], "q, k and v need 3 tokens of heads of one width"),
+        ("qkv", qkv[:, :12], "qkv needs rows of 16 numbers side by side"),
+        ("bias", bias[:4], "bias needs no numbers, or 16 of qkv's dtype"),
+        ("positions", at.float(), "positions need 3 int32 or int64"),
+        ("frequencies", frequencies[:1], "frequencies need 2 contiguous float32, of all tokens or of each"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(**{name: wrong})
 
 
 QKV, B, AT = torch.ones(3, 32), torch.ones(32), torch.arange(3)

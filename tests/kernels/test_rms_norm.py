@@ -3,8 +3,9 @@ from importlib import import_module
 import pytest
 import torch
 
+from eagle_kernels import native
 from eagle_kernels.rms_norm import _add_fwd, _bwd, _fwd, add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
-from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, far_rows
+from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, check_cpu_code, far_rows
 from tests.numerics import randn
 
 MODULE = import_module("eagle_kernels.rms_norm")  # as an attribute, that name is the function
@@ -142,6 +143,65 @@ def test_rows_beyond_32_bits(device):
     near += _bwd(dy, dsum, x, weight, near[2], True, True)
     far += _bwd(far_rows(dy), far_rows(dsum), far_rows(x), weight, near[2], True, True)
     assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
+
+
+CPU_DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+@pytest.mark.parametrize(("T", "C", "eps"), [*SHAPES, (5, 15, 1e-6), (4, 16, 1e-6), (4, 0, 1e-6), (0, 8, 1e-6)])
+def test_cpu_code_is_as_good_as_torch(T, C, eps, dtype):
+    """Rows side by side, and rows of a wider tensor; alone, and of a sum."""
+    wide, residual, weight = (randn(*s, dtype=dtype, seed=i) for i, s in enumerate(((T, C + 3), (T, C), (C,))))
+    for x in (wide[:, :C].contiguous(), wide[:, :C], wide[:, 1 : C + 1]):
+        check_cpu_code(lambda x, w: rms_norm(x, w, eps), lambda x, w: rms_norm_ref(x, w, eps), (x, weight))
+        given = x, residual, weight
+        check_cpu_code(lambda *t: add_rms_norm(*t, eps), lambda *t: add_rms_norm_ref(*t, eps), given)
+        with torch.inference_mode():
+            assert torch.equal(add_rms_norm(*given, eps)[1], x + residual)
+    cube = randn(2, 3, 8, dtype=dtype).detach()[:, ::2]
+    check_cpu_code(lambda x, w: rms_norm(x, w, eps), lambda x, w: rms_norm_ref(x, w, eps), (cube, cube[0, 0]))
+
+
+def test_cpu_code_is_taken_in_inference_mode_alone(monkeypatch):
+    x, weight = randn(5, 30).detach(), randn(30, seed=1).detach()
+    monkeypatch.setattr(MODULE, "_cpu", lambda *_: pytest.fail("the C++ code"))
+    assert torch.equal(rms_norm(x, weight, 1e-6), rms_norm_ref(x, weight, 1e-6))
+    with torch.inference_mode():
+        rms_norm(x.half(), weight.half(), 1e-6)
+        with pytest.raises(pytest.fail.Exception, match="the C\\+\\+ code"):
+            rms_norm(x, weight, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+def test_vector_code_changes_no_bit(dtype):
+    x, residual, weight = (randn(*s, dtype=dtype, seed=i).detach() for i, s in enumerate(((7, 83), (7, 83), (83,))))
+    found = []
+    for simd in (True, False):
+        y, h = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+        native.load().rms_norm_cpu(*map(native.view, (x, residual, weight, y, h)), 1e-6, simd)
+        found.append((y, h))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_the_core_refuses_what_does_not_agree():
+    x, weight, none = torch.zeros(3, 8), torch.zeros(8), torch.zeros(0)
+
+    def call(*tensors):
+        native.load().rms_norm_cpu(*map(native.view, tensors), 1e-6)
+
+    call(x, none, weight, x.clone(), none)
+    for tensors, message in [
+        ((x.half(), none, weight, x, none), "x is float16; needs bfloat16 or float32"),
+        ((x, none, weight.bfloat16(), x.clone(), none), "a tensor is bfloat16; needs x's float32"),
+        ((x.T, none, weight[:3], x.T.clone(), none), "x needs rows of numbers side by side"),
+        ((x, x[:2], weight, x.clone(), x.clone()), "residual and h need x's shape, h contiguous"),
+        ((x, x, weight, x.clone(), none), "residual and h need x's shape"),
+        ((x, none, weight, x[:2].clone(), none), "y needs x's shape, contiguous"),
+        ((x, none, weight[:7], x.clone(), none), "weight needs 8 contiguous numbers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(*tensors)
 
 
 @pytest.mark.parametrize(

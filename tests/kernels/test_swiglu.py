@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from eagle_kernels import native
 from eagle_kernels.swiglu import _bwd, _bwd_halves, _fwd, _fwd_halves, swiglu, swiglu_halves, swiglu_ref
-from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, far_rows
+from tests.kernels.op_checks import DTYPES, check_as_good, check_compiles, check_cpu_code, far_rows
 from tests.numerics import randn
 
 SHAPES = [(1, 1), (17, 100), (2, 18944)]  # one, ragged, the language model's own
@@ -47,6 +48,49 @@ def test_halves_of_one_fused_projection(T, F, dtype, device):
         dout = randn(T, F, dtype=dtype, device=device, seed=2).detach()
         (grad,) = torch.autograd.grad(ours, gate_up, dout)
         assert torch.equal(grad, torch.cat(torch.autograd.grad(want, parts, dout), dim=1))
+
+
+CPU_DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+@pytest.mark.parametrize(("T", "F"), [*SHAPES, (3, 16), (3, 15), (3, 33), (0, 8), (4, 0)])
+def test_cpu_code_is_as_good_as_torch(T, F, dtype):
+    wide = randn(T, 2 * F + 3, dtype=dtype)
+    for gate_up in (wide[:, : 2 * F].contiguous(), wide[:, : 2 * F]):
+        check_cpu_code(swiglu_halves, lambda t: swiglu_ref(*t.chunk(2, dim=-1)), (gate_up,))
+    cube = randn(2, 3, 8, dtype=dtype)
+    check_cpu_code(swiglu_halves, lambda t: swiglu_ref(*t.chunk(2, dim=-1)), (cube,))
+
+
+def test_cpu_code_saturates():
+    """As torch does: at the ends of fp32, at infinity and NaN."""
+    gate = torch.tensor([[-torch.inf, -3e38, -1e4, -104.0, -88.0, -0.0, 0.0, 88.0, 104.0, 3e38, torch.inf, torch.nan]])
+    gate_up = torch.cat([gate, torch.full_like(gate, 0.5)], dim=1)
+    with torch.inference_mode():
+        got = swiglu_halves(gate_up)
+    torch.testing.assert_close(got, swiglu_ref(*gate_up.chunk(2, dim=1)), equal_nan=True, rtol=1e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+def test_vector_code_changes_no_bit(dtype):
+    gate_up, found = randn(7, 2 * 83, dtype=dtype).detach(), []
+    for simd in (True, False):
+        found.append(torch.full((7, 83), torch.nan, dtype=dtype))
+        native.load().swiglu_halves_cpu(native.view(gate_up), native.view(found[-1]), simd)
+    assert torch.equal(*found)
+
+
+def test_the_core_refuses_what_does_not_agree():
+    gate_up, out = torch.zeros(3, 8), torch.zeros(3, 4)
+    for wrong, message in [
+        ((gate_up.half(), out), "gate_up is float16; needs bfloat16 or float32"),
+        ((gate_up[:, :7], out), "gate_up needs rows of an even number of numbers side by side"),
+        ((gate_up, out[:2]), "out needs half of gate_up's width and its dtype, contiguous"),
+        ((gate_up, out.bfloat16()), "out needs half of gate_up's width and its dtype, contiguous"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            native.load().swiglu_halves_cpu(*map(native.view, wrong))
 
 
 def test_public_function_of_halves(device):
