@@ -170,7 +170,7 @@ def ways(size: str, batch: int, names: tuple[str, ...], num_tokens: int) -> dict
     model = build(small_config(size), "cpu")
     found: dict[str, Way] = {}
     if "ours" in names:
-        # What the first prompt says while others are computed, a prompt or 512 tokens of it a step, is not of the steps.
+        # What the first prompt says while others are computed, a prompt or 512 tokens of it a step, counts with them.
         most_new = NEW_TOKENS + batch * -(-num_tokens // 512)
         room = -(-(num_tokens + most_new) // 16) * 16
         engine = Engine(model, new_processor(room), cache_tokens=batch * room, max_running=batch)

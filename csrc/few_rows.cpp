@@ -209,14 +209,15 @@ void few_rows_cpu(const TensorView& x, const TensorView& weight, const TensorVie
   check(weight.dtype == x.dtype && bias.dtype == x.dtype && out.dtype == x.dtype,
         "few_rows: x, weight, bias and out are ", dtype_name(x.dtype), ", ", dtype_name(weight.dtype), ", ",
         dtype_name(bias.dtype), " and ", dtype_name(out.dtype), "; needs one dtype.");
-  check(x.num_dims == 2 && x.is_contiguous() && x.shape[0] <= kFewRows, "few_rows: x needs at most ", kFewRows,
+  const auto is_whole = [](const TensorView& t) { return t.num_elements() == 0 || t.is_contiguous(); };
+  check(x.num_dims == 2 && is_whole(x) && x.shape[0] <= kFewRows, "few_rows: x needs at most ", kFewRows,
         " contiguous rows.");
   const int64_t num_outs = weight.shape[0];
-  check(weight.num_dims == 2 && weight.is_contiguous() && weight.shape[1] == x.shape[1],
+  check(weight.num_dims == 2 && is_whole(weight) && weight.shape[1] == x.shape[1],
         "few_rows: weight needs contiguous rows of x's width, ", x.shape[1], ".");
   check(bias.num_dims == 1 && bias.is_contiguous() && (bias.shape[0] == 0 || bias.shape[0] == num_outs),
         "few_rows: bias needs no numbers, or one for each of the weight's ", num_outs, " rows.");
-  check(out.num_dims == 2 && out.is_contiguous() && out.shape[0] == x.shape[0] && out.shape[1] == num_outs,
+  check(out.num_dims == 2 && is_whole(out) && out.shape[0] == x.shape[0] && out.shape[1] == num_outs,
         "few_rows: out needs the shape (", x.shape[0], ", ", num_outs, "), contiguous.");
   check(num_threads >= 1, "few_rows: num_threads is ", num_threads, "; needs at least 1.");
   check(simd.empty() || simd == "avx2" || simd == "none", "few_rows: simd is '", simd,

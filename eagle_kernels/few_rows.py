@@ -35,10 +35,11 @@ def few_rows_ref(x_TC: Tensor, weight_FC: Tensor, bias_F: Tensor | None = None) 
 
 @custom_op("eagle::few_rows")
 def _fwd(x_TC: Tensor, weight_FC: Tensor, bias_F: Tensor | None, num_threads: int) -> Tensor:
+    """num_threads: at most; 0: as many as torch has."""
     y_TF = x_TC.new_empty(x_TC.shape[0], weight_FC.shape[0])
-    bias_F = x_TC.new_empty(0) if bias_F is None else bias_F
-    views = (native.view(tensor) for tensor in (x_TC.contiguous(), weight_FC, bias_F, y_TF))
-    native.load().few_rows_cpu(*views, num_threads)
+    # Named, so that none is freed before the core has read it.
+    tensors = (x_TC.contiguous(), weight_FC, x_TC.new_empty(0) if bias_F is None else bias_F, y_TF)
+    native.load().few_rows_cpu(*map(native.view, tensors), num_threads or torch.get_num_threads())
     return y_TF
 
 
@@ -62,7 +63,7 @@ def takes_few_rows(x: Tensor, weight: Tensor) -> bool:
 def linear(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None = None) -> Tensor:
     """torch.nn.functional.linear, by `few_rows` where `takes_few_rows`."""
     if takes_few_rows(x, weight_FC):
-        return _fwd(x, weight_FC, bias_F, torch.get_num_threads())
+        return _fwd(x, weight_FC, bias_F, 0)
     return F.linear(x, weight_FC, bias_F)
 
 
@@ -105,4 +106,4 @@ def few_rows(x_TC: Tensor, weight_FC: Tensor, bias_F: Tensor | None = None) -> T
             refuse_unlike(OP, name, tensor, "x", x_TC)
         if name != "x" and not tensor.is_contiguous():
             refuse(OP, f"{name}'s strides", tensor.stride(), "contiguous rows")
-    return _fwd(x_TC, weight_FC, bias_F, torch.get_num_threads())
+    return _fwd(x_TC, weight_FC, bias_F, 0)

@@ -302,8 +302,9 @@ def _cpu(
     table = rope_frequencies_on(qkv_TF.device, D, theta) if frequencies is None else frequencies.contiguous()
     bias_F = qkv_TF.new_empty(0) if bias_F is None else bias_F.contiguous()
     q_THD, k_TKD, v_TKD = (qkv_TF.new_empty(T, n, D) for n in (H, K, K))
-    tensors = (qkv_TF, bias_F, positions_T, table, q_THD, k_TKD, v_TKD)
-    native.load().qkv_rope_cpu(*map(native.view, tensors), scale)
+    if qkv_TF.numel():
+        tensors = (qkv_TF, bias_F, positions_T, table, q_THD, k_TKD, v_TKD)
+        native.load().qkv_rope_cpu(*map(native.view, tensors), scale)
     return q_THD, k_TKD, v_TKD
 
 

@@ -247,8 +247,9 @@ def _cpu(x_TC: Tensor, residual_TC: Tensor | None, weight_C: Tensor, eps: float)
     x_TC = inner_contiguous(x_TC)
     y_TC, h = x_TC.new_empty(x_TC.shape), x_TC.new_empty(0 if residual_TC is None else x_TC.shape)
     residual = h if residual_TC is None else inner_contiguous(residual_TC)
-    tensors = (x_TC, residual, weight_C.contiguous(), y_TC, h)
-    native.load().rms_norm_cpu(*map(native.view, tensors), eps)
+    if y_TC.numel():
+        tensors = (x_TC, residual, weight_C.contiguous(), y_TC, h)
+        native.load().rms_norm_cpu(*map(native.view, tensors), eps)
     return y_TC, h
 
 

@@ -182,7 +182,8 @@ _fwd_halves.register_autograd(
 def _cpu_halves(gate_up_TG: Tensor) -> Tensor:
     gate_up_TG = inner_contiguous(gate_up_TG)
     out_TF = gate_up_TG.new_empty(gate_up_TG.shape[0], gate_up_TG.shape[1] // 2)
-    native.load().swiglu_halves_cpu(native.view(gate_up_TG), native.view(out_TF))
+    if out_TF.numel():
+        native.load().swiglu_halves_cpu(native.view(gate_up_TG), native.view(out_TF))
     return out_TF
 
 

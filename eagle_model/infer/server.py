@@ -422,7 +422,7 @@ class _Bounded:
         config, num_bytes = self.service.config, 0
         is_upload = scope["path"] == "/v1/files" and scope["method"] == "POST"
         limit = config.media.max_file_bytes + _MULTIPART_BYTES if is_upload else config.max_body_bytes
-        limit_of_all = max(config.media.max_store_bytes, limit) if is_upload else config.max_bodies_bytes
+        limit_of_all = config.media.max_store_bytes + _MULTIPART_BYTES if is_upload else config.max_bodies_bytes
         is_one_too_many = is_upload and self._num_uploads >= config.max_uploads
 
         async def bounded() -> Message:
