@@ -35,7 +35,9 @@ def test_time_stamps_of_a_description(text: str, found: list[tuple[float, str]])
     assert [(start, title) for start, _, title in chapters_of_description(text)] == found
 
 
-@pytest.mark.parametrize("text", ["0:00 - 1:05 Intro\n1:10–2:00: End", "Intro (0:00-1:05)\nEnd (1:10 - 2:00)"], ids=range(2))
+@pytest.mark.parametrize(
+    "text", ["0:00 - 1:05 Intro\n1:10–2:00: End", "Intro (0:00-1:05)\nEnd (1:10 - 2:00)"], ids=range(2)
+)
 def test_a_chapter_whose_end_is_told(text: str) -> None:
     assert chapters_of_description(text) == [(0.0, 65.0, "Intro"), (70.0, 120.0, "End")]
 

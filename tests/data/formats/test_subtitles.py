@@ -85,9 +85,17 @@ how it goes
 def test_a_line_that_rolls_is_said_once(tmp_path: Path) -> None:
     """As YouTube's automatic captions are, of which each line is shown three times (yt-dlp issue 1734)."""
     (tmp_path / "a.vtt").write_text(ROLLING)
-    assert [cue.text for cue in read_cues(tmp_path / "a.vtt", once=True)] == ["so this is", "how it goes", "how it goes"]
+    assert [cue.text for cue in read_cues(tmp_path / "a.vtt", once=True)] == [
+        "so this is",
+        "how it goes",
+        "how it goes",
+    ]
     assert read_cues(tmp_path / "a.vtt", once=True)[0].start_seconds == 0.16  # after its line of one space
-    assert [cue.text for cue in read_cues(tmp_path / "a.vtt")][:3] == ["so this is", "so this is", "so this is how it goes"]
+    assert [cue.text for cue in read_cues(tmp_path / "a.vtt")][:3] == [
+        "so this is",
+        "so this is",
+        "so this is how it goes",
+    ]
 
 
 @pytest.mark.parametrize(
