@@ -3,10 +3,10 @@
     for name, reply in answered(endpoint, {"a": body, "b": endpoint.request("Is it?")}, name="my run"):
         ...                            # a Reply, or a text that says why the request is refused
 
-After a kill nothing is paid for twice: a batch bears the name of its work in its metadata, and the answers of those that
-the server has are read first, by the names of the requests; no two requests of one work may share a name. A request that
-has no answer though it was not refused (its batch expired, or the account was empty) is sent again in another batch, as
-long as each brings some.
+After a kill nothing is paid for twice: a batch bears the name of its work in its metadata, and the answers of those
+that the server has are read first, by the names of the requests; no two requests of one work may share a name. A
+request that has no answer though it was not refused (its batch expired, or the account was empty) is sent again in
+another batch, as long as each brings some.
 """
 
 from __future__ import annotations
@@ -137,9 +137,7 @@ def _read(endpoint: Endpoint, line: str) -> tuple[str, Reply | str, bool]:
             words = json.dumps(record.get("error") or response.get("body"))[:300]
             return name, f"HTTP {status}: {words}", status in REFUSED
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EndpointError(
-            f"{endpoint.config.url}: a line of a batch's answers is {line[:100]!r}: {error!r}."
-        ) from None
+        raise EndpointError(f"{endpoint.config.url}: a line of a batch's file is {line[:100]!r}: {error!r}.") from None
     try:
         reply = read_completion(response["body"], endpoint.config)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:

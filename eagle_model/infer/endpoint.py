@@ -77,9 +77,7 @@ class EndpointConfig:
     tokens_per_minute: float | None = None  # of prompts and answers, as the server counted them
     timeout_seconds: float = 600.0  # until an answer is there
     max_retries: int = 8  # of one request, after what may pass
-    structured: Literal["json_schema", "json_shape", "json_object", "none"] = (
-        "json_schema"  # how it is told of a schema
-    )
+    structured: Literal["json_schema", "json_shape", "json_object", "none"] = "json_schema"  # how schemas are sent
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # newer models know the other alone
     thinking_tokens: int = 0  # that an answer may take beside its own: models that think first count both together
     leave_out: tuple[Literal["temperature", "seed"], ...] = ()  # of requests: what the model refuses

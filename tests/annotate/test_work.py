@@ -10,6 +10,8 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,62 @@ def test_an_item_without_a_good_answer_is_left_out_and_told(make_config: Make) -
         totals.failures[0]["item"] == "v1"
         and "3 answers, none good; the last: not JSON" in totals.failures[0]["problem"]
     )
+
+
+def test_an_empty_answer_is_none(make_config: Make) -> None:
+    """As of a model that thought until its tokens were out: it says nothing, and that is no choice of an option."""
+
+    def work(video: dict, ask: Ask) -> list[dict]:
+        return [{"id": ask(CHOOSE, [{"type": "text", "text": video["id"]}], None, item=video["id"]).value}]
+
+    answers = Answers(lambda text, seed: " " if seed < 1 else "A")
+    run = run_with(make_config, answers)
+    begin(run)
+    assert run_step(run, step(work)).num_rows == 2 and len(answers.asked) == 4
+    silent = run_with(make_config, Answers(lambda text, seed: ""), "out=other")
+    begin(silent)
+    totals = run_step(silent, step(work))
+    assert totals.num_rows == 0 and "the last: an empty answer" in totals.failures[0]["problem"]
+
+
+def test_more_room_to_think_asks_again_for_what_had_too_little(make_config: Make) -> None:
+    run = run_with(make_config, Answers(lambda text, seed: "no" if text == "v1" else '{"n": 2}'))
+    begin(run)
+    assert run_step(run, step(ask_once)).num_rows == 1
+    roomy = Answers()
+    roomy.config = replace(roomy.config, thinking_tokens=500)
+    again = run_with(make_config, roomy)
+    (again.folder / "story/part-00000.done.json").unlink()
+    assert run_step(again, step(ask_once)).num_rows == 2 and [text for text, _ in roomy.asked] == ["v1"]
+
+
+def test_some_of_an_items_questions_may_be_refused(make_config: Make) -> None:
+    def work(video: dict, ask: Ask) -> list[dict]:
+        def one(name: str) -> dict:
+            if name != "v1 a":
+                raise RequestRefused(f"refuses: HTTP 400: {name}")
+            return {"id": name}
+
+        return ask.some((f"{video['id']} {letter}", partial(one, f"{video['id']} {letter}")) for letter in "cab")
+
+    run = run_with(make_config, Answers())
+    begin(run)
+    totals = run_step(run, step(work))
+    assert [row["id"] for row in read_part(run.folder / "story", 0).to_pylist()] == ["v1 a"]
+    assert [f["item"] for f in totals.failures] == ["v0", "v1 b", "v1 c"]  # of v0 nothing is left
+
+
+def test_other_pictures_make_a_step_anew_that_shows_some(make_config: Make) -> None:
+    answers = Answers()
+    run = run_with(make_config, answers)
+    begin(run)
+    silent = replace(step(ask_once), name="segment", prompts=(), work=lambda video, ask: [{"id": video["id"]}])
+    run_step(run, step(ask_once))
+    run_step(run, silent)
+    answers.config = replace(answers.config, image_px=128)
+    assert stale(run, step(ask_once)) == 1 and stale(run, silent) == 0
+    answers.config = replace(answers.config, image_px=512, max_concurrent=2)
+    assert stale(run, step(ask_once)) == 0
 
 
 @pytest.mark.parametrize(
