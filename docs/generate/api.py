@@ -1,7 +1,7 @@
 """The API reference: a page for each public module, read from the source without importing it.
 
-What is public is in `GROUPS`: what a package's `__init__.py` exports, and names of other modules that DESIGN or a page of
-the documentation tells people to use. A name without a docstring is an error here.
+What is public is in `GROUPS`: what a package's `__init__.py` exports, and names of other modules that the documentation
+tells people to use. A name without a docstring is an error here.
 """
 
 from __future__ import annotations
@@ -154,12 +154,15 @@ def find(module: str, name: str) -> tuple[str, ast.FunctionDef | ast.ClassDef]:
 
 def groups() -> list[Group]:
     """Everything public. Raises ValueError for a name that is not there or says nothing of itself."""
-    found = []
+    found, known = [], set()
     for title, (about, modules) in GROUPS.items():
         group = Group(title, about)
         for module, names in modules.items():
             for name in exported(module) if names == ("*",) else names:
                 home, node = find(module, name)
+                if (home, name) in known:  # exported twice; it is described where it comes first
+                    continue
+                known.add((home, name))
                 entry = Entry(module, name, home, node)
                 if not entry.summary:
                     raise ValueError(f"{home}.{name} is public and has no docstring.")
@@ -297,8 +300,8 @@ def pages() -> dict[str, str]:
     written: dict[str, str] = {}
     index = [
         "# API reference",
-        "All public names, from their docstrings. Letters at the end of a tensor's name are its dimensions: each page says what "
-        "they stand for. What is not here is for the library's own use, and may change in any version.",
+        "All public names, from their docstrings. Letters at the end of a tensor's name are its dimensions: each page "
+        "says what they stand for. What is not here is for the library's own use, and may change in any version.",
     ]
     listed: list[str] = []
     for group in groups():

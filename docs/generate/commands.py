@@ -81,15 +81,18 @@ def settings_page() -> str:
         if other != value:
             shown += f" (lora: `{other}`)"
         rows.append(f"| `{key}` | {shown} | {escaped(meaning)} |")
-    return "\n\n".join(
-        [
-            "# Settings of a run",
-            "Every field that `eagle train RECIPE --set name=value` sets. Values are those of the recipe `stage2`; where the recipe "
-            f"`lora` has another, it stands beside. `eagle train RECIPE --show` prints the list of any recipe ({', '.join(RECIPES)}). "
-            "A group that is `none` is off; setting one of its fields turns it on.",
-            "\n".join(["| field | value | |", "|---|---|---|", *rows]),
-        ]
-    ) + "\n"  # fmt: skip
+    return (
+        "\n\n".join(
+            [
+                "# Settings of a run",
+                "Every field that `eagle train RECIPE --set name=value` sets. Values are those of the recipe `stage2`; where "
+                "the recipe `lora` has another, it stands beside. `eagle train RECIPE --show` prints the list of any recipe "
+                f"({', '.join(RECIPES)}). A group that is `none` is off; setting one of its fields turns it on.",
+                "\n".join(["| field | value | |", "|---|---|---|", *rows]),
+            ]
+        )
+        + "\n"
+    )
 
 
 def pages() -> dict[str, str]:

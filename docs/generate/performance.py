@@ -1,7 +1,7 @@
 """The performance page: every figure from a file in bench/results, with its machine, versions and commit.
 
-A file of a bench that is known here gets its own table; one of pytest-benchmark's gets its medians; of any other the page
-says what it is of, and links it. So a new result is on the page at the next build.
+A file of a bench that is known here gets its own table; one of pytest-benchmark's gets its medians; any other is
+linked. So a new result is on the page at the next build.
 """
 
 from __future__ import annotations
@@ -127,14 +127,19 @@ def placement(result: Result) -> str:
     return (
         "Attention's work of the busiest rank over the mean one: mean over packs, and the worst. Counted, not timed.\n\n"
         + table(["packs", "ranks", "ours", "zigzag", "contiguous"], rows)
-    )  # fmt: skip
+    )
 
 
 def memory(result: Result) -> str:
     rows = [
-        [name, f"{r['tokens']:,}", r["tiles"], *(si(r["bytes"][k] / 2**30) for k in ("weights", "states", "peak", "host"))]
+        [
+            name,
+            f"{r['tokens']:,}",
+            r["tiles"],
+            *(si(r["bytes"][k] / 2**30) for k in ("weights", "states", "peak", "host")),
+        ]
         for name, r in result["rows"].items()
-    ]  # fmt: skip
+    ]
     return (
         "**Predicted**: torch's MemTracker over a step on tensors without numbers; no GPU has measured it. GiB.\n\n"
         + table(["way", "tokens", "tiles", "weights", "state", "peak", "in the host's memory"], rows)
@@ -151,10 +156,9 @@ def predicted_attention(result: Result) -> str:
         ]
         for p in result["predictions"]
     ]
-    return (
-        f"**Predicted** for {result['chip']}: replayed from the compiled code, never run on one.\n\n"
-        + table(["attention", "direction", "milliseconds", "TFLOP/s"], rows)
-    )  # fmt: skip
+    return f"**Predicted** for {result['chip']}: replayed from the compiled code, never run on one.\n\n" + table(
+        ["attention", "direction", "milliseconds", "TFLOP/s"], rows
+    )
 
 
 def demo(result: Result) -> str:
@@ -167,9 +171,15 @@ def fp8(result: Result) -> str:
     ways = list(dict.fromkeys(r["way"] for r in result["runs"]))
     loss = {(r["way"], r["seed"]): r for r in result["runs"]}
     rows = [
-        [way, *(f"{loss[way, s]['loss']:.4f} ({100 * loss[way, s]['beside_bf16']:+.2f} %)" if (way, s) in loss else "" for s in seeds)]
+        [
+            way,
+            *(
+                f"{loss[way, s]['loss']:.4f} ({100 * loss[way, s]['beside_bf16']:+.2f} %)" if (way, s) in loss else ""
+                for s in seeds
+            ),
+        ]
         for way in ways
-    ]  # fmt: skip
+    ]
     return "Held-out loss after 200 steps, by emulation.\n\n" + table(["", *(f"seed {s}" for s in seeds)], rows)
 
 
@@ -235,7 +245,7 @@ def scaled_jpeg(result: Result) -> str:
         table(["grid", "whole, CPU seconds", "scaled", "dB between the tiles"], rows)
         + f"\n\nA proxy of a film of {film['film_seconds']:.0f} s takes {film['proxy_mb']} MB for {film['original_mb']}, "
         f"at {film['psnr_db']:.1f} dB."
-    )  # fmt: skip
+    )
 
 
 # Title, files and how they are shown; files of one title follow each other.
@@ -280,9 +290,10 @@ def performance_page(results: Path = RESULTS) -> str:
     """All results there are. A file of SECTIONS that is not there is left out: results come and go with benches."""
     parts = [
         "# Performance",
-        "Made from the files in `bench/results` when this site was built: each figure with its machine, the versions and the commit "
-        "it was measured at. **No GPU has measured anything here yet**; what is computed without one says *predicted*. The machines "
-        "are small and were shared, so compare the columns of a table, not tables. `make gpu` writes a GPU's own files.",
+        "Made from the files in `bench/results` when this site was built: each figure with its machine, the versions and "
+        "the commit it was measured at. **No GPU has measured anything here yet**; what is computed without one says "
+        "*predicted*. The machines are small and were shared, so compare the columns of a table, not tables. `make gpu` "
+        "writes a GPU's own files.",
     ]
     known = {name for _, name, _ in SECTIONS} | {f"{name}.json" for name in TABLES}
     found = sorted(str(path.relative_to(results)) for path in results.rglob("*.json"))
@@ -299,9 +310,15 @@ def performance_page(results: Path = RESULTS) -> str:
         last = title
         parts += [show(result), source(name, result)]
     parts.append("## Tables of their own")
-    parts.append("\n".join(f"- [{about}](../../bench/results/{name}.md)" for name, about in TABLES.items()))
+    parts.append("\n".join(f"- [{about}](tables/{Path(name).name}.md)" for name, about in TABLES.items()))
+    listed = "\n".join(f"tables/{Path(name).name}" for name in TABLES)
+    parts.append(f"```{{toctree}}\n:hidden:\n\n{listed}\n```")
     return "\n\n".join(parts) + "\n"
 
 
 def pages() -> dict[str, str]:
-    return {"performance.md": performance_page()}
+    tables = {
+        f"tables/{Path(name).name}.md": f"# {about[0].upper()}{about[1:]}\n\n{(RESULTS / f'{name}.md').read_text()}"
+        for name, about in TABLES.items()
+    }
+    return {"performance.md": performance_page(), **tables}

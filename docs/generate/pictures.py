@@ -1,4 +1,7 @@
-"""Pictures of how it works, drawn from what the code decides: `python -m docs.generate.pictures` writes docs/pictures."""
+"""Pictures of how it works, drawn from what the code decides.
+
+python -m docs.generate.pictures        # writes docs/pictures
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from eagle_model.data.sampling import SamplingConfig, plan
 from eagle_model.data.tiling import choose_grid
 
 FOLDER = Path(__file__).parent.parent / "pictures"
-IMAGES = {"2000 x 1300": (2000, 1300), "3840 x 2160": (3840, 2160), "A4 page, 1240 x 1754": (1240, 1754), "4000 x 500": (4000, 500)}  # fmt: skip
+IMAGES = {
+    "2000 x 1300": (2000, 1300),
+    "3840 x 2160": (3840, 2160),
+    "A4 page, 1240 x 1754": (1240, 1754),
+    "4000 x 500": (4000, 500),
+}
 CONTEXTS = {"32K": 32_768, "64K": 65_536, "128K": 131_072}
 COLOURS = ("#8fb3d9", "#dcb36b", "#8cc08c", "#c79bd0", "#d98f8f", "#9bc7c7")
 TEXT_TOKENS = 500
@@ -42,7 +50,8 @@ def grids() -> str:
         wide, high = width_px * scale, height_px * scale
         left, top = 20 + 235 * k + (190 - wide) / 2, 30 + (180 - high) / 2
         for row in range(rows):
-            body += [box(left + wide * c / cols, top + high * row / rows, wide / cols, high / rows, "#eef4fb") for c in range(cols)]  # fmt: skip
+            y = top + high * row / rows
+            body += [box(left + wide * c / cols, y, wide / cols, high / rows, "#eef4fb") for c in range(cols)]
         tokens = 256 * (cols * rows + (cols * rows > 1))
         body += [label(115 + 235 * k, 20, name), label(115 + 235 * k, 235, f"{cols} x {rows}: {tokens:,} tokens")]
     return svg(960, 250, body)

@@ -44,7 +44,7 @@ print("keyframe ", clip.choose([0.0, 2.3, 5.0], seek="keyframe"))
 # the rest: Eagle 2.5's are 448 pixels in patches of 14.
 
 # %%
-tiling = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+tiling = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), thumbnail=True)
 times, tiles = decode_tiles(film, [0.0, 2.3, 5.0], (2, 1), tiling)
 print(times, tuple(tiles.shape), tiles.dtype)  # 9 tiles of 1,024 patches of 3 x 14 x 14 numbers
 assert tiles.shape == (9, 1024, 588)
@@ -53,7 +53,7 @@ assert tiles.shape == (9, 1024, 588)
 # To look at tiles, ask for whole pictures before normalisation:
 
 # %%
-plain = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), dtype=torch.uint8, layout="tiles")
+plain = Tiling(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), thumbnail=True, dtype=torch.uint8, layout="tiles")
 pictures = decode_tiles(film, [2.3], (2, 1), plain).tiles_IPK
 _, axes = plt.subplots(1, 3, figsize=(9, 3))
 for axis, picture, name in zip(axes, pictures, ["left tile", "right tile", "the whole"]):

@@ -15,6 +15,8 @@ import small  # puts examples/ on the path
 # isort: split
 from new_eagle import random_models
 
+from eagle_model.train.config import read_config
+
 run = Path("tutorial_run/stages")
 run.mkdir(parents=True, exist_ok=True)
 if not (run / "start").exists():
@@ -56,11 +58,9 @@ small.eagle("train", "progressive", "--stages", ",".join(contexts), "--run", run
 # %%
 for name in contexts:
     first = json.loads((run / "eagle" / name / "metrics.jsonl").read_text().splitlines()[0])
-    config = json.loads((run / "eagle" / name / "config.json").read_text())
-    print(
-        f"{name:9} from {Path(config['model']).name:10} {first['num_tokens']:5} tokens a step, loss {first['loss']:.3f}"
-    )
-assert config["model"].endswith("stage3")
+    config = read_config(run / "eagle" / name / "config.json")
+    print(f"{name:9} from {Path(config.model).name:10} {first['num_tokens']:5} tokens a step, loss {first['loss']:.3f}")
+assert config.model.endswith("stage3")
 
 # %% [markdown]
 # The last stage's folder is a model: `eagle chat tutorial_run/stages/eagle/stage4 film.mp4`. Before you train the

@@ -1,13 +1,10 @@
 """Every text of the source with its holes: what an f-string leaves open is "…". For pages that quote messages."""
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 HOLE = "…"
-
-
 
 
 def said(node: ast.AST) -> str:
