@@ -3,10 +3,13 @@
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from docs.generate import write_pages  # noqa: E402
+from docs.generate.files import on_the_site  # noqa: E402
 from eagle_kernels import __version__  # noqa: E402
 
 write_pages(ROOT / "docs" / "generated")
@@ -30,3 +33,10 @@ html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_copyright = False
+
+
+def setup(app: Sphinx) -> None:
+    def read(app: Sphinx, docname: str, source: list[str]) -> None:
+        source[0] = on_the_site(docname, source[0])
+
+    app.connect("source-read", read)

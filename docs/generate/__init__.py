@@ -7,9 +7,9 @@ from pathlib import Path
 
 def write_pages(folder: Path) -> None:
     """Writes what changed and removes what is no page any more, so that Sphinx reads again what it must and no more."""
-    from docs.generate import api, commands, performance, tutorials
+    from docs.generate import api, commands, files, performance, tutorials
 
-    pages = api.pages() | commands.pages() | performance.pages() | tutorials.pages()
+    pages = api.pages() | commands.pages() | performance.pages() | tutorials.pages() | files.pages()
     for name, text in pages.items():
         path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -54,8 +54,8 @@ def commands_page() -> str:
     parts = [
         "# Command line",
         "`eagle COMMAND --help` prints the same. A command that ends well has exit code 0; 2 says that it was called "
-        "wrongly, or that a file or a setting is wrong, in one sentence; 1 that the machine has no room; 3 that there are "
-        "bad rows, matches or questions without an answer; 75 that another process of the run was lost.",
+        "wrongly, or that a file or a setting is wrong, in one sentence; 1 that the machine has no room; 3 that there "
+        "are bad rows, matches or questions without an answer; 75 that another process of the run was lost.",
     ]
     for name, command in walk(get_command(cli.app), "eagle"):
         params = [p for p in command.params if not p.hidden and p.name != "help"]
@@ -85,9 +85,10 @@ def settings_page() -> str:
         "\n\n".join(
             [
                 "# Settings of a run",
-                "Every field that `eagle train RECIPE --set name=value` sets. Values are those of the recipe `stage2`; where "
-                "the recipe `lora` has another, it stands beside. `eagle train RECIPE --show` prints the list of any recipe "
-                f"({', '.join(RECIPES)}). A group that is `none` is off; setting one of its fields turns it on.",
+                "Every field that `eagle train RECIPE --set name=value` sets. Values are those of the recipe `stage2`; "
+                "where the recipe `lora` has another, it stands beside. `eagle train RECIPE --show` prints the list "
+                f"of any recipe ({', '.join(RECIPES)}). A group that is `none` is off; setting one of its "
+                "fields turns it on.",
                 "\n".join(["| field | value | |", "|---|---|---|", *rows]),
             ]
         )

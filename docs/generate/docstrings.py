@@ -4,6 +4,7 @@ Docstrings here are plain text, made for `help()`. Backticks mark names; everyth
 sign of its own is escaped.
 """
 
+import ast
 import inspect
 import re
 
@@ -67,6 +68,16 @@ def field(block: list[str]) -> str:
     return "**Args:**\n\n" + "\n".join(shown)
 
 
+def fence(lines: list[str]) -> str:
+    """A block of code: Python's where it is Python."""
+    text = "\n".join(lines)
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return f"```text\n{text}\n```"
+    return f"```python\n{text}\n```"
+
+
 def to_markdown(docstring: str) -> str:
     """The whole of it, as paragraphs, lists and blocks of code."""
     out: list[str] = []
@@ -78,7 +89,7 @@ def to_markdown(docstring: str) -> str:
             if out and out[-1].endswith("```"):  # of one example, with an empty line inside
                 out[-1] = out[-1].removesuffix("```") + "\n" + "\n".join(code) + "\n```"
             else:
-                out.append("```text\n" + "\n".join(code) + "\n```")
+                out.append(fence(code))
         elif is_list(block[0]):
             mark, _, text = " ".join(line.strip() for line in block).partition(" ")
             out.append(f"{mark} {escaped(text)}")

@@ -99,8 +99,8 @@ def generation(result: Result) -> str:
     said = table(["parameters", "", "by", "prompt tokens a second", "new tokens a second", "peak MiB"], rows)
     if again := result.get("second question about a film"):
         said += (
-            f"\n\nA second question about a film of {again['tiles']} tiles: {again['first_seconds']:.2f} s to the first "
-            f"token, then {again['second_seconds']:.2f} s, because {again['cached_tokens']:,} of "
+            f"\n\nA second question about a film of {again['tiles']} tiles: {again['first_seconds']:.2f} s to the "
+            f"first token, then {again['second_seconds']:.2f} s, because {again['cached_tokens']:,} of "
             f"{again['prompt_tokens']:,} tokens were known."
         )
     return said
@@ -125,8 +125,8 @@ def placement(result: Result) -> str:
         for p in result["placement"]
     ]
     return (
-        "Attention's work of the busiest rank over the mean one: mean over packs, and the worst. Counted, not timed.\n\n"
-        + table(["packs", "ranks", "ours", "zigzag", "contiguous"], rows)
+        "Attention's work of the busiest rank over the mean one: mean over packs, and the worst. Counted, not "
+        "timed.\n\n" + table(["packs", "ranks", "ours", "zigzag", "contiguous"], rows)
     )
 
 
@@ -243,8 +243,8 @@ def scaled_jpeg(result: Result) -> str:
     film = result["film"]
     return (
         table(["grid", "whole, CPU seconds", "scaled", "dB between the tiles"], rows)
-        + f"\n\nA proxy of a film of {film['film_seconds']:.0f} s takes {film['proxy_mb']} MB for {film['original_mb']}, "
-        f"at {film['psnr_db']:.1f} dB."
+        + f"\n\nA proxy of a film of {film['film_seconds']:.0f} s takes {film['proxy_mb']} MB for "
+        f"{film['original_mb']}, at {film['psnr_db']:.1f} dB."
     )
 
 
@@ -290,10 +290,10 @@ def performance_page(results: Path = RESULTS) -> str:
     """All results there are. A file of SECTIONS that is not there is left out: results come and go with benches."""
     parts = [
         "# Performance",
-        "Made from the files in `bench/results` when this site was built: each figure with its machine, the versions and "
-        "the commit it was measured at. **No GPU has measured anything here yet**; what is computed without one says "
-        "*predicted*. The machines are small and were shared, so compare the columns of a table, not tables. `make gpu` "
-        "writes a GPU's own files.",
+        "Made from the files in `bench/results` when this site was built: each figure with its machine, the versions "
+        "and the commit it was measured at. **No GPU has measured anything here yet**; what is computed without one "
+        "says *predicted*. The machines are small and were shared, so compare the columns of a table, not tables. "
+        "`make gpu` writes a GPU's own files.",
     ]
     known = {name for _, name, _ in SECTIONS} | {f"{name}.json" for name in TABLES}
     found = sorted(str(path.relative_to(results)) for path in results.rglob("*.json"))
@@ -310,15 +310,15 @@ def performance_page(results: Path = RESULTS) -> str:
         last = title
         parts += [show(result), source(name, result)]
     parts.append("## Tables of their own")
-    parts.append("\n".join(f"- [{about}](tables/{Path(name).name}.md)" for name, about in TABLES.items()))
-    listed = "\n".join(f"tables/{Path(name).name}" for name in TABLES)
+    parts.append("\n".join(f"- [{about}](files/{Path(name).name}.md)" for name, about in TABLES.items()))
+    listed = "\n".join(f"files/{Path(name).name}" for name in TABLES)
     parts.append(f"```{{toctree}}\n:hidden:\n\n{listed}\n```")
     return "\n\n".join(parts) + "\n"
 
 
 def pages() -> dict[str, str]:
     tables = {
-        f"tables/{Path(name).name}.md": f"# {about[0].upper()}{about[1:]}\n\n{(RESULTS / f'{name}.md').read_text()}"
+        f"files/{Path(name).name}.md": f"# {about[0].upper()}{about[1:]}\n\n{(RESULTS / f'{name}.md').read_text()}"
         for name, about in TABLES.items()
     }
     return {"performance.md": performance_page(), **tables}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate import api, docstrings, performance, pictures
+from docs.generate import api, docstrings, files, performance, pictures
 from tests.docs.messages import HOLE, ROOT, all_messages
 
 PAGES = [
@@ -165,3 +165,12 @@ def test_predictions_say_that_they_are() -> None:
 def test_pictures_are_what_the_code_decides() -> None:
     for name, text in pictures.pictures().items():
         assert (pictures.FOLDER / name).read_text() == text, "python -m docs.generate.pictures draws them again"
+
+
+def test_links_out_of_docs_lead_to_pages_of_the_site() -> None:
+    text = "[a](../CHANGELOG.md#x) [b](training.md) [c](../bench/results/static/static_table.md) [d](../examples/a.py)"
+    here = "[a](generated/files/CHANGELOG.md#x) [b](training.md) [c](generated/files/static_table.md)"
+    assert files.on_the_site("training", text) == f"{here} [d](../examples/a.py)"
+    assert files.on_the_site("notes/x", "[a](../../SECURITY.md)") == "[a](../generated/files/SECURITY.md)"
+    moved = files.moved("[a](docs/data.md) [b](bench/x.json) [c](https://x.org) [d](SECURITY.md) [e](#there)")
+    assert moved == "[a](../../data.md) [b](../../../bench/x.json) [c](https://x.org) [d](SECURITY.md) [e](#there)"
