@@ -45,7 +45,7 @@ class Clash:
 CLASHES: dict[str, Clash] = {
     "torchvision for CUDA, torch for CPUs": Clash(
         has={"torchvision-cuda": "", "torch-cpu": ""},
-        breaks="`import torchvision` ends with 'operator torchvision::nms does not exist', and so does what imports it: "
+        breaks="`import torchvision` ends with 'operator torchvision::nms does not exist', and what imports it, too: "
         "lmms-eval, vLLM. PyPI has torchvision for CUDA alone",
         instead="pip uninstall torchvision (nothing here needs it), or take both from one index of PyTorch's",
     ),

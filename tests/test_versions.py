@@ -159,7 +159,15 @@ def test_which_torchvision_is_for_cuda(monkeypatch, version, is_for_cuda):
 
 
 REQUIRES = {
-    "vllm": ["torch==2.12.0", "outlines==1.0; extra == 'old'", "numpy", "win; sys_platform == 'win32'"],
+    "vllm": [  # some of 0.33.0's own lines
+        "torch==2.14.0",
+        "transformers<5.21.0,>=5.16.1",
+        'xgrammar==0.2.8; platform_machine == "x86_64" or platform_machine == "aarch64"',
+        'protobuf==7.36.1; platform_machine == "s390x"',
+        "apache-tvm-ffi==0.1.11",
+        "numpy",
+        'ray==2.0; extra == "ray"',
+    ],
     "eagle-kernels": [
         "torch>=2.10",
         'av>=18; extra == "video"',
@@ -172,20 +180,16 @@ REQUIRES = {
 def test_what_packages_ask_of_each_other(monkeypatch):
     """Pins of others are read from their metadata; their extras are not asked for, ours may have been."""
     monkeypatch.setattr(versions, "_requires", lambda package: REQUIRES.get(package, []))
-    have = {
-        "vllm": "0.33.0",
-        "eagle-kernels": "0.2.0",
-        "ancient": "1",
-        "torch": "2.13.0+cpu",
-        "av": "15.1",
-        "outlines": "2",
-    }
-    have |= {"pywin32": "0.1", "numpy": "2.4.6"}
+    have = {"vllm": "0.33.0", "eagle-kernels": "0.2.0", "ancient": "1", "torch": "2.13.0+cpu", "av": "15.1"}
+    have |= {"transformers": "5.23.0", "xgrammar": "0.2.9", "ray": "2.1", "pywin32": "0.1", "numpy": "2.4.6"}
+    have |= {"protobuf": "7.36.2"}
     assert unmet(have) == [
         "eagle-kernels[video] asks for av>=18; 15.1 is installed",
-        "vllm 0.33.0 asks for torch==2.12.0; 2.13.0+cpu is installed",
+        "vllm 0.33.0 asks for torch==2.14.0; 2.13.0+cpu is installed",
+        "vllm 0.33.0 asks for transformers<5.21.0,>=5.16.1; 5.23.0 is installed",
+        "vllm 0.33.0 asks for xgrammar==0.2.8; 0.2.9 is installed",
     ]
-    assert unmet(have | {"torch": "2.12.0+cu130", "av": "18.1"}) == []
+    assert unmet(have | {"torch": "2.14.0+cu130", "av": "18.1", "transformers": "5.20.1", "xgrammar": "0.2.8"}) == []
     assert warnings({"numpy": "2.4.6", "python": "3.11.7"}) == [
         "1 packages, and no combination that is known to break."
     ]
