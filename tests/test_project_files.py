@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import eagle_kernels
+from eagle_model.fields import listing
+from eagle_model.train.recipes import stage2
+from tests.wheels import GLIBC
 
 yaml = pytest.importorskip("yaml", reason="needs pyyaml (the extra `dev`)")
 ROOT = Path(__file__).parent.parent
@@ -68,6 +73,23 @@ def test_the_pythons_are_the_same_everywhere():
     assert f'PYTHONS="{" ".join(f"python{version}" for version in ALIVE)}"' in ci
     wheels = read(".github/workflows/wheels.yml")
     assert f"cp31[{ALIVE[0][-1]}-{ALIVE[-1][-1]}]" in wheels
+
+
+def test_the_page_of_what_runs_counts_what_the_static_table_has():
+    rows = json.loads(read("bench/results/static/static_table.json"))["rows"]
+    page = read("docs/compatibility.md")
+    told = re.findall(r"^\| sm_(\d+) \|.*?compiled: (\d+) launches", page, re.MULTILINE)
+    assert {int(sm): int(count) for sm, count in told} == Counter(row["sm"] for row in rows)
+    gluon = {row["name"] for row in rows if row["sm"] == 90 and "sm90" in row["name"]}
+    assert f"{len(gluon)} of them attention in Gluon" in page
+    assert f"The floor of glibc** is {GLIBC} " in page
+
+
+def test_the_fields_that_a_comer_from_the_release_is_told_exist():
+    rows = re.findall(r"^\| `--[^|]+\| ([^|]+)\|$", read("docs/coming_from.md"), re.MULTILINE)
+    fields = {name for row in rows for name in re.findall(r"([a-z_.]+)=", row)}
+    assert len(rows) >= 12 and {"processor.sampling.context_tokens", "optimizer.schedule"} <= fields
+    assert fields <= {line.split("=")[0] for line, _ in listing(stage2())}
 
 
 def test_urls_lead_to_places_that_are_stated():
