@@ -6,6 +6,7 @@
 # make check   formatting, lint, types, layering; what CI runs beside the tests
 # make gpu     on a machine with a GPU and its own CUDA torch: tests, benches, bench/results/, in MINUTES=12 at most
 # make wheel   dist/: the source distribution, and for each interpreter of PYTHONS="python3.11 ..." a portable wheel
+# make docs    the site in build/docs; warnings are errors
 # make format  rewrites Python and C++ in the project's style
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,7 +16,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= PASSIVE# waiting threads sleep: spinning ones take the cores from the loader's
 
-.PHONY: demo test slow sanitize ptx check format wheel gpu static clean
+.PHONY: demo test slow sanitize ptx check docs format wheel gpu static clean
 
 demo: .make/demo
 	$(BIN)/python examples/video_digits.py --run demo_run
@@ -53,6 +54,9 @@ check: .make/dev
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_mirror.py
+
+docs: .make/dev
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
 format: .make/dev
 	$(BIN)/ruff format .
