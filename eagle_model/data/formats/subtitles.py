@@ -82,7 +82,7 @@ def _timed(lines: list[str]) -> Iterator[tuple[float, float, list[str]]]:
     times = [(i, match) for i, line in enumerate(lines) if (match := _TIMES.match(line))]
     begun = next_empty = -1  # of WebVTT's block: the empty line before it
     next_lines = [i for i, _ in times[1:]] + [len(lines)]
-    for (i, match), next_i in zip(times, next_lines, strict=True):
+    for (i, match), next_i in zip(times, next_lines):
         stop = next_i
         if is_vtt:
             while next_empty < i:
