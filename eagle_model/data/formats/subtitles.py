@@ -5,6 +5,9 @@
 
 Tags (<i>, <v Anna>, {\\an8}) are taken out, HTML's names of characters become the characters, a cue's lines one line.
 Cues are in the file's order. WebVTT's notes, styles and regions are no cues. A file has at most MAX_FILE_BYTES.
+
+Files are as people's tools leave them: a line of times begins a cue, whether a blank line is before it or not, and what
+follows a blank line inside a cue of SubRip still belongs to it. Times may lack their fraction.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from eagle_model.data.sample import DataError
 
 MAX_FILE_BYTES = 16 << 20  # limit: of a film, some 100 KB
 SUFFIXES = (".srt", ".vtt")
-_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
-_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s|$)", re.ASCII)
+_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[,.](\d{1,3}))?"
+_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?![\d:.,])", re.ASCII)
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # as Windows' editor begins such a file
 _TAG = re.compile(r"<[^<>]{0,200}>|\{\\[^{}]{0,200}\}")
 
 
@@ -47,27 +51,48 @@ def read_cues(path: Path) -> list[Cue]:
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"{path}: larger than {MAX_FILE_BYTES} bytes; no subtitles of one video.")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: byte {error.start + 1}. Convert it, with iconv for example.") from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    is_vtt = text.startswith("WEBVTT")
     cues: list[Cue] = []
-    for block in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
-        lines = block.strip("\n").split("\n")
-        at = next((i for i, line in enumerate(lines[:2]) if _TIMES.match(line)), None)  # after a number or name
-        if at is None:
-            continue
-        start, end = _seconds(_TIMES.match(lines[at]))  # type: ignore[arg-type]
-        said = " ".join(filter(None, (html.unescape(_TAG.sub("", line)).strip() for line in lines[at + 1 :])))
-        if said:
-            cues.append(Cue(start, end, said))
-    if not cues and "-->" not in text and text.strip() and not text.startswith("WEBVTT"):
+    said: list[str] = []  # of the last cue
+    is_in_cue = False
+    for i, line in enumerate(lines):
+        if match := _TIMES.match(line):
+            if cues:
+                _finish(cues, said)
+            cues.append(Cue(*_seconds(match), ""))
+            said, is_in_cue = [], True
+        elif not line.strip():
+            is_in_cue = is_in_cue and not is_vtt
+        elif is_in_cue and not _numbers_next(lines, i):
+            said.append(line)
+    if cues:
+        _finish(cues, said)
+    if not cues and "-->" not in text and text.strip() and not is_vtt:
         raise DataError(f"{path}: has no cue with a time and a text; needs SubRip or WebVTT.")
-    return cues
+    return [cue for cue in cues if cue.text]
+
+
+def _finish(cues: list[Cue], said: list[str]) -> None:
+    """Gives the last cue its text."""
+    text = " ".join(filter(None, (html.unescape(_TAG.sub("", line)).strip() for line in said)))
+    cues[-1] = cues[-1]._replace(text=text)
+
+
+def _numbers_next(lines: list[str], i: int) -> bool:
+    """Whether a line is the number of the cue after it."""
+    if not lines[i].strip().isdigit():
+        return False
+    after = next((line for line in lines[i + 1 :] if line.strip()), "")
+    return bool(_TIMES.match(after))
 
 
 def _seconds(match: re.Match[str]) -> tuple[float, float]:
     start, end = match.groups()[:4], match.groups()[4:]
     return tuple(  # type: ignore[return-value]
-        3600 * int(hours or 0) + 60 * int(minutes) + int(seconds) + int(part.ljust(3, "0")) / 1000
+        3600 * int(hours or 0) + 60 * int(minutes) + int(seconds) + int((part or "0").ljust(3, "0")) / 1000
         for hours, minutes, seconds, part in (start, end)
     )
