@@ -67,7 +67,7 @@ def check(
     from eagle_model.data.formats.check import check as check_data
 
     options = {"layout": layout, "pixels": pixels, "allow_outside_root": allow_outside_root, "progress": _progress}
-    options["remote"] = _remote(remote)
+    options |= {"remote": _remote(remote)}  # type: ignore[dict-item]
     report = check_data(path, only=tuple(only or ()), **options)  # type: ignore[arg-type]
     _end_progress()
     print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if json_ else "\n".join(report.lines()))

@@ -91,7 +91,7 @@ IMAGE_DTYPE = np.dtype(
         ("content", f"V{CONTENT_BYTES}"),  # zeros: not read
     ]
 )
-_NO_MEDIA = ([],) * 5 + (None,) + ([],) * 3 + (None,)  # as PartTable._media
+_NO_MEDIA: tuple[Any, ...] = ([],) * 5 + (None,) + ([],) * 3 + (None,)  # as PartTable._media
 _NOTHING = (None,) * (len(ROW_SCHEMA) - 5)  # of a bad row, between its place and why
 _COUNTED_TOGETHER = 256  # rows
 _REMEMBERED = 1 << 16  # images of a part whose sizes are at hand

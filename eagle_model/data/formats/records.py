@@ -97,6 +97,8 @@ def embedded(value: object, name: str) -> object:
             return Embedded(value["bytes"])
         if "bytes" in value and value["bytes"] is None:
             value = {key: entry for key, entry in value.items() if key != "bytes"}
+            if value.keys() == {"path"}:  # Hugging Face's, of a file that was not embedded
+                return value["path"]
         if isinstance(value.get("base64"), str):
             return _decoded(value["base64"])
         return {key: embedded(entry, key) if key in _CONTAINERS else entry for key, entry in value.items()}
