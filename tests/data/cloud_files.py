@@ -99,6 +99,9 @@ class _Hub(_Handler):
                 self.bytes_of(place, {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit})
                 return
             self.send(b"Entry not found", 404, {"X-Error-Code": "EntryNotFound"})
+        elif found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/[^/]+(/.*)?", path):
+            folder = self.cloud.folder / found[1] / (found[2] or "").strip("/")
+            self.json([self.about(found[1], file) for file in sorted(folder.iterdir())] if folder.is_dir() else [])
         elif (found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(/revision/.+)?", path)) and self.is_set(found[1]):
             self.json(
                 {"id": found[1], "sha": self.commit, "siblings": [], "private": False, "downloads": 0, "tags": []}
@@ -120,16 +123,17 @@ class _Hub(_Handler):
             self.send(b"Not Found", 404)
             return
         paths = json.loads(body)["paths"] if body.startswith("{") else re.findall(r"paths=([^&]+)", unquote(body))
-        answer = []
-        for name in paths:
-            place = self.cloud.folder / found[1] / name
-            if place.is_file():
-                oid = hashlib.sha1(place.read_bytes()).hexdigest()
-                sha = hashlib.sha256(place.read_bytes()).hexdigest()
-                size = place.stat().st_size
-                lfs = {"oid": sha, "size": size, "pointerSize": 134}
-                answer.append({"type": "file", "path": name, "size": size, "oid": oid, "lfs": lfs})
-        self.json(answer)
+        places = [self.cloud.folder / found[1] / name for name in paths]
+        self.json([self.about(found[1], place) for place in places if place.exists()])
+
+    def about(self, name: str, place: Path) -> dict[str, object]:
+        path = str(place.relative_to(self.cloud.folder / name))
+        if place.is_dir():
+            return {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
+        content = place.read_bytes()
+        lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        oid = hashlib.sha1(content).hexdigest()
+        return {"type": "file", "path": path, "size": len(content), "oid": oid, "lfs": lfs}
 
 
 @contextmanager

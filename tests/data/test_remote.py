@@ -402,6 +402,15 @@ noise = config.file(prefix + "sub/a b.bin")
 entry = noise.open()
 print(entry.pread(10, 200_000).hex())
 entry.close()
+place = Path(local).parent / "objects" / prefix.split("://")[1].removeprefix("datasets/") / "sub/a b.bin"
+content, entry = place.read_bytes(), noise.open()
+place.write_bytes(content[::-1])
+try:
+    entry.pread(10, 0)
+except Unreachable as error:
+    print(str(error).partition(": ")[2].partition(":")[0])
+entry.close()
+place.write_bytes(content)
 assert noise.fetch().read_bytes() == (Path(local).parent / "noise.bin").read_bytes()
 try:
     config.file(prefix + "none.mp4").fetch()
@@ -438,7 +447,8 @@ def test_objects_of_google_and_of_hugging_face(
             timeout=240,
         )
     assert done.returncode == 0, done.stderr[-2000:]
-    tag, part, missing = done.stdout.splitlines()
+    tag, part, changed, missing = done.stdout.splitlines()
+    assert changed == "it was changed while it was read"
     kind, _, name = tag.partition(":")
     assert (kind, name) in (
         ("md5hash", b64encode(hashlib.md5(film).digest()).decode()),
