@@ -5,15 +5,15 @@
 
 Tags (<i>, <v Anna>, {\\an8}) are taken out, HTML's names of characters become the characters, a cue's lines one line.
 Cues are in the file's order. WebVTT's notes, styles and regions are no cues. A file has at most MAX_FILE_BYTES.
-
-Files are as people's tools leave them: a line of times begins a cue, whether a blank line is before it or not, and what
-follows a blank line inside a cue of SubRip still belongs to it. Times may lack their fraction.
 """
 
 from __future__ import annotations
 
+import codecs
 import html
 import re
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +22,9 @@ from eagle_model.data.sample import DataError
 
 MAX_FILE_BYTES = 16 << 20  # limit: of a film, some 100 KB
 SUFFIXES = (".srt", ".vtt")
-_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[,.](\d{1,3}))?"
-_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?![\d:.,])", re.ASCII)
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # as Windows' editor begins such a file
+ROLLING_SECONDS = 0.05  # between cues of which the second shows lines of the first
+_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[,.](\d{1,3}))?"  # some tools leave the fraction out
+_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?![\d:.,])", re.ASCII)  # settings may follow without a space
 _TAG = re.compile(r"<[^<>]{0,200}>|\{\\[^{}]{0,200}\}")
 
 
@@ -36,58 +36,76 @@ class Cue(NamedTuple):
 
 def subtitles_text(path: Path) -> str:
     """A line a cue. Raises DataError for a file that has no cue, is too large or not UTF-8."""
-    if not (cues := read_cues(path)):
+    if not (cues := read_cues(path, once=True)):
         raise DataError(f"{path}: has no cue with a time and a text; needs SubRip or WebVTT.")
     return "\n".join(f"{start:.1f} - {end:.1f} s: {text}" for start, end, text in cues)
 
 
-def read_cues(path: Path) -> list[Cue]:
+def read_cues(path: Path, *, once: bool = False) -> list[Cue]:
     """The cues in the file's order, each with the seconds at which it is on show; none where nothing is said.
 
-    Raises DataError for a file that is too large, not UTF-8, or has text and no time."""
+    once: lines that the cue just before shows already are left out. Captions that were made by a machine roll: each of
+    their lines is in two or three cues.
+
+    Raises DataError for a file that is too large, not UTF-8 (or UTF-16 that says so), or has text and no time."""
     need_file(path, "the subtitles")
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"{path}: larger than {MAX_FILE_BYTES} bytes; no subtitles of one video.")
     try:
-        text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+        text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: byte {error.start + 1}. Convert it, with iconv for example.") from None
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    is_vtt = text.startswith("WEBVTT")
     cues: list[Cue] = []
-    said: list[str] = []  # of the last cue
-    is_in_cue = False
-    for i, line in enumerate(lines):
-        if match := _TIMES.match(line):
-            if cues:
-                _finish(cues, said)
-            cues.append(Cue(*_seconds(match), ""))
-            said, is_in_cue = [], True
-        elif not line.strip():
-            is_in_cue = is_in_cue and not is_vtt
-        elif is_in_cue and not _numbers_next(lines, i):
-            said.append(line)
-    if cues:
-        _finish(cues, said)
-    if not cues and "-->" not in text and text.strip() and not is_vtt:
+    before: list[str] = []  # the lines of the cue before, which ends at `until`
+    until = 0.0
+    for start, end, shown in _timed(text.replace("\r\n", "\n").replace("\r", "\n").split("\n")):
+        lines = [line for line in (html.unescape(_TAG.sub("", line)).strip() for line in shown) if line]
+        if not lines:
+            continue
+        said = _fresh(lines, before) if once and start - until < ROLLING_SECONDS else lines
+        before, until = lines, end
+        if said:
+            cues.append(Cue(start, end, " ".join(said)))
+    if not cues and "-->" not in text and text.strip() and not text.startswith("WEBVTT"):
         raise DataError(f"{path}: has no cue with a time and a text; needs SubRip or WebVTT.")
-    return [cue for cue in cues if cue.text]
+    return cues
 
 
-def _finish(cues: list[Cue], said: list[str]) -> None:
-    """Gives the last cue its text."""
-    text = " ".join(filter(None, (html.unescape(_TAG.sub("", line)).strip() for line in said)))
-    cues[-1] = cues[-1]._replace(text=text)
+def _timed(lines: list[str]) -> Iterator[tuple[float, float, list[str]]]:
+    """(start, end, lines) of what stands after each line of times.
+
+    In WebVTT an empty line ends a cue, and one of spaces is text. In SubRip as it is found, empty lines stand within
+    cues and are missing between them: a cue goes on to the number before the next one's times.
+    """
+    is_vtt = lines[0].startswith("WEBVTT")
+    times = [(i, match) for i, line in enumerate(lines) if (match := _TIMES.match(line))]
+    begun = next_empty = -1  # of WebVTT's block: the empty line before it
+    for (i, match), (next_i, _) in zip_longest(times, times[1:], fillvalue=(len(lines), None)):
+        stop = next_i
+        if is_vtt:
+            while next_empty < i:
+                begun, next_empty = next_empty, _find_empty(lines, next_empty + 1)
+            if lines[begun + 1].split()[:1] in (["NOTE"], ["STYLE"], ["REGION"]):
+                continue
+            stop = min(stop, next_empty)
+        elif next_i < len(lines):
+            number = next_i - 1
+            while number > i and not lines[number].strip():
+                number -= 1
+            stop = number if number > i and lines[number].strip().isdecimal() else next_i
+        yield *_seconds(match), lines[i + 1 : stop]
 
 
-def _numbers_next(lines: list[str], i: int) -> bool:
-    """Whether a line is the number of the cue after it."""
-    if not lines[i].strip().isdigit():
-        return False
-    after = next((line for line in lines[i + 1 :] if line.strip()), "")
-    return bool(_TIMES.match(after))
+def _find_empty(lines: list[str], start: int) -> int:
+    return next((i for i in range(start, len(lines)) if not lines[i]), len(lines))
+
+
+def _fresh(lines: list[str], before: list[str]) -> list[str]:
+    """The lines after those that the cue before ends with."""
+    most = min(len(lines), len(before))
+    return next((lines[n:] for n in range(most, 0, -1) if lines[:n] == before[-n:]), lines)
 
 
 def _seconds(match: re.Match[str]) -> tuple[float, float]:
