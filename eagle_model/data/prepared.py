@@ -218,8 +218,8 @@ class _Rows:
             raise DataError(f"sample {sample.id}: {error}") from error
         return replace(planned, dataset=source.name)
 
-    def facts(self, rows: NDArray[np.int64], clips: list[list[Clip]]) -> Facts:
-        """Of some rows, in ascending order. clips: of each."""
+    def facts(self, rows: NDArray[np.int64], clips: dict[int, list[Clip]]) -> Facts:
+        """Of some rows, in ascending order. clips: of those that show any."""
         first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
         is_own = np.zeros(last - first, bool)
         is_own[rows - first] = True
@@ -230,7 +230,7 @@ class _Rows:
             num_images=self.num_images[rows],
             image_sizes=self.image_sizes[listed][images],
             image_limits=self.image_limits[listed][images],
-            clips={k: shown for k, shown in enumerate(clips) if shown},
+            clips={int(rows.searchsorted(i)): shown for i, shown in clips.items()},
         )
 
     def clips(self, i: int) -> list[Clip]:
@@ -364,9 +364,8 @@ def _plan_rows(
         alike = np.isin(rows.source[begin:end], [k for k, own_limit in enumerate(limits) if own_limit == limit])
         own = np.flatnonzero(alike & ~is_left_out)
         config = replace(processor.config, sampling=limit)
-        found = plan_many(
-            config, processor.frame_tokens, rows.facts(begin + own, [clips.get(i, []) for i in own.tolist()])
-        )
+        shown = {begin + i: of_row for i, of_row in clips.items() if alike[i] and not is_left_out[i]}
+        found = plan_many(config, processor.frame_tokens, rows.facts(begin + own, shown))
         for array, values in zip(numbers[:3], found[:3]):
             array[begin + own] = values  # type: ignore[index]
         numbers.refused.update({begin + int(own[k]): str(error) for k, error in found.refused.items()})

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class CloudServer:
@@ -122,7 +122,7 @@ class _Hub(_Handler):
         if found is None:
             self.send(b"Not Found", 404)
             return
-        paths = json.loads(body)["paths"] if body.startswith("{") else re.findall(r"paths=([^&]+)", unquote(body))
+        paths = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
         places = [self.cloud.folder / found[1] / name for name in paths]
         self.json([self.about(found[1], place) for place in places if place.exists()])
 
