@@ -317,7 +317,8 @@ def test_a_turned_jpeg_is_as_large_as_is_enough_once_it_is_upright(tmp_path: Pat
 @pytest.mark.parametrize("seed", range(40))
 def test_a_jpeg_of_any_size_turn_and_need_is_the_same_picture_smaller(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    width, height = (int(side) for side in rng.integers(1, 300, 2))
+    sides = rng.integers(1, 300, 2) if seed % 2 else 8 * rng.integers(1, 40, 2)
+    width, height = (int(side) for side in sides)
     orientation, mode = int(rng.integers(1, 9)), ["RGB", "L", "YCbCr"][seed % 3]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -325,7 +326,7 @@ def test_a_jpeg_of_any_size_turn_and_need_is_the_same_picture_smaller(tmp_path: 
         (width, height), Image.Resampling.BICUBIC
     )
     options = {} if mode == "L" else {"subsampling": ["4:4:4", "4:2:2", "4:2:0"][seed % 3]}
-    smooth.convert(mode).save(tmp_path / "a.jpg", quality=95, progressive=seed % 2 == 0, exif=exif, **options)
+    smooth.convert(mode).save(tmp_path / "a.jpg", quality=95, progressive=seed % 4 < 2, exif=exif, **options)
     whole = load_image(tmp_path / "a.jpg").numpy()
     shown = (whole.shape[1], whole.shape[0])
     assert shown == image_size(tmp_path / "a.jpg")
@@ -334,7 +335,7 @@ def test_a_jpeg_of_any_size_turn_and_need_is_the_same_picture_smaller(tmp_path: 
     sizes = {f: tuple(-(-side // f) for side in shown) for f in (8, 4, 2, 1)}
     enough = [size for size in sizes.values() if size[0] >= least[0] and size[1] >= least[1]]
     assert small.shape[1::-1] == (enough[0] if enough else shown)
-    if min(small.shape[:2]) > 4:
+    if seed % 2 == 0:  # no pixels at the edges that stand for fewer
         want = np.asarray(Image.fromarray(whole).resize(small.shape[1::-1], Image.Resampling.BOX), np.int16)
         assert np.abs(want - small).mean() < 4
 

@@ -94,7 +94,8 @@ def _timed(lines: list[str]) -> Iterator[tuple[float, float, list[str]]]:
             number = next_i - 1
             while number > i and not lines[number].strip():
                 number -= 1
-            stop = number if number > i and lines[number].strip().isdecimal() else next_i
+            stands_alone = number == next_i - 1 or not lines[number - 1].strip()  # else it is the end of a text
+            stop = number if number > i and lines[number].strip().isdecimal() and stands_alone else next_i
         yield *_seconds(match), lines[i + 1 : stop]
 
 
