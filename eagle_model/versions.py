@@ -116,7 +116,7 @@ CLASHES: dict[str, Clash] = {
 
 def installed() -> dict[str, str]:
     """The version of each installed package, by its normalised name, and of each of `FACTS` that this machine has."""
-    versions = {
+    versions: dict[str, str] = {
         canonicalize_name(d.metadata["Name"]): d.version for d in metadata.distributions() if d.metadata["Name"]
     }
     facts = {"python": platform.python_version(), "cuda-driver": _driver_cuda(), "native-cuda": _native_cuda()}

@@ -1,4 +1,4 @@
-"""What stands around the code: one version, workflows that call targets that exist, pins in step, a sound Dockerfile."""
+"""What stands around the code: one version, workflows that call targets that exist, pins in step, a Dockerfile."""
 
 from __future__ import annotations
 
