@@ -43,8 +43,9 @@ from eagle_model.data.frame_times import EvenTimes
 from eagle_model.data.index import open_index
 from eagle_model.data.part_table import videos_path
 from eagle_model.data.plan_many import Facts, plan_many
+from eagle_model.data.pool import in_pool
 from eagle_model.data.prefetch import Prefetch
-from eagle_model.data.prepare import PARTS, PLAN, begin, finish, in_pool, part_path, prepare_part
+from eagle_model.data.prepare import PARTS, PLAN, begin, finish, part_path, prepare_part
 from eagle_model.data.processor import Processor, ProcessorConfig
 from eagle_model.data.sample import Sample, Turn, VideoRef
 from eagle_model.data.sampling import SamplingConfig

@@ -215,6 +215,7 @@ def start_and_resume(num_rows: int = 1_000_000) -> dict:
             decode_seconds=np.zeros(num_rows, np.float32),
             digests=np.zeros(num_rows, one.digests.dtype),
             plan=lambda i: plan,
+            where=lambda i: plan.sample.where,
             skipped=(),
             num_images=0,
             num_videos=0,

@@ -187,7 +187,7 @@ def plan(
     model: Annotated[Path | None, typer.Option(help="A checkpoint or a run, for its tokenizer and tile size.")] = None,
     max_tiles: Annotated[int, typer.Option(min=1, help="Most tiles an image.")] = 12,
     fps: Annotated[float, typer.Option(min=0.001, help="Most frames a second of video.")] = 2.0,
-    min_frames: Annotated[int, typer.Option(min=1, help="Fewest frames a video, if --fps gives it as many.")] = 8,
+    min_frames: Annotated[int, typer.Option(min=1, help="Fewest frames a video, if it has as many.")] = 8,
     max_frames: Annotated[int, typer.Option(min=1, help="Most frames a video.")] = 512,
     out: Annotated[Path | None, typer.Option(help="The contact sheet; by default FILE.plan.png, here.")] = None,
 ) -> None:

@@ -57,6 +57,7 @@ def check(
     only: Annotated[list[str] | None, _ONLY] = None,
     pixels: Annotated[bool, typer.Option("--pixels", help="Decode each image; finds those that are cut off.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    remote: Annotated[str | None, _REMOTE] = None,
     allow_outside_root: Annotated[bool, _OUTSIDE] = False,
 ) -> None:
     """Reads every row and opens every medium, and reports what is wrong; changes nothing. Exit code 3: something is.
@@ -66,6 +67,7 @@ def check(
     from eagle_model.data.formats.check import check as check_data
 
     options = {"layout": layout, "pixels": pixels, "allow_outside_root": allow_outside_root, "progress": _progress}
+    options |= {"remote": _remote(remote)}  # type: ignore[dict-item]
     report = check_data(path, only=tuple(only or ()), **options)  # type: ignore[arg-type]
     _end_progress()
     print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if json_ else "\n".join(report.lines()))
@@ -103,6 +105,7 @@ def proxies(
     out: Annotated[Path, typer.Argument(help="A folder; what is there already is kept.")],
     fps: Annotated[float, typer.Option(help="Frames a second that are kept.")] = 2.0,
     tile: Annotated[int, typer.Option(help="Width and height of a frame in pixels: the model's tiles.")] = 448,
+    min_frames: Annotated[int, typer.Option(help="Of a film that is shorter: the run's sampling.min_frames.")] = 8,
     psnr: Annotated[float, typer.Option(help="In dB, what a video keeps at least of what training sees.")] = 40.0,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     remote: Annotated[str | None, _REMOTE] = None,
@@ -127,7 +130,7 @@ def proxies(
     made = make_proxies(
         recipe,
         out,
-        ProxySettings(frames_per_second=fps, tile_px=tile, min_psnr_db=psnr),
+        ProxySettings(frames_per_second=fps, tile_px=tile, min_psnr_db=psnr, min_frames=min_frames),
         num_workers=workers,
         allow_outside_root=allow_outside_root,
         remote=_remote(remote),
@@ -152,6 +155,7 @@ def prepare(
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     video_time_limit: Annotated[float | None, typer.Option(help="Seconds to read the index of one video.")] = None,
     remote: Annotated[str | None, _REMOTE] = None,
+    content: Annotated[bool, typer.Option("--hash", help="Reads media whole: copies are known by content.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Media have changed: opens those of another time.")] = False,
     allow_outside_root: Annotated[bool, _OUTSIDE] = False,
 ) -> None:
@@ -177,6 +181,7 @@ def prepare(
         num_workers=workers,
         progress=say,
         remote=_remote(remote),
+        content_hashes=content,
         again=again,
         **options,  # type: ignore[arg-type]
     )

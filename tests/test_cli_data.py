@@ -83,7 +83,7 @@ def test_proxies_of_a_recipe_and_again(monkeypatch, capsys, tmp_path: Path) -> N
     command = ("data", "proxies", path, tmp_path / "out", "--tile", "56")
     assert run(monkeypatch, *command) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("1 videos; 4 frames, ")
+    assert first.startswith("1 videos; 8 frames, ")
     assert "MB an hour of film, at least" in second
     assert run(monkeypatch, *command) == 0
     assert capsys.readouterr().out == "1 videos, 1 of them there before; 0 frames, 0.0 MB written\n"

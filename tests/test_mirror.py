@@ -19,6 +19,7 @@ TREES = {  # tests/<name> mirrors these folders
 HELPERS = {"kernels": ("bench/static_table.py", "tests/kernels/*.py")}  # not of the package, tested too
 WHOLE = {
     "bad_media",
+    "reported_bugs",
     "fp8_training",
     "whole_model",
     "hopper_attention",

@@ -25,14 +25,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby, repeat, takewhile
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from eagle_model.batch import IGNORE_INDEX
@@ -57,6 +57,7 @@ from eagle_model.data.templates import (
     written,
 )
 from eagle_model.data.tiling import Grid
+from eagle_model.data.word_counts import WordCounts
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 MARKUP_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")  # grounding, written out in annotations
@@ -153,6 +154,8 @@ class ChatEncoder:
         longest_first = sorted(self._markup_ids, key=lambda token: (-len(token), token))
         self._markup = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
         self.plain_tokenizer = _without_added_tokens(tokenizer)  # for texts: no string is a token of its own
+        of_model = [self.plain_tokenizer.id_to_token(token_id) for token_id in self._forbidden_ids]
+        self._may_forge = any(token is not None for token in of_model)  # a text may become a control token
         labels = ["", "\n", "assistant\n", "user\n", f"system\n{self.system}"]
         self._encode_short = lru_cache(maxsize=65_536)(self._encode_text)
         self._short = {label: len(self._encode_text(label)) for label in labels}  # that every sample has
@@ -199,28 +202,56 @@ class ChatEncoder:
 
     def uncounted(self, sample: Sample, seen: Sequence[Seen]) -> tuple[int, list[str]]:
         """What `num_span_tokens` counts, in two: tokens that are known, and texts that `nums_of_tokens` counts."""
-        known, texts = 0, []
-        for text, control, repeats, _ in self._spans(sample, seen, 0, False):
-            if control is not None:
-                known += repeats
-            elif text in self._short:
-                known += self._short[text]
-            elif text:
-                texts.append(text)
+        known, texts, short = 0, [], self._short
+        media = self._written_media(sample, seen, 0) if sample.media else iter(())
+        for turn in self._turns(sample):
+            if len(turn.parts) == 1 and isinstance(turn.parts[0], str):  # as _turn has it, but for its spans
+                said = turn.parts[0].strip()
+                known += 2 + short["\n"]
+                if turn.role == "assistant":
+                    known += short["assistant\n"]
+                else:
+                    said = f"{turn.role}\n{said}"
+                if said in short:
+                    known += short[said]
+                else:
+                    texts.append(said)
+                continue
+            for text, control, repeats, _ in _turn(turn, media):
+                if control is not None:
+                    known += repeats
+                elif text in short:
+                    known += short[text]
+                elif text:
+                    texts.append(text)
         return known, texts
 
     def nums_of_tokens(self, texts: Sequence[str]) -> list[int | DataError]:
-        """Tokens of each text, all encoded together, which is faster; the error of each that cannot be."""
-        plain = [text for text in texts if not (self._markup and self._markup.search(text))]
-        encoded = dict(zip(plain, self.plain_tokenizer.encode_batch_fast(plain, add_special_tokens=False)))
-        nums: list[int | DataError] = []
+        """Tokens of each text: of ASCII by its words (word_counts.py), the others encoded together, which is faster;
+        the error of each that cannot be."""
+        nums: list[int | DataError | None] = []
+        left: list[str] = []
         for text in texts:
-            ids = encoded[text].ids if text in encoded else None
-            try:
-                nums.append(len(ids if ids and self._forbidden_ids.isdisjoint(ids) else self._encode_text(text)))
-            except DataError as error:
-                nums.append(error)
-        return nums
+            is_plain = not (self._markup and self._markup.search(text))
+            num = self._words.count(text) if is_plain and self._words is not None else None
+            nums.append(num)
+            if num is None and is_plain:
+                left.append(text)
+        encoded = dict(zip(left, self.plain_tokenizer.encode_batch_fast(left, add_special_tokens=False)))
+        return [self._num_or_error(text, encoded) if num is None else num for text, num in zip(texts, nums)]
+
+    def _num_or_error(self, text: str, encoded: Mapping[str, Encoding]) -> int | DataError:
+        found = encoded.get(text)
+        if found is not None and not (self._may_forge and not self._forbidden_ids.isdisjoint(found.ids)):
+            return len(found)
+        try:
+            return len(self._encode_text(text))
+        except DataError as error:
+            return error
+
+    @cached_property
+    def _words(self) -> WordCounts | None:
+        return None if self._may_forge else WordCounts.of(self.plain_tokenizer)
 
     def num_tokens_of(self, text: str) -> int:
         """Tokens of a text between two control tokens; nothing is stripped."""

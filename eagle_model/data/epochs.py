@@ -51,7 +51,11 @@ class RowSource(Protocol):
     def rows_left(self, place: Place, num_epochs: int, /) -> int:
         """From this one to the end of the first num_epochs epochs. Raises ValueError where nobody knows."""
 
-    def plan(self, sample: int, /) -> SamplePlan: ...
+    def plan(self, sample: int, /) -> SamplePlan:
+        """Raises DataError where what was prepared has changed."""
+
+    def where(self, sample: int, /) -> str:
+        """ "file:line" of a sample, whether it can be planned or not."""
 
     def num_tiles(self, samples: Sequence[int], /) -> int: ...
 
@@ -100,7 +104,7 @@ class Epochs:
         self.skipped: Sequence[Skipped] = index.skipped
         self.rows_from, self.num_rows = self.schedule.rows_from, self.schedule.num_rows
         self.close = self.schedule.close
-        self.plan, self.substitute = index.plan, self._substitutes.of
+        self.plan, self.where, self.substitute = index.plan, index.where, self._substitutes.of
 
     def rows_left(self, place: Place, num_epochs: int) -> int:
         if place.epoch >= num_epochs:

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from eagle_model.data.documents import load_pages, num_pages, page_size
@@ -161,9 +161,10 @@ def _load_in_memory(image: Image.Image) -> Tensor:
     name = Path("in memory")
     _need_size(image, str(name))
     try:
-        upright = ImageOps.exif_transpose(image)  # a copy, which belongs to no file any more
-        rgb_YX3 = np.empty((upright.height, upright.width, 3), np.uint8)
-        _fill(rgb_YX3, upright, name)
+        width, height = image_size(image)
+        orientation = _orientation(image)  # Pillow's exif_transpose writes EXIF anew, and fails where it is malformed
+        rgb_YX3 = np.empty((height, width, 3), np.uint8)
+        _fill(_STORED[orientation](rgb_YX3), image.copy(), name)  # a copy, which belongs to no file any more
     except DataError:
         raise
     except _DAMAGED as error:

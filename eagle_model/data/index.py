@@ -58,6 +58,7 @@ class Index:
     decode_seconds: NDArray[np.float32]  # (N,) an estimate of what a CPU core needs for its pixels; 0 for text
     digests: NDArray[np.void]  # (N,) 16 bytes of each sample's text and the names of its media (`content_digest`)
     plan: Callable[[int], SamplePlan]  # of sample i, 0 <= i < N
+    where: Callable[[int], str]  # "file:line" of sample i
     skipped: tuple[Skipped, ...]  # (sample id or file:line, reason) of each that could not be planned
     num_images: int  # in all samples
     num_videos: int
@@ -203,6 +204,7 @@ def plan_recipe(
         decode_seconds=np.array([plan.decode_seconds for plan in plans], np.float32),
         digests=np.array([content_digest(plan.sample) for plan in plans], f"V{DIGEST_BYTES}"),
         plan=plans.__getitem__,
+        where=lambda i: plans[i].sample.where,
         skipped=tuple(skipped),
         num_images=counts["images"],
         num_videos=counts["videos"],

@@ -350,12 +350,20 @@ class Loader:
         plans: dict[int, SamplePlan] = {}
         todo = sorted(chosen, key=lambda k: (k in failures, k))  # substitutes stand at the end
         while todo:
-            plans |= {k: self._rows.plan(chosen[k]) for k in todo}
-            part = self._read(self._wanted(row, {k: plans[k] for k in todo}, chosen))
-            parts.append(part)
-            todo = sorted(part.failed)
+            failed: dict[int, DataError] = {}
             for k in todo:
-                found.append(self._failed(row, k, failures.get(k, 0), plans.pop(k), part.failed[k]))
+                try:
+                    plans[k] = self._rows.plan(chosen[k])
+                except DataError as error:  # of prepared data: the row, or what a plan needs of a video, has changed
+                    failed[k] = error
+            if planned := {k: plans[k] for k in todo if k not in failed}:
+                part = self._read(self._wanted(row, planned, chosen))
+                parts.append(part)
+                failed |= part.failed
+            todo = sorted(failed)
+            for k in todo:
+                plans.pop(k, None)
+                found.append(self._failed(row, k, failures.get(k, 0), chosen[k], failed[k]))
                 failures[k] = failures.get(k, 0) + 1
                 chosen.pop(k)
             if is_shared or self.config.on_bad_sample == "raise":
@@ -417,13 +425,21 @@ class Loader:
             packets_for=None if self._executor is None else self._executor.backend,
         )
 
-    def _failed(self, row: ScheduledRow, place: int, attempt: int, plan: SamplePlan, error: DataError) -> _Failed:
+    def _failed(self, row: ScheduledRow, place: int, attempt: int, sample: int, error: DataError) -> _Failed:
         """With what is shown instead, in its error."""
         instead = self._chosen(row, place, attempt + 1)
         if instead is not None:
-            sample = self._rows.plan(instead).sample
-            error = DataError(f"{error} In its place: {' '.join(skip_entry(sample.id, sample.where, '')).strip(': ')}.")
-        return _Failed(place, attempt, plan.sample.id, plan.sample.where, error)
+            error = DataError(f"{error} In its place: {' '.join(skip_entry(*self._names(instead), '')).strip(': ')}.")
+        return _Failed(place, attempt, *self._names(sample), error)
+
+    def _names(self, sample: int) -> tuple[str, str]:
+        """Its id, and its file and line; these twice where it cannot be read."""
+        try:
+            found = self._rows.plan(sample).sample
+        except DataError:
+            where = self._rows.where(sample)
+            return where, where
+        return found.id, found.where
 
     def _num_not_in_proxies(self, plan: SamplePlan) -> int:
         if self._proxies is None:

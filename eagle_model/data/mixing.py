@@ -24,7 +24,10 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from eagle_model.data.sample import DataError
+
 Indices = NDArray[np.int64]
+MAX_SHOWN = 1 << 28  # limit: samples of an epoch, whose order is held three times over while it is made: 6 GB
 _LOG_LIMIT = (
     300.0  # limit: weights and powers beyond e^300 come near what a float holds, e^709, and are compared as logs
 )
@@ -41,6 +44,7 @@ class Mix:
 
     source_of_N: int (N), the source of each sample, 0 to S - 1.
     repeats, weights: of each of the S sources, above 0.  temperature: above 0.
+    Raises DataError where an epoch would show more than MAX_SHOWN samples.
     """
 
     def __init__(
@@ -53,6 +57,13 @@ class Mix:
         seed: int = 0,
     ) -> None:
         self._seed = seed
+        sizes = np.bincount(source_of_N, minlength=len(repeats)).tolist()
+        num_shown = sum(math.floor(size * repeat) for size, repeat in zip(sizes, repeats, strict=True))
+        if num_shown > MAX_SHOWN:
+            raise DataError(
+                f"an epoch would show {num_shown:,} samples, as repeat_time is up to {float(max(repeats)):g}; needs at "
+                f"most {MAX_SHOWN:,}, which memory holds. Lower repeat_time, and train for more epochs."
+            )
         by_source = np.argsort(source_of_N, kind="stable")
         ends = np.cumsum(np.bincount(source_of_N, minlength=len(repeats)))
         self._entries: list[Indices] = []  # of each source, repeats as often as they are

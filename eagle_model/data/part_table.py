@@ -13,8 +13,10 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +33,9 @@ from eagle_model.data.images import image_size
 from eagle_model.data.index import PREPARED_VIDEOS, skip_entry
 from eagle_model.data.processor import Processor
 from eagle_model.data.remote import fetched, tags
-from eagle_model.data.sample import DOCUMENT_SUFFIX, DataError, Sample, VideoRef
+from eagle_model.data.sample import DOCUMENT_SUFFIX, DataError, ImageRef, Sample, Stamp, VideoRef
+from eagle_model.data.stamps import CONTENT_BYTES, digest_of, stamp_of
+from eagle_model.data.templates import Seen
 from eagle_model.files import write_whole
 
 ROW_SCHEMA = pa.schema(
@@ -45,6 +49,9 @@ ROW_SCHEMA = pa.schema(
         "image_width": pa.list_(pa.int32()),
         "image_height": pa.list_(pa.int32()),
         "image_limit": pa.list_(pa.int32()),  # the most tiles, 0: no limit of its own
+        "image_bytes": pa.list_(pa.int64()),  # of the file; -1: it lies elsewhere, and its tag says what it is
+        "image_mtime_ns": pa.list_(pa.int64()),
+        "image_content": pa.list_(pa.binary(CONTENT_BYTES)),  # a digest, where asked for
         "video": pa.list_(pa.int32()),  # lines of the table of videos
         "start_seconds": pa.list_(pa.float64()),  # nan: the file's
         "end_seconds": pa.list_(pa.float64()),
@@ -58,6 +65,9 @@ VIDEO_SCHEMA = pa.schema(
         "path": pa.string(),
         "url": pa.string(),  # of one that lies elsewhere
         "tag": pa.string(),
+        "bytes": pa.int64(),  # of the file; null: it lies elsewhere
+        "mtime_ns": pa.int64(),
+        "content": pa.binary(CONTENT_BYTES),
         "width_px": pa.int32(),
         "height_px": pa.int32(),
         "num_frames": pa.int32(),  # pages of a document
@@ -71,7 +81,18 @@ VIDEO_SCHEMA = pa.schema(
         "damage": pa.string(),
     }
 )
-IMAGE_DTYPE = np.dtype([("path", "<u8"), ("bytes", "<i8"), ("mtime_ns", "<i8"), ("width", "<i4"), ("height", "<i4")])
+IMAGE_DTYPE = np.dtype(
+    [
+        ("path", "<u8"),
+        ("bytes", "<i8"),
+        ("mtime_ns", "<i8"),
+        ("width", "<i4"),
+        ("height", "<i4"),
+        ("content", f"V{CONTENT_BYTES}"),  # zeros: not read
+    ]
+)
+_NO_MEDIA: tuple[Any, ...] = ([],) * 5 + (None,) + ([],) * 3 + (None,)  # as PartTable._media
+_NOTHING = (None,) * (len(ROW_SCHEMA) - 5)  # of a bad row, between its place and why
 _COUNTED_TOGETHER = 256  # rows
 _REMEMBERED = 1 << 16  # images of a part whose sizes are at hand
 
@@ -80,34 +101,40 @@ class PartTable:
     """Gathers rows; holds one part in memory."""
 
     def __init__(
-        self, processor: Processor, out: Path, *, key: str, video_time_limit_seconds: float | None = None
+        self,
+        processor: Processor,
+        out: Path,
+        *,
+        key: str,
+        video_time_limit_seconds: float | None = None,
+        with_content: bool = False,
     ) -> None:
-        """key: what the part is of, whatever its number: by it what was known of its images is found again."""
+        """key: what the part is of, whatever its number: by it what was known of its images is found again.
+        with_content: media are read whole, for a digest of what they hold."""
         self._processor = processor
         self._tokens = processor.frame_tokens
         self._out = out
         self._time_limit = video_time_limit_seconds
-        self._images = ImageSizes(out / "images" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy")
-        self._rows: dict[str, list[Any]] = {name: [] for name in ROW_SCHEMA.names}
-        self._videos: dict[str, list[Any]] = {name: [] for name in VIDEO_SCHEMA.names}
+        self._with_content = with_content
+        place = out / "images" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+        self._images = ImageSizes(place, with_content=with_content)
+        self._rows: list[tuple[Any, ...]] = []  # as ROW_SCHEMA
+        self._base: list[int | None] = []  # of each row, its base_tokens
+        self._videos: list[dict[str, object]] = []
         self._video_number: dict[Path, int | DataError] = {}
         self._waiting: list[tuple[int, Sample, list[str]]] = []  # row, and texts of it that are to be counted
         self._counts = Counter[str]()
         self._unused = Counter[str]()
 
     def add_bad(self, line: int, offset: int, num_bytes: int, name: str, why: str) -> None:
-        self._add(line=line, offset=offset, bytes=num_bytes, bad=why, bad_id=name)
+        self._rows.append((line, offset, num_bytes, *_NOTHING, why, name))
+        self._base.append(None)
         self._counts["skipped"] += 1
 
     def add(self, line: int, offset: int, num_bytes: int, sample: Sample) -> None:
         """One sample; one whose media cannot be opened, or whose text cannot be counted, is listed as bad."""
         try:
-            sizes = [self._images.size(fetched(image)) for image in sample.images]
-            videos = [self._video(video) for video in sample.videos]
-            are_documents = [video.path.suffix.lower() == DOCUMENT_SUFFIX for video in sample.videos]
-            needs_text = bool(videos) and (not self._tokens.is_exact or self._tokens.depends_on_pictures(sample))
-            seen = self._tokens.seen_at_least(sample, are_documents)
-            pins = tags(sample) if any(medium.remote for medium in sample.media) else None
+            media, needs_text, seen = self._media(sample) if sample.media else (_NO_MEDIA, False, ())
             known, texts = self._processor.encoder.uncounted(sample, seen)
         except (DataError, MemoryError, RecursionError) as error:
             why = f"sample {sample.id}: {error or type(error).__name__}"
@@ -115,22 +142,9 @@ class PartTable:
                 line, offset, num_bytes, sample.id, why if sample.where == sample.id else f"{sample.where}: {why}"
             )
             return
-        self._add(
-            line=line,
-            offset=offset,
-            bytes=num_bytes,
-            digest=content_digest(sample),
-            tags=pins,
-            base_tokens=known,
-            needs_text=needs_text,
-            image_width=[width for width, _ in sizes],
-            image_height=[height for _, height in sizes],
-            image_limit=[image.max_tiles or 0 for image in sample.images],
-            video=videos,
-            start_seconds=[_or_nan(video.start_seconds) for video in sample.videos],
-            end_seconds=[_or_nan(video.end_seconds) for video in sample.videos],
-        )
-        self._waiting.append((len(self._rows["line"]) - 1, sample, texts))
+        self._waiting.append((len(self._rows), sample, texts))
+        self._rows.append((line, offset, num_bytes, content_digest(sample), None, needs_text, *media, None, None))
+        self._base.append(known)
         if len(self._waiting) == _COUNTED_TOGETHER:
             self._count()
 
@@ -138,14 +152,38 @@ class PartTable:
         """Writes the part, whole, the table of its rows last; returns how many rows there are, and are skipped."""
         self._count()
         counts = {name: self._counts[name] for name in ("skipped", "images", "videos", "text_only")}
-        counts["rows"] = len(self._rows["line"])
+        counts["rows"] = len(self._rows)
         said = json.dumps({**counts, "unused_fields": dict(self._unused)})
-        videos = pa.table(self._videos, VIDEO_SCHEMA)
-        rows = pa.table(self._rows, ROW_SCHEMA.with_metadata({"eagle": said}))
+        videos = pa.Table.from_pylist(self._videos, VIDEO_SCHEMA)
+        columns = dict(zip(ROW_SCHEMA.names, zip(*self._rows) if self._rows else repeat(())))
+        columns["base_tokens"] = self._base
+        rows = pa.table(columns, ROW_SCHEMA.with_metadata({"eagle": said}))
         self._images.write()
         write_whole(videos_path(path), lambda beside: pq.write_table(videos, beside, compression="zstd"))
         write_whole(path, lambda beside: pq.write_table(rows, beside, compression="zstd"))
         return counts
+
+    def _media(self, sample: Sample) -> tuple[tuple[Any, ...], bool, Sequence[Seen]]:
+        """What there is to keep of a sample's media; whether its frames cannot be counted by tables; what is seen at
+        least."""
+        images = [self._images.size(image) for image in sample.images]
+        videos = [self._video(video) for video in sample.videos]
+        are_documents = [video.path.suffix.lower() == DOCUMENT_SUFFIX for video in sample.videos]
+        needs_text = bool(videos) and (not self._tokens.is_exact or self._tokens.depends_on_pictures(sample))
+        contents = [image.stamp.digest or None for image in images] if self._with_content else None
+        kept = (
+            [image.width for image in images],
+            [image.height for image in images],
+            [image.max_tiles or 0 for image in sample.images],
+            [image.stamp.num_bytes for image in images],
+            [image.stamp.mtime_ns for image in images],
+            contents,
+            videos,
+            [_or_nan(video.start_seconds) for video in sample.videos],
+            [_or_nan(video.end_seconds) for video in sample.videos],
+            tags(sample) if any(medium.remote for medium in sample.media) else None,
+        )
+        return kept, needs_text, self._tokens.seen_at_least(sample, are_documents)
 
     def _count(self) -> None:
         """Counts the texts of the rows that wait for it."""
@@ -155,26 +193,20 @@ class PartTable:
                 if isinstance(num, DataError):
                     self._be_bad(k, sample, num)
                     break
-                self._rows["base_tokens"][k] += num
+                self._base[k] += num  # type: ignore[operator]
             else:
                 self._counts["images"] += len(sample.images)
                 self._counts["videos"] += len(sample.videos)
                 self._counts["text_only"] += not sample.media
-                self._unused.update(sample.unused_fields)
+                if sample.unused_fields:
+                    self._unused.update(sample.unused_fields)
         self._waiting.clear()
 
     def _be_bad(self, k: int, sample: Sample, error: DataError) -> None:
-        for name, column in self._rows.items():
-            if name not in ("line", "offset", "bytes"):
-                column[k] = None
-        self._rows["bad_id"][k], self._rows["bad"][k] = skip_entry(
-            sample.id, sample.where, f"sample {sample.id}: {error}"
-        )
+        name, why = skip_entry(sample.id, sample.where, f"sample {sample.id}: {error}")
+        self._rows[k] = (*self._rows[k][:3], *_NOTHING, why, name)
+        self._base[k] = None
         self._counts["skipped"] += 1
-
-    def _add(self, **fields: object) -> None:
-        for name, column in self._rows.items():
-            column.append(fields.get(name))
 
     def _video(self, video: VideoRef) -> int:
         found = self._video_number.get(video.path)
@@ -184,17 +216,17 @@ class PartTable:
             except DataError as error:
                 found = error
             else:
-                found = len(self._videos["path"])
-                for name, column in self._videos.items():
-                    column.append(facts.get(name))
+                found = len(self._videos)
+                self._videos.append(facts)
             self._video_number[video.path] = found
         if isinstance(found, DataError):
             raise found
         return found
 
     def _facts(self, video: VideoRef) -> dict[str, object]:
+        stamp = self._stamp(video)
         if video.path.suffix.lower() == DOCUMENT_SUFFIX:
-            return {"path": str(video.path), "num_frames": num_pages(fetched(video)), "is_document": True}
+            return stamp | {"path": str(video.path), "num_frames": num_pages(fetched(video)), "is_document": True}
         if video.remote is None and not os.path.isfile(video.path):
             raise DataError(f"video {video.path} does not exist or is not a file.")
         try:
@@ -204,7 +236,7 @@ class PartTable:
         info, ticks_N = opened.info, opened.index.pts_N - opened.index.pts_N[0]
         tick_seconds = float(opened.index.time_base)
         is_even = isinstance(frame_times(ticks_N, tick_seconds), EvenTimes)
-        return {
+        return stamp | {
             "path": str(video.path),
             "url": video.remote.url if video.remote is not None else None,
             "tag": video.remote.identity().tag if video.remote is not None else None,
@@ -221,29 +253,48 @@ class PartTable:
             "damage": info.damage,
         }
 
+    def _stamp(self, video: VideoRef) -> dict[str, object]:
+        if video.remote is not None:
+            return {}
+        try:
+            stamp = stamp_of(video.path, with_digest=self._with_content)
+        except (OSError, ValueError):
+            return {}  # who opens it says what is wrong
+        return {"bytes": stamp.num_bytes, "mtime_ns": stamp.mtime_ns, "content": stamp.digest or None}
+
+
+class ImageFacts(NamedTuple):
+    width: int
+    height: int
+    stamp: Stamp  # -1 bytes: it lies elsewhere
+
 
 class ImageSizes:
     """Sizes of the images of a part, kept in a file for the next time: sorted by a hash of their paths."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, with_content: bool = False) -> None:
+        self._path, self._with_content = path, with_content
         self._known: NDArray = np.empty(0, IMAGE_DTYPE)
         if path.is_file():
             found = np.load(path)  # no pickle: numpy reads none unless told to
             self._known = found if found.dtype == IMAGE_DTYPE else self._known
-        self._sizes: dict[Path, tuple[int, int] | DataError] = {}
-        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._facts: dict[str, ImageFacts | DataError] = {}
+        self._rows: list[tuple[int, int, int, int, int, bytes]] = []
 
-    def size(self, path: Path) -> tuple[int, int]:
-        """As `image_size`, which raises the same for an image that cannot be opened."""
-        found = self._sizes.get(path)
+    def size(self, image: ImageRef) -> ImageFacts:
+        """Raises as `image_size` for an image that cannot be opened."""
+        name = str(image.path)  # of which a Path has the hash at hand
+        found = self._facts.get(name)
         if found is None:
             try:
-                found = self._read(path)
+                if image.remote is None:
+                    found = self._read(image.path)
+                else:
+                    found = ImageFacts(*image_size(fetched(image)), Stamp(-1, 0))
             except DataError as error:
                 found = error
-            if len(self._sizes) < _REMEMBERED:
-                self._sizes[path] = found
+            if len(self._facts) < _REMEMBERED:
+                self._facts[name] = found
         if isinstance(found, DataError):
             raise found
         return found
@@ -260,22 +311,28 @@ class ImageSizes:
             self._path.parent.mkdir(exist_ok=True)
             write_whole(self._path, save)
 
-    def _read(self, path: Path) -> tuple[int, int]:
+    def _read(self, path: Path) -> ImageFacts:
         name = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
         key = int.from_bytes(name, "little")
         try:
             status = os.stat(path)
         except (OSError, ValueError):
-            return image_size(path)  # says what is wrong
+            return ImageFacts(*image_size(path), Stamp(-1, 0))  # which says what is wrong
+        stamp = Stamp(status.st_size, status.st_mtime_ns)
         at = int(np.searchsorted(self._known["path"], np.uint64(key)))
         if at < len(self._known):
             row = self._known[at].tolist()
-            if row[:3] == (key, status.st_size, status.st_mtime_ns):
+            if row[:3] == (key, *stamp[:2]) and (any(row[5]) or not self._with_content):
                 self._rows.append(row)
-                return row[3], row[4]
+                return ImageFacts(row[3], row[4], stamp._replace(digest=row[5] if self._with_content else b""))
         width, height = image_size(path)
-        self._rows.append((key, status.st_size, status.st_mtime_ns, width, height))
-        return width, height
+        if self._with_content:
+            try:
+                stamp = stamp._replace(digest=digest_of(str(path), *stamp[:2]))
+            except OSError as error:
+                raise DataError(f"image {path} cannot be read: {error.strerror}.") from error
+        self._rows.append((key, *stamp[:2], width, height, stamp.digest or bytes(CONTENT_BYTES)))
+        return ImageFacts(width, height, stamp)
 
 
 def videos_path(part: Path) -> Path:

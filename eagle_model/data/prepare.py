@@ -13,7 +13,8 @@ is known of media is kept beside the parts, and used again while a file's size a
 Folder  preparation.json: the sources, the parts, what counts tokens.  processor/: its tokenizer and config.
         parts/00000.parquet: a line each row; parts/00000.videos.parquet: a line each video of them (`part_table`).
         rows/: annotation files that are one JSON list, as a line each row.  images/: sizes of images.
-        videos/: the indexes of videos, which decoding uses too.  prepared.json: written last, by `finish`.
+        videos/: the indexes of videos, which decoding uses too.  rows.arrow, videos.arrow: the tables of all parts, as
+        a start maps them into memory.  prepared.json: written last, by `finish`.
 """
 
 from __future__ import annotations
@@ -25,36 +26,38 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eagle_model.data.annotations import BLANK, json_line, json_rows
 from eagle_model.data.index import PREPARED_PROCESSOR as PROCESSOR
 from eagle_model.data.index import PREPARED_VIDEOS
-from eagle_model.data.part_table import PartTable
+from eagle_model.data.part_table import ROW_SCHEMA, VIDEO_SCHEMA, PartTable, videos_path
+from eagle_model.data.pool import in_pool
 from eagle_model.data.processor import Processor
 from eagle_model.data.recipe import PREPARATION as PLAN
 from eagle_model.data.recipe import Source, read_recipe
 from eagle_model.data.remote import RemoteConfig
 from eagle_model.data.rows import training_sample
-from eagle_model.data.sample import DataError
+from eagle_model.data.sample import DataError, Stamp
+from eagle_model.data.stamps import digest_of, is_same
 from eagle_model.fields import from_json, to_json
 from eagle_model.files import read_json, write_json, write_whole
 
-FORMAT = 2
+FORMAT = 3
 DONE, PARTS, ROWS, LOCK = "prepared.json", "parts", "rows", "prepare.lock"
+ALL_ROWS, ALL_VIDEOS = "rows.arrow", "videos.arrow"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks answer
 PART_BYTES = 4 << 20  # of rows: some thousands, which take a second or two; little is lost where one is interrupted
 _READ_BYTES = 1 << 22
@@ -75,15 +78,23 @@ class Preparation:
     """What preparation.json says: what is prepared, and how it is cut."""
 
     format: int
+    folder: str  # where this was when it was begun: paths are as seen from there
     recipe: str
-    sources: list[dict[str, Any]]  # name, root, and of each annotation file its path, size and time
+    sources: list[dict[str, Any]]  # name, root, and of each annotation file its path, size, time and digest
     tokens: dict[str, Any]  # all that the number of text tokens depends on
-    options: dict[str, Any]  # allow_outside_root, video_time_limit_seconds, remote
+    options: dict[str, Any]  # allow_outside_root, video_time_limit_seconds, remote, content_hashes
     parts: list[list[int]]
+    moved_to: str | None = None  # where it is now, where data and folder were moved together; in no file
 
     @property
     def num_parts(self) -> int:
         return len(self.parts)
+
+    def place(self, path: str) -> str:
+        """Where a file is that was at `path`."""
+        if self.moved_to is None:
+            return path
+        return os.path.normpath(os.path.join(self.moved_to, os.path.relpath(path, self.folder)))
 
 
 @dataclass(frozen=True)
@@ -114,13 +125,14 @@ def prepare(
     allow_outside_root: bool = False,
     video_time_limit_seconds: float | None = None,
     remote: RemoteConfig | None = None,
+    content_hashes: bool = False,
     again: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Prepares a recipe with num_workers processes, and goes on where an earlier call was interrupted.
 
     Rows and samples that are bad are listed in the parts; training refuses them or leaves them out, as it is told.
-    allow_outside_root, video_time_limit_seconds, remote: as of DataConfig.  again: as of `begin`.
+    allow_outside_root, video_time_limit_seconds, remote: as of DataConfig.  content_hashes, again: as of `begin`.
     Returns: what `finish` writes.
     Raises:  DataError where the recipe cannot be used, another process prepares the folder, or one was killed: call it
              again to go on.
@@ -133,6 +145,7 @@ def prepare(
             allow_outside_root=allow_outside_root,
             video_time_limit_seconds=video_time_limit_seconds,
             remote=remote,
+            content_hashes=content_hashes,
             again=again,
         )
         _prepare_missing(plan, out, num_workers, progress)
@@ -209,19 +222,6 @@ def _prepare_missing(
             raise
 
 
-def in_pool() -> None:
-    """Begins a process of a pool. The tokenizer would start as many threads as there are cores in each; and one whose
-    parent was killed would wait for work for ever."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, name="eagle-parent", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        wait([parent.sentinel])
-        os._exit(1)  # parts are written whole: nothing is left half done but a temporary file
-
-
 def begin(
     recipe: Path,
     processor: Processor,
@@ -230,10 +230,12 @@ def begin(
     allow_outside_root: bool = False,
     video_time_limit_seconds: float | None = None,
     remote: RemoteConfig | None = None,
+    content_hashes: bool = False,
     again: bool = False,
 ) -> Preparation:
     """Makes the folder and cuts the rows into parts. Parts that are there already stay where nothing has changed.
 
+    content_hashes: media are read whole, so that a file that was copied, and has another time, is known again.
     again: makes all parts anew, for media that have changed; those of the same size and time are not opened.
     """
     sources = read_recipe(recipe)
@@ -245,13 +247,12 @@ def begin(
         "allow_outside_root": allow_outside_root,
         "video_time_limit_seconds": video_time_limit_seconds,
         "remote": None if remote is None else to_json(remote),
+        "content_hashes": content_hashes,
     }
     said = {"format": FORMAT, "recipe": os.path.abspath(recipe), "sources": described, "tokens": tokens}
     said["options"] = options
-    if (out / PLAN).is_file() and not again:
-        before = read_json(out / PLAN)
-        if isinstance(before, dict) and {name: before.get(name) for name in said} == said:
-            return Preparation(**before)
+    if (out / PLAN).is_file() and not again and (before := _of_the_same(out, said)) is not None:
+        return before
     for name in (DONE, PLAN):
         (out / name).unlink(missing_ok=True)
     for path in (out / PARTS).iterdir():  # of other data, or counted otherwise
@@ -265,9 +266,45 @@ def begin(
             if path.suffix.lower() != ".jsonl":
                 lines = _as_lines(path, out / ROWS / f"{k:03d}-{j:04d}.jsonl")
             parts += [Part(k, j, *cut) for cut in _cut(lines)]
-    plan = Preparation(**said, parts=[list(part) for part in parts])  # type: ignore[arg-type]
-    write_json(out / PLAN, asdict(plan))
+            described[k]["annotation"][j]["digest"] = _content(path)
+    plan = Preparation(**said, folder=os.path.abspath(out), parts=[list(part) for part in parts])  # type: ignore[arg-type]
+    write_json(out / PLAN, {name: value for name, value in asdict(plan).items() if name != "moved_to"})
     return plan
+
+
+def read_plan(out: Path) -> Preparation:
+    """What `begin` wrote, its paths as they are now: as they were, or as seen from the folder, where it was moved and
+    all of its data with it. Raises DataError where another version wrote it."""
+    said = read_json(out / PLAN)
+    if said.get("format") != FORMAT:
+        raise DataError(f"{out} was prepared by another version of this program. Run eagle data prepare again.")
+    plan, folder = Preparation(**said), os.path.abspath(out)
+    if folder == plan.folder:
+        return plan
+    moved = replace(plan, moved_to=folder)
+    named = [plan.recipe, *(s["root"] for s in plan.sources)]
+    named += [file["path"] for source in plan.sources for file in source["annotation"]]
+    if not all(os.path.exists(moved.place(path)) for path in named):
+        return plan  # the folder alone was moved, or copied
+    sources = []
+    for source in plan.sources:
+        files = [{**file, "path": moved.place(file["path"])} for file in source["annotation"]]
+        sources.append({**source, "root": moved.place(source["root"]), "annotation": files})
+    return replace(moved, recipe=moved.place(plan.recipe), sources=sources)
+
+
+def _of_the_same(out: Path, said: dict[str, Any]) -> Preparation | None:
+    """What was begun in the folder, where it is of these data and options."""
+    try:
+        before = read_plan(out)
+    except (DataError, ValueError, TypeError):
+        return None
+    now = [{**source, "annotation": len(source["annotation"])} for source in said["sources"]]
+    then = [{**source, "annotation": len(source["annotation"])} for source in before.sources]
+    if any(getattr(before, name) != said[name] for name in ("recipe", "tokens", "options")) or now != then:
+        return None
+    files = zip(*([f for s in sources for f in s["annotation"]] for sources in (before.sources, said["sources"])))
+    return before if all(old["path"] == new["path"] and _is_same(old) for old, new in files) else None
 
 
 def token_settings(processor: Processor) -> dict[str, Any]:
@@ -287,7 +324,7 @@ def prepare_part(out: Path, k: int) -> dict[str, int]:
 
     Raises DataError where the annotation file is not the one that was cut any more.
     """
-    plan, processor = _opened(out, os.stat(out / PLAN).st_mtime_ns)
+    plan, processor = _opened(out, os.path.abspath(out), os.stat(out / PLAN).st_mtime_ns)
     part = Part(*plan.parts[k])
     source = plan.sources[part.source]
     need_unchanged(source)
@@ -296,6 +333,7 @@ def prepare_part(out: Path, k: int) -> dict[str, int]:
         out,
         key=f"{source['annotation'][part.file]['path']}:{part.begin}",
         video_time_limit_seconds=plan.options["video_time_limit_seconds"],
+        with_content=plan.options["content_hashes"],
     )
     root, allow = Path(source["root"]), plan.options["allow_outside_root"]
     said = plan.options["remote"]
@@ -315,7 +353,7 @@ def prepare_part(out: Path, k: int) -> dict[str, int]:
 
 def finish(out: Path) -> dict[str, Any]:
     """Counts what the parts hold and says in prepared.json that all is there. Raises DataError where a part is not."""
-    plan = Preparation(**read_json(out / PLAN))
+    plan = read_plan(out)
     missing = [k for k in range(plan.num_parts) if not part_path(out, k).is_file()]
     if missing:
         raise DataError(f"{out}: {len(missing)} of {plan.num_parts} parts are missing, the first {missing[0]}.")
@@ -336,9 +374,32 @@ def finish(out: Path) -> dict[str, Any]:
                 "length or remove it."
             )
     by_number = sorted(unused.items(), key=lambda item: -item[1])
+    parts = [part_path(out, k) for k in range(plan.num_parts)]
+    digest = hashlib.sha256()
+    merged = {
+        "rows_of_parts": _merge(parts, out / ALL_ROWS, ROW_SCHEMA, digest),
+        "videos_of_parts": _merge([videos_path(part) for part in parts], out / ALL_VIDEOS, VIDEO_SCHEMA, digest),
+    }
     done = {"format": FORMAT, "num_parts": plan.num_parts, **totals, "unused_fields": by_number}
-    write_json(out / DONE, done)
+    write_json(out / DONE, {**done, **merged, "digest": digest.hexdigest()})
     return done
+
+
+def _merge(parts: list[Path], out: Path, schema: pa.Schema, digest: Any) -> list[int]:
+    """Writes the tables of all parts as one file that needs no unpacking, a part at a time; the rows of each part."""
+    num_rows = []
+
+    def write(beside: Path) -> None:
+        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for part in parts:
+                data = part.read_bytes()
+                digest.update(data)
+                table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).cast(schema)
+                writer.write_table(table)
+                num_rows.append(table.num_rows)
+
+    write_whole(out, write)
+    return num_rows
 
 
 def part_path(out: Path, k: int) -> Path:
@@ -354,14 +415,25 @@ def rows_path(out: Path, source: dict[str, Any], source_number: int, file: int) 
 def need_unchanged(source: dict[str, Any]) -> None:
     for file in source["annotation"]:
         try:
-            found = os.stat(file["path"])
+            is_same = _is_same(file)
         except OSError as error:
             raise DataError(
                 f"{file['path']} cannot be read: {error.strerror}. It was prepared from there: put it back, or run "
-                "eagle data prepare again where it is now."
+                "eagle data prepare again where it is now. (Data and prepared folder may move together.)"
             ) from error
-        if [found.st_size, found.st_mtime_ns] != [file["bytes"], file["mtime_ns"]]:
+        if not is_same:
             raise DataError(f"{file['path']} has changed since it was prepared. Run eagle data prepare again.")
+
+
+def _is_same(file: dict[str, Any]) -> bool:
+    """Whether an annotation file is the one that was described; of another time it is, where its content is the same.
+    Raises OSError."""
+    return is_same(file["path"], Stamp(file["bytes"], file["mtime_ns"], bytes.fromhex(file["digest"])))
+
+
+def _content(path: Path) -> str:
+    found = os.stat(path)
+    return digest_of(str(path), found.st_size, found.st_mtime_ns).hex()
 
 
 def _described(source: Source) -> dict[str, Any]:
@@ -374,8 +446,8 @@ def _described(source: Source) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _opened(out: Path, changed_ns: int) -> tuple[Preparation, Processor]:
-    return Preparation(**read_json(out / PLAN)), Processor.from_pretrained(out / PROCESSOR)
+def _opened(out: Path, place: str, changed_ns: int) -> tuple[Preparation, Processor]:
+    return read_plan(out), Processor.from_pretrained(out / PROCESSOR)
 
 
 class _Line(NamedTuple):

@@ -3,8 +3,8 @@
     index = open_prepared(Path("prepared"), processor)      # index.open_index takes a recipe as well
     index.tokens.sum(), index.plan(7).visual.grids
 
-Opening reads the parts' numbers, some tens of bytes a row, and plans all samples at once (plan_many.py); what came out
-is kept beside them for the next start with the same limits. A sample's row is read when its plan is asked for.
+Opening maps the tables of all parts into memory, and plans all samples at once (plan_many.py); what came out is kept
+beside them for the next start with the same limits. A sample's row is read when its plan is asked for.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,15 +31,24 @@ from eagle_model.data.clips import Clip, VideoFacts, clip_of, document_clip, ope
 from eagle_model.data.content import DIGEST_BYTES, content_digest
 from eagle_model.data.frame_times import EvenTimes, FrameTimes
 from eagle_model.data.index import PREPARED_VIDEOS, Index, Skipped
-from eagle_model.data.part_table import ROW_SCHEMA, videos_path
 from eagle_model.data.plan_many import Facts, plan_many
-from eagle_model.data.prepare import DONE, PLAN, Preparation, need_unchanged, part_path, rows_path, token_settings
+from eagle_model.data.prepare import (
+    ALL_ROWS,
+    ALL_VIDEOS,
+    DONE,
+    Preparation,
+    need_unchanged,
+    read_plan,
+    rows_path,
+    token_settings,
+)
 from eagle_model.data.processor import Processor, SamplePlan
 from eagle_model.data.recipe import Source, read_recipe
 from eagle_model.data.remote import RemoteConfig, RemoteFile, pinned
 from eagle_model.data.rows import parse_sample
-from eagle_model.data.sample import DataError, Sample, VideoRef
+from eagle_model.data.sample import DataError, ImageRef, Sample, Stamp, VideoRef
 from eagle_model.data.sampling import DoesNotFit
+from eagle_model.data.stamps import stamped
 from eagle_model.fields import to_json
 from eagle_model.files import read_json, write_whole
 
@@ -58,7 +68,7 @@ def open_prepared(
     for the first bad sample, unless skip_bad."""
     if not (folder / DONE).is_file():
         raise DataError(f"{folder} is not prepared to its end. Run eagle data prepare again: it goes on.")
-    plan, done = Preparation(**read_json(folder / PLAN)), read_json(folder / DONE)
+    plan, done = read_plan(folder), read_json(folder / DONE)
     for name, value in token_settings(processor).items():
         if plan.tokens[name] != value:
             raise DataError(
@@ -71,9 +81,9 @@ def open_prepared(
         raise DataError(f"{folder} was prepared with media that lie elsewhere. Set data.remote.")
     for described in plan.sources:
         need_unchanged(described)
-    rows = _Rows(folder, plan, processor, remote)
+    rows = _Rows(folder, plan, done, processor, remote)
     sources = _sources(plan, rows)
-    numbers = _numbers(folder, rows, sources, processor)
+    numbers = _numbers(folder, rows, done, sources, processor)
     skipped = _skipped(rows, numbers.refused)
     if skipped and not skip_bad:
         raise DataError(skipped[0][1])
@@ -90,6 +100,7 @@ def open_prepared(
         decode_seconds=numbers.decode_seconds[good],
         digests=rows.digest[good],
         plan=lambda i: rows.plan(int(good[i]), sources),
+        where=lambda i: rows.name(int(good[i])),
         skipped=tuple(skipped),
         num_images=int(images.sum()),
         num_videos=int(videos.sum()),
@@ -108,13 +119,13 @@ class _Numbers(NamedTuple):
 class _Rows:
     """All rows of the parts as arrays, and the reader of one."""
 
-    def __init__(self, folder: Path, plan: Preparation, processor: Processor, remote: RemoteConfig | None) -> None:
+    def __init__(
+        self, folder: Path, plan: Preparation, done: dict[str, Any], processor: Processor, remote: RemoteConfig | None
+    ) -> None:
         self._remote = remote
         self._folder, self._plan, self._processor = folder, plan, processor
-        tables = [pq.read_table(part_path(folder, k)) for k in range(plan.num_parts)]
-        num_rows = [table.num_rows for table in tables]
-        table = pa.concat_tables(tables) if tables else ROW_SCHEMA.empty_table()
-        part_of = np.repeat(np.arange(len(tables), dtype=np.int32), num_rows)
+        table, self._videos = _mapped(folder / ALL_ROWS), _mapped(folder / ALL_VIDEOS)
+        part_of = np.repeat(np.arange(plan.num_parts, dtype=np.int32), done["rows_of_parts"])
         parts = np.array(plan.parts, np.int64).reshape(-1, 5)
         self.source = parts[part_of, 0].astype(np.int32)
         self.file = parts[part_of, 1].astype(np.int32)
@@ -122,17 +133,17 @@ class _Rows:
         self.base_tokens = _array(table, "base_tokens").astype(np.int64)
         self.needs_text = _array(table, "needs_text").astype(bool)
         self.digest = _digests(table["digest"])
-        self.num_images, widths = _lists(table, "image_width")
-        self.image_sizes = np.stack([widths, _lists(table, "image_height")[1]], 1).astype(np.int64)
-        self.image_limits = _lists(table, "image_limit")[1].astype(np.int64)
-        self.num_videos, videos = _lists(table, "video")
-        self.starts, self.ends = _lists(table, "start_seconds")[1], _lists(table, "end_seconds")[1]
+        self.num_images, self.num_videos = _lengths(table, "image_width"), _lengths(table, "video")
+        self.image_sizes = np.stack([_values(table, "image_width"), _values(table, "image_height")], 1).astype(np.int64)
+        self.image_limits = _values(table, "image_limit").astype(np.int64)
+        self.starts, self.ends = _values(table, "start_seconds"), _values(table, "end_seconds")
+        self._table = table
+        contents = table["image_content"]
+        self._image_contents = contents if contents.null_count < len(contents) else None
         self.first_image = np.append(0, self.num_images.cumsum())
         self.first_video = np.append(0, self.num_videos.cumsum())
-        tables_of_videos = [pq.read_table(videos_path(part_path(folder, k))) for k in range(plan.num_parts)]
-        first = np.append(0, np.cumsum([t.num_rows for t in tables_of_videos])).astype(np.int64)
-        self._videos = pa.concat_tables(tables_of_videos).combine_chunks() if tables_of_videos else None
-        self.video = videos.astype(np.int64) + first[np.repeat(part_of, self.num_videos)]
+        first = np.append(0, np.cumsum(done["videos_of_parts"])).astype(np.int64)
+        self.video = _values(table, "video").astype(np.int64) + first[np.repeat(part_of, self.num_videos)]
         self._tags = table["tags"] if table["tags"].null_count < len(table) else None
         bad = table["bad"].is_valid().to_numpy()
         self.bad = {
@@ -142,10 +153,6 @@ class _Rows:
 
     def __len__(self) -> int:
         return len(self.line)
-
-    @property
-    def num_parts(self) -> int:
-        return self._plan.num_parts
 
     def name(self, i: int) -> str:
         """ "file:line" of row i."""
@@ -171,8 +178,29 @@ class _Rows:
         )
         if content_digest(sample) != self.digest[i].tobytes():
             raise DataError(f"{self.name(i)}: the row has changed since it was prepared. Run eagle data prepare again.")
+        if not sample.media:
+            return sample
         tags = None if self._tags is None else self._tags[i].as_py()
-        return sample if tags is None else pinned(sample, tags)
+        return stamped(sample if tags is None else pinned(sample, tags), self._stamps(i, sample))
+
+    @cached_property
+    def _image_files(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Size and time of each image."""
+        return _values(self._table, "image_bytes"), _values(self._table, "image_mtime_ns")
+
+    def _stamps(self, i: int, sample: Sample) -> Iterator[Stamp | None]:
+        """Of each of sample.media, what its file was; None where it lies elsewhere."""
+        images, videos = iter(range(*self.first_image[i : i + 2])), iter(range(*self.first_video[i : i + 2]))
+        contents = None if self._image_contents is None else self._image_contents[i].as_py()
+        for medium in sample.media:
+            if isinstance(medium, ImageRef):
+                k = next(images)
+                content = contents[k - self.first_image[i]] if contents else None
+                num_bytes, mtime_ns = (int(values[k]) for values in self._image_files)
+                stamp = Stamp(num_bytes, mtime_ns, content or b"")
+                yield None if stamp.num_bytes < 0 else stamp
+            else:
+                yield self._facts(int(self.video[next(videos)])).stamp
 
     def plan(self, i: int, sources: tuple[Source, ...]) -> SamplePlan:
         """The plan of row i, by what is known of its media. Raises DataError where it has none."""
@@ -190,17 +218,19 @@ class _Rows:
             raise DataError(f"sample {sample.id}: {error}") from error
         return replace(planned, dataset=source.name)
 
-    def facts(self, rows: NDArray[np.int64], clips: list[list[Clip]]) -> Facts:
-        """Of some rows, in ascending order. clips: of each."""
-        is_own = np.zeros(len(self), bool)
-        is_own[rows] = True
-        images = np.repeat(is_own, self.num_images)
+    def facts(self, rows: NDArray[np.int64], clips: dict[int, list[Clip]]) -> Facts:
+        """Of some rows, in ascending order. clips: of those that show any."""
+        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        is_own = np.zeros(last - first, bool)
+        is_own[rows - first] = True
+        listed = slice(self.first_image[first], self.first_image[last])
+        images = np.repeat(is_own, self.num_images[first:last])
         return Facts(
             base_tokens=self.base_tokens[rows],
             num_images=self.num_images[rows],
-            image_sizes=self.image_sizes[images],
-            image_limits=self.image_limits[images],
-            clips={k: shown for k, shown in enumerate(clips) if shown},
+            image_sizes=self.image_sizes[listed][images],
+            image_limits=self.image_limits[listed][images],
+            clips={int(rows.searchsorted(i)): shown for i, shown in clips.items()},
         )
 
     def clips(self, i: int) -> list[Clip]:
@@ -209,7 +239,7 @@ class _Rows:
 
     def _clip(self, k: int) -> Clip:
         number = int(self.video[k])
-        path, remote, facts = self._facts(number)
+        path, remote, facts, _ = self._facts(number)
         if isinstance(facts, int):
             return document_clip(facts)
         start, end = (None if np.isnan(s) else float(s) for s in (self.starts[k], self.ends[k]))
@@ -219,32 +249,38 @@ class _Rows:
         ref = VideoRef(path, start, end)
         return clip_of(ref, facts, seek=limits.seek, tolerance=limits.tolerance, choose=choose)
 
-    def _read_facts(self, number: int) -> tuple[Path, RemoteFile | None, VideoFacts | int]:
-        assert self._videos is not None
+    def _read_facts(self, number: int) -> _File:
         row: dict[str, Any] = {name: self._videos[name][number].as_py() for name in self._videos.column_names}
-        path, remote = Path(row["path"]), None
+        path, remote = Path(self._plan.place(row["path"])), None
+        stamp = None if row["bytes"] is None else Stamp(row["bytes"], row["mtime_ns"], row["content"] or b"")
         if row["url"] is not None and self._remote is not None:
             remote = self._remote.file(row["url"], row["tag"])
             path = remote.path
         if row["is_document"]:
-            return path, remote, row["num_frames"]
+            return _File(path, remote, row["num_frames"], stamp)
         times: FrameTimes = EvenTimes(row["num_frames"], row["step_ticks"], row["tick_seconds"])
         if row["steps"]:
             steps = np.frombuffer(row["steps"], "<i8")
             times = np.append(0, steps.cumsum()) * row["tick_seconds"]
-        return (
-            path,
-            remote,
-            VideoFacts(
-                frame_times_seconds=times,
-                key_frames=np.frombuffer(row["key_steps"], "<i4").astype(np.int64).cumsum(),
-                duration_seconds=row["duration_seconds"],
-                frames_per_second=row["frames_per_second"],
-                width_px=row["width_px"],
-                height_px=row["height_px"],
-                damage=row["damage"],
-            ),
+        facts = VideoFacts(
+            frame_times_seconds=times,
+            key_frames=np.frombuffer(row["key_steps"], "<i4").astype(np.int64).cumsum(),
+            duration_seconds=row["duration_seconds"],
+            frames_per_second=row["frames_per_second"],
+            width_px=row["width_px"],
+            height_px=row["height_px"],
+            damage=row["damage"],
         )
+        return _File(path, remote, facts, stamp)
+
+
+class _File(NamedTuple):
+    """A video or document."""
+
+    path: Path
+    remote: RemoteFile | None
+    facts: VideoFacts | int  # pages of a document
+    stamp: Stamp | None
 
 
 def _choose(
@@ -272,15 +308,13 @@ def _sources(plan: Preparation, rows: _Rows) -> tuple[Source, ...]:
     return sources
 
 
-def _numbers(folder: Path, rows: _Rows, sources: tuple[Source, ...], processor: Processor) -> _Numbers:
+def _numbers(
+    folder: Path, rows: _Rows, done: dict[str, Any], sources: tuple[Source, ...], processor: Processor
+) -> _Numbers:
     """Of all rows: what an earlier start kept, or plans made now, and kept."""
     limits = [to_json(source.limited(processor.config.sampling)) for source in sources]
-    said = json.dumps([to_json(processor.config), limits, read_json(folder / DONE)])
+    said = json.dumps([to_json(processor.config), limits, done["digest"]])
     digest = hashlib.sha256(said.encode())
-    for array in (rows.base_tokens, rows.digest, rows.image_sizes, rows.video):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for k in range(rows.num_parts):  # a film that was replaced has the same row and another length
-        digest.update(videos_path(part_path(folder, k)).read_bytes())
     kept = folder / "plans" / f"{digest.hexdigest()[:24]}.parquet"
     if kept.is_file():
         table = pq.read_table(kept)
@@ -330,9 +364,8 @@ def _plan_rows(
         alike = np.isin(rows.source[begin:end], [k for k, own_limit in enumerate(limits) if own_limit == limit])
         own = np.flatnonzero(alike & ~is_left_out)
         config = replace(processor.config, sampling=limit)
-        found = plan_many(
-            config, processor.frame_tokens, rows.facts(begin + own, [clips.get(i, []) for i in own.tolist()])
-        )
+        shown = {begin + i: of_row for i, of_row in clips.items() if alike[i] and not is_left_out[i]}
+        found = plan_many(config, processor.frame_tokens, rows.facts(begin + own, shown))
         for array, values in zip(numbers[:3], found[:3]):
             array[begin + own] = values  # type: ignore[index]
         numbers.refused.update({begin + int(own[k]): str(error) for k, error in found.refused.items()})
@@ -351,17 +384,31 @@ def _skipped(rows: _Rows, refused: dict[int, str]) -> list[Skipped]:
 # ---- columns
 
 
+def _mapped(path: Path) -> pa.Table:
+    """A table whose columns are read from the disk as they are looked at, and shared by all processes of a machine."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_file(file).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} cannot be read: {error}. Run eagle data prepare again.") from error
+
+
 def _array(table: pa.Table, name: str) -> NDArray:
     """A column as numbers, 0 where it has none."""
     return table[name].fill_null(0 if not pa.types.is_boolean(table[name].type) else False).to_numpy()
 
 
-def _lists(table: pa.Table, name: str) -> tuple[NDArray[np.int64], NDArray]:
-    """How many entries each row's list has, and all entries one after the other."""
-    column = table[name].combine_chunks()
-    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return lengths, column.flatten().to_numpy(zero_copy_only=False)
+def _lengths(table: pa.Table, name: str) -> NDArray[np.int64]:
+    """How many entries each row's list has."""
+    lengths = [chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) for chunk in table[name].chunks]
+    return np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
+
+
+def _values(table: pa.Table, name: str) -> NDArray:
+    """The entries of all rows' lists, one after the other."""
+    column = table[name]
+    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate([np.empty(0, column.type.value_type.to_pandas_dtype()), *values])
 
 
 def _digests(column: pa.ChunkedArray) -> NDArray[np.void]:

@@ -57,6 +57,7 @@ from eagle_model.data.remote import fetched
 from eagle_model.data.rows import parse_sample
 from eagle_model.data.sample import DOCUMENT_SUFFIX, DataError, ImageRef, Media, Sample, VideoRef
 from eagle_model.data.sampling import DoesNotFit, SamplingConfig, VisualPlan
+from eagle_model.data.stamps import need_same
 from eagle_model.data.templates import DEFAULT_TEMPLATE, TEMPLATES, Seen, TemplateName
 from eagle_model.data.tiling import Grid
 from eagle_model.data.tokenizer import TOKENIZER_FILE, read_released_tokenizer, read_tokenizer
@@ -340,12 +341,14 @@ class Processor:
                     assert isinstance(shown, ImageRef)  # as seen_media pairs them
                     needs = (seen.cols * self.config.tile_px, seen.rows * self.config.tile_px)
                     least_px = needs if self.config.jpeg_scaling else None
+                    need_same(shown)
                     image_YX3 = load_image(_fetched(shown, stop), least_px=least_px)
                     if jpeg_seed is not None:
                         image_YX3 = as_jpeg(image_YX3, jpeg_quality(jpeg_seed, shown.number))
                     # One thread: the loader's workers are threads already.
                     out_IPK[:] = frames_to_tiles(image_YX3[None], seen, self.tiling, num_threads=1)[wanted]
                 elif shown.path.suffix.lower() == DOCUMENT_SUFFIX:
+                    need_same(shown)
                     fetched(shown, stop)
                     numbers = seen.timestamps_seconds[wanted]
                     self._load_pages(shown, numbers, out_IPK, video_time_limit_seconds, stop)
@@ -363,6 +366,7 @@ class Processor:
                     proxy = None if proxies is None else proxies.of(shown)
                     is_left = [True] * len(times) if proxy is None else proxy.load(times, decode, out_IPK)
                     if any(is_left):
+                        need_same(shown)
                         film = open_video(shown.path, index_folder, video_time_limit_seconds, stop, shown.remote)
                         if all(is_left) and defer is not None and defer(film, times, (first - begin, last - begin)):
                             continue

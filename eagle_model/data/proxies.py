@@ -28,6 +28,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -44,6 +45,7 @@ from eagle_kernels.tiles import Tiling
 from eagle_kernels.video import Video, VideoError
 from eagle_kernels.video.ranged import Unreachable
 from eagle_model.data.clips import VideoFacts, open_video
+from eagle_model.data.pool import in_pool
 from eagle_model.data.recipe import read_recipe
 from eagle_model.data.remote import RemoteConfig
 from eagle_model.data.rows import read_samples
@@ -71,6 +73,7 @@ class ProxySettings:
     tile_px: int = 448  # their width and height; a run's must be the same
     min_psnr_db: float = 40.0  # of RGB from 0 to 255, over a video
     group_frames: int = 8  # every so many frames there is one that decoding can start at
+    min_frames: int = 8  # of a film that is shorter: the run's processor.sampling.min_frames, for the same frames
 
     def __post_init__(self) -> None:
         rate = self.frames_per_second
@@ -78,6 +81,7 @@ class ProxySettings:
         require(self.tile_px >= 16, "tile_px", self.tile_px, "16 or more")
         require(0 < self.min_psnr_db <= 48, "min_psnr_db", self.min_psnr_db, "at most 48: what 8 bits a colour leave")
         require(self.group_frames >= 1, "group_frames", self.group_frames, "1 or more")
+        require(self.min_frames >= 1, "min_frames", self.min_frames, "1 or more")
 
     @property
     def tiling(self) -> Tiling:
@@ -336,13 +340,19 @@ def _made(work: list[_Work], num_workers: int) -> Iterator[Made]:
         return
     # Started anew, not forked: a fork would hang in torch where this process used its threads.
     start = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=start, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=start, initializer=in_pool) as pool:
         left = iter(work)
-        begun: set[Future[Made]] = {pool.submit(_make_or_say, *one) for one in islice(left, 2 * num_workers)}
-        while begun:
-            done, begun = wait(begun, return_when=FIRST_COMPLETED)
-            begun |= {pool.submit(_make_or_say, *one) for one in islice(left, len(done))}
-            yield from (future.result() for future in done)
+        try:
+            begun: set[Future[Made]] = {pool.submit(_make_or_say, *one) for one in islice(left, 2 * num_workers)}
+            while begun:
+                done, begun = wait(begun, return_when=FIRST_COMPLETED)
+                begun |= {pool.submit(_make_or_say, *one) for one in islice(left, len(done))}
+                yield from (future.result() for future in done)
+        except BrokenProcessPool:
+            raise DataError(
+                "a process that makes proxies was killed, by lack of memory for instance. Run it again to go on, with "
+                "fewer workers if memory was short."
+            ) from None
 
 
 def _make_or_say(
@@ -364,7 +374,8 @@ def make_proxy(
     if film.info.damage is not None:
         raise DataError(f"video {video.path} is damaged: {film.info.damage}")
     times = film.info.frame_times_seconds
-    at_rate = SamplingConfig(frames_per_second=settings.frames_per_second, min_frames=1, max_frames=len(times))
+    rate, fewest = settings.frames_per_second, min(settings.min_frames, len(times))
+    at_rate = SamplingConfig(frames_per_second=rate, min_frames=fewest, max_frames=len(times))
     wanted = sample_times(times, max_frames_of(times, at_rate))
     place = _place(folder, key)
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -179,7 +179,9 @@ class RemoteFile:
 
     def ask(self, look: Callable[[], None] = _look_away) -> Identity:
         """What is there now. Raises Unreachable."""
-        (info,) = self.tried([lambda: self._files.info(self.url)], look)
+        # Hugging Face's would list the folder, keep the list, and answer from it later on.
+        fresh = {"expand_info": True, "refresh": True} if self.url.startswith("hf://") else {}
+        (info,) = self.tried([lambda: self._files.info(self.url, **fresh)], look)
         if info.get("type") == "directory" or not isinstance(info.get("size"), int):
             raise Unreachable(f"{self.url}: the server does not say how many bytes it has; it cannot be read.")
         found = Identity(info["size"], _tag(info))
@@ -244,6 +246,9 @@ class RemoteFile:
 
         Raises Unreachable, and RangeIgnored.
         """
+        _import(
+            self.url.split("://")[0]
+        )  # before the time is counted: on a busy machine it takes longer than an answer
         results: list[Any] = [None] * len(calls)
         left, seconds = list(range(len(calls))), seconds or self.config.timeout_seconds
         for number in range(self.config.num_retries + 1):
@@ -423,6 +428,15 @@ def _filesystem(scheme: str, config: RemoteConfig, process: int) -> Any:
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise ImportError(f"{scheme}:// needs a package: pip install 'eagle-kernels[remote]'. {error}") from error
+
+
+@lru_cache
+def _import(scheme: str) -> None:
+    """Imports what reads such URLs. What is missing is said when it is made."""
+    with suppress(ImportError):
+        import fsspec
+
+        fsspec.get_filesystem_class(scheme)
 
 
 def _side_by_side(

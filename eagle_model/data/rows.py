@@ -297,8 +297,8 @@ class _RowReader:
     def clipped(self, row: dict, listed: list[Media]) -> list[Media]:
         """With the clip that the row itself gives, of its one video."""
         videos = [medium for medium in listed if isinstance(medium, VideoRef)]
-        bounds = [name for name in VIDEO_BOUNDS if name in row]
-        if not videos or not bounds:
+        bounds = [name for name in VIDEO_BOUNDS if name in row] if videos else []
+        if not bounds:
             return listed
         if len(videos) > 1 or (videos[0].start_seconds, videos[0].end_seconds) != (None, None):
             raise self.fail(f"the row has {bounds[0]!r}, and {len(videos)} videos or a clip of its own in its video.")
@@ -430,9 +430,12 @@ class _RowReader:
     def turn_objects(self, turns: object, *fields: str) -> list[dict]:
         if not isinstance(turns, list) or not turns:
             raise self.fail(f"the conversation is {shown(turns)}; needs a list of at least one turn.")
-        found = []
+        found, needed = [], set(fields)
         for turn in turns:
             given = _given(turn) if isinstance(turn, dict) else {}
+            if given.keys() == needed:  # as nearly all are
+                found.append(given)
+                continue
             more = _TURN_FIELDS.get(str(given.get("role")), set())
             known = {*fields, *_LEARNED, *more}
             self.known_fields({k: v for k, v in given.items() if k in known or not says_nothing(v)}, known, "a turn")
@@ -543,6 +546,8 @@ class _RowReader:
     def placed(self, listed: list[Media], turns: list[Turn]) -> list[Turn]:
         """Turns of text alone, every medium of the list shown once: where its tag stands, else at the start."""
         texts = ["".join(map(str, turn.parts)) for turn in turns]
+        if not listed and not any("<" in text for text in texts) and all(len(turn.parts) < 2 for turn in turns):
+            return turns
         cut = [[text] if turn.role == "assistant" else split_at_tags(text) for turn, text in zip(turns, texts)]
         tags = [piece for pieces in cut for piece in pieces if isinstance(piece, Tag)]
         by_kind: dict[str, list[Media]] = {
@@ -558,7 +563,7 @@ class _RowReader:
             parts = [next(coming[piece.kind]) if isinstance(piece, Tag) else piece for piece in pieces]
             if turn.role == "user" and untagged:
                 parts, untagged = [*untagged, *parts], []
-            placed.append(replace(turn, parts=_without_empty(parts)))
+            placed.append(Turn(turn.role, _without_empty(parts), turn.learned))
         if untagged:
             kinds = ["image" if isinstance(medium, ImageRef) else "video" for medium in untagged]
             names = [str(Tag(kind, medium.number)) for kind, medium in zip(kinds, untagged, strict=True)]
@@ -617,7 +622,7 @@ def _without_empty(parts: Sequence[str | Media]) -> tuple[str | Media, ...]:
 
 def _is_unicode(text: str) -> bool:
     """JSON can write half of a surrogate pair, which no encoding of text can hold."""
-    return _SURROGATE.search(text) is None
+    return text.isascii() or _SURROGATE.search(text) is None
 
 
 @lru_cache(maxsize=4096)  # folders: a data set has many files in each

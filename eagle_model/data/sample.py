@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +39,14 @@ class NothingToLearnError(DataError):
     """A row without an answer of the assistant's that could be learned."""
 
 
+class Stamp(NamedTuple):
+    """What the file of a medium was when it was prepared (stamps.py)."""
+
+    num_bytes: int
+    mtime_ns: int  # when it was changed last
+    digest: bytes = b""  # of its content; empty: not kept
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRef:
     """An image that a turn shows: a file, or a picture in memory."""
@@ -48,6 +56,7 @@ class ImageRef:
     max_tiles: int | None = None  # at most so many of it, thumbnail not counted; None: as many as there is room for
     in_memory: Image | None = field(default=None, compare=False)  # instead of a file
     remote: RemoteFile | None = None  # of one that lies elsewhere: `path` is where it is kept once it was fetched
+    stamp: Stamp | None = field(default=None, compare=False)  # that its file must have; None: any will do
 
     @property
     def source(self) -> Path | Image:
@@ -66,6 +75,7 @@ class VideoRef:
     end_seconds: float | None = None
     number: int = 1  # what the prompt calls it, "The first video": its place among the videos that the row lists
     remote: RemoteFile | None = None  # of one that lies elsewhere: `path` is where what was fetched of it is kept
+    stamp: Stamp | None = field(default=None, compare=False)  # that its file must have; None: any will do
 
 
 Media = ImageRef | VideoRef

@@ -10,7 +10,9 @@ every image at one tile, then to tiles: the most tiles an image that still fit.
 
 Source: arXiv:2504.15271, the section on ADS. The public release holds no code for it, so these are our reading:
 what a frame's label costs is counted exactly, several videos share the frames as `split_frames` says, and N_min, for
-which the paper gives no number, is `min_frames`, or all of a video that has fewer to give.
+which the paper gives no number, is `min_frames`, or all of a video that has fewer. By the letter of the paper a video
+of less than min_frames / frames_per_second seconds has no place at all (N_max < N_min); the public release's training
+code shows min_frames frames of it, and so does this.
 """
 
 from __future__ import annotations
@@ -247,7 +249,8 @@ def _check_times(number: int, frame_times: FrameTimes) -> None:
 
 
 def max_frames_of(frame_times: FrameTimes, config: SamplingConfig) -> int:
-    """N_max of a clip: min(its frames, floor(frames_per_second * its duration), max_frames), but at least 1.
+    """N_max of a clip: floor(frames_per_second * its duration), but at least min_frames, and at most all of its frames
+    and max_frames.
 
     With config.frames "uniform" its duration does not count.
 
@@ -261,7 +264,7 @@ def max_frames_of(frame_times: FrameTimes, config: SamplingConfig) -> int:
     duration_seconds = float(frame_times[-1] - frame_times[0]) * num_frames / (num_frames - 1)
     # Containers round times, to milliseconds at worst: a hundredth of a frame keeps 9.9995 s at 2 fps at 20 frames.
     at_rate = int(config.frames_per_second * duration_seconds + 0.01)
-    return max(1, min(num_frames, at_rate, config.max_frames))
+    return min(num_frames, max(at_rate, config.min_frames), config.max_frames)
 
 
 def split_frames(num_frames: int, most: Sequence[int], least: Sequence[int]) -> list[int]:

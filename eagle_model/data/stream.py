@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -97,6 +98,9 @@ class StreamedRows:
 
     def plan(self, sample: int) -> SamplePlan:
         return self._known[sample // self.num_samples].plans[sample]
+
+    def where(self, sample: int) -> str:
+        return self.plan(sample).sample.where
 
     def num_tiles(self, samples: Sequence[int]) -> int:
         return sum(self.plan(i).num_tiles for i in samples)
@@ -182,6 +186,8 @@ def recipe_stream(
     order of their files.
     """
     shares = [source.weight * float(source.repeat_time) for source in sources]
+    if not math.isfinite(sum(shares)):
+        raise DataError(f"weight x repeat_time is up to {max(shares):g}; needs numbers whose sum a float holds.")
     each = _largest_remainder(shares, ROUND_SAMPLES)
 
     def stream(start: int) -> Iterator[Incoming]:

@@ -14,15 +14,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from eagle_model.data.chat import SPECIAL_TOKENS
 from eagle_model.data.templates import END_OF_TEXT, TURN_END, TURN_START
+from eagle_model.data.word_counts import QWEN_WORDS
 from eagle_model.fields import ConfigError, shown
 from eagle_model.files import read_json
 
 TOKENIZER_FILE = "tokenizer.json"
 OLD_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")  # what a folder without tokenizer.json has
-QWEN_WORDS = (  # how Qwen2.5 splits text into words, before it makes tokens of them
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 _PRINTED = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that byte-level BPE writes as themselves
 _BYTE_OF = {chr(byte): byte for byte in _PRINTED}  # character in a token's name -> byte; the others follow from 256 on

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -27,6 +28,23 @@ def test_it_is_the_picture_that_a_file_of_that_quality_shows() -> None:
     worse = (got.int() - torch.from_numpy(image)).abs().float().mean()
     better = (as_jpeg(torch.from_numpy(image), 100).int() - torch.from_numpy(image)).abs().float().mean()
     assert 0 < better < worse < 20
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 65_500), (3, 2), (17, 16)])
+@pytest.mark.parametrize("quality", [75, 90, 95, 100])
+def test_any_size_keeps_its_size_and_its_colours(height: int, width: int, quality: int) -> None:
+    image = torch.zeros(height, width, 3, dtype=torch.uint8)
+    image[..., 0], image[..., 1] = 200, 90
+    got = as_jpeg(image, quality)
+    assert got.shape == image.shape and got.dtype == torch.uint8 and got.is_contiguous()
+    assert (got.int() - image).abs().max() <= 3
+
+
+def test_noise_of_the_best_quality_fits_and_views_are_taken_as_they_are() -> None:
+    """Pillow's encoder gives up where its buffer is too small for noise; a turned image is a view."""
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (600, 900, 3), np.uint8))
+    assert as_jpeg(noise, 100).shape == noise.shape
+    assert torch.equal(as_jpeg(noise.transpose(0, 1), 80), as_jpeg(noise.transpose(0, 1).contiguous(), 80))
 
 
 def test_a_picture_that_no_jpeg_can_hold_is_left_alone() -> None:

@@ -314,6 +314,48 @@ def test_a_turned_jpeg_is_as_large_as_is_enough_once_it_is_upright(tmp_path: Pat
     assert load_image(tmp_path / "a.jpg", least_px=(21, 40)).shape == (80, 40, 3)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_a_jpeg_of_any_size_turn_and_need_is_the_same_picture_smaller(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sides = rng.integers(1, 300, 2) if seed % 2 else 8 * rng.integers(1, 40, 2)
+    width, height = (int(side) for side in sides)
+    orientation, mode = int(rng.integers(1, 9)), ["RGB", "L", "YCbCr"][seed % 3]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    options = {} if mode == "L" else {"subsampling": ["4:4:4", "4:2:2", "4:2:0"][seed % 3]}
+    smooth.convert(mode).save(tmp_path / "a.jpg", quality=95, progressive=seed % 4 < 2, exif=exif, **options)
+    whole = load_image(tmp_path / "a.jpg").numpy()
+    shown = (whole.shape[1], whole.shape[0])
+    assert shown == image_size(tmp_path / "a.jpg")
+    least = tuple(int(side) for side in rng.integers(1, 400, 2))
+    small = load_image(tmp_path / "a.jpg", least_px=least).numpy()
+    sizes = {f: tuple(-(-side // f) for side in shown) for f in (8, 4, 2, 1)}
+    enough = [size for size in sizes.values() if size[0] >= least[0] and size[1] >= least[1]]
+    assert small.shape[1::-1] == (enough[0] if enough else shown)
+    if seed % 2 == 0:  # no pixels at the edges that stand for fewer
+        want = np.asarray(Image.fromarray(whole).resize(small.shape[1::-1], Image.Resampling.BOX), np.int16)
+        assert np.abs(want - small).mean() < 4
+
+
+@pytest.mark.parametrize("least_px", [None, (40, 30), (5, 5)])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_is_wrong_with_a_jpeg_is_found_at_any_size(
+    tmp_path: Path, least_px: tuple[int, int] | None, progressive: bool
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", progressive=progressive)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    for kept in (len(whole) // 2, len(whole) - 200, 700):
+        (tmp_path / "a.jpg").write_bytes(whole[:kept])
+        with pytest.raises(DataError, match=r"a\.jpg (cannot be|has)"):
+            load_image(tmp_path / "a.jpg", least_px=least_px)
+    (tmp_path / "a.jpg").write_bytes(whole + b"a camera's own data" * 50)
+    assert load_image(tmp_path / "a.jpg", least_px=least_px).shape[2] == 3
+
+
 @pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("RGB", "png")])
 def test_what_libjpeg_turbo_does_not_scale_is_given_whole(tmp_path: Path, mode: str, suffix: str) -> None:
     Image.fromarray(gradient(80, 40)).convert(mode).save(tmp_path / f"a.{suffix}")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle_model.data.mixing import Mix
+from eagle_model.data.sample import DataError
 
 SOURCE_OF = np.array([0] * 100 + [1] * 10 + [2] * 40)
 
@@ -42,6 +43,13 @@ def test_weights_change_who_is_shown_and_not_how_long_an_epoch_is() -> None:
     assert one.num_shown == 150
     assert one.shares == [72, 64, 14]  # of 71.4, 64.3, 14.3
     assert np.bincount(SOURCE_OF[one.order(0)]).tolist() == one.shares
+
+
+def test_more_than_memory_holds_is_refused() -> None:
+    with pytest.raises(
+        DataError, match=r"would show 100,000,000,050 samples, as repeat_time is up to 1e\+09; needs at most"
+    ):
+        mix([1, 1, 1], ["1000000000", "1", "1"])
 
 
 def test_temperature_brings_shares_together() -> None:

@@ -14,7 +14,8 @@ from eagle_model.data.clips import open_video
 from eagle_model.data.part_table import ImageSizes, PartTable, videos_path
 from eagle_model.data.processor import Processor
 from eagle_model.data.rows import parse_sample
-from eagle_model.data.sample import DataError, Sample
+from eagle_model.data.sample import DataError, ImageRef, Sample
+from eagle_model.data.stamps import stamp_of
 from tests.data.conftest import chat_row, tiny_config, write_image
 
 
@@ -83,13 +84,24 @@ def test_sizes_of_images_are_read_once_until_a_file_changes(tmp_path: Path, monk
     monkeypatch.setattr(part_table, "image_size", lambda path: read.append(path.name) or plain(path))
     for _ in range(2):  # the second time they are known
         sizes = ImageSizes(tmp_path / "sizes.npy")
-        assert [sizes.size(path) for path in [*paths, *paths]] == [(60 + i, 50) for i in range(8)] * 2
+        found = [sizes.size(ImageRef(path)) for path in [*paths, *paths]]
+        assert [one[:2] for one in found] == [(60 + i, 50) for i in range(8)] * 2
+        assert [one.stamp for one in found[:8]] == [stamp_of(path) for path in paths]
         sizes.write()
     assert read == [path.name for path in paths]
     write_image(paths[3], 600, 50)
     os.utime(paths[5], ns=(1, 1))
     sizes = ImageSizes(tmp_path / "sizes.npy")
-    assert [sizes.size(path)[0] for path in paths] == [60, 61, 62, 600, 64, 65, 66, 67]
+    assert [sizes.size(ImageRef(path)).width for path in paths] == [60, 61, 62, 600, 64, 65, 66, 67]
     assert read[8:] == ["3.png", "5.png"]
     with pytest.raises(DataError, match=r"none\.png does not exist"):
-        sizes.size(tmp_path / "none.png")
+        sizes.size(ImageRef(tmp_path / "none.png"))
+    sizes.write()
+    with_content = ImageSizes(tmp_path / "sizes.npy", with_content=True)
+    found = with_content.size(ImageRef(paths[0]))
+    assert found.stamp == stamp_of(paths[0], with_digest=True) and len(found.stamp.digest) == 16
+    assert read[11:] == ["0.png"], "its size is read along"
+    with_content.write()
+    again = ImageSizes(tmp_path / "sizes.npy", with_content=True)
+    assert again.size(ImageRef(paths[0])) == found
+    assert read[11:] == ["0.png"]

@@ -2,11 +2,8 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,9 +101,44 @@ def test_a_recipe_s_length_is_held_to(recipe: Recipe, processor: Processor, tmp_
 def test_annotations_that_change_meanwhile_are_refused(recipe: Recipe, processor: Processor, tmp_path: Path) -> None:
     path = recipe(ROWS)
     begin(path, processor, tmp_path / "out")
-    os.utime(tmp_path / "rows.jsonl", ns=(1, 1))
+    lines = tmp_path / "rows.jsonl"
+    os.utime(lines, ns=(1, 1))
+    assert prepare_part(tmp_path / "out", 0)["rows"] > 0  # the same content at another time, as a copy has it
+    lines.write_text(lines.read_text().replace("s3", "s4"))
     with pytest.raises(DataError, match=r"rows\.jsonl has changed since it was prepared"):
         prepare_part(tmp_path / "out", 0)
+
+
+def test_what_was_begun_goes_on_where_data_and_folder_were_moved(
+    recipe: Recipe, processor: Processor, tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    shutil.copy2(media / "wide.png", here)
+    path = recipe(ROWS, root="here")
+    begin(path, processor, tmp_path / "out")
+    for k in range(3):
+        prepare_part(tmp_path / "out", k)
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in ("here", "recipe.json", "rows.jsonl", "out"):
+        (tmp_path / name).rename(there / name)
+    made, plain = list[int](), prepare_module.prepare_part
+    monkeypatch.setattr(prepare_module, "prepare_part", lambda folder, k: made.append(k) or plain(folder, k))
+    done = prepare(there / "recipe.json", processor, there / "out")
+    assert made == list(range(3, done["num_parts"]))
+    assert ids(there / "out", processor) == [f"s{i}" for i in range(60)]
+
+
+def test_a_folder_of_another_version_is_made_anew(recipe: Recipe, processor: Processor, tmp_path: Path) -> None:
+    path, out = recipe(ROWS[:5]), tmp_path / "out"
+    prepare(path, processor, out)
+    said = json.loads((out / "preparation.json").read_text())
+    (out / "preparation.json").write_text(json.dumps({**said, "format": 2}))
+    with pytest.raises(DataError, match="out was prepared by another version of this program"):
+        ids(out, processor)
+    prepare(path, processor, out)
+    assert ids(out, processor) == [f"s{i}" for i in range(5)]
 
 
 @pytest.mark.slow
@@ -151,28 +183,3 @@ def test_names_in_capitals_are_prepared_by_lines_too(recipe: Recipe, processor: 
     path = (tmp_path / "rows.jsonl").rename(tmp_path / "ROWS.JSONL")
     prepare(path, processor, tmp_path / "out")
     assert ids(tmp_path / "out", processor) == [f"s{i}" for i in range(0, 60, 4)]
-
-
-@pytest.mark.slow
-def test_processes_end_with_the_one_that_started_them() -> None:
-    """Which a signal that cannot be handled may end; they would wait for work for ever."""
-    script = """
-import multiprocessing, os, time
-from concurrent.futures import ProcessPoolExecutor
-from eagle_model.data.prepare import in_pool
-if __name__ == "__main__":
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"), initializer=in_pool) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        time.sleep(600)
-"""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "start.py").write_text(script)
-        parent = subprocess.Popen([sys.executable, f"{folder}/start.py"], stdout=subprocess.PIPE, text=True)
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        parent.kill()
-        parent.wait()
-        deadline = time.monotonic() + 30
-        while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not Path(f"/proc/{worker}").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,8 @@ def test_what_has_changed_since_is_refused(recipe: Recipe, processor: Processor,
     os.utime(lines)
     with pytest.raises(DataError, match=r"rows\.jsonl has changed since it was prepared\. Run eagle data prepare"):
         opened(out, processor)
+    lines.write_text(lines.read_text().replace("Question 9?", "Question 0?"))  # of another time, and the same again
+    assert opened(out, processor).plan(0).sample.turns[0].text == "Question 0?"
     (out / "prepared.json").unlink()
     with pytest.raises(DataError, match="is not prepared to its end"):
         opened(out, processor)
@@ -193,6 +196,105 @@ def test_a_run_loads_the_same_rows_of_it(recipe: Recipe, processor: Processor, t
         assert memory.sample_ids == prepared.sample_ids
         assert memory.token_ids_T.tolist() == prepared.token_ids_T.tolist()
         assert torch.equal(memory.patches_IPK, prepared.patches_IPK)
+
+
+@pytest.fixture
+def own(tmp_path: Path, media: Path) -> Path:
+    """A folder of media that a test may change."""
+    shutil.copytree(media, tmp_path / "own")
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("workers", ["thread", "process"])
+@pytest.mark.parametrize("content_hashes", [False, True])
+def test_a_medium_that_was_replaced_is_a_bad_sample(
+    content_hashes: bool, workers: str, recipe: Recipe, processor: Processor, own: Path, tmp_path: Path
+) -> None:
+    """Not seen by the plan of what was there before: an image of another size, a longer film, a longer document."""
+    rows = [
+        chat_row("<image>", image="wide.png", id="image"),
+        chat_row("<video>", video="clip.mp4", id="film"),
+        chat_row("What?", id="text"),
+    ]
+    path, out = recipe(rows, root=str(own)), tmp_path / "prepared"
+    prepare(path, processor, out, content_hashes=content_hashes)
+    write_image(own / "wide.png", 56, 168)
+    write_video(own / "clip.mp4", num_frames=60)
+    config = DataConfig(recipe=str(out), on_bad_sample="skip", workers=workers, num_workers=1)  # type: ignore[arg-type]
+    with Loader(config, processor) as loader:
+        shown = {name for _ in range(2) for name in next(loader).sample_ids}
+        skipped = dict(loader.skipped)
+    assert shown == {"text"}
+    assert set(skipped) == {"image", "film"}
+    assert "wide.png has changed since it was prepared: it had" in skipped["image"]
+    assert "clip.mp4 has changed since it was prepared" in skipped["film"]
+    strict = Loader(replace(config, on_bad_sample="raise"), processor)
+    with strict, pytest.raises(DataError, match="has changed since"):
+        next(strict)
+
+
+def test_copied_media_are_known_by_their_content_alone(
+    recipe: Recipe, processor: Processor, own: Path, tmp_path: Path
+) -> None:
+    rows = [chat_row("<image>", image="wide.png"), chat_row("<video>", video="clip.mp4")]
+    path = recipe(rows, root=str(own))
+    for content_hashes in (True, False):
+        prepare(path, processor, tmp_path / "prepared", content_hashes=content_hashes)
+        index = opened(tmp_path / "prepared", processor)
+        for name in ("wide.png", "clip.mp4"):
+            os.utime(own / name, ns=(1, 1 + content_hashes))
+        for i in range(2):
+            if content_hashes:
+                processor.load_sample(index.plan(i))
+            else:
+                with pytest.raises(
+                    DataError, match=r"its time is another one, and its content was not kept \(--hash\)"
+                ):
+                    processor.load_sample(index.plan(i))
+
+
+def test_a_prepared_folder_moves_with_its_data(
+    recipe: Recipe, processor: Processor, own: Path, tmp_path: Path, media: Path
+) -> None:
+    tolerant = Processor(processor.tokenizer, tiny_config(seek="tolerance"))  # which looks at the films' own frames
+    recipe(ROWS, root="own")
+    prepare(tmp_path / "recipe.json", tolerant, tmp_path / "prepared")
+    want = opened(tmp_path / "prepared", tolerant)
+    loaded = [tolerant.load_sample(want.plan(i)).patches_IPK for i in range(want.num_samples)]
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in ("own", "rows.jsonl", "recipe.json", "prepared"):
+        (tmp_path / name).rename(there / name)
+    found = opened(there / "prepared", tolerant)
+    assert found.fingerprint(tolerant.config, 0) == want.fingerprint(tolerant.config, 0)
+    for i in range(found.num_samples):
+        plan = found.plan(i)
+        assert plan.sample.where.startswith(f"{there}/rows.jsonl:")
+        assert all(medium.path.is_relative_to(there) for medium in plan.sample.media)
+        assert torch.equal(tolerant.load_sample(plan).patches_IPK, loaded[i])
+    (there / "prepared").rename(tmp_path / "alone")
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl cannot be read: .*\(Data and prepared folder may move together\.\)"
+    ):
+        opened(tmp_path / "alone", tolerant)
+    for name in ("own", "rows.jsonl", "recipe.json"):
+        (there / name).rename(tmp_path / name)
+    assert opened(tmp_path / "alone", tolerant).num_samples == want.num_samples  # the folder alone moved
+
+
+def test_a_row_that_changed_is_a_bad_sample(recipe: Recipe, processor: Processor, tmp_path: Path) -> None:
+    path = recipe([chat_row(f"Question {i}?", id=f"s{i}") for i in range(4)])
+    prepare(path, processor, tmp_path / "prepared")
+    lines, config = tmp_path / "rows.jsonl", DataConfig(recipe=str(tmp_path / "prepared"), on_bad_sample="substitute")
+    with Loader(config, processor) as loader:
+        found = os.stat(lines)
+        lines.write_text(lines.read_text().replace("Question 2?", "Question 7?"))
+        os.utime(lines, ns=(found.st_atime_ns, found.st_mtime_ns))
+        batch = next(loader)
+        assert loader.skipped[0][0] == f"{lines}:3"
+        assert "the row has changed since it was prepared" in loader.skipped[0][1]
+        assert "In its place: s" in loader.skipped[0][1]
+        assert len(batch.sample_ids) == 4 and "s2" not in batch.sample_ids
 
 
 def test_media_that_were_replaced_are_seen_when_prepared_again(

@@ -24,7 +24,7 @@ from eagle_model.data.sample import DataError, VideoRef
 from eagle_model.fields import ConfigError
 from tests.data.conftest import chat_row, tiny_config, write_video
 
-TINY = ProxySettings(tile_px=56)
+TINY = ProxySettings(tile_px=56, min_frames=2)
 Recipe = Callable[..., Path]
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +23,7 @@ import torch
 from eagle_kernels import video
 from eagle_kernels.video.ranged import Unreachable
 from eagle_model.data import remote
+from eagle_model.data.formats.check import check
 from eagle_model.data.index import open_index
 from eagle_model.data.prefetch import Prefetch
 from eagle_model.data.prepare import prepare
@@ -27,6 +32,7 @@ from eagle_model.data.remote import BLOCK_BYTES, RemoteConfig, RemoteFile, local
 from eagle_model.data.rows import parse_sample
 from eagle_model.data.sample import DataError
 from eagle_model.fields import ConfigError
+from tests.data.cloud_files import serving_cloud
 from tests.data.conftest import chat_row, write_image
 from tests.data.http_files import Server, serving
 
@@ -376,6 +382,102 @@ def test_objects_of_s3(store: str, tmp_path: Path, media: Path) -> None:
     entry.close()
     with pytest.raises(Unreachable, match=r"s3://films/set/none: there is no such object"):
         config.file("s3://films/set/none").fetch()
+
+
+CLOUD = """
+import sys
+from pathlib import Path
+from eagle_kernels import video
+from eagle_kernels.video.ranged import Unreachable
+from eagle_model.data.remote import RemoteConfig
+
+prefix, cache, local = sys.argv[1:]
+config = RemoteConfig(prefixes=(prefix,), cache_folder=cache, num_retries=0, timeout_seconds=20, anonymous=True)
+film = config.file(prefix + "long.mp4")
+print(film.identity().tag)
+found = video.open(film.path, ranged=film)
+pairs = zip(found.frames([0.0, 4.0]), video.open(Path(local)).frames([0.0, 4.0]), strict=True)
+assert all(a.rgb_YX3.equal(b.rgb_YX3) for a, b in pairs)
+noise = config.file(prefix + "sub/a b.bin")
+entry = noise.open()
+print(entry.pread(10, 200_000).hex())
+entry.close()
+place = Path(local).parent / "objects" / prefix.split("://")[1].removeprefix("datasets/") / "sub/a b.bin"
+content, entry = place.read_bytes(), noise.open()
+place.write_bytes(content[::-1])
+try:
+    entry.pread(10, 0)
+except Unreachable as error:
+    print(str(error).partition(": ")[2].partition(":")[0])
+entry.close()
+place.write_bytes(content)
+assert noise.fetch().read_bytes() == (Path(local).parent / "noise.bin").read_bytes()
+try:
+    config.file(prefix + "none.mp4").fetch()
+except Unreachable as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package", "prefix", "variable"),
+    [
+        ("gs", "gcsfs", "gs://films/set/", "STORAGE_EMULATOR_HOST"),
+        ("hf", "huggingface_hub", "hf://datasets/user/films/set/", "HF_ENDPOINT"),
+    ],
+)
+def test_objects_of_google_and_of_hugging_face(
+    scheme: str, package: str, prefix: str, variable: str, tmp_path: Path, media: Path
+) -> None:
+    """In a process of its own: their packages read where to ask when they are imported."""
+    pytest.importorskip(package, reason=f"needs {package} (the extra `remote`)")
+    folder = tmp_path / "objects" / prefix.split("://")[1].removeprefix("datasets/")
+    (folder / "sub").mkdir(parents=True)
+    film = (media / "long.mp4").read_bytes()
+    (folder / "long.mp4").write_bytes(film)
+    noise = write_noise(folder / "sub/a b.bin", 5 * BLOCK_BYTES)
+    shutil.copy(folder / "long.mp4", tmp_path / "long.mp4")
+    (tmp_path / "noise.bin").write_bytes(noise)
+    with serving_cloud(tmp_path / "objects", scheme) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", CLOUD, prefix, str(tmp_path / "cache"), str(tmp_path / "long.mp4")],
+            env={
+                **os.environ,
+                variable: server.address,
+                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which would ask by gRPC what kind of bucket it is
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    tag, part, changed, missing = done.stdout.splitlines()
+    assert changed == "it was changed while it was read"
+    kind, _, name = tag.partition(":")
+    assert (kind, name) in (
+        ("md5hash", b64encode(hashlib.md5(film).digest()).decode()),
+        ("etag", b64encode(hashlib.md5(film).digest()).decode()),
+        ("sha256", hashlib.sha256(film).hexdigest()),
+    )
+    assert bytes.fromhex(part) == noise[200_000:200_010]
+    assert missing == f"{prefix}none.mp4: there is no such object."
+
+
+# ---- checked
+
+
+def test_check_fetches_where_it_is_told_to(server: Server, config: RemoteConfig, media: Path, tmp_path: Path) -> None:
+    for name in ("long.mp4", "square.png", "cut.png"):
+        (server.folder / name).write_bytes((media / name).read_bytes())
+    rows = [chat_row("<image>", image=server.url(name)) for name in ("square.png", "cut.png", "none.png")]
+    rows += [chat_row("<video>", video=server.url("long.mp4")), chat_row("<image>", image="http://elsewhere/a.png")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = check(tmp_path / "rows.jsonl", pixels=True, remote=config)
+    assert (report.num_rows, report.num_good) == (5, 2)
+    assert dict(report.problems) == {"broken": 1, "missing": 1, "outside_root": 1}
+    assert "none.png: there is no such object" in report.examples["missing"][0]
+    assert dict(check(tmp_path / "rows.jsonl").problems) == {"outside_root": 5}
 
 
 # ---- prepared

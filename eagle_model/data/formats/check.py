@@ -25,6 +25,7 @@ from eagle_model.data.formats.media import BrokenMediumError, MediaStore
 from eagle_model.data.formats.opening import DataSet, Settler, open_data
 from eagle_model.data.formats.tally import Quantiles, Repeats
 from eagle_model.data.images import image_size, load_image
+from eagle_model.data.remote import RemoteConfig, fetched
 from eagle_model.data.rows import training_sample
 from eagle_model.data.sample import (
     DOCUMENT_SUFFIX,
@@ -119,11 +120,13 @@ def check(
     only: tuple[str, ...] = (),
     pixels: bool = False,
     allow_outside_root: bool = False,
+    remote: RemoteConfig | None = None,
     progress: Callable[[int], object] = lambda num_rows: None,
 ) -> Report:
     """Reads all rows at a path and opens all media that they show.
 
     Args:   path, layout, only: as `open_data`.  pixels: decodes each image, which finds those that are cut off.
+            remote: where media that rows name by URL may be fetched; none: such rows are problems.
             progress: told the number of rows after each.
     Raises: DataError where the path itself cannot be used; what is wrong with rows is in the report.
     """
@@ -133,7 +136,7 @@ def check(
         looker = _Looker(pixels, report)
         for data_set in open_data(path, layout=layout, only=only, allow_outside_root=allow_outside_root):
             report.notes += data_set.notes
-            _check_set(data_set, Path(folder), looker, repeats, allow_outside_root, progress)
+            _check_set(data_set, Path(folder), looker, repeats, allow_outside_root, remote, progress)
         report.num_duplicates, report.duplicates = repeats.found(EXAMPLES)
     if not report.num_rows:
         report.notes.append("There are no rows.")
@@ -146,6 +149,7 @@ def _check_set(
     looker: _Looker,
     repeats: Repeats,
     allow_outside_root: bool,
+    remote: RemoteConfig | None,
     progress: Callable[[int], object],
 ) -> None:
     report, store = looker.report, MediaStore(folder)
@@ -156,7 +160,9 @@ def _check_set(
                 report.num_rows += 1
                 try:
                     row, root = settler.settled(row, where)
-                    sample = training_sample(row, root=root, where=where, allow_outside_root=allow_outside_root)
+                    sample = training_sample(
+                        row, root=root, where=where, allow_outside_root=allow_outside_root, remote=remote
+                    )
                     repeats.add(_content(sample, root))
                     looker.look(sample, is_temporary=bool(settler.put))
                     report.num_good += 1
@@ -226,12 +232,13 @@ class _Looker:
         kind = "image" if is_image else "document" if is_document else "video"
         try:
             if isinstance(medium, ImageRef):
-                width, height = image_size(medium.path)
+                path = fetched(medium)
+                width, height = image_size(path)
                 if self._pixels:
-                    load_image(medium.path)
+                    load_image(path)
                 return kind, width * height / 1e6, None
             if is_document:
-                return kind, float(num_pages(medium.path)), None
+                return kind, float(num_pages(fetched(medium))), None
             return kind, open_clip(medium).duration_seconds or 0.0, None
         except DataError as error:
             return kind, 0.0, str(error)
@@ -253,4 +260,6 @@ def _content(sample: Sample, root: Path) -> bytes:
 
 def _shown(medium: Media, root: Path) -> list:
     times = [] if isinstance(medium, ImageRef) else [medium.start_seconds, medium.end_seconds]
+    if medium.remote is not None:
+        return [medium.remote.url, *times]
     return [str(medium.path.relative_to(root)) if medium.path.is_relative_to(root) else str(medium.path), *times]

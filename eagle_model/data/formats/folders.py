@@ -6,9 +6,10 @@
 Beside  a medium X.mp4 may lie X.txt (its caption), X.json (a record of any shape: question and answer, messages; see
         records.py), X.srt or X.vtt (subtitles, shown as text before the question). Or the folder has a
         metadata.csv, metadata.jsonl or metadata.parquet, as Hugging Face's ImageFolder: a record a row, its `file_name`
-        relative to that file. A medium without a caption is an error, since nothing can be learned from it.
+        relative to that file, which may lie in a folder below. A medium without a caption, or one that the metadata do
+        not name, is an error, since nothing can be learned from it.
 Order   by name, folder by folder, those inside a folder after its files. Hidden files and links to folders are passed
-        over. The names of one folder are held at a time, about 100 bytes each.
+        over. The names of one folder, and those that metadata give, are held at a time, about 100 bytes each.
 Bounds  a caption or record MAX_CAPTION_BYTES.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from eagle_model.data.annotations import json_rows, without_duplicates
 from eagle_model.data.formats.media import kind_of
-from eagle_model.data.formats.records import DESCRIBE
+from eagle_model.data.formats.records import DESCRIBE, MEDIA_FIELDS
 from eagle_model.data.formats.subtitles import SUFFIXES, subtitles_text
 from eagle_model.data.formats.tables import csv_records, parquet_records
 from eagle_model.data.sample import DataError, OutsideRootError
@@ -36,10 +37,13 @@ def folder_records(root: Path, *, allow_outside_root: bool = False) -> Iterator[
 
     A caption or record that is a link to a file outside of root is an OutsideRootError, unless allow_outside_root.
     """
-    yield from _records(root, root, 0, None if allow_outside_root else root.resolve())
+    yield from _records(root, root, 0, None if allow_outside_root else root.resolve(), set())
 
 
-def _records(root: Path, folder: Path, depth: int, inside: Path | None) -> Iterator[tuple[str, object]]:
+def _records(
+    root: Path, folder: Path, depth: int, inside: Path | None, named: set[str]
+) -> Iterator[tuple[str, object]]:
+    """named: media that metadata of this folder, or of one above, have a row for; as seen from the root."""
     if depth > MAX_DEPTH:
         raise DataError(f"{folder}: folders in folders, more than {MAX_DEPTH} deep.")
     try:
@@ -50,28 +54,35 @@ def _records(root: Path, folder: Path, depth: int, inside: Path | None) -> Itera
     names = {name for name, is_folder in kinds.items() if not is_folder}
     metadata = [name for name in METADATA if name in names]
     if metadata:
-        yield from _of_metadata(root, folder / metadata[0], inside)
-    else:
-        for name in sorted(names):
-            if (kind := kind_of(name)) is not None:
-                path = folder / name
-                try:
-                    yield str(path), _record(root, path, kind, names, inside)
-                except DataError as error:
-                    yield str(path), error
+        yield from _of_metadata(root, folder / metadata[0], inside, named)
+    for name in sorted(names):
+        path = folder / name
+        if (kind := kind_of(name)) is None or str(path.relative_to(root)) in named:
+            continue
+        try:
+            if metadata:
+                raise DataError(f"{path}: {metadata[0]} has no row for it. Add one, or take the file out.")
+            yield str(path), _record(root, path, kind, names, inside)
+        except DataError as error:
+            yield str(path), error
     for name in sorted(name for name, is_folder in kinds.items() if is_folder):
-        yield from _records(root, folder / name, depth + 1, inside)
+        yield from _records(root, folder / name, depth + 1, inside, named)
 
 
-def _of_metadata(root: Path, path: Path, inside: Path | None) -> Iterator[tuple[str, object]]:
+def _of_metadata(root: Path, path: Path, inside: Path | None, named: set[str]) -> Iterator[tuple[str, object]]:
     need_inside(path, inside)
     read = {".jsonl": json_rows, ".csv": csv_records, ".parquet": parquet_records}[path.suffix]
     for where, record in read(path):
         if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
             yield where, record if isinstance(record, DataError) else DataError(f"{where}: needs a file_name, a text.")
             continue
-        folder = path.parent.relative_to(root)
-        yield where, record | {"file_name": str(folder / record["file_name"])}
+        name = os.path.normpath(path.parent.relative_to(root) / record["file_name"])
+        named.add(name)
+        is_chat = "conversations" in record or "messages" in record
+        if is_chat and not any(field in record for field in MEDIA_FIELDS) and (kind := kind_of(name)) is not None:
+            yield where, {field: value for field, value in record.items() if field != "file_name"} | {kind: name}
+        else:
+            yield where, record | {"file_name": name}
 
 
 def _record(root: Path, path: Path, kind: str, names: set[str], inside: Path | None) -> dict:

@@ -28,7 +28,7 @@ from eagle_model.data.sample import DataError, shown
 LETTERS = "ABCDEFGHIJ"
 DESCRIBE = {"image": "Describe this image.", "video": "Describe this video."}  # asked for a caption
 CHOOSE = "Answer with the letter and the text of the right option."
-_MEDIA_FIELDS = ("image", "images", "video", "videos")
+MEDIA_FIELDS = ("image", "images", "video", "videos")
 _CONTAINERS = {  # of media, wherever they stand in a row that is read as it is
     "image", "images", "video", "videos", "data", "image_list", "video_list", "image_url", "video_url", "url", "path",
     "messages", "conversations", "content",
@@ -97,6 +97,8 @@ def embedded(value: object, name: str) -> object:
             return Embedded(value["bytes"])
         if "bytes" in value and value["bytes"] is None:
             value = {key: entry for key, entry in value.items() if key != "bytes"}
+            if value.keys() == {"path"}:  # Hugging Face's, of a file that was not embedded
+                return value["path"]
         if isinstance(value.get("base64"), str):
             return _decoded(value["base64"])
         return {key: embedded(entry, key) if key in _CONTAINERS else entry for key, entry in value.items()}
@@ -121,14 +123,14 @@ def _decoded(text: str) -> Embedded:
 def _taken(record: dict, *names: str) -> tuple[list[tuple[str, object]], dict]:
     """(media in the record's order, the fields that are neither media nor named)."""
     media: list[tuple[str, object]] = []
-    for name in _MEDIA_FIELDS:
+    for name in MEDIA_FIELDS:
         if name in record:
             kind, found = name.removesuffix("s"), embedded(record[name], name)
             media += [(kind, what) for what in (found if isinstance(found, list) else [found])]
     for name in ("file_name", "path"):
         if not media and isinstance(record.get(name), str) and (kind_ := kind_of(record[name])):
             media, names = [(kind_, record[name])], (*names, name)
-    rest = {name: value for name, value in record.items() if name not in (*names, *_MEDIA_FIELDS)}
+    rest = {name: value for name, value in record.items() if name not in (*names, *MEDIA_FIELDS)}
     return media, rest
 
 
@@ -154,7 +156,7 @@ def _swift(record: dict) -> dict:
     """Tags in the texts stand for the media of the lists."""
     pairs = [*_history(record), (_text(record, "query"), _text(record, "response"))]
     row = chat(pairs, more={k: v for k, v in record.items() if k not in ("query", "response", "history")})
-    return row | {name: embedded(record[name], name) for name in _MEDIA_FIELDS if name in record}
+    return row | {name: embedded(record[name], name) for name in MEDIA_FIELDS if name in record}
 
 
 def _alpaca(record: dict) -> dict:

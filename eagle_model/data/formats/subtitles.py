@@ -22,8 +22,8 @@ from eagle_model.data.sample import DataError
 MAX_FILE_BYTES = 16 << 20  # limit: of a film, some 100 KB
 SUFFIXES = (".srt", ".vtt")
 ROLLING_SECONDS = 0.05  # between cues of which the second shows lines of the first
-_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
-_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s|$)", re.ASCII)
+_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[,.](\d{1,3}))?"  # some tools leave the fraction out
+_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?![\d:.,])", re.ASCII)  # settings may follow without a space
 _TAG = re.compile(r"<[^<>]{0,200}>|\{\\[^{}]{0,200}\}")
 
 
@@ -90,8 +90,12 @@ def _timed(lines: list[str]) -> Iterator[tuple[float, float, list[str]]]:
             if lines[begun + 1].split()[:1] in (["NOTE"], ["STYLE"], ["REGION"]):
                 continue
             stop = min(stop, next_empty)
-        elif next_i < len(lines) and lines[next_i - 1].strip().isdecimal() and next_i - 1 > i:
-            stop = next_i - 1
+        elif next_i < len(lines):
+            number = next_i - 1
+            while number > i and not lines[number].strip():
+                number -= 1
+            stands_alone = number == next_i - 1 or not lines[number - 1].strip()  # else it is the end of a text
+            stop = number if number > i and lines[number].strip().isdecimal() and stands_alone else next_i
         yield *_seconds(match), lines[i + 1 : stop]
 
 
@@ -108,6 +112,6 @@ def _fresh(lines: list[str], before: list[str]) -> list[str]:
 def _seconds(match: re.Match[str]) -> tuple[float, float]:
     start, end = match.groups()[:4], match.groups()[4:]
     return tuple(  # type: ignore[return-value]
-        3600 * int(hours or 0) + 60 * int(minutes) + int(seconds) + int(part.ljust(3, "0")) / 1000
+        3600 * int(hours or 0) + 60 * int(minutes) + int(seconds) + int((part or "0").ljust(3, "0")) / 1000
         for hours, minutes, seconds, part in (start, end)
     )

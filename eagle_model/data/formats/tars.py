@@ -32,7 +32,7 @@ MAX_MEMBERS = 4096  # limit: of a sample; a deck of slides has hundreds
 MAX_NAME_BYTES = 64 << 10  # limit: a long name, or the attributes before a member; file systems end at 4 KiB
 _BLOCK = 512
 _CHUNK_BYTES = 1 << 20
-_FILE, _OLD_FILE, _FOLDER, _LONG_NAME, _ATTRIBUTES, _GLOBAL = b"0", b"\0", b"5", b"L", b"x", b"g"
+_FILES, _FOLDER, _LONG_NAME, _ATTRIBUTES, _GLOBAL = (b"0", b"\0", b"7"), b"5", b"L", b"x", b"g"  # 7: as 0, POSIX says
 
 
 class Member(NamedTuple):
@@ -80,6 +80,8 @@ def _samples(path: Path, file: BinaryIO) -> Iterator[tuple[str, object]]:
             )
         elif problem is None:
             is_read = is_text or kind_of(name) is not None
+            if ending in members:
+                problem = DataError(f"{path}: {key}.{ending}: stands twice in the tar; which one is meant is unknown.")
             members[ending] = (name, member.file.read(member.num_bytes) if is_read else None)
     if key:
         yield f"{path}: {key}", problem or _record(path, key, members)
@@ -88,7 +90,7 @@ def _samples(path: Path, file: BinaryIO) -> Iterator[tuple[str, object]]:
 def _record(path: Path, key: str, members: dict[str, tuple[str, bytes | None]]) -> object:
     """One sample's members, by their endings, as a record."""
     record: dict = {}
-    texts: set[str] = set()
+    texts: dict[str, str] = {}  # by ending
     try:
         for ending, (_, data) in members.items():
             if data is not None and ending.rpartition(".")[2] == "json":
@@ -97,13 +99,16 @@ def _record(path: Path, key: str, members: dict[str, tuple[str, bytes | None]]) 
                     return DataError(f"{path}: {key}.{ending}: needs an object, of names that no other has.")
                 record |= found
             elif data is not None and ending.rpartition(".")[2] == "txt":
-                texts.add(data.decode("utf-8-sig").strip())
+                texts[ending] = data.decode("utf-8-sig").strip()
     except (ValueError, RecursionError) as error:
         return DataError(f"{path}: {key}: not JSON in UTF-8: {error}.")
     if len(texts) > 1:
-        return DataError(f"{path}: {key}: has {len(texts)} texts; a sample has one .txt, its caption.")
-    if texts:
-        record.setdefault("caption", texts.pop())  # img2dataset says it in both
+        return DataError(
+            f"{path}: {key}: has {len(texts)} texts, .{', .'.join(texts)}; a sample has one, its caption. (A "
+            "sample's name ends at the first dot: put none into names.)"
+        )
+    if texts and record.get("caption") is None:  # img2dataset says it in both
+        record["caption"] = next(iter(texts.values()))
     media = {name: (kind_of(name), Embedded(data)) for name, data in members.values() if data and kind_of(name)}
     passed_over = {f".{ending}": True for ending, (_, data) in members.items() if data is None}
     record.setdefault("id", key)
@@ -150,6 +155,8 @@ def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
                 name = data.rstrip(b"\0").decode(errors="replace")
             elif kind == _ATTRIBUTES:
                 attributes = _attributes(path, data)
+                if any(attribute.startswith("GNU.sparse.") for attribute in attributes):
+                    raise DataError(f"{path}: holds a sparse file, whose holes are left out; make the tar without -S.")
                 name, size = attributes.get("path", name), attributes.get("size", size)
             continue
         if name is None:
@@ -158,7 +165,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
             )
             name = b"/".join(filter(None, [prefix, header[:100].split(b"\0")[0]])).decode(errors="replace")
         num_bytes = num_bytes if size is None else int(size)
-        if kind in (_FILE, _OLD_FILE):
+        if kind in _FILES:
             name = name.removeprefix("./")
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
                 raise DataError(

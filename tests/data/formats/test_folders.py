@@ -50,8 +50,9 @@ def test_a_metadata_file_says_the_records(root: Path) -> None:
     found = records(root)
     assert found[0] == {"file_name": "a.png", "text": "A dog."}
     assert isinstance(found[1], DataError)
-    assert found[2] == {"file_name": "in/x.png", "text": "An x."}
-    assert isinstance(found[3], DataError)
+    assert "b.jpg: metadata.jsonl has no row for it" in str(found[2])
+    assert found[3] == {"file_name": "in/x.png", "text": "An x."}
+    assert isinstance(found[4], DataError)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.json", "metadata.csv"])

@@ -58,7 +58,7 @@ def test_the_cauldron_and_finevision_show_images_first() -> None:
     messages = row_of(record)["messages"]
     assert messages[0]["content"] == [
         {"type": "image", "image": Embedded(picture())},
-        {"type": "image", "image": {"path": "b.png"}},
+        {"type": "image", "image": "b.png"},
         {"type": "text", "text": "Q1"},
     ]
     assert [m["content"] for m in messages[1:]] == ["A1", "Q2", "A2"]
