@@ -120,8 +120,9 @@ def test_a_part_that_is_none_is_refused() -> None:
         httpx2.RemoteProtocolError("cut"),
         httpx2.Response(200, text="<html>"),
         httpx2.Response(200, json={"choices": []}),
+        httpx2.Response(200, json={"error": {"message": "flagged", "code": 502}}),
     ],
-    ids=["500", "503", "520", "524", "429", "down", "slow", "cut", "html", "empty"],
+    ids=["500", "503", "520", "524", "429", "down", "slow", "cut", "html", "empty", "error in 200"],
 )
 def test_what_may_pass_is_asked_again(trouble: httpx2.Response | Exception) -> None:
     endpoint, pauses = serve(in_turn(trouble, trouble, answer()))
