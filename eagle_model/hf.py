@@ -342,13 +342,17 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Each row of the batch `expand_size` times, with all of its tiles."""
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None and input_ids is not None and expand_size > 1:
-            num_visual_B = (input_ids == self.eagle.cfg.image_token_id).sum(1) // self.eagle.tokens_per_tile
-            parts = pixel_values.split(num_visual_B.tolist())
+            parts = pixel_values.split(self._num_tiles(input_ids))
             pixel_values = torch.cat([part for part in parts for _ in range(expand_size)])
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
         return input_ids, kwargs if pixel_values is None else {**kwargs, "pixel_values": pixel_values}
+
+    def _num_tiles(self, input_ids: Tensor) -> list[int]:
+        """Of each row, by its placeholders."""
+        num_visual_B = (input_ids == self.eagle.cfg.image_token_id).sum(1)
+        return (num_visual_B // self.eagle.tokens_per_tile).tolist()
 
     def prepare_inputs_for_generation(
         self,
@@ -362,7 +366,8 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = True,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """transformers' own, with the pixels where the prompt is."""
+        """transformers' own, with the pixels where the prompt is; of a prompt whose beginning a cache holds, as of the
+        turns before, those of what is new."""
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -374,6 +379,10 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         if is_first_iteration or not use_cache:
+            new_ids, num_all = inputs.get("input_ids"), self._num_tiles(input_ids)
+            if new_ids is not None and pixel_values is not None and len(pixel_values) == sum(num_all):
+                parts = zip(pixel_values.split(num_all), self._num_tiles(new_ids), strict=True)
+                pixel_values = torch.cat([tiles[len(tiles) - num_new :] for tiles, num_new in parts])
             inputs["pixel_values"] = pixel_values
             lacks = pixel_values is None and inputs.get("inputs_embeds") is None
             if lacks and (num := int((inputs["input_ids"] == self.eagle.cfg.image_token_id).sum())):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import math
@@ -165,6 +166,26 @@ def test_a_loop_of_ones_own_goes_on_from_its_cache(model) -> None:
     inputs = {"input_ids": one.token_ids_T[None], "pixel_values": one.patches_IPK}
     assert model(**inputs, use_cache=False).past_key_values is None
     assert model.train()(**inputs).past_key_values is None
+
+
+def test_a_chat_goes_on_from_its_cache_with_all_of_its_images(model) -> None:
+    """As transformers' documentation has it: the whole chat again, and the cache of its turns so far."""
+    documents = [document(model.eagle.cfg, *size, seed=seed) for seed, size in enumerate([(3, 2, 4), (4, 1, 3)])]
+    more = [document(model.eagle.cfg, *size, seed=seed) for seed, size in enumerate([(2, 1, 2), (3, 1, 1)], start=5)]
+    first, given = rows_of(documents, "left"), {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    so_far = model.generate(**first, **given, return_dict_in_generate=True)
+    patches = [patches for pair in zip(documents, more) for patches in (pair[0].patches_IPK, pair[1].patches_IPK)]
+    second = rows_of(more, "left")
+    ids_BT = torch.cat([so_far.sequences, second["input_ids"]], 1)
+    seen = torch.ones(len(ids_BT), so_far.sequences.shape[1] - first["input_ids"].shape[1], dtype=torch.int64)
+    chat = {
+        "input_ids": ids_BT,
+        "attention_mask": torch.cat([first["attention_mask"], seen, second["attention_mask"]], 1),
+    }
+    want = model.generate(**chat, pixel_values=torch.cat(patches), **given)
+    for new in (torch.cat(patches), second["pixel_values"]):  # or those of the new turn alone
+        cache = copy.deepcopy(so_far.past_key_values)
+        assert torch.equal(model.generate(**chat, pixel_values=new, past_key_values=cache, **given), want)
 
 
 def test_generation_ends_where_a_turn_does(model, processor) -> None:
