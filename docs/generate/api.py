@@ -223,29 +223,45 @@ def comment_of(lines: list[str], node: ast.AnnAssign) -> str:
 
 
 def fields_of(entry: Entry) -> str:
-    """A table of a dataclass's or named tuple's fields; empty for other classes."""
+    """A list of a dataclass's or named tuple's fields; empty for other classes."""
     node = entry.node
     assert isinstance(node, ast.ClassDef)
     lines = comments(entry.home)
     rows = []
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.startswith("_"):
-            default = "" if item.value is None else f"`{value(item.value)}`"
-            kind = ast.unparse(item.annotation).replace("|", "\\|")
-            rows.append(f"| `{item.target.id}` | `{kind}` | {default} | {escaped(comment_of(lines, item))} |")
-    if not rows:
-        return ""
-    return "\n".join(["| field | type | default | |", "|---|---|---|---|", *rows])
+            default = "" if item.value is None else default_of(item.value)
+            about = comment_of(lines, item)
+            shown = f"- `{item.target.id}: {ast.unparse(item.annotation)}{default}`"
+            rows.append(f"{shown}: {escaped(about)}" if about else shown)
+    return "\n".join(["**Fields:**\n", *rows]) if rows else ""
+
+
+def default_of(node: ast.expr) -> str:
+    """` = 3`, of `field(default=3)` too; of a factory what it makes; nothing where there is no default."""
+    if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "field"):
+        return f" = {value(node)}"
+    given = {word.arg: word.value for word in node.keywords}
+    if "default" in given:
+        return f" = {value(given['default'])}"
+    factory = given.get("default_factory")
+    return "" if factory is None else " = ..." if isinstance(factory, ast.Lambda) else f" = {ast.unparse(factory)}()"
 
 
 def is_dataclass(node: ast.ClassDef) -> bool:
     return any("dataclass" in ast.unparse(d) for d in node.decorator_list)
 
 
+def arguments(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
+    if isinstance(node, ast.ClassDef):
+        return []
+    return [arg.arg for arg in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
+
+
 def documented(entry: Entry) -> str:
     """The directive of one name."""
     node = entry.node
-    text = to_markdown(ast.get_docstring(node) or "")
+    text = to_markdown(ast.get_docstring(node) or "", arguments(node))
     if isinstance(node, ast.FunctionDef):
         return f"::::{{py:function}} {entry.name}{signature(node, is_method=False)}\n\n{text}\n::::\n"
     init = next((m for m in node.body if isinstance(m, ast.FunctionDef) and m.name == "__init__"), None)
@@ -253,7 +269,7 @@ def documented(entry: Entry) -> str:
     if init is not None and not is_dataclass(node):
         head = signature(init, is_method=True).partition(" -> ")[0]
         if said := ast.get_docstring(init):
-            text += f"\n\n{to_markdown(said)}"
+            text += f"\n\n{to_markdown(said, arguments(init))}"
     parts = [text, fields_of(entry)]
     for item in node.body:
         if not isinstance(item, ast.FunctionDef) or item.name.startswith("_"):
@@ -270,7 +286,7 @@ def documented(entry: Entry) -> str:
         else:
             option = next((f"\n   :{m}:" for m in ("classmethod", "staticmethod") if m in marks), "")
             told = signature(item, is_method=True)
-            parts.append(f":::{{py:method}} {item.name}{told}{option}\n\n{to_markdown(said)}\n:::")
+            parts.append(f":::{{py:method}} {item.name}{told}{option}\n\n{to_markdown(said, arguments(item))}\n:::")
     body = "\n\n".join(part for part in parts if part)
     return f"::::{{py:class}} {entry.name}{head}\n\n{body}\n::::\n"
 

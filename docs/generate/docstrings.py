@@ -7,6 +7,7 @@ sign of its own is escaped.
 import ast
 import inspect
 import re
+from collections.abc import Collection
 
 FIELD = re.compile(r"(Args|Returns|Raises|Yields|Source|Units|Ties):\s+(.*)")
 # Where an item of Args begins: a name or several, then a colon, at a line's start or after two spaces.
@@ -78,8 +79,25 @@ def fence(lines: list[str]) -> str:
     return f"```python\n{text}\n```"
 
 
-def to_markdown(docstring: str) -> str:
-    """The whole of it, as paragraphs, lists and blocks of code."""
+def about_arguments(lines: list[str], names: Collection[str]) -> str:
+    """Prose, some of whose lines begin with arguments (`limits: instead of ...`): a list of these."""
+    parts: list[tuple[bool, list[str]]] = []  # whether it is an item, and its lines
+    for line in lines:
+        match = re.match(r"(\w+(?:, \w+)*): ", line)
+        is_item = match is not None and set(match[1].split(", ")) <= set(names)
+        if is_item or not parts or (parts[-1][0] and re.match(r"(Raises|Returns)\b", line)):
+            parts.append((is_item, []))
+        parts[-1][1].append(line)
+    out = ""
+    for is_item, said in parts:
+        text = " ".join(said)
+        name, _, rest = text.partition(": ")
+        out += f"\n- `{name}`: {escaped(rest)}" if is_item else f"\n\n{escaped(text)}\n"
+    return out.strip()
+
+
+def to_markdown(docstring: str, names: Collection[str] = ()) -> str:
+    """The whole of it, as paragraphs, lists and blocks of code. names: of the arguments, where it has some."""
     out: list[str] = []
     for block in paragraphs(docstring):
         if FIELD.match(block[0]):
@@ -96,5 +114,5 @@ def to_markdown(docstring: str) -> str:
         elif any(line.startswith("  ") for line in block[1:]):  # a table by spaces, or hanging indents
             out.append("```text\n" + "\n".join(block) + "\n```")
         else:
-            out.append(escaped(" ".join(block)))
+            out.append(about_arguments(block, names))
     return "\n\n".join(out)

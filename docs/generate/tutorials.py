@@ -48,7 +48,7 @@ def notebook(script: str) -> str:
     made = []
     for k, cell in enumerate(cells(script)):
         common = {"id": f"cell-{k:02}", "metadata": {}, "source": lines(cell.text)}
-        code = {"cell_type": "code", "execution_count": None, "outputs": []}
+        code: dict[str, object] = {"cell_type": "code", "execution_count": None, "outputs": []}
         made.append({"cell_type": "markdown", **common} if cell.is_prose else {**code, **common})
     about = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     return json.dumps({"cells": made, "metadata": about, "nbformat": 4, "nbformat_minor": 5}, indent=1) + "\n"

@@ -136,6 +136,23 @@ def test_signatures_and_docstrings_become_markdown() -> None:
     assert said.splitlines()[-1] == r"**Returns:** \<something\>"
 
 
+def test_lines_about_arguments_become_a_list() -> None:
+    said = docstrings.to_markdown("Plans.\n\nReads no pixel.\na, b: two.\nNot: this.\nRaises X.", ["a", "b"])
+    assert said == "Plans.\n\nReads no pixel.\n\n- `a, b`: two. Not: this.\n\nRaises X."
+
+
+def test_fields_have_their_defaults_and_comments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = (
+        "class C:\n    a: int = 3  # of it,\n    # and more\n    b: X = field(default_factory=X)\n"
+        "    c: str = field(default='d', compare=False)\n    d: float | None\n"
+    )
+    (tmp_path / "m.py").write_text(code)
+    monkeypatch.setattr(api, "ROOT", tmp_path)
+    entry = api.Entry("m", "C", *api.find("m", "C"))
+    lines = ["- `a: int = 3`: of it, and more", "- `b: X = X()`", "- `c: str = 'd'`", "- `d: float | None`"]
+    assert api.fields_of(entry).splitlines()[2:] == lines
+
+
 def test_every_result_is_on_the_performance_page_with_machine_and_commit() -> None:
     page = performance.performance_page()
     for path in (ROOT / "bench/results").rglob("*.json"):
