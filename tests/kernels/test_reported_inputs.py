@@ -57,8 +57,9 @@ def attention_inputs(H, K, D, q_lens, k_lens, dtype, device):
     return [randn(*shape, dtype=dtype, device=device, seed=seed) for seed, shape in enumerate(shapes)]
 
 
-def check_attention(inputs, q_lens, k_lens, causal, device, dout=None):
-    """By the public function and by the kernels, out and every gradient; an element that nobody wrote is NaN."""
+def check_attention(inputs, q_lens, k_lens, causal, device, dout=None, factor=8):
+    """By the public function and by the kernels, out and every gradient; an element that nobody wrote is NaN. Softmax
+    through its lse, tile by tile, rounds in more places than `one_by_one`: `factor` of that one's error."""
     D = inputs[0].shape[2]
     dout = torch.randn_like(inputs[0]) if dout is None else dout
     plan, cu_q, cu_k = plan_of(q_lens, k_lens, causal=causal, device=device), offsets(q_lens), offsets(k_lens)
@@ -71,8 +72,8 @@ def check_attention(inputs, q_lens, k_lens, causal, device, dout=None):
         public = outputs_and_grads(
             lambda *qkv: varlen_attention(*qkv, cu_q, cu_seqlens_k=cu_k, causal=causal), on_cpu, dout.cpu()
         )
-    assert_as_good(kernels, same, true)
-    assert_as_good(public, [x.cpu() for x in same], [x.cpu() for x in true])
+    assert_as_good(kernels, same, true, factor=factor)
+    assert_as_good(public, [x.cpu() for x in same], [x.cpu() for x in true], factor=factor)
     return kernels
 
 
@@ -91,17 +92,22 @@ def test_every_score_below_zero_and_the_first_block_masked(device):
     """flash-attention#2082: the maximum of a block that is all masked was taken as 0, far above all that came after."""
     q, k, v = attention_inputs(14, 2, 64, [24], [140], torch.float32, device)
     q, k = (x.detach().abs().mul(sign).requires_grad_() for x, sign in ((q, 8), (k, -8)))
-    check_attention([q, k, v], [24], [140], True, device)
+    check_attention([q, k, v], [24], [140], True, device, factor=32)  # an lse of -500 has five digits behind the point
 
 
 @pytest.mark.parametrize("level", [-2.45e5, 2.45e5])
 def test_scores_far_from_zero(level, device):
     """flashinfer#4267: a maximum that starts at -5e4 in place of -inf gave zeros for a row below it."""
-    q, k, v = attention_inputs(2, 1, 128, [5], [70], torch.float32, device)
-    q = (q.detach() * 0 + abs(level / 128) ** 0.5).requires_grad_()
-    k = (k.detach() * 1e-3 + level / 128 / abs(level / 128) ** 0.5).requires_grad_()
-    out, *_ = check_attention([q, k, v], [5], [70], False, device)
-    assert out.abs().max() > 0
+    q, k, v = (x.detach() for x in attention_inputs(2, 1, 128, [5], [70], torch.float32, device))
+    q = torch.full_like(q, abs(level / 128) ** 0.5)
+    k = k * 1e-3 + level / 128 / q[0, 0, 0]
+    want = one_by_one(q.double(), k.double(), v.double(), [5], [70], False)
+    kernels, lse = _varlen_attention(q, k, v, plan_of([5], [70], causal=False, device=device), False, 128**-0.5)
+    public = varlen_attention(q.cpu(), k.cpu(), v.cpu(), offsets([5]), cu_seqlens_k=offsets([70]), causal=False)
+    scores = torch.einsum("qhd,kgd->hqk", q.double(), k.double()) * 128**-0.5
+    torch.testing.assert_close(lse.double(), scores.logsumexp(2), rtol=1e-6, atol=0)
+    for out in (kernels, public.to(device)):  # scores of 21,655 have three digits behind the point
+        torch.testing.assert_close(out.double(), want, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("layout", ["one projection", "values by head", "gradient by head", "gradient of a sum"])
@@ -209,7 +215,7 @@ def test_a_label_that_is_no_class_is_refused():
     """pytorch#12670: -4 where -1 is what to ignore."""
     hidden, weight, labels = loss_inputs(3, 8, 5, "cpu")
     labels[1:] = torch.tensor([-4, -1])
-    with pytest.raises(ValueError, match="got -4"):
+    with pytest.raises(ValueError, match="a label is -4"):
         linear_cross_entropy(hidden, weight, labels, ignore_index=-1)
 
 
@@ -246,7 +252,7 @@ def test_rms_norm_adds_up_its_weights_gradient_in_fp32(device):
     for op in (lambda x, w: MODULES["rms_norm"]._fwd(x, w, 1e-6)[0], lambda x, w: rms_norm(x, w, 1e-6)):
         _, _, dweight = outputs_and_grads(op, (x, weight), dy)
         assert dweight.dtype == torch.bfloat16
-        torch.testing.assert_close(dweight.double(), true, rtol=2**-8, atol=0)
+        torch.testing.assert_close(dweight.double(), true, rtol=2**-7, atol=0)  # in bf16 it stops at 256
 
 
 def test_rms_norm_of_columns(device):
