@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TOOLS = {"bench", "demo", "dev", "rivals"}  # extras that nobody needs who uses the library
+TOOLS = {"bench", "demo", "dev", "docs", "rivals"}  # extras that nobody needs who uses the library
 PERMISSIVE = {
     *("0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0"),
     *("CNRI-Python", "ISC", "LicenseRef-Public-Domain", "MIT", "MIT-0", "MIT-CMU", "OLDAP-2.8", "PSF-2.0", "Zlib"),
