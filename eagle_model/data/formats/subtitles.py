@@ -13,7 +13,6 @@ import codecs
 import html
 import re
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +81,8 @@ def _timed(lines: list[str]) -> Iterator[tuple[float, float, list[str]]]:
     is_vtt = lines[0].startswith("WEBVTT")
     times = [(i, match) for i, line in enumerate(lines) if (match := _TIMES.match(line))]
     begun = next_empty = -1  # of WebVTT's block: the empty line before it
-    for (i, match), (next_i, _) in zip_longest(times, times[1:], fillvalue=(len(lines), None)):
+    next_lines = [i for i, _ in times[1:]] + [len(lines)]
+    for (i, match), next_i in zip(times, next_lines):
         stop = next_i
         if is_vtt:
             while next_empty < i:
