@@ -2,7 +2,7 @@
 
     run = train(size, sets, folder, "progressive", seed=0, start=base, code="")    # killed, it goes on
 
-    base          films of 8 to 12 frames and pages, a short context: reading is learned here, once a seed
+    base          cards, films of 8 to 12 frames and pages, a short context: reading is learned here, once a seed
     progressive   the paper's stages 2, 3 and 4: contexts of 32K, 64K and 128K tokens are 512, 1,024 and 2,048
     direct        stage 4's context from the first step on, for as many steps as the three stages have together
     no-ads        stage 2 with a fixed number of frames: the most with which every row fits, the longest text too
@@ -45,7 +45,7 @@ class Size:
     contexts: dict[str, int] = field(
         default_factory=lambda: {"base": 256, "stage2": 512, "stage3": 1024, "stage4": 2048}
     )
-    steps: dict[str, int] = field(default_factory=lambda: {"base": 400, "stage2": 200, "stage3": 100, "stage4": 100})
+    steps: dict[str, int] = field(default_factory=lambda: {"base": 700, "stage2": 200, "stage3": 100, "stage4": 100})
     tokens_per_step: int = 2048
     most_frames: int = 160  # of a film
     asked_frames: tuple[int, ...] = (8, 16, 32, 64, 128)  # of held-out films, for the paper's Figure 1

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from eagle_model.batch import IGNORE_INDEX, PackedBatch
+from eagle_model.batch import PackedBatch
 from eagle_model.data.packing import pack_row
 from eagle_model.data.processor import Processor
 from eagle_model.data.recipe import read_recipe
@@ -78,12 +78,11 @@ def rows_of(processor: Processor, samples: Sequence[Sample], limits: SamplingCon
 
 @torch.inference_mode()
 def right_answers(eagle: Eagle, batch: PackedBatch, option_ids: Sequence[int]) -> list[bool]:
-    """Of each answer in the row: whether its first token is the likeliest of the options."""
-    is_answer = batch.labels_T != IGNORE_INDEX
-    is_first = is_answer & ~F.pad(is_answer[:-1], (1, 0))
+    """Of each answer in the row: whether its digit is the likeliest of the options."""
     options = torch.tensor(option_ids)
-    logits_NO = F.linear(eagle.hidden(batch)[is_first], eagle.lm_head.weight[options])
-    return (options[logits_NO.argmax(dim=1)] == batch.labels_T[is_first]).tolist()
+    is_digit = torch.isin(batch.labels_T, options)
+    logits_NO = F.linear(eagle.hidden(batch)[is_digit], eagle.lm_head.weight[options])
+    return (options[logits_NO.argmax(dim=1)] == batch.labels_T[is_digit]).tolist()
 
 
 def ask(
@@ -94,7 +93,7 @@ def ask(
     The models share a tokenizer and sizes of tiles: films are decoded once for all of them.
     """
     processor = next(iter(answerers.values())).processor
-    encoded = [processor.tokenizer.encode(str(digit)).ids for digit in DIGITS]
+    encoded = [processor.tokenizer.encode(f" {digit}").ids for digit in DIGITS]
     if any(len(ids) != 1 for ids in encoded):
         raise ValueError(f"ask: the digits {DIGITS} take {[len(ids) for ids in encoded]} tokens; needs one each.")
     found: dict[str, list[bool]] = defaultdict(list)

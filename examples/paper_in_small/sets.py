@@ -2,9 +2,11 @@
 
     write_sets(folder, Counts(), most_frames=160)     # a folder and a .jsonl of each set, two recipes, a tokenizer
 
-A sign is a coloured panel with a handwritten digit. Each film and each page has five, one of each colour, each with one
-of four digits: "Which digit is red?" has four answers, and what one sign shows says nothing about the others.
+A sign is a handwritten digit in a coloured frame. Each film and each page has five, one of each colour, each with one
+of four digits: "Which digit is red?" has four answers, "red 7" among them, and what one sign shows says nothing about
+the others.
 
+    cards   images of one tile with one sign: reading is learned here first.
     short   films of 8 to 12 frames; a sign is up for one. For the first stage, whose context is short.
     films   24 to 160 frames at 2 a second; a sign is up for two frames at least and 12 % of the film at most, by the
             logarithm all lengths alike. Held-out films are of 160.
@@ -49,7 +51,7 @@ COLOURS = {
 }
 WORD_OF = {0: "zero", 1: "one", 4: "four", 7: "seven"}
 DIGITS = tuple(WORD_OF)
-FILM_SIGN_PX, PAGE_SIGN_PX = 44, 22
+FILM_SIGN_PX, PAGE_SIGN_PX, CARD_SIGN_PX = 44, 26, 24
 SHORT = (8, 12)  # frames of a short film
 LEAST_LONG = 24  # frames; signs of shorter films are up for one frame at least, of longer ones for two
 MOST_UP = 0.12  # share of the film that a sign is up
@@ -69,7 +71,8 @@ Turns = list[tuple[str, str]]  # question, answer
 class Counts:
     """How many films and pages of each set."""
 
-    short: int = 1600
+    cards: int = 1500
+    short: int = 1200
     films: int = 500
     told: int = 300
     pages: int = 800
@@ -105,11 +108,11 @@ def material(*, held_out: bool) -> Material:
 
 
 def sign(digit_88: NDArray[np.float64], colour: str, size_px: int) -> NDArray[np.uint8]:
-    """A dark digit on a panel of a colour: (size_px, size_px, 3)."""
-    margin = size_px // 11
-    panel = np.zeros((size_px, size_px), np.float64)
-    panel[margin:-margin, margin:-margin] = enlarge(digit_88, size_px - 2 * margin) / 255
-    return ((1 - panel[:, :, None]) * np.array(COLOURS[colour])).astype(np.uint8)
+    """A white digit on black in a frame of a colour: (size_px, size_px, 3)."""
+    picture = np.full((size_px, size_px, 3), COLOURS[colour], np.uint8)
+    margin = size_px // 8
+    picture[margin:-margin, margin:-margin] = enlarge(digit_88, size_px - 2 * margin)[:, :, None]
+    return picture
 
 
 def draw_signs(rng: np.random.Generator, its: Material, size_px: int) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
@@ -121,7 +124,7 @@ def draw_signs(rng: np.random.Generator, its: Material, size_px: int) -> Iterato
 
 
 def questions(rng: np.random.Generator, answers: dict[str, int]) -> Turns:
-    return [(f"Which digit is {what}?", str(answers[what])) for what in rng.permutation(list(answers)).tolist()]
+    return [(f"Which digit is {what}?", f"{what} {answers[what]}") for what in rng.permutation(list(answers)).tolist()]
 
 
 def film(rng: np.random.Generator, its: Material, num_frames: int) -> tuple[NDArray[np.uint8], dict[str, int]]:
@@ -168,6 +171,17 @@ def page(rng: np.random.Generator, its: Material, shape: tuple[int, int]) -> tup
     return picture, answers
 
 
+def card(rng: np.random.Generator, its: Material) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    """A picture of one tile (Y, X, 3) with one sign."""
+    frame_YX3 = its.frames_LYX3[rng.integers(len(its.frames_LYX3))]
+    y, x = (rng.integers(side_px - TILE_PX + 1) for side_px in frame_YX3.shape[:2])
+    picture = frame_YX3[y : y + TILE_PX, x : x + TILE_PX].copy()
+    colour, digit, drawn = next(draw_signs(rng, its, CARD_SIGN_PX))
+    top, left = rng.integers(TILE_PX - CARD_SIGN_PX + 1, size=2)
+    picture[top : top + CARD_SIGN_PX, left : left + CARD_SIGN_PX] = drawn
+    return picture, {colour: digit}
+
+
 def told(rng: np.random.Generator) -> tuple[str, int]:
     """A text, and the digit that it names."""
     words = rng.choice(FILLERS, rng.integers(*NUM_TOLD_WORDS)).tolist()
@@ -192,9 +206,9 @@ def _make(
 ) -> tuple[str, Turns]:
     """Writes a film, or a page, and returns the text beside it and its questions. Lengths of films: by the logarithm,
     all alike."""
-    if kind == "pages":
+    if kind in ("pages", "cards"):
         shapes = SQUARE_PAGES if rng.integers(2) else LONG_PAGES
-        picture, answers = page(rng, its, shapes[rng.integers(len(shapes))])
+        picture, answers = card(rng, its) if kind == "cards" else page(rng, its, shapes[rng.integers(len(shapes))])
         Image.fromarray(picture).save(path)
         return "", questions(rng, answers)
     num_frames = round(float(np.exp(rng.uniform(*np.log(lengths)))))
@@ -206,7 +220,7 @@ def _make(
     return f"{text}\n", questions(rng, {**answers, "told": digit})
 
 
-STAGE_SETS = {"base": ("short", "pages"), "stages": ("films", "told", "pages")}
+STAGE_SETS = {"base": ("cards", "short", "pages"), "stages": ("films", "told", "pages")}
 
 
 def write_set(folder: Path, name: str, number: int, *, lengths: tuple[int, int], seed: int) -> None:
@@ -215,7 +229,7 @@ def write_set(folder: Path, name: str, number: int, *, lengths: tuple[int, int],
     its = material(held_out=kind != name)
     rng = np.random.default_rng(seed)
     (folder / name).mkdir()
-    medium, suffix = ("image", ".png") if kind == "pages" else ("video", ".mp4")
+    medium, suffix = ("image", ".png") if kind in ("pages", "cards") else ("video", ".mp4")
     rows = []
     for i in range(number):
         file = f"{name}/{i:05d}{suffix}"
@@ -238,6 +252,7 @@ def write_sets(folder: Path, counts: Counts, *, most_frames: int) -> None:
     making.mkdir(parents=True)
     long, whole = (LEAST_LONG, most_frames), (most_frames, most_frames)
     sets = {
+        "cards": (counts.cards, SHORT),
         "short": (counts.short, SHORT),
         "films": (counts.films, long),
         "told": (counts.told, long),
@@ -260,7 +275,13 @@ def _texts(most_frames: int) -> list[str]:
     texts = [f"The first video of {seconds / 2:.2f} seconds at " for seconds in range(most_frames + 1)]
     texts += [f"Frame {i}: " for i in range(1, most_frames + 1)]
     texts += [f"{i / 100:.2f} fps: " for i in range(0, 201, 5)]
-    again = ["user\n", "assistant\n", *map(str, DIGITS), " ".join(WORD_OF.values()), *FILLERS]
+    again = [
+        "user\n",
+        "assistant\n",
+        *(f"{what} {d}" for d in DIGITS for what in [*COLOURS, "told"]),
+        " ".join(WORD_OF.values()),
+        *FILLERS,
+    ]
     again += [f" {word}" for word in [*FILLERS, *WORD_OF.values()]]
     again += [f"Which digit is {what}?" for what in [*COLOURS, "told"]]
     return texts + again * 50
