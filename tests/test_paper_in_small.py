@@ -230,6 +230,13 @@ def test_its_report_shows_every_claim(study: Path):
     assert not re.search(r'(src|href)="(?!#)', page)  # nothing is loaded from elsewhere
 
 
+def test_a_report_is_made_of_a_results_file(study: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["", "--out", str(study / "out.json"), "--report", str(tmp_path / "page.html")])
+    main.main()
+    assert (tmp_path / "page.html").read_text() == (study / "report.html").read_text()
+    assert "\n".join(report.markdown(read_json(study / "out.json"))) in capsys.readouterr().out
+
+
 def test_another_size_is_refused(study: Path):
     with pytest.raises(SystemExit, match="another size"):
         main.study(replace(TINY, tokens_per_step=1024), study, study / "out.json", study / "report.html")

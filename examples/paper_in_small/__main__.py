@@ -2,7 +2,7 @@
 and a report.
 
     python -m examples.paper_in_small --work /tmp/paper --out bench/results/paper-in-small-cpu.json
-    python -m examples.paper_in_small --report report.html --out bench/results/paper-in-small-cpu.json    # of a file
+    python -m examples.paper_in_small --out bench/results/paper-in-small-cpu.json --report report.html    # of a file
 
 Three seeds; about an hour of one core. Interrupted or killed, the same command goes on: every run is resumed from its
 newest checkpoint, and what was answered is kept.
@@ -108,7 +108,12 @@ def study(size: Size, work: Path, out: Path, report: Path) -> None:
         its["size"]["seeds"] = list(size.seeds[: len(answers)])
         write_json(out, its)
         write_report(report, its)
-    print("\n".join(markdown(read_json(out))))
+    show(read_json(out), report)
+
+
+def show(results: dict[str, Any], report: Path) -> None:
+    write_report(report, results)
+    print("\n".join(markdown(results)))
     print(f"Report: {report}")
 
 
@@ -120,8 +125,7 @@ def main() -> None:
     args = parser.parse_args()
     report = args.report or (args.work / "report.html" if args.work else args.out.with_suffix(".html"))
     if args.work is None:
-        write_report(report, read_json(args.out))
-        print(f"Report: {report}")
+        show(read_json(args.out), report)
         return
     try:
         study(Size(), args.work, args.out, report)
