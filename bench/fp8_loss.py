@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -126,7 +126,7 @@ def measure(out: Path) -> None:
     about = machine("torch")
     result: dict[str, Any] = {
         "what": f"held-out loss of a tiny model after {NUM_STEPS} steps; FP8 emulated on a CPU",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": about.pop("commit"),
         "versions": about.pop("versions"),
         "machine": {**about, "threads": torch.get_num_threads()},

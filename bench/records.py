@@ -21,7 +21,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class _Records:
         hook = session.config.hook
         machine = hook.pytest_benchmark_generate_machine_info(config=session.config)
         add_gpu_and_versions(machine)  # not by the hook: bench/conftest.py, which has it, is not read for tests/
-        now = datetime.now(timezone.utc).isoformat()
+        now = datetime.now(UTC).isoformat()
         append_record(self._path, {"machine_info": machine, "commit_info": get_commit_info(), "datetime": now})
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from bench import sass_clocks
+from bench import sass_clocks, sass_registers
 
 CAPABILITIES = (80, 90, 100)
 SMALL = (86, 89, 120)  # GPUs that people own: for them the kernels that keep most in shared memory
@@ -95,6 +95,8 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
         "tensor_cores": case.tensor_cores,
         "vectorised": case.vectorised,
         "stack_budget_bytes": case.stack_budget_bytes.get(capability, 0),
+        # Registers of a wgmma that the machine code touches before it is waited for: what some ptxas do wrong.
+        "touched_under_way": sass_registers.hazards(compiled.asm["cubin"]) if wgmma else (),
         "constants": {k: v for k, v in case.constants.items() if isinstance(v, int | float | str | bool)},
         **(_replayed(case, compiled, num_threads // 32, usage["registers"]) if wgmma else {}),
     }

@@ -25,7 +25,7 @@ from eagle_kernels.swiglu import swiglu
 from eagle_kernels.tiles import Tiling
 from eagle_kernels.yuv_to_tiles import yuv_to_tiles
 
-__version__ = "0.1.0"  # pyproject.toml reads it here
+__version__ = "0.2.0"  # the one place: pyproject.toml reads it here; tests hold CITATION.cff and CHANGELOG.md to it
 
 __all__ = [
     "AttentionPlan",

@@ -43,6 +43,8 @@ FRAMES_AT_ONCE = 8  # of one launch on a GPU, and held there beside DALI's own
 
 
 class DecodedTiles(NamedTuple):
+    """What `decode_tiles` gives: tiles, and when the frames were shown that they are of."""
+
     timestamps_seconds: tuple[float, ...]  # each frame's own time, as `video.Frame` has it
     tiles_IPK: Tensor
 

@@ -37,6 +37,8 @@ def tile_range(num_tiles: int, rank: int, num_ranks: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedBatch:
+    """One packed row of documents, without padding: all that the model takes."""
+
     token_ids_T: Tensor  # int64
     labels_T: Tensor  # int64: the token that follows in the same document where supervised, else IGNORE_INDEX
     positions_T: Tensor  # int32, from 0 in each document

@@ -164,14 +164,19 @@ def version(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    versions: Annotated[
+        bool, typer.Option("--versions", help="Combinations of packages that are known to break.")
+    ] = False,
+) -> None:
     """What this machine can do, and what to install for the rest.
 
-    Example:  eagle doctor
+    Example:  eagle doctor --versions
     """
     from eagle_model.doctor import examine
+    from eagle_model.versions import installed, warnings
 
-    print("\n".join(examine()))
+    print("\n".join(warnings(installed()) if versions else examine()))
 
 
 @app.command()

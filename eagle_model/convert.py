@@ -5,8 +5,8 @@
     to_run("Eagle2.5-8B", "runs/start")                      # a checkpoint: eagle train ... --set model=runs/start
     assemble("siglip2-so400m-patch14-384", "Qwen2.5-7B-Instruct", "start", tile_px=448)
 
-A released folder has files that are neither the model's nor the processor's (its licence, generation_config.json, the
-code of its classes): they are copied as they are. docs/released_folder.md names them all.
+A released folder has files that are neither the model's nor the processor's (its licence, the code of its classes):
+they are copied as they are. docs/released_folder.md names them all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer
 from eagle_model.checkpoints import MANIFEST, read_newest
 from eagle_model.data.chat import SPECIAL_TOKENS, ChatEncoder
 from eagle_model.data.processor import CONFIG_FILE, Processor, ProcessorConfig
-from eagle_model.data.processor_files import OLD_CHAT_TEMPLATE
+from eagle_model.data.processor_files import GENERATION, OLD_CHAT_TEMPLATE, read_kept
 from eagle_model.data.tokenizer import add_special_tokens, read_released_tokenizer
 from eagle_model.fields import from_json
 from eagle_model.files import read_json, write_whole
@@ -164,9 +164,8 @@ def assemble(
     )
     sizes = {"tile_px": cfg.vision.tile_px, "patch_px": cfg.vision.patch_px}
     config = from_json(ProcessorConfig, {**sizes, **_pixels(vision_folder)})
-    Processor(tokenizer, config).save_pretrained(out)
-    if (llm_folder / "generation_config.json").is_file():
-        shutil.copyfile(llm_folder / "generation_config.json", out / "generation_config.json")
+    kept = {name: fields for name, fields in read_kept(llm_folder).items() if name == GENERATION}
+    Processor(tokenizer, config, kept=kept).save_pretrained(out)
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:

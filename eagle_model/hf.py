@@ -6,7 +6,7 @@
     processor = AutoProcessor.from_pretrained("Eagle2.5-8B")
     model = AutoModelForImageTextToText.from_pretrained("Eagle2.5-8B", dtype=torch.bfloat16, device_map="cuda")
     messages = [{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What?"}]}]
-    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
     print(processor.batch_decode(model.generate(**inputs.to("cuda"), max_new_tokens=64)))
 
 The model's class holds an `eagle_model.Eagle` as `model.eagle` and computes with it: what is here is the batch (rows
@@ -271,8 +271,8 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("Eagle2_5_VL: got inputs_embeds and pixel_values; needs input_ids beside pixel_values.")
         B, T = inputs_embeds.shape[:2]
         text_config = self.config.get_text_config()
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=text_config)
+        if use_cache is None:  # as transformers: a loop of one's own hands on what it was given
+            use_cache = past_key_values is not None or not self.training
         if position_ids is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(T, device=inputs_embeds.device)[None] + seen
@@ -282,6 +282,8 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config=text_config, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
             past_key_values=past_key_values, position_ids=position_ids,
         )  # fmt: skip
+        if use_cache and past_key_values is None:  # after the mask: beside a cache, positions tell no documents
+            past_key_values = DynamicCache(config=text_config)
         attend = _Attend(
             module=self, batch_size=B, visible=visible, cache=past_key_values,
             cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
@@ -430,7 +432,12 @@ class Eagle2_5_VLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> None:
         """`Eagle.save_pretrained`, over what the folder held, and generation_config.json. state_dict: the parameters
-        to save in place of the model's own, as trainers gather them."""
+        to save in place of the model's own, as trainers gather them. Of a model with adapters by `add_adapter` these
+        alone, as transformers does."""
+        if getattr(self, "_hf_peft_config_loaded", False):
+            given = {"is_main_process": is_main_process, "state_dict": state_dict, "push_to_hub": push_to_hub}
+            super().save_pretrained(save_directory, **given, **kwargs)
+            return
         if not is_main_process:
             return
         if push_to_hub:

@@ -9,28 +9,37 @@ Dims    B batch, T tokens of each row, I tiles, P patches a tile, K numbers a pa
 
 from __future__ import annotations
 
+import base64
+import os
 import re
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
-from transformers.image_utils import load_image
 
 from eagle_model.data.chat import IMAGE_CONTEXT
 from eagle_model.data.processor import Processor
 from eagle_model.data.processor_files import CHAT_TEMPLATE
 from eagle_model.data.rows import Tag, split_at_tags
 from eagle_model.data.templates import END_OF_TEXT, TURN_END, TURN_START, chat_template
-from eagle_model.fields import few
+from eagle_model.fields import few, to_json
 
 _ANSWER = f"{TURN_START}assistant\n"
 _TURN = re.compile(rf"{re.escape(TURN_START)}(\w+)\n(.*?){re.escape(TURN_END)}\n?", re.DOTALL)
 _ANSWERED = re.compile(rf"({re.escape(_ANSWER)}.*?(?:{re.escape(TURN_END)}|\Z))", re.DOTALL)
+_PLACES = {  # of a medium, the fields of a part that say where it is; as transformers, Qwen and OpenAI name them
+    "image": ("image", "url", "path", "base64", "image_url"),
+    "video": ("video", "url", "path", "video_url"),
+}
+MAX_FETCHED_BYTES = 1 << 28  # of an image at an address
+FETCH_SECONDS = 60.0  # without a byte from there
 _TAG = re.compile(r"(\\*)(<(?:image|video)(?:-[0-9]{1,9})?>)")
 
 
@@ -100,8 +109,9 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
         sanitize_control_tokens: bool = False,
         **others: Any,  # transformers'
     ) -> Any:
-        """transformers' own. In conversations that show media as parts, or are tokenized here, the texts' `<image-k>`
-        are characters, written with a backslash before them, not places of media.
+        """transformers' own, and parts may be OpenAI's, `image_url`; one that asks for another sampling, as by `fps`,
+        is refused. In conversations that show media as parts, or are tokenized here, the texts' `<image-k>` are
+        characters, written with a backslash before them, not places of media.
 
         return_assistant_tokens_mask: "assistant_masks" (B, T), 1 for what our trainer learns: each answer through its
         end of turn. Raises ValueError for it without tokenize and return_dict, and for sanitize_control_tokens.
@@ -114,17 +124,36 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
             raise ValueError(
                 "Eagle2_5_VLProcessor: return_assistant_tokens_mask needs tokenize=True, return_dict=True."
             )
-        conversations, is_batched = self._normalize_conversations(conversation)
+        told = _chats(conversation)  # first: what transformers' own drops of a part is not asked for in vain
+        conversations, is_batched = self._normalize_conversations(told[0] if _is_one(conversation) else told)
         has_listed = bool((others.get("processor_kwargs") or others).get("images"))
-        chats = [getattr(chat, "messages", chat) for chat in conversations]
         chats = [
-            _with_escaped_tags(chat) if _shows_media(chat) or (tokenize and not has_listed) else chat for chat in chats
+            _with_escaped_tags(chat) if _shows_media(chat) or (tokenize and not has_listed) else chat
+            for chat in conversations
         ]
         chosen = {"chat_template": chat_template, "tokenize": tokenize, "return_dict": return_dict}
         out = super().apply_chat_template(chats if is_batched else chats[0], **chosen, **others)
         if return_assistant_tokens_mask:
             out["assistant_masks"] = torch.stack([self._answers(ids_T) for ids_T in out["input_ids"]])
         return out
+
+    def process_vision_info(
+        self, conversations: Sequence[Any], return_video_kwargs: bool = False
+    ) -> tuple[list[Any] | None, list[Any] | None] | tuple[list[Any] | None, list[Any] | None, dict[str, Any]]:
+        """The images and the videos that messages show, in their order, for a call of this processor: what the
+        release's code asks its own for. Videos are paths, whose frames are chosen when the processor is called.
+
+        conversations: one, or a list of several.  return_video_kwargs: with an empty dict, where the release has what
+        it decided of the videos.  Raises ValueError as `apply_chat_template`.
+        """
+        parts = [part for chat in _chats(conversations) for message in chat for part in _parts(message)]
+        shown: list[list[Any]] = [[part[kind] for part in parts if kind in part] for kind in _PLACES]
+        images, videos = (found or None for found in shown)
+        return (images, videos, {}) if return_video_kwargs else (images, videos)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the processor is, as eagle_processor.json says it."""
+        return to_json(self.eagle.config)
 
     def _answers(self, ids_T: Tensor) -> Tensor:
         """1 from after `<|im_start|>assistant` and its newline through `<|im_end|>`, (T,)."""
@@ -154,7 +183,7 @@ class Eagle2_5_VLProcessor(ProcessorMixin):
         batch = self.eagle(
             [{"role": role, "content": content} for role, content in turns],
             images=[_picture(image) for image in images],
-            videos=[str(path) for path in videos],
+            videos=[_path(video) for video in videos],
         )
         return torch.cat([batch.token_ids_T, self._ids(tail)]), batch.patches_IPK
 
@@ -234,10 +263,58 @@ def _pieces(text: str) -> list[str | Tag]:
     return pieces
 
 
+def _parts(message: Mapping[str, Any]) -> list[Any]:
+    """Those of a message's content that are no strings; none beside calls of tools."""
+    content = message.get("content") or []
+    return [] if isinstance(content, str) else [part for part in content if isinstance(part, Mapping)]
+
+
 def _shows_media(messages: Sequence[Mapping[str, Any]]) -> bool:
-    contents = [message.get("content") or [] for message in messages]  # none beside calls of tools
-    parts = [part for content in contents if not isinstance(content, str) for part in content]
-    return any(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)
+    return any(part.get("type") != "text" for message in messages for part in _parts(message))
+
+
+def _is_one(conversation: Any) -> bool:
+    """Whether it is one, and not a list of several."""
+    messages = getattr(conversation, "messages", conversation)  # a pipeline's
+    return not messages or isinstance(messages[0], Mapping)
+
+
+def _chats(conversation: Any) -> list[list[dict[str, Any]]]:
+    several = [conversation] if _is_one(conversation) else conversation
+    return [_with_plain_media(getattr(chat, "messages", chat)) for chat in several]
+
+
+def _with_plain_media(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose images and videos are parts as transformers reads them, `{"type": "image", "image": ...}`."""
+    told = []
+    for message in messages:
+        content = message.get("content")
+        if content and not isinstance(content, str):
+            content = [_plain_part(part) if isinstance(part, Mapping) else part for part in content]
+        told.append({**message, "content": content})
+    return told
+
+
+def _plain_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in part.items() if not isinstance(value, str | type(None)) or value}
+    kind = str(given.get("type") or next((name for name in (*_PLACES, "image_url", "video_url") if name in given), ""))
+    kind = kind.removesuffix("_url")
+    if kind not in _PLACES:
+        return dict(part)
+    given.pop("type", None)
+    if isinstance(place := given.get(f"{kind}_url"), Mapping):
+        given = {**given, **{name: x for name, x in place.items() if name != "url"}, f"{kind}_url": place.get("url")}
+    if given.get("detail") == "auto":
+        del given["detail"]
+    if len(given) > 1 or not set(given) <= {*_PLACES[kind]}:
+        wrong = sorted(set(given) - {*_PLACES[kind]}) or sorted(given)
+        raise ValueError(
+            f"Eagle2_5_VLProcessor: a part of type {kind} has {few(wrong)}; needs one of {', '.join(_PLACES[kind])}, "
+            f"alone. What is seen of a medium says the processor's configuration (docs/sampling.md); clips are shown "
+            f"by eagle_model.Processor."
+        )
+    places = list(given.values())  # none: the next of those beside the messages
+    return {"type": kind, kind: places[0]} if places else {"type": kind}
 
 
 def _with_escaped_tags(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -257,13 +334,43 @@ def _with_escaped_tags(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     return shown
 
 
+def _path(video: Any) -> str:
+    if not isinstance(video, str | Path):
+        raise ValueError(
+            f"Eagle2_5_VLProcessor: a video is a {type(video).__name__}; needs the path of a file, whose frames are "
+            f"chosen here. Frames that were chosen already are shown as images."
+        )
+    return str(video).removeprefix("file://")
+
+
+def _opened(image: str) -> Image.Image:
+    """An image at an address, or in base64, as the file would be: its transparency and depth are seen to later.
+
+    Raises ValueError for what is neither, or no image.
+    """
+    is_remote = image.startswith(("http://", "https://"))
+    try:
+        if is_remote:
+            with urlopen(image, timeout=FETCH_SECONDS) as answer:
+                data = answer.read(MAX_FETCHED_BYTES + 1)
+            if len(data) > MAX_FETCHED_BYTES:
+                raise ValueError(f"it has more than {MAX_FETCHED_BYTES} bytes")
+        else:
+            data = base64.b64decode(image.partition(",")[2] if image.startswith("data:") else image)
+        return Image.open(BytesIO(data))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"Eagle2_5_VLProcessor: an image is {image[:80]!r} ({len(image)} characters); needs the path of a file, an "
+            f"http(s) address or base64 ({error})."
+        ) from error
+
+
 def _picture(image: Any) -> Any:
     """What `eagle_model.Processor` takes: a path, or a PIL image, made of an address, base64 or an array of uint8:
     (Y, X), (Y, X, 1 | 3 | 4) or, as torch has them, (1 | 3 | 4, Y, X)."""
-    if isinstance(image, str | Path) and Path(image).is_file():
-        return str(image)
-    if isinstance(image, str):
-        return load_image(image)
+    if isinstance(image, str | Path):
+        path = str(image).removeprefix("file://")
+        return path if os.path.isfile(path) else _opened(str(image))  # base64 is too long a name for Path.is_file
     if isinstance(image, Image.Image):
         if image.mode == "F":
             raise ValueError("Eagle2_5_VLProcessor: an image has mode 'F'; needs one of whole numbers, as 'RGB'.")

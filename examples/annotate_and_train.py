@@ -125,11 +125,13 @@ def annotate(folder: Path, url: str, model: str) -> AnnotateConfig:
 def train(folder: Path, max_steps: int) -> None:
     """The recipe `tiny` on the rows that were built. Interrupted, it goes on when it is called again."""
     base = tiny()
-    sampling = replace(base.processor.sampling, context_tokens=768, min_frames=1)
+    # A frame a second, without its time and without a system turn, as in video_digits.py: so a row has some 20 samples.
+    sampling = replace(base.processor.sampling, context_tokens=2048, min_frames=1, frames_per_second=1.0)
     config = replace(
         base,
-        processor=replace(base.processor, sampling=sampling),
+        processor=replace(base.processor, sampling=sampling, template="training-1", system=""),
         data=replace(base.data, recipe=str(folder / "annotated/build/recipe.json")),
+        optimizer=replace(base.optimizer, schedule="wsd"),
         max_steps=max_steps,
     )
     Trainer(config, folder / "training").train()

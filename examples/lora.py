@@ -36,9 +36,9 @@ QUESTION = "Which colour is this?"
 PIECES = ("system", "user", "assistant", QUESTION, "The picture is all", *COLOURS, "You are a helpful assistant.")
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, context_tokens: int = 256) -> None:
     """A small model with random weights, in the files of a released one."""
-    sampling = SamplingConfig(context_tokens=256, max_tiles=1, min_frames=2)
+    sampling = SamplingConfig(context_tokens=context_tokens, max_tiles=1, min_frames=2)
     processor = Processor(
         train_tokenizer(sorted(PIECES), 320), ProcessorConfig(sampling=sampling, tile_px=28, patch_px=7)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,6 +39,13 @@ def device() -> str:
     """Where kernels run: "cuda", or "cpu" under Triton's interpreter. Call the op itself, not its public function,
     which sends CPU tensors to the reference."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _no_real_time_priority() -> Iterator[None]:
+    """An encoder may take it for good (tests/video/make.py); then whatever else runs is starved."""
+    yield
+    assert os.sched_getscheduler(0) != os.SCHED_FIFO, "write videos by tests.video.make.ordinary_priority()"
 
 
 @pytest.fixture

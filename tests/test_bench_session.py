@@ -88,9 +88,9 @@ def test_killed_and_out_of_time_each_bench_stands_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1700)
 def test_the_whole_of_twelve_minutes(tmp_path: Path) -> None:
-    """Every stage on a CPU; each test counts as two seconds; killed at three moments, three packages missing."""
+    """Every stage on a CPU; each test counts as two seconds; killed at five moments, three packages missing."""
     options = ("--minutes", "12", "--count-each", "2")
-    for num_results in (1, 150, 300):
+    for num_results in (1, 40, 150, 220, 300):
         kill_after(start(tmp_path, *options, without=ABSENT), tmp_path, num_results)
     for _ in range(20):  # sessions until one finds nothing left to do
         num_before = len(results(read_records(records_file(tmp_path))))

@@ -58,6 +58,14 @@ def test_doctor_names_the_parts_and_what_to_install(monkeypatch, capsys) -> None
         assert part in printed
 
 
+def test_doctor_warns_of_combinations(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("eagle_model.versions.installed", lambda: {"filelock": "4.3.1", "lmms-eval": "0.7.2"})
+    assert run(monkeypatch, "doctor", "--versions") == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "filelock 4, lmms-eval (filelock 4.3.1, lmms-eval 0.7.2)"
+    assert any(line.startswith("    instead  pip install 'filelock<4'") for line in rest)
+
+
 def test_plan_of_a_video(monkeypatch, capsys, film: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     assert run(monkeypatch, "plan", film, "--context", 8192, "--out", sheet) == 0

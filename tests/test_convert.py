@@ -38,8 +38,10 @@ def released(tmp_path: Path) -> Path:
     weights.write_shards(folder, {key: at.nbytes for key, at in tensors.items()}, tensors.__getitem__, 1_000_000)
     fields = json.loads((folder / "config.json").read_text()) | {"auto_map": {"AutoConfig": "x.Y"}}
     (folder / "config.json").write_text(json.dumps(fields))
-    for name in ("generation_config.json", "LICENSE", "modeling_eagle2_5_vl.py"):
-        (folder / name).write_text(f"{{}} # {name}")
+    for name in ("LICENSE", "modeling_eagle2_5_vl.py"):
+        (folder / name).write_text(f"# {name}")
+    end = Processor.from_pretrained(folder).encoder.turn_end_id
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end, "temperature": 0.7}))
     (folder / ".gitattributes").write_text("hidden")
     (folder / "figures").mkdir()
     return folder
@@ -53,8 +55,10 @@ def test_a_released_folder_becomes_a_checkpoint_and_comes_back(tmp_path, release
     convert.to_folder(tmp_path / "run", tmp_path / "back")
     for folder in (step, tmp_path / "back"):
         assert_same_tensors(files(folder), files(released))
-        for name in ("generation_config.json", "LICENSE", "modeling_eagle2_5_vl.py", "tokenizer.json"):
+        for name in ("LICENSE", "modeling_eagle2_5_vl.py", "tokenizer.json"):
             assert (folder / name).read_bytes() == (released / name).read_bytes(), name
+        told = [json.loads((at / "generation_config.json").read_text()) for at in (folder, released)]
+        assert told[0] == told[1]
     names = {path.name for path in (tmp_path / "back").iterdir()}
     assert not names & {"manifest.json", ".gitattributes", "figures", "training"}
     before, after = (json.loads((path / "config.json").read_text()) for path in (released, tmp_path / "back"))
@@ -194,6 +198,7 @@ def test_a_fresh_eagle_of_two_folders_answers(monkeypatch, tmp_path, padding):
     before = convert.vocab_size(tokenizer)
     llm = test_assemble.llm(tmp_path / "llm", vocab_size=before + padding)
     tokenizer.save(str(llm / "tokenizer.json"))
+    (llm / "generation_config.json").write_text(json.dumps({"eos_token_id": 3, "top_k": 20}))  # Llama's know no ChatML
     config = test_assemble.transformers.SiglipVisionConfig(**test_assemble.VISION)
     vision = test_assemble.saved(test_assemble.transformers.SiglipVisionModel(config), tmp_path / "vision")
     (vision / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4] * 3, "image_std": [0.3] * 3}))
@@ -209,6 +214,8 @@ def test_a_fresh_eagle_of_two_folders_answers(monkeypatch, tmp_path, padding):
     assert (processor.config.tile_px, processor.config.patch_px, processor.config.mean) == (28, 7, (0.4, 0.4, 0.4))
     row = processor([{"role": "user", "content": "What?"}])
     assert len(model.generate(row, max_new_tokens=3)[0]) == 3
+    ends = {"eos_token_id": [tokenizer.token_to_id("<|im_end|>"), 3], "top_k": 20}
+    assert ends.items() <= json.loads((tmp_path / "out/generation_config.json").read_text()).items()
     old, head = load_file(llm / weights.SINGLE)["lm_head.weight"].float(), model.lm_head.weight
     assert torch.equal(head[before:], old[:before].mean(0).bfloat16().float().expand(11, -1))
 

@@ -152,6 +152,37 @@ def test_generation_is_that_of_eagle(model, how: dict) -> None:
     assert torch.equal(by_embeddings, new)
 
 
+def test_a_loop_of_ones_own_goes_on_from_its_cache(model) -> None:
+    """As with every model of transformers: `forward` gives a cache unless it is told not to, and in training."""
+    one = document(model.eagle.cfg, 3, 1, 4, seed=0)
+    inputs, new = {"input_ids": one.token_ids_T[None], "pixel_values": one.patches_IPK}, []
+    with torch.no_grad():
+        for _ in range(4):
+            out = model(**inputs)
+            new.append(int(out.logits[0, -1].argmax()))
+            inputs = {"input_ids": torch.tensor([new[-1:]]), "past_key_values": out.past_key_values}
+    assert [new] == model.eagle.generate(one, max_new_tokens=4)
+    inputs = {"input_ids": one.token_ids_T[None], "pixel_values": one.patches_IPK}
+    assert model(**inputs, use_cache=False).past_key_values is None
+    assert model.train()(**inputs).past_key_values is None
+
+
+def test_generation_ends_where_a_turn_does(model, processor) -> None:
+    ends = model.generation_config.eos_token_id
+    assert set(ends) == processor.eagle.encoder.stop_token_ids
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": "What?"}], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    with torch.no_grad():  # a model that says nothing else
+        model.eagle.lm_head.weight.zero_()
+        model.eagle.llm.norm.weight.zero_()
+        model.eagle.lm_head.register_forward_hook(
+            lambda _module, _inputs, out: out.index_fill(1, torch.tensor(ends[:1]), 1)
+        )
+    new = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert new.tolist() == ends[:1]
+
+
 def test_several_sequences_of_one_prompt_keep_its_tiles(model) -> None:
     documents = [document(model.eagle.cfg, *size, seed=seed) for seed, size in enumerate([(3, 2, 4), (2, 1, 3)])]
     inputs = rows_of(documents, "left")
@@ -467,6 +498,27 @@ def test_peft(model, processor, tmp_path: Path) -> None:
     with torch.no_grad():
         for again in (loaded, ours, by_folder):
             assert (again(**batch).logits - want).abs().max() < 1e-4
+
+
+def test_adapters_by_transformers_own_methods(folder: Path, model, processor, tmp_path: Path) -> None:
+    """`add_adapter`, a trainer that saves them alone, and `load_adapter`."""
+    from peft import LoraConfig as PeftConfig
+
+    model.add_adapter(PeftConfig(r=2, target_modules=["qkv_proj", "o_proj"]))
+    rows = training_rows(processor)
+    train(model, rows, tmp_path, max_steps=2)
+    saved = tmp_path / "checkpoint-2"
+    assert not list(saved.glob("model*"))
+    assert len(load_file(saved / "adapter_model.safetensors")) == 2 * (5 + 3)
+    batch = join(rows)
+    with torch.no_grad():
+        want = model.eval()(**batch).logits
+        again = AutoModelForImageTextToText.from_pretrained(folder)
+        assert (again(**batch).logits - want).abs().max() > 1e-4
+        again.load_adapter(str(saved))
+        assert (again.eval()(**batch).logits - want).abs().max() < 1e-5
+        ours = AutoModelForImageTextToText.from_pretrained(saved)  # of the model that the adapters name
+        assert (ours(**batch).logits - want).abs().max() < 1e-5
 
 
 def test_a_model_under_adapters_is_not_saved_as_if_it_were_plain(model, tmp_path: Path) -> None:

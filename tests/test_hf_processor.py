@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,67 @@ def test_the_processor_gives_what_ours_gives(processor, tmp_path: Path) -> None:
     tiles = got["pixel_values"]
     assert tiles.shape == (len(want.patches_IPK), 3, 28, 28)
     assert torch.equal(tiles, processor._tiles(want.patches_IPK.float()))
+
+
+def test_pictures_in_base64_are_those_of_files(processor, tmp_path: Path) -> None:
+    """Transparency and depth too, which transformers' own loading drops; names longer than a file's may be."""
+    text = "<|im_start|>user\n<image-1>What is this?<|im_end|>\n<|im_start|>assistant\n"
+    clear = picture().convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    deep = Image.fromarray(np.arange(40 * 28, dtype=np.uint16).reshape(28, 40) * 50)
+    for name, image in (("clear", clear), ("deep", deep)):
+        image.save(tmp_path / f"{name}.png")
+        want = processor(images=[str(tmp_path / f"{name}.png")], text=text)["pixel_values"]
+        written = base64.encodebytes((tmp_path / f"{name}.png").read_bytes()).decode()
+        for given in (written, f"data:image/png;base64,{written}", f"file://{tmp_path}/{name}.png"):
+            assert torch.equal(processor(images=[given], text=text)["pixel_values"], want)
+    for given in ("missing.png", "x" * 9000, "http://localhost:1/a.png"):
+        with pytest.raises(ValueError, match=r"needs the path of a file, an http\(s\) address or base64"):
+            processor(images=[given], text=text)
+
+
+def test_parts_as_other_programs_write_them(processor, tmp_path: Path) -> None:
+    path = str(tmp_path / "a.png")
+    picture().save(path)
+    asked = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    want = processor.apply_chat_template([{"role": "user", "content": QUESTION}], **asked)
+    for part in (
+        {"type": "image_url", "image_url": {"url": path, "detail": "auto"}},
+        {"type": "image_url", "image_url": path},
+        {"image": path},
+        {"type": "image", "image": None, "path": path, "text": ""},  # as a data set fills in what other rows have
+    ):
+        got = processor.apply_chat_template([{"role": "user", "content": [part, QUESTION[1]]}], **asked)
+        assert all(torch.equal(got[name], want[name]) for name in want), part
+    for part, name in (
+        ({"type": "video", "video": "a.mp4", "video_start": 3}, "video_start"),
+        ({"type": "video", "video": "a.mp4", "fps": 4}, "fps"),
+        ({"type": "image_url", "image_url": {"url": path, "detail": "low"}}, "detail"),
+        ({"type": "image", "image": path, "url": path}, "image, url"),
+    ):
+        with pytest.raises(ValueError, match=f"a part of type .* has {name}; needs one of .*, alone"):
+            processor.apply_chat_template([{"role": "user", "content": [part]}], **asked)
+    text = "<|im_start|>user\n<video-1>What?<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(ValueError, match="a video is a ndarray; needs the path of a file"):
+        processor(text=text, videos=[np.zeros((2, 28, 28, 3), np.uint8)])
+
+
+def test_what_the_releases_code_does_with_its_own_processor(processor, tmp_path: Path) -> None:
+    film = write_video(tmp_path / "a.mp4", num_frames=6)
+    shown = [*QUESTION, {"type": "video", "video": film}]
+    chats = [
+        [{"role": "user", "content": shown}],
+        [{"role": "user", "content": "Hello"}],
+        [{"role": "user", "content": QUESTION}],
+    ]
+    texts = [processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    images, videos, about = processor.process_vision_info(chats, return_video_kwargs=True)
+    got = processor(text=texts, images=images, videos=videos, return_tensors="pt", padding=True, videos_kwargs=about)
+    want = processor.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert (len(images), videos) == (2, [film])
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    assert processor.process_vision_info(chats[1]) == (None, None)
+    assert processor.process_vision_info(chats[0])[1] == [film]
 
 
 def test_batches_of_texts_and_images(processor) -> None:
@@ -104,6 +166,7 @@ def test_processors_files(processor, tmp_path: Path) -> None:
     text = "<|im_start|>user\nWhat is this?<|im_end|>\n"
     assert torch.equal(again(text=text)["input_ids"], processor(text=text)["input_ids"])
     assert again.tokenizer.decode(again(text=text)["input_ids"][0]) == text
+    assert '"tile_px": 28' in repr(again)
 
 
 # -- tags in texts

@@ -1,7 +1,7 @@
 """The plug-in for lmms-eval with lmms-eval's own classes: skipped where it is not installed, as its pins conflict."""
 
 import importlib.util
-import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,10 +39,7 @@ def test_the_plug_in_answers_a_task_of_lmms_eval(
 
 
 def test_its_package_names_the_entry_point() -> None:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        about = tomllib.loads((PLUGIN / "pyproject.toml").read_text())
-        assert about["project"]["entry-points"]["lmms_eval.models"] == {"eagle": "eagle_lmms_eval:MANIFEST"}
+    about = tomllib.loads((PLUGIN / "pyproject.toml").read_text())
+    assert about["project"]["entry-points"]["lmms_eval.models"] == {"eagle": "eagle_lmms_eval:MANIFEST"}
     source = (PLUGIN / "eagle_lmms_eval.py").read_text()
     assert 'model_id="eagle", chat_class_path="eagle_lmms_eval.Eagle"' in source

@@ -25,6 +25,7 @@ WHOLE = {
     "loader_ranks",
     "peft",
     "released_folders",
+    "reported_inputs",
     "served_page",
     "trainer_ranks",
 }  # tests of several files together

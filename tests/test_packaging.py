@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import eagle_kernels
 from eagle_kernels import native
+from tests.wheels import GLIBC, check_floor, load
 
 ROOT = Path(__file__).parent.parent
 SYSTEM_LIBRARIES = re.compile(r"^(libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+|ld-linux.*)\.so\.\d+$")
@@ -125,11 +127,10 @@ def make_sdist(folder: Path) -> Path:
 def test_the_source_distribution_is_complete(tmp_path):
     """With its tests and all that they read; a part of the tests, as setuptools packs by itself, does not collect."""
     root = make_sdist(tmp_path)
-    names = {"bench", "csrc", "docs", "eagle_kernels", "eagle_model", "examples", "tests", ".ci"}
+    names = {"bench", "csrc", "docs", "eagle_kernels", "eagle_model", "examples", "tests", ".ci", ".github"}
     wanted = {p for name in names for p in (ROOT / name).rglob("*") if p.is_file() and p.suffix not in (".pyc", ".so")}
-    wanted |= {
-        ROOT / name for name in ("Makefile", "MANIFEST.in", "constraints.txt", "CONTRIBUTING.md", ".clang-format")
-    }
+    passed_over = {".git", ".gitignore"}  # of a checkout alone
+    wanted |= {p for p in ROOT.iterdir() if p.is_file() and p.name not in passed_over and p.suffix != ".png"}
     packed = {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
     assert sorted({path.relative_to(ROOT) for path in wanted} - packed) == []
     assert not [path for path in packed if path.suffix in (".pyc", ".so")]
@@ -186,6 +187,10 @@ def test_a_wheel_without_nvcc_is_portable(tmp_path):
     (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
     extras = set(re.findall(r"^Provides-Extra: (\S+)", zipfile.ZipFile(wheel).read(metadata).decode(), re.MULTILINE))
     assert extras >= {"train", "video", "dali", "fp8", "flash-attn", "bench", "serve", "demo", "dev"}
+    about = zipfile.ZipFile(wheel).read(metadata).decode()
+    assert f"\nVersion: {eagle_kernels.__version__}\n" in about
+    assert "\nRequires-Python: >=3.11\n" in about and "\nLicense-Expression: Apache-2.0\n" in about
+    assert metadata.replace("METADATA", "licenses/LICENSE") in names
     (binary,) = {name for name in names if name.endswith(".so")}
     assert binary == f"eagle_kernels/{module_file().name}"
     installed = {name for name in names if ".dist-info/" not in name}
@@ -196,8 +201,28 @@ def test_a_wheel_without_nvcc_is_portable(tmp_path):
 
     run(auditwheel, "repair", wheel, "-w", tmp_path / "repaired", env=environment)
     (repaired,) = (tmp_path / "repaired").glob("*.whl")
-    assert "-manylinux_2_" in repaired.name
+    check_floor(repaired, GLIBC)
     assert {n for n in zipfile.ZipFile(repaired).namelist() if n.endswith(".so") or ".libs/" in n} == {binary}
     target = tmp_path / "site"
     run(*pip, "install", "--no-deps", "--no-index", "--target", target, repaired)
     assert import_alone(target / binary) == "False"
+    assert load(repaired, sys.executable).startswith("CPU code alone by ")
+
+
+@pytest.mark.parametrize(
+    ("tag", "glibc", "wrong"),
+    [
+        ("manylinux_2_34_x86_64", "2.34", None),
+        ("manylinux_2_27_x86_64.manylinux_2_28_x86_64", "2.28", None),
+        ("manylinux_2_36_x86_64", "2.34", r"asks for glibc 2\.36; needs at most 2\.34\. Build on an older system"),
+        ("manylinux_2_9_x86_64", "2.28", None),  # as numbers, not as letters
+        ("linux_x86_64", "2.34", "no manylinux_X_Y in its name"),
+    ],
+)
+def test_a_wheel_that_asks_for_a_newer_c_library_is_refused(tag, glibc, wrong):
+    wheel = Path(f"eagle_kernels-0.2.0-cp311-cp311-{tag}.whl")
+    if wrong is None:
+        check_floor(wheel, glibc)
+    else:
+        with pytest.raises(SystemExit, match=wrong):
+            check_floor(wheel, glibc)

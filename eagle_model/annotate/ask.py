@@ -13,6 +13,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from eagle_model.annotate.config import AnnotateConfig
@@ -20,7 +21,7 @@ from eagle_model.annotate.journal import Journal
 from eagle_model.annotate.prompts import Prompt
 from eagle_model.data.sample import DataError
 from eagle_model.infer import batches
-from eagle_model.infer.endpoint import EndpointConfig, EndpointError, Reply
+from eagle_model.infer.endpoint import EndpointConfig, EndpointError, Reply, RequestRefused
 from eagle_model.infer.json_answers import JsonAnswerError, json_problem, read_json_answer
 
 T = TypeVar("T")
@@ -66,6 +67,8 @@ class Ask:
         self._annotator, self._reader, self._batch, self._say = annotator, reader, batch, say
         self._max_attempts, self._journal, self.stop = config.max_attempts, journal, threading.Event()
         self.waiting: dict[str, Waiting] = {}  # by key: what the next batch asks
+        self._batches_read: set[str] = set()
+        self.left_out: list[dict[str, str]] = []  # what `some` did without, and why
 
     def __call__(
         self,
@@ -90,9 +93,10 @@ class Ask:
             heat = temperature if attempt == 0 else max(temperature, RETRY_TEMPERATURE)
             options = {"seed": seed + attempt, "temperature": heat, "max_tokens": max_tokens, "json_schema": schema}
             key = _key(endpoint.config, parts, options)
-            record = self._journal.get(key)
-            if record is None:
+            record, room = self._journal.get(key), max_tokens + endpoint.config.thinking_tokens
+            if record is None or (record["problem"] is not None and record["room"] < room):
                 about = {"key": key, "item": item, "prompt": f"{prompt.name}@{prompt.version}", "attempt": attempt}
+                about["room"] = room  # tokens that it may take: a bad answer that had fewer is asked for again
                 if self._batch:
                     self.waiting[key] = Waiting(endpoint, parts, options, about)
                     raise Postponed
@@ -114,6 +118,24 @@ class Ask:
         if not is_whole:
             raise Postponed
         return results
+
+    def some(self, calls: Iterable[tuple[str, Callable[[], T]]]) -> list[T]:
+        """`every`, of (name, call), without those that are refused or unanswered, where others are not: these are
+        told in `left_out`."""
+        problems: dict[str, Exception] = {}
+
+        def tried(name: str, call: Callable[[], T]) -> list[T]:
+            try:
+                return [call()]
+            except (Unanswered, RequestRefused) as error:
+                problems[name] = error
+                return []
+
+        found = [one for result in self.every(partial(tried, *named) for named in calls) for one in result]
+        if problems and not found:
+            raise next(iter(problems.values()))
+        self.left_out += [{"item": name, "problem": str(error)} for name, error in problems.items()]
+        return found
 
     def send_batches(self) -> None:
         """Asks what is waiting, in batches, and journals the answers."""
@@ -137,13 +159,13 @@ class Ask:
 
     def _send_batch(self, endpoint: Any, bodies: dict[str, dict[str, Any]], waiting: dict[str, Waiting]) -> None:
         self._say(f"a batch of {len(bodies):,} requests is out")
-        for key, reply in batches.answered(endpoint, bodies):
+        for key, reply in batches.answered(endpoint, bodies, name=self._journal.name, read=self._batches_read):
             one = waiting[key]
             if isinstance(reply, str):  # why there is none
                 self._journal.put(key, _record(one.about, Reply.none(), reply))
-                continue
-            schema = one.options["json_schema"]
-            self._journal.put(key, _record(one.about, reply, json_problem(reply.text, schema) if schema else None))
+            else:
+                schema = one.options["json_schema"]
+                self._journal.put(key, _record(one.about, reply, json_problem(reply.text, schema) if schema else None))
 
     def _asked(self, endpoint: Asks, parts: Parts, options: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         if self.stop.is_set():
@@ -167,6 +189,10 @@ class Waiting(NamedTuple):
 
 def _record(about: dict[str, Any], reply: Reply, problem: str | None) -> dict[str, Any]:
     counted = {"prompt_tokens": reply.prompt_tokens, "answer_tokens": reply.answer_tokens, "dollars": reply.dollars}
+    if problem is None and not reply.text.strip():
+        problem = "an empty answer"  # of a model that thought too long, or a filter
+    if problem is not None and reply.finish_reason not in ("stop", "error"):
+        problem = f"{problem} (finish_reason: {reply.finish_reason})"
     return {**about, **counted, "problem": problem, "text": reply.text, "raw": reply.raw}
 
 

@@ -17,28 +17,43 @@ from eagle_model.data.sample import DataError
 Chapter = tuple[float, float | None, str]  # start, end where it is told, title
 Span = tuple[float, float, str]
 MIN_SECONDS = 1.0  # of a chapter: what is shorter is a slip of whoever wrote it
-_STAMP = r"(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d)"
-_LINE = re.compile(rf"^\s*(?:[-*•]|\d{{1,3}}[.)])?\s*[\[(]?{_STAMP}[\])]?\s*[-–—:|.]*\s*(\S.*?)\s*$", re.ASCII)
-_LINE_END = re.compile(rf"^\s*(\S.*?)\s*[-–—:|]*\s*[\[(]?{_STAMP}[\])]?\s*$", re.ASCII)
+MAX_LINE_CHARS = 300  # limit: of a description's line with a time stamp, whose reading takes the square of it
+
+
+def _stamp(name: str) -> str:
+    return rf"(?:(?P<{name}_h>[0-9]{{1,2}}):)?(?P<{name}_m>[0-9]{{1,3}}):(?P<{name}_s>[0-5][0-9])"
+
+
+_RANGE = rf"[\[(]?{_stamp('start')}(?:\s*[-–—~]\s*{_stamp('end')})?[\])]?"
+_FORMS = (  # a list's lines are all of one
+    re.compile(rf"^\W*(?:[0-9]{{1,3}}[.)]\W*)?{_RANGE}\s*[-–—:|.]*\s*(?P<title>\S.*?)\s*$"),
+    re.compile(rf"^\s*(?P<title>\S.*?)\s*[-–—:|]*\s*{_RANGE}\s*$"),
+)
 
 
 def chapters_of_description(text: str) -> list[Chapter]:
-    """Lines with a time stamp at one end, as a video's page takes them for chapters: the first at 0:00, ascending.
+    """Lines with a time stamp, or two, at one end, as a video's page takes them for chapters: the first at 0:00,
+    ascending, the stamps all before the titles or all after them.
 
     Else none: stamps in a description may as well be of highlights.
     """
-    found: list[Chapter] = []
-    for line in text.splitlines():
-        if match := _LINE.match(line):
-            hours, minutes, seconds, title = match.groups()
-        elif match := _LINE_END.match(line):
-            title, hours, minutes, seconds = match.groups()
-        else:
-            continue
-        found.append((3600.0 * int(hours or 0) + 60.0 * int(minutes) + int(seconds), None, title))
-    starts = [start for start, _, _ in found]
-    is_list = len(found) >= 2 and starts[0] == 0 and all(a < b for a, b in pairwise(starts))
-    return found if is_list else []
+    lines = [line for line in text.splitlines() if len(line) <= MAX_LINE_CHARS]
+    for form in _FORMS:
+        found: list[Chapter] = []
+        for match in filter(None, map(form.match, lines)):
+            start = _seconds(match, "start")
+            assert start is not None
+            found.append((start, _seconds(match, "end"), match["title"]))
+        starts = [start for start, _, _ in found]
+        if len(found) >= 2 and starts[0] == 0 and all(a < b for a, b in pairwise(starts)):
+            return found
+    return []
+
+
+def _seconds(match: re.Match[str], name: str) -> float | None:
+    if match[f"{name}_s"] is None:
+        return None
+    return 3600.0 * int(match[f"{name}_h"] or 0) + 60.0 * int(match[f"{name}_m"]) + int(match[f"{name}_s"])
 
 
 def closed(chapters: Sequence[Chapter], duration_seconds: float) -> list[Span]:

@@ -47,7 +47,8 @@ def clip_step(run: Run) -> Step:
 
     def work(video: dict[str, Any], ask: Ask) -> Rows:
         segments = chosen(video, config.max_clips, seed)
-        rows = ask.every(partial(asked_of, video, segment, ask) for segment in segments)
+        named = ((f"{video['id']}#{s['number']}", partial(asked_of, video, s, ask)) for s in segments)
+        rows = ask.some(named)
         return [row for of_segment in rows for row in of_segment]
 
     return Step(

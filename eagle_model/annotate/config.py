@@ -133,6 +133,8 @@ class BuildConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateConfig:
+    """All settings of a run of `eagle annotate`, as its TOML file has them."""
+
     out: str  # the run's folder
     videos: str  # a folder of films, or JSON Lines of {"path", and perhaps "title", "description", "licence", ...}
     root: str | None = None  # the folder of the films; none: the folder of `videos`

@@ -45,7 +45,7 @@ def filter_step(run: Run) -> Step:
                 reason = "duplicate"
             reasons.append(reason)
         pairs = zip(video["questions"], reasons)
-        return ask.every(partial(checked, video, row, reason, ask) for row, reason in pairs)
+        return ask.some((row["id"], partial(checked, video, row, reason, ask)) for row, reason in pairs)
 
     def checked(video: dict[str, Any], row: dict[str, Any], reason: str | None, ask: Ask) -> dict[str, Any]:
         marks = anchor_marks(row, config.min_anchor_words, config.max_anchor_words)

@@ -8,6 +8,7 @@ with Journal(Path("part-00000.jsonl")) as journal:
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -53,6 +54,11 @@ class Journal:
                     raise ValueError(f"{self._path}:{number}: no line of a journal; the file is damaged.") from None
                 self._end += len(line)
                 self._num_records += 1
+
+    @property
+    def name(self) -> str:
+        """The same in every process that opens this journal, and no other's."""
+        return hashlib.sha256(os.fsencode(self._path.resolve())).hexdigest()[:32]
 
     def __len__(self) -> int:
         return self._num_records

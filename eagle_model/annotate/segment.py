@@ -52,7 +52,7 @@ def segment_step(run: Run) -> Step:
                 max_pieces=config.max_segments,
             )
             made_by, spans = "shots", [(start, end, "") for start, end in pieces]
-        cues = read_cues(root / video["subtitles"]) if video["subtitles"] else []
+        cues = read_cues(root / video["subtitles"], once=True) if video["subtitles"] else []
         return [
             {
                 "id": video["id"],

@@ -48,6 +48,7 @@ _MIN_STEP, _PLAIN = 6, 8  # of 255 levels: less is what a codec makes of a plain
 _QUARTERS = (0.25, 0.5, 0.75)  # of a video: the frames that decontamination hashes
 _SCREEN_FRAMES = 4
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # of each byte
+_NOT_OF_LOOKING = {"threshold", "reference", "drop", "duplicate_threshold", "screen", "benchmark_hashes"}
 _DECODERS = 2  # videos decoded side by side
 
 
@@ -97,11 +98,11 @@ def _threshold(config: SelectConfig, encoder: Encoder | None) -> float | None:
 def _look_at(run: Run, number: int, videos: list[dict[str, Any]], encoder: Encoder | None) -> list[Looked]:
     """A part's videos, from disk where they were looked at before."""
     config = run.config.select
-    seen = {
-        k: v for k, v in to_json(config).items() if k not in ("threshold", "reference", "drop", "duplicate_threshold")
-    }
+    seen = {name: value for name, value in to_json(config).items() if name not in _NOT_OF_LOOKING}
     stats = [_stat(run.config.media_root / v["path"]) for v in videos]
-    made_from = hashlib.sha256(json.dumps([videos, stats, seen]).encode()).hexdigest()
+    model = [_stat(path) for path in sorted(Path(config.encoder).glob("*"))] if config.encoder else []
+    hashes = sha256(Path(config.benchmark_hashes)) if config.benchmark_hashes else ""
+    made_from = hashlib.sha256(json.dumps([videos, stats, seen, model, hashes]).encode()).hexdigest()
     base = run.folder / "select" / FEATURES / part_name(number)
     note, array = base.with_suffix(".json"), base.with_suffix(".npy")
     if not note.is_file() or read_json(note)["made_from"] != made_from:

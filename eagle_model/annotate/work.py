@@ -163,8 +163,11 @@ def write_part(folder: Path, number: int, rows: Rows, columns: pa.Schema) -> Pat
 def _fingerprint(run: Run, step: Step, number: int) -> str:
     inputs = [sha256(run.folder / name / f"{part_name(number)}.parquet") for name in step.inputs]
     settings = to_json(step.settings) if step.settings is not None else None
-    models = [run.annotator.config.model, run.reader.config.model]
-    asked = [[p.version for p in step.prompts], models, run.config.seed, run.config.max_attempts]
+    asked: list[Any] = []
+    if step.prompts:  # else it asks nothing, and no model's name changes its rows
+        shown = run.annotator.config
+        models = [shown.model, run.reader.config.model, shown.image_px, shown.jpeg_quality]
+        asked = [[p.version for p in step.prompts], models, run.config.seed, run.config.max_attempts]
     return hashlib.sha256(json.dumps([step.name, inputs, step.made_from, settings, *asked]).encode()).hexdigest()
 
 
@@ -178,10 +181,12 @@ def _do_part(run: Run, step: Step, number: int, progress: Progress) -> dict[str,
         results = _do_items(run, step, items, ask, progress)
         while ask.waiting:
             ask.send_batches()
+            ask.left_out.clear()
             progress.begin(len(items))
             results = _do_items(run, step, items, ask, progress)
         rows = [row for result in results if isinstance(result, list) for row in result]
         failures = [result for result in results if isinstance(result, dict)]
+        failures += sorted(ask.left_out, key=lambda one: one["item"])
         path = write_part(folder, number, rows, step.columns)
         about = {"num_rows": len(rows), "num_requests": len(journal), "dollars": journal.dollars}
         return {**about, "sha256": sha256(path), "failures": failures}

@@ -101,6 +101,8 @@ class DataConfig:
 
 
 class StepRow(NamedTuple):
+    """A row of a step, and its place among them."""
+
     number: int  # of the step's rows, from 0, whatever the number of ranks
     batch: PackedBatch  # of an idle rank a tiny one without samples and labels: its loss and gradients are 0
 

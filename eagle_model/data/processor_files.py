@@ -13,6 +13,7 @@ tokenizer_config.json       which tokens end a turn and pad, and all added ones;
                             added_tokens.json the ids of the last, for readers of old
 chat_template.jinja         messages to text (templates.py); a template in tokenizer_config.json or in
                             chat_template.json is left out in its favour, since readers differ in which they take
+generation_config.json      how other programs sample, and the tokens that end an answer, ChatML's among them
 video_preprocessor_config.json   none in the release; kept where a folder has one
 """
 
@@ -36,8 +37,9 @@ Kept = Mapping[str, dict[str, Any]]  # by file: what was found there
 
 IMAGES, PROCESSOR, TOKENIZER = "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"
 SPECIAL_MAP, ADDED, VIDEOS = "special_tokens_map.json", "added_tokens.json", "video_preprocessor_config.json"
+GENERATION = "generation_config.json"
 CHAT_TEMPLATE, OLD_CHAT_TEMPLATE = "chat_template.jinja", "chat_template.json"
-KEPT_FILES = (IMAGES, PROCESSOR, TOKENIZER, SPECIAL_MAP, VIDEOS)
+KEPT_FILES = (IMAGES, PROCESSOR, TOKENIZER, SPECIAL_MAP, GENERATION, VIDEOS)
 _IMAGE_FIELDS = {  # of the release, where they say nothing of ours
     "crop_size": None,
     "data_format": "channels_first",
@@ -134,6 +136,7 @@ def write_files(folder: Path, tokenizer: Tokenizer, config: ProcessorConfig, kep
         TOKENIZER: about,
         SPECIAL_MAP: special,
         ADDED: {token["content"]: int(token_id) for token_id, token in about["added_tokens_decoder"].items()},
+        GENERATION: _generation_fields(tokenizer, kept.get(GENERATION, {})),
         **({VIDEOS: kept[VIDEOS]} if VIDEOS in kept else {}),
     }
     for name, fields in files.items():
@@ -154,6 +157,17 @@ def _image_fields(config: ProcessorConfig, kept: Kept) -> dict[str, Any]:
         "use_thumbnail": True,
     }
     return {**_IMAGE_FIELDS, **found, **ours}
+
+
+def _generation_fields(tokenizer: Tokenizer, found: dict[str, Any]) -> dict[str, Any]:
+    """A turn's end ends an answer, whatever the language model had for it."""
+    turn_end, end_of_text = map(tokenizer.token_to_id, (TURN_END, END_OF_TEXT))
+    ends = found.get("eos_token_id", [] if end_of_text is None else [end_of_text])
+    ends = ends if isinstance(ends, list) else [ends]
+    if turn_end in ends:
+        return found
+    last = {"pad_token_id": turn_end if end_of_text is None else end_of_text}
+    return {**last, **found, "eos_token_id": [turn_end, *(end for end in ends if end is not None)]}
 
 
 def _tokenizer_fields(tokenizer: Tokenizer, found: dict[str, Any]) -> dict[str, Any]:

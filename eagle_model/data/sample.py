@@ -41,6 +41,8 @@ class NothingToLearnError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
+    """An image that a turn shows: a file, or a picture in memory."""
+
     path: Path  # of an image in memory, what messages call it
     number: int = 1  # what the prompt calls it, "<image 1>": its place among the images that the row lists
     max_tiles: int | None = None  # at most so many of it, thumbnail not counted; None: as many as there is room for
@@ -85,6 +87,8 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
+    """One training sample or talk: its turns, and the media that they show."""
+
     id: str  # the row's own `id`, else "file:line"
     turns: tuple[Turn, ...]
     where: str = field(default="", compare=False)  # "file:line", since several rows may have one id

@@ -77,6 +77,8 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisualPlan:
+    """What is shown of a sample's images and videos, and how many tokens that takes."""
+
     grids: tuple[Grid, ...]  # one an image
     timestamps_seconds: Times  # the frames to decode, one tile each
     max_tiles: int  # t of the paper: what the grids were chosen with

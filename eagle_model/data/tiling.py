@@ -19,6 +19,8 @@ _AT_ONCE = 2048  # images: their scores of all grids stay in the cache
 
 
 class Grid(NamedTuple):
+    """How an image is cut into tiles; (1, 1) is not cut."""
+
     cols: int
     rows: int
 

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from eagle_model.data.chat import SPECIAL_TOKENS
 from eagle_model.data.templates import END_OF_TEXT, TURN_END, TURN_START
+from eagle_model.fields import ConfigError, shown
 from eagle_model.files import read_json
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -40,9 +41,10 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_released_tokenizer(folder: Path) -> Tokenizer:
-    """From a released model's folder: its tokenizer.json, or else the files that Qwen2.5's first tokenizer had.
+    """From a released model's folder: its tokenizer.json, or else the files that Qwen2.5's first tokenizer had, or
+    GPT-2's, as GR00T N1's does: how text is cut into words says tokenizer_class, Qwen's where it says none.
 
-    Raises ValueError that names what is missing, or is no tokenizer.
+    Raises ValueError that names what is missing, is no tokenizer, or is one of another class.
     """
     if (folder / TOKENIZER_FILE).is_file() or not all((folder / name).is_file() for name in OLD_FILES):
         return read_tokenizer(folder / TOKENIZER_FILE)
@@ -51,21 +53,18 @@ def read_released_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{vocab} and {merges.name} are no tokenizer: {error}.") from None
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
     tokenizer.decoder = decoders.ByteLevel()
     try:
-        added = {int(token_id): token for token_id, token in read_json(about)["added_tokens_decoder"].items()}
+        fields = read_json(about)
+        _cut_into_words(tokenizer, fields, about)
+        added = {int(token_id): token for token_id, token in fields["added_tokens_decoder"].items()}
         for _, token in sorted(added.items()):
             tokenizer.add_tokens([AddedToken(token["content"], special=token["special"], normalized=False)])
         wrong = [
             token["content"] for token_id, token in added.items() if tokenizer.token_to_id(token["content"]) != token_id
         ]
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{about} has no added_tokens_decoder that can be read ({error!r}).") from None
     if wrong:
@@ -73,6 +72,25 @@ def read_released_tokenizer(folder: Path) -> Tokenizer:
             f"{about} gives {wrong[0]!r} an id that does not follow {vocab.name}'s; they do not belong together."
         )
     return tokenizer
+
+
+def _cut_into_words(tokenizer: Tokenizer, fields: dict, about: Path) -> None:
+    """As transformers' class of tokenizer_class does, in place. Raises ConfigError for another class."""
+    name = fields.get("tokenizer_class") or "Qwen2Tokenizer"
+    if name in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+        has_space = fields.get("add_prefix_space") is True
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=has_space)
+        return
+    if name not in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
+        raise ConfigError(
+            f"{about}: tokenizer_class is {shown(name)}; without {TOKENIZER_FILE}, Qwen2Tokenizer and GPT2Tokenizer "
+            f"can be read. Save it with transformers, which writes {TOKENIZER_FILE}."
+        )
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:

@@ -37,6 +37,8 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
+    """A benchmark: its official files, what is shown of them, what is asked and how answers are scored."""
+
     name: str  # as the command line has it
     title: str  # as papers have it
     source: str  # where the official files come from

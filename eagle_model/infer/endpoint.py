@@ -41,7 +41,7 @@ from eagle_model.data.images import load_image
 from eagle_model.data.sample import DataError, VideoRef
 from eagle_model.data.sampling import evenly
 from eagle_model.fields import require
-from eagle_model.infer.json_answers import JsonAnswerError, read_json_answer
+from eagle_model.infer.json_answers import JsonAnswerError, read_json_answer, without_limits
 
 Messages = str | Sequence[dict[str, Any]]
 MAX_ANSWER_BYTES = 64 << 20  # limit: of one response; the longest answers are some 100 KB
@@ -50,8 +50,9 @@ MAX_RETRY_AFTER_SECONDS = 600.0  # limit: a server that asks for longer is down
 CHARS_A_TOKEN = 3  # of English text, fewer than there are: what is set aside for a prompt is at least its price
 IMAGE_TOKENS = 1600  # of one image, at most, at hosted models: what is set aside for it
 SHOWN_VIDEOS = 32  # clips whose frames are kept as they travel: 64 JPEGs of 30 KB each are 2 MB
-_PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # HTTP: what the same request may not meet again
-_REFUSED = {400, 413, 422}  # of one request; others (401, 403, 404) are of all
+_PASSING = {408, 409, 425, 429}  # HTTP: what the same request may not meet again, as all from 500 on, but
+_LASTING = {501, 505}  # what the server does not know
+REFUSED = {400, 413, 422}  # of one request; others (401, 403, 404) are of all
 
 
 class EndpointError(ValueError):
@@ -76,7 +77,10 @@ class EndpointConfig:
     tokens_per_minute: float | None = None  # of prompts and answers, as the server counted them
     timeout_seconds: float = 600.0  # until an answer is there
     max_retries: int = 8  # of one request, after what may pass
-    structured: Literal["json_schema", "json_object", "none"] = "json_schema"  # how the server is told of a schema
+    structured: Literal["json_schema", "json_shape", "json_object", "none"] = "json_schema"  # how schemas are sent
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # newer models know the other alone
+    thinking_tokens: int = 0  # that an answer may take beside its own: models that think first count both together
+    leave_out: tuple[Literal["temperature", "seed"], ...] = ()  # of requests: what the model refuses
     image_px: int = 512  # longer side of images and frames that are sent
     jpeg_quality: int = 85
     frames_per_second: float = 2.0  # of a video in a message
@@ -94,7 +98,8 @@ class EndpointConfig:
             require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("requests_per_minute", "tokens_per_minute"):
             require((getattr(self, name) or 1) > 0, name, getattr(self, name), "more than 0, or none")
-        require(self.max_retries >= 0, "max_retries", self.max_retries, "0 or more")
+        for name in ("max_retries", "thinking_tokens"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(1 <= self.jpeg_quality <= 100, "jpeg_quality", self.jpeg_quality, "1 to 100")
 
     def dollars(self, prompt_tokens: float, answer_tokens: float) -> float:
@@ -265,18 +270,19 @@ class Endpoint:
         json_schema: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The body that `ask` would send, with all media in it. Raises DataError for media that cannot be read."""
+        config = self.config
         body: dict[str, Any] = {
-            "model": self.config.model,
+            "model": config.model,
             "messages": self._encoded(messages),
-            "max_tokens": max_tokens,
-            "temperature": temperature,
+            config.max_tokens_name: max_tokens + config.thinking_tokens,
         }
-        if seed is not None:
-            body["seed"] = seed
-        if json_schema is not None and self.config.structured == "json_schema":
-            named = {"name": "answer", "strict": True, "schema": json_schema}
+        options = {"temperature": temperature, "seed": seed}
+        body |= {k: v for k, v in options.items() if v is not None and k not in config.leave_out}
+        if json_schema is not None and config.structured in ("json_schema", "json_shape"):
+            schema = json_schema if config.structured == "json_schema" else without_limits(json_schema)
+            named = {"name": "answer", "strict": True, "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
-        elif json_schema is not None and self.config.structured == "json_object":
+        elif json_schema is not None and config.structured == "json_object":
             body["response_format"] = {"type": "json_object"}
         return body
 
@@ -293,7 +299,7 @@ class Endpoint:
 
     def price(self, body: dict[str, Any]) -> float:
         """Dollars that a body of `request` may cost at most."""
-        return self.config.dollars(_prompt_tokens(body["messages"]), body["max_tokens"])
+        return self.config.dollars(_prompt_tokens(body["messages"]), body[self.config.max_tokens_name])
 
     def call(
         self,
@@ -333,7 +339,7 @@ class Endpoint:
 
     def _read(self, response: httpx2.Response, *, is_answer: bool, as_text: bool) -> Any:
         if response.status_code not in (200, 201):
-            kind = RequestRefused if response.status_code in _REFUSED else EndpointError
+            kind = RequestRefused if response.status_code in REFUSED else EndpointError
             raise kind(f"{self.config.url} refuses: HTTP {response.status_code}: {_words(response)}")
         if as_text:
             return response.text
@@ -404,7 +410,7 @@ def read_completion(raw: dict[str, Any], config: EndpointConfig, *, seconds: flo
     prompt, answer = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
     message = choice.get("message") or ({} if choice.get("finish_reason") else choice["message"])
     return Reply(
-        text=without_thoughts(message.get("content") or message.get("refusal") or ""),
+        text=without_thoughts(_said(message.get("content")) or message.get("refusal") or ""),
         finish_reason=str(choice.get("finish_reason") or "stop"),
         prompt_tokens=prompt,
         answer_tokens=answer,
@@ -413,6 +419,13 @@ def read_completion(raw: dict[str, Any], config: EndpointConfig, *, seconds: flo
         num_tries=num_tries,
         raw=raw,
     )
+
+
+def _said(content: str | list[dict[str, Any]] | None) -> str:
+    """A message's text. Some servers send it in chunks, those of thinking among them, which are no part of it."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part["type"] == "text")
+    return content or ""
 
 
 def without_thoughts(text: str) -> str:
@@ -480,7 +493,8 @@ class _NoChoice(_CutShort):
 
 def _passing_problem(response: httpx2.Response) -> tuple[str, float | None]:
     """What is wrong and may pass, and the pause that the server asks for."""
-    if response.status_code not in _PASSING:
+    status = response.status_code
+    if status not in _PASSING and (status < 500 or status in _LASTING):
         return "", None
     words = _words(response)
     if response.status_code == 429 and "insufficient_quota" in words:  # an empty account, which waiting does not fill

@@ -56,6 +56,8 @@ class QueueFull(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
+    """What is going on in an engine."""
+
     queued: int
     running: int
     blocks: int  # of BLOCK_TOKENS tokens each

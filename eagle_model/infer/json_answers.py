@@ -25,7 +25,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _NOTES = {"description", "title", "$schema"}  # which check nothing
 _KNOWN = {"type", "properties", "required", "additionalProperties", "items", "enum", *_NOTES}
-_KNOWN |= {"minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum"}
+_LIMITS = {"minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum"}
+_KNOWN |= _LIMITS
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
 
 
@@ -82,6 +83,16 @@ def schema_problem(value: Any, schema: dict[str, Any], at: str = "answer") -> st
         problems = (schema_problem(item, schema["items"], f"{at}[{i}]") for i, item in enumerate(value))
         return next(filter(None, problems), None)
     return _object_problem(value, schema, at) if isinstance(value, dict) else None
+
+
+def without_limits(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with no limit of lengths and numbers, for servers that refuse any schema with one."""
+    plain = {key: value for key, value in schema.items() if key not in _LIMITS}
+    if "properties" in plain:
+        plain["properties"] = {name: without_limits(of) for name, of in plain["properties"].items()}
+    if "items" in plain:
+        plain["items"] = without_limits(plain["items"])
+    return plain
 
 
 def _object_problem(value: dict[str, Any], schema: dict[str, Any], at: str) -> str | None:

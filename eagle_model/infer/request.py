@@ -39,6 +39,8 @@ class TokenLogprob(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """Tokens of a request."""
+
     prompt_tokens: int
     completion_tokens: int  # the token that ends the turn included
     cached_tokens: int  # of the prompt: their keys were there already
@@ -76,6 +78,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """An answer that has ended."""
+
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None

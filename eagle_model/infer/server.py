@@ -66,6 +66,8 @@ _log = logging.getLogger("eagle.server")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
+    """Who may ask a server, for what, and how much."""
+
     name: str = "eagle"  # of the model, as clients name it
     adapters: tuple[str, ...] = ()  # that the engine knows, by the names that clients use as a model's
     api_keys: tuple[str, ...] = ()  # of which a client sends one; none: all may ask

@@ -422,6 +422,8 @@ def _load(model: Eagle, folder: Path, dtype: torch.dtype | None) -> None:
         if not isinstance(fields, dict):
             raise ConfigError(f"it holds {shown(fields)}; needs a JSON object.")
         _refuse_embeddings(stored)
+        if any(weights.released_name(key) != key for key in stored):
+            fields, stored = _of_another_layout(fields, stored)
         config, other = from_peft(fields, _ranks(stored))
         if any(_our_module(model, key) is not None for key in stored):
             config, stored = _under_released_names(model, config, stored)
@@ -460,6 +462,26 @@ def _load(model: Eagle, folder: Path, dtype: torch.dtype | None) -> None:
 
 def _ranks(stored: Mapping[str, _Stored]) -> dict[str, int]:
     return {key.removesuffix(_A): at.shape[0] for key, at in stored.items() if key.endswith(_A) and at.shape}
+
+
+def _of_another_layout(
+    fields: Mapping[str, Any], stored: Mapping[str, _Stored]
+) -> tuple[dict[str, Any], dict[str, _Stored]]:
+    """An adapter of the same modules under other names, `weights.LAYOUTS`, as transformers 5 and GR00T have them: under
+    the release's. Which modules are targets its tensors say."""
+    found = {weights.released_name(key): at for key, at in stored.items()}
+    renamed: dict[str, Any] = {"target_modules": [*_ranks(found)], "exclude_modules": None}
+    for name in ("rank_pattern", "alpha_pattern"):
+        if isinstance(patterns := fields.get(name), dict):
+            renamed[name] = {_renamed_pattern(pattern): value for pattern, value in patterns.items()}
+    if isinstance(whole := fields.get("modules_to_save"), list):
+        renamed["modules_to_save"] = [weights.released_name(name) if isinstance(name, str) else name for name in whole]
+    return {**fields, **renamed}, found
+
+
+def _renamed_pattern(pattern: str) -> str:
+    start = "^" * pattern.startswith("^")
+    return start + weights.released_name(pattern.removeprefix("^"))
 
 
 def _refuse_embeddings(stored: Mapping[str, _Stored]) -> None:

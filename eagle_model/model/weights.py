@@ -548,6 +548,13 @@ def contents(folder: Path) -> tuple[dict[str, Stored], str]:
     return stored, prefix
 
 
+def released_name(name: str) -> str:
+    """A tensor's or a module's name in the files of any of `LAYOUTS` as the release has it."""
+    name = name.removeprefix(next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""))
+    is_flat = name.startswith(f"{_VISION_FLAT}.") and not f"{name}.".startswith(f"{_VISION}.")
+    return f"{_VISION}.{name.removeprefix(f'{_VISION_FLAT}.')}" if is_flat else name
+
+
 def check_fit(
     where: Path | str,
     parameters: Mapping[str, Tensor],

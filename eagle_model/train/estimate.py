@@ -129,6 +129,8 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
+    """What a training step takes on one GPU, by formulas."""
+
     memory_config: MemoryConfig
     split: Split
     memory: dict[str, int]  # bytes on one GPU by part; "peak" is the highest moment, "host" is beside it

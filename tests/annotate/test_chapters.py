@@ -18,6 +18,10 @@ from eagle_model.data.sample import DataError
         ("Intro 0:00\nMiddle: 2:30", [(0, "Intro"), (150, "Middle")]),
         ("- 0:00 Intro\n• 2:30 | Middle", [(0, "Intro"), (150, "Middle")]),
         ("1. 0:00 Intro\n2. 2:30 Middle", [(0, "Intro"), (150, "Middle")]),
+        ("▶ 0:00 Intro\n🔥 2:30 Мост", [(0, "Intro"), (150, "Мост")]),
+        ("0:00 Intro\n2:30 Middle\nLive every Friday at 2:10", [(0, "Intro"), (150, "Middle")]),
+        ("Глава 0:00\nМост 2:30", [(0, "Глава"), (150, "Мост")]),
+        (f"0:00 Intro\n2:30 Middle\n1:00 {'x' * 300}", [(0, "Intro"), (150, "Middle")]),
         ("0:10 Best moment\n1:05 Another", []),  # no chapters: the first does not begin at the start
         ("0:00 Intro\n2:00 B\n1:00 C", []),
         ("0:00 Intro", []),
@@ -25,10 +29,17 @@ from eagle_model.data.sample import DataError
         ("0:61 Intro\n0:99 End", []),
         ("", []),
     ],
-    ids=range(12),
+    ids=range(16),
 )
 def test_time_stamps_of_a_description(text: str, found: list[tuple[float, str]]) -> None:
     assert [(start, title) for start, _, title in chapters_of_description(text)] == found
+
+
+@pytest.mark.parametrize(
+    "text", ["0:00 - 1:05 Intro\n1:10–2:00: End", "Intro (0:00-1:05)\nEnd (1:10 - 2:00)"], ids=range(2)
+)
+def test_a_chapter_whose_end_is_told(text: str) -> None:
+    assert chapters_of_description(text) == [(0.0, 65.0, "Intro"), (70.0, 120.0, "End")]
 
 
 def test_chapters_end_where_the_next_begins() -> None:

@@ -92,6 +92,24 @@ def test_looking_is_done_once(
     assert run_select(Run(config)) == first
 
 
+def test_other_hashes_or_another_model_at_the_same_place_are_looked_with_again(
+    tmp_path: Path, make_config: Make, by_colour: None
+) -> None:
+    films(tmp_path / "films")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_text("old")
+    (tmp_path / "known.txt").write_text("00000000000000ff\n")
+    run = Run(make_config("http://none/v1", "select.encoder=model", "select.benchmark_hashes=known.txt"))
+    notes = []
+    for path, text in (("known.txt", "00000000000000fe\n"), ("model/weights", "newer"), ("other", "")):
+        run_select(run)
+        notes.append((run.folder / "select/features/part-00000.json").read_text())
+        (tmp_path / path).write_text(text)
+    run_select(run)
+    notes.append((run.folder / "select/features/part-00000.json").read_text())
+    assert len(set(notes)) == 3 and notes[2] == notes[3]
+
+
 def test_another_encoder_needs_its_own_threshold(
     tmp_path: Path, make_config: Make, by_colour: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

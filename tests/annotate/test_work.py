@@ -10,6 +10,8 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,62 @@ def test_an_item_without_a_good_answer_is_left_out_and_told(make_config: Make) -
     )
 
 
+def test_an_empty_answer_is_none(make_config: Make) -> None:
+    """As of a model that thought until its tokens were out: it says nothing, and that is no choice of an option."""
+
+    def work(video: dict, ask: Ask) -> list[dict]:
+        return [{"id": ask(CHOOSE, [{"type": "text", "text": video["id"]}], None, item=video["id"]).value}]
+
+    answers = Answers(lambda text, seed: " " if seed < 1 else "A")
+    run = run_with(make_config, answers)
+    begin(run)
+    assert run_step(run, step(work)).num_rows == 2 and len(answers.asked) == 4
+    silent = run_with(make_config, Answers(lambda text, seed: ""), "out=other")
+    begin(silent)
+    totals = run_step(silent, step(work))
+    assert totals.num_rows == 0 and "the last: an empty answer" in totals.failures[0]["problem"]
+
+
+def test_more_room_to_think_asks_again_for_what_had_too_little(make_config: Make) -> None:
+    run = run_with(make_config, Answers(lambda text, seed: "no" if text == "v1" else '{"n": 2}'))
+    begin(run)
+    assert run_step(run, step(ask_once)).num_rows == 1
+    roomy = Answers()
+    roomy.config = replace(roomy.config, thinking_tokens=500)
+    again = run_with(make_config, roomy)
+    (again.folder / "story/part-00000.done.json").unlink()
+    assert run_step(again, step(ask_once)).num_rows == 2 and [text for text, _ in roomy.asked] == ["v1"]
+
+
+def test_some_of_an_items_questions_may_be_refused(make_config: Make) -> None:
+    def work(video: dict, ask: Ask) -> list[dict]:
+        def one(name: str) -> dict:
+            if name != "v1 a":
+                raise RequestRefused(f"refuses: HTTP 400: {name}")
+            return {"id": name}
+
+        return ask.some((f"{video['id']} {letter}", partial(one, f"{video['id']} {letter}")) for letter in "cab")
+
+    run = run_with(make_config, Answers())
+    begin(run)
+    totals = run_step(run, step(work))
+    assert [row["id"] for row in read_part(run.folder / "story", 0).to_pylist()] == ["v1 a"]
+    assert [f["item"] for f in totals.failures] == ["v0", "v1 b", "v1 c"]  # of v0 nothing is left
+
+
+def test_other_pictures_make_a_step_anew_that_shows_some(make_config: Make) -> None:
+    answers = Answers()
+    run = run_with(make_config, answers)
+    begin(run)
+    silent = replace(step(ask_once), name="segment", prompts=(), work=lambda video, ask: [{"id": video["id"]}])
+    run_step(run, step(ask_once))
+    run_step(run, silent)
+    answers.config = replace(answers.config, image_px=128)
+    assert stale(run, step(ask_once)) == 1 and stale(run, silent) == 0
+    answers.config = replace(answers.config, image_px=512, max_concurrent=2)
+    assert stale(run, step(ask_once)) == 0
+
+
 @pytest.mark.parametrize(
     "error", [DataError("cut off"), Unanswered("none"), RequestRefused("refuses: HTTP 400")], ids=str
 )
@@ -239,12 +297,22 @@ class Killer:
     def __init__(self, folder: Path, make_config: Make, num_kills: int, wait: Callable[[int], int]) -> None:
         self.folder, self.make_config, self.num_kills, self.wait = folder, make_config, num_kills, wait
         self.log, self.run_folder, self.num_killed = folder / "log.jsonl", folder / "run", 0
+        self.num_logged = self.log_bytes = 0  # of the server's log, as far as it was read
         self.chance = random.Random(num_kills)
         films(folder / "films", LIST[1:])  # the two small ones
         self.log.touch()
 
     def requests(self) -> list[dict]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def has_logged(self, wanted: int | None) -> bool:
+        """Whether the log has so many lines by now."""
+        with self.log.open("rb") as file:
+            file.seek(self.log_bytes)
+            more = file.read()
+        self.log_bytes += len(more)
+        self.num_logged += more.count(b"\n")
+        return wanted is not None and self.num_logged >= wanted
 
     def on_disk(self) -> set[str]:
         """The requests whose answers lie in a journal, whole."""
@@ -265,7 +333,7 @@ class Killer:
     def ends_by_itself(self, child: int, wanted: int | None) -> bool:
         """Waits for the child, and kills it once so many requests are in the log."""
         while os.waitpid(child, os.WNOHANG)[0] == 0:
-            if wanted is not None and len(self.requests()) >= wanted:
+            if self.has_logged(wanted):
                 time.sleep(self.chance.uniform(0, 0.02))
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)

@@ -35,3 +35,6 @@ class _Asking:
 
     def every(self, calls: Iterable[Callable[[], Any]]) -> list[Any]:
         return [call() for call in calls]
+
+    def some(self, calls: Iterable[tuple[str, Callable[[], Any]]]) -> list[Any]:
+        return [call() for _, call in calls]

@@ -160,6 +160,7 @@ def test_a_release_is_read_and_all_its_fields_come_back(tokenizer: Tokenizer, tm
         },
         "tokenizer_config": {"eos_token": "<|endoftext|>", "chat_template": "old", "model_max_length": 16384},
         "special_tokens_map": {"eos_token": "<|endoftext|>", "unk_token": None},
+        "generation_config": {"eos_token_id": tokenizer.token_to_id("<|im_end|>"), "do_sample": True, "top_k": 20},
         "video_preprocessor_config": {"fps": 2},
     }
     (tmp_path / "a").mkdir()
@@ -174,6 +175,22 @@ def test_a_release_is_read_and_all_its_fields_come_back(tokenizer: Tokenizer, tm
     for name in list(files)[1:]:
         assert files[name].items() <= read(tmp_path / "b" / f"{name}.json").items(), name
     assert read(tmp_path / "b/tokenizer_config.json").get("chat_template") is None
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"eos_token_id": 7, "top_p": 0.8}, {"eos_token_id": [7, 9]}, {"eos_token_id": None}]
+)
+def test_a_turns_end_is_among_the_tokens_that_end_an_answer(tokenizer: Tokenizer, tmp_path: Path, found: dict) -> None:
+    """Llama's file has its own alone, and a model that was trained from nothing has no file."""
+    end = tokenizer.token_to_id("<|im_end|>")
+    Processor(tokenizer, tiny_config(), kept={"generation_config.json": found}).save_pretrained(tmp_path / "a")
+    fields = read(tmp_path / "a/generation_config.json")
+    assert fields["eos_token_id"][0] == end
+    old = found.get("eos_token_id", tokenizer.token_to_id("<|endoftext|>"))
+    assert fields["eos_token_id"][1:] == (old if isinstance(old, list) else [] if old is None else [old])
+    assert fields.get("top_p") == found.get("top_p")
+    Processor.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    assert read(tmp_path / "b/generation_config.json") == fields
 
 
 def test_a_release_without_pixel_shuffle_is_read(tokenizer: Tokenizer, tmp_path: Path) -> None:

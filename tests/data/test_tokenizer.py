@@ -76,10 +76,10 @@ def test_files_that_hold_no_tokenizer_are_named(tokenizer: Tokenizer, tmp_path: 
     assert read_tokenizer(tmp_path / "t.json").to_str() == tokenizer.to_str()
 
 
-def write_old_files(folder: Path) -> dict[str, dict]:
+def write_old_files(folder: Path, *more_merges: str, **about: object) -> dict[str, dict]:
     """A tokenizer in Qwen2.5's first three files; returns what they say of added tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = ["Ġ a", "c a", "ca t", "Ġa n"]
+    merges = ["Ġ a", "c a", "ca t", "Ġa n", *more_merges]
     vocabulary = {piece: i for i, piece in enumerate([*alphabet, *(merge.replace(" ", "") for merge in merges)])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
@@ -87,7 +87,7 @@ def write_old_files(folder: Path) -> dict[str, dict]:
     added = {
         str(len(vocabulary) + i): {"content": name, "special": name != "<tool_call>"} for i, name in enumerate(names)
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added, **about}))
     return added
 
 
@@ -103,6 +103,17 @@ def test_a_released_folder_without_tokenizer_json_is_read_as_transformers_does(t
     ChatEncoder(ours)  # has all that a chat needs
 
 
+@pytest.mark.parametrize("has_space", [False, True])
+def test_gpt2s_tokenizer_cuts_words_as_its_own_class_does(tmp_path: Path, has_space: bool) -> None:
+    """GR00T N1's: numbers stay whole, line ends apart, and nothing is normalised."""
+    transformers = pytest.importorskip("transformers")
+    write_old_files(tmp_path, "Ġ 1", "Ġ1 2", "Ċ Ċ", tokenizer_class="GPT2Tokenizer", add_prefix_space=has_space)
+    ours, theirs = read_released_tokenizer(tmp_path), transformers.GPT2Tokenizer.from_pretrained(tmp_path)
+    text = "<|im_start|>user\na cat\n\nand 12 caf\u00e9s\u0301!  <box>[[1]]</box><|im_end|>"
+    assert ours.encode(text).ids == theirs(text)["input_ids"]
+    assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == theirs.decode(theirs(text)["input_ids"])
+
+
 def test_old_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     write_old_files(tmp_path)
     for content, message in [
@@ -112,6 +123,8 @@ def test_old_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None
         ),
         ({}, "has no added_tokens_decoder that can be read"),
         ({"added_tokens_decoder": {"x": {}}}, "has no added_tokens_decoder that can be read"),
+        ([], "has no added_tokens_decoder that can be read"),
+        ({"tokenizer_class": "RobertaTokenizer"}, "is 'RobertaTokenizer'; without tokenizer.json, Qwen2Tokenizer and"),
     ]:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):

@@ -112,6 +112,8 @@ def test_a_part_that_is_none_is_refused() -> None:
     [
         httpx2.Response(500, text="no"),
         httpx2.Response(503),
+        httpx2.Response(520),  # to 524: of a gateway before the server
+        httpx2.Response(524),
         httpx2.Response(429),
         httpx2.ConnectError("down"),
         httpx2.ReadTimeout("slow"),
@@ -119,7 +121,7 @@ def test_a_part_that_is_none_is_refused() -> None:
         httpx2.Response(200, text="<html>"),
         httpx2.Response(200, json={"choices": []}),
     ],
-    ids=["500", "503", "429", "down", "slow", "cut", "html", "empty"],
+    ids=["500", "503", "520", "524", "429", "down", "slow", "cut", "html", "empty"],
 )
 def test_what_may_pass_is_asked_again(trouble: httpx2.Response | Exception) -> None:
     endpoint, pauses = serve(in_turn(trouble, trouble, answer()))
@@ -140,7 +142,7 @@ def test_a_server_that_stays_away_is_named() -> None:
         endpoint.ask("?")
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 501])
 def test_what_cannot_pass_is_said_at_once(status: int) -> None:
     endpoint, pauses = serve(in_turn(httpx2.Response(status, text="no such model")))
     with pytest.raises(EndpointError, match=f"refuses: HTTP {status}: no such model"):
@@ -165,6 +167,40 @@ def test_a_schema_is_sent_and_checked() -> None:
     with pytest.raises(JsonAnswerError, match=r"answer\.n is") as error:
         endpoint.ask("?", json_schema=schema)
     assert error.value.reply.text == '{"n": "three"}'  # it was paid for, and is not lost
+
+
+def test_a_model_that_thinks_and_refuses_what_others_take() -> None:
+    seen: list[dict] = []
+    config = EndpointConfig(
+        url="http://server/v1", model="m", max_tokens_name="max_completion_tokens", thinking_tokens=2000,
+        leave_out=("temperature", "seed"), dollars_per_million_answer_tokens=1e6,
+    )  # fmt: skip
+    endpoint, _ = serve(lambda request: seen.append(json.loads(request.content)) or answer(), config)
+    endpoint.ask("?", max_tokens=64, temperature=0.7, seed=3)
+    assert set(seen[0]) == {"model", "messages", "max_completion_tokens"}
+    assert seen[0]["max_completion_tokens"] == 2064 == endpoint.price(seen[0])  # what it thinks is set aside, too
+
+
+def test_a_server_that_knows_no_limits_of_lengths_is_sent_none() -> None:
+    text = {"type": "string", "minLength": 1, "maxLength": 3}
+    schema = {"type": "object", "properties": {"a": {"type": "array", "items": text, "minItems": 1}}, "required": ["a"]}
+    seen: list[dict] = []
+    config = EndpointConfig(url="http://server/v1", model="m", structured="json_shape")
+    replies = in_turn(answer('{"a": ["abc"]}'), answer('{"a": ["abcd"]}'))
+    endpoint, _ = serve(lambda request: seen.append(json.loads(request.content)) or replies(request), config)
+    assert endpoint.ask("?", json_schema=schema).json == {"a": ["abc"]}
+    sent = seen[0]["response_format"]["json_schema"]["schema"]
+    plain = {"type": "array", "items": {"type": "string"}}
+    assert sent == {"type": "object", "properties": {"a": plain}, "required": ["a"]}
+    with pytest.raises(JsonAnswerError, match="needs 1 to 3"):  # which is checked here all the same
+        endpoint.ask("?", json_schema=schema)
+
+
+def test_a_message_in_chunks_is_its_text() -> None:
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "A or B?"}]}
+    chunks = [thinking, {"type": "text", "text": "B"}, {"type": "text", "text": "."}]
+    endpoint, pauses = serve(in_turn(answer(chunks)))  # type: ignore[arg-type]
+    assert endpoint.ask("?").text == "B." and not pauses
 
 
 def test_no_more_requests_than_the_budget_has() -> None:
@@ -214,7 +250,14 @@ def test_requests_leave_no_faster_than_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("url", "server/v1"), ("max_concurrent", 0), ("timeout_seconds", 0.0), ("jpeg_quality", 101)]
+    ("field", "value"),
+    [
+        ("url", "server/v1"),
+        ("max_concurrent", 0),
+        ("timeout_seconds", 0.0),
+        ("jpeg_quality", 101),
+        ("thinking_tokens", -1),
+    ],
 )
 def test_a_config_is_checked(field: str, value: object) -> None:
     with pytest.raises((ConfigError, ValueError), match=field):

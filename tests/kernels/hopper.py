@@ -10,7 +10,6 @@ elements of a tensor that the op handed over may be touched, not what lies betwe
 from __future__ import annotations
 
 import atexit
-import copy
 import importlib
 import json
 import os
@@ -19,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,7 +82,7 @@ class Job:
     memory_before: Memory
 
     def fresh_memory(self) -> Memory:
-        return copy.deepcopy(self.memory_before)
+        return self.memory_before.copy()
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def compiler() -> Compiler:
     return Compiler()
 
 
-@cache
+@lru_cache(maxsize=24)  # a program of 4,000 instructions takes megabytes, and exhaustive tests have hundreds
 def compiled(request: str) -> Compiled:
     reply = compiler().ask(request)
     return Compiled(Program(reply["ptx"]), reply["shared_bytes"], reply["num_threads"], reply["cluster"])
@@ -182,7 +181,7 @@ class Run:
             shared_bytes=ready.shared_bytes,
             cluster=ready.cluster,
             blocks=range(0, num_blocks, ready.cluster) if self.pick is None else self.pick(num_blocks),
-            memory_before=copy.deepcopy(memory),
+            memory_before=memory.copy(),
         )
         launch(
             ready.program,

@@ -34,6 +34,7 @@ from tests.video.make import (
     MATRIX_TAGS,
     GoldenSet,
     draw,
+    ordinary_priority,
     read,
     smooth_picture,
     to_planes,
@@ -175,7 +176,7 @@ def test_other_matrices_go_through_rgb(tmp_path: Path, tag: int) -> None:
 def test_chroma_lies_where_libav_takes_it_to_lie(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
     """Coloured squares: swscale, which is told, makes RGB that is 5 dB nearer to one place than to the others."""
     rgb_YX3 = np.random.default_rng(0).integers(90, 166, (8, 8, 3), dtype=np.uint8).repeat(14, 0).repeat(14, 1)
-    with av.open(str(tmp_path / name), "w") as container:
+    with ordinary_priority(), av.open(str(tmp_path / name), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 112, 112, pix_fmt
         stream.codec_context.bit_rate = 4_000_000

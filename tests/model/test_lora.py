@@ -28,6 +28,7 @@ from eagle_model.model.lora import (
 )
 from eagle_model.model.loss import sqrt_mass
 from eagle_model.model.recompute import recomputed
+from eagle_model.model.weights import LAYOUTS
 from tests.model.samples import IMAGE_TOKEN_ID, VOCAB_SIZE, mixed_documents, pack, small_model, with_text
 from tests.model.test_eagle import called, owners
 
@@ -35,6 +36,7 @@ CFG = tiny(vocab_size=VOCAB_SIZE, image_token_id=IMAGE_TOKEN_ID)
 EVERYWHERE = LoraConfig(rank=4, alpha=6, targets=("all-linear",))
 DORA = LoraConfig(rank=2, alpha=3, targets=("all-linear",), dora=True)
 Q = "language_model.model.layers.1.self_attn.q_proj"
+VISION_Q = "vision_model.vision_model.encoder.layers.0.self_attn.q_proj"
 
 
 def logits_of(model: Eagle) -> torch.Tensor:
@@ -283,6 +285,31 @@ def test_saved_and_loaded_it_is_the_same(adapter, tmp_path):
     load_adapter(again, tmp_path / "again", dtype=torch.bfloat16)
     assert {p.dtype for name, p in again.named_parameters() if ".lora." in name} == {torch.bfloat16}
     assert not torch.equal(logits_of(model), logits_of(small_model(CFG)))
+
+
+@pytest.mark.parametrize("layout", ["transformers5", "groot", "lerobot"])
+def test_an_adapter_under_another_layouts_names_is_the_same(layout, tmp_path):
+    """As PEFT saves what it trained on LeRobot's class with transformers 5, or on a whole policy."""
+    config = LoraConfig(rank=4, targets=("q_proj", "fc1"), rank_pattern=((VISION_Q, 2),), modules_to_save=("mlp1",))
+    model = with_adapters(config)
+    save_adapter(model, tmp_path / "plain")
+    key, start = LAYOUTS[layout].key, "base_model.model."
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[start + key(name.removeprefix(start))] = tensors.pop(name)
+
+    names = [key(VISION_Q.replace("layers.0", "layers.1")), key(VISION_Q), "fc1"]
+    theirs = changed(
+        tmp_path / "plain", tmp_path / "theirs", rename,
+        target_modules=[*names, key(Q)], rank_pattern={f"^{key(VISION_Q)}": 2}, modules_to_save=["mlp1"],
+    )  # fmt: skip
+    again = small_model(CFG)
+    load_adapter(again, theirs)
+    assert torch.equal(logits_of(again), logits_of(model))
+    save_adapter(again, tmp_path / "again")
+    for name, tensor in load_file(tmp_path / "plain/adapter_model.safetensors").items():
+        assert torch.equal(load_file(tmp_path / "again/adapter_model.safetensors")[name], tensor)
 
 
 def test_the_order_of_patterns_outlives_a_file_that_sorts_them(tmp_path):

@@ -100,7 +100,7 @@ def _number(instr: Instr) -> int:
 
 
 def planted(program: Program, *faults: Fault) -> Program:
-    """A copy with the faults in it. Shares nothing that a run changes."""
+    """A copy with the faults in it. What descriptors name (`regions`) is the same and stays shared."""
     broken = copy.copy(program)
     broken.kernel = replace(program.kernel, code=list(program.kernel.code))
     for fault in faults:

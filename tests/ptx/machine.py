@@ -166,8 +166,9 @@ class Machine:
             "trap": self.trap,
         }  # fmt: skip
         names |= {f"M_{name}": method for name, method in methods.items()}
-        exec(self.program.code, names)
-        return [names[f"s{segment.index}"] for segment in self.program.segments]
+        made: dict[str, Any] = {}  # apart from what they name: they would hold one another
+        exec(self.program.code, names, made)
+        return [made[f"s{segment.index}"] for segment in self.program.segments]
 
     def _specials(self, first_block: tuple[int, int, int]) -> dict[str, Array]:
         """%tid and the like, as (warps, 32) or (warps, 1)."""
@@ -195,7 +196,15 @@ class Machine:
     # The loop
 
     def run(self, first_block: tuple[int, int, int] = (0, 0, 0)) -> None:
-        """Until every warp has ended. Raises what went wrong, with the warp and instruction."""
+        """Until every warp has ended. Raises what went wrong, with the warp and instruction. Once."""
+        try:
+            self._run(first_block)
+        finally:
+            # The parts point back here. Python counts objects before it collects such rings, not the 15 MB of each.
+            for part in (self.shared, self.products, self.global_access, self.tensor_copies):
+                del part.machine
+
+    def _run(self, first_block: tuple[int, int, int]) -> None:
         functions = self.functions(first_block)
         segments, schedule = self.program.segments, self.schedule
         together, unfair = schedule.order == "together", schedule.order == "unfair"

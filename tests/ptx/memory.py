@@ -75,6 +75,14 @@ class Memory:
         self.tensors.append(tensor)
         return tensor
 
+    def copy(self) -> Memory:
+        """The same bytes apart, for another run. `tensors` still read this memory: what reads itself is a ring, which
+        stays until Python looks for such."""
+        twin = Memory(0)
+        twin.bytes, twin.rights = self.bytes.copy(), self.rights.copy()
+        twin.tensors, twin.top = list(self.tensors), self.top
+        return twin
+
     def _grow(self, needed: int) -> None:
         if needed <= len(self.bytes):
             return

@@ -25,22 +25,28 @@ class ProductError(RuntimeError):
     """Registers of a wgmma used before it was waited for, or changed without wgmma.fence."""
 
 
-@dataclass
-class Product:
-    """One wgmma under way."""
-
-    land: Callable[[], None]
-    capture: Callable[[], None]  # reads the operands, if nobody has yet
-    held: int
-    landed: bool = False
-
-
 @dataclass(frozen=True)
 class Region:
     """What a descriptor and a shape name: the place of each element, the cells they cover."""
 
     places: NDArray[np.int64]  # in units of 2 bytes, (rows, 16)
     cells: NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class Product:
+    """One wgmma under way. It does not know the machine: rings of objects stay until Python looks for them."""
+
+    n: int
+    sums: slice | list[int]  # registers
+    warps: slice
+    left: Region | Array  # an operand in shared memory, or the registers' words
+    right: Region
+    convert: Callable[[Array], Array]
+    add: bool
+    held: int
+    operands: tuple[Array, Array] | None = None  # read at some moment between issue and wait
+    landed: bool = False
 
 
 class Products:
@@ -76,7 +82,7 @@ class Products:
             waiting = self.committed[group]
             while len(waiting) > allowed:
                 for product in waiting.pop(0):
-                    product.land()
+                    self.land(product)
             self.held[group] = 0
             for product in [*self.open[group], *(p for products in waiting for p in products)]:
                 self.held[group] |= product.held
@@ -88,7 +94,7 @@ class Products:
         """The oldest product that is under way runs now."""
         for product in [p for products in self.committed[group] for p in products]:
             if not product.landed:
-                product.land()
+                self.land(product)
                 return
 
     def product(
@@ -146,39 +152,40 @@ class Products:
             for region in (region_a, region_b):
                 if region is not None:
                     machine.order.product_reads(4 * group, region.cells, clocks, "wgmma")
-        captured: list[Array] = []
-
-        def capture() -> None:
-            if captured:
-                return
-            memory = machine.shared.view(np.uint16, 1)
-            if region_a is not None:
-                captured.append(convert(memory[region_a.places]))
-            else:
-                assert fragments is not None
-                halves = fragments.view(np.uint16).reshape(
-                    2, 2, 4, 8, 4, 2
-                )  # k half, row half, warp, row, column, pair
-                captured.append(convert(halves.transpose(2, 1, 3, 0, 4, 5).reshape(64, 16)))
-            captured.append(convert(memory[region_b.places]))
-
-        def land() -> None:
-            if product.landed:
-                return
-            product.landed = True
-            capture()
-            result = captured[0] @ captured[1].T
-            spread = result.reshape(4, 2, 8, n // 8, 4, 2).transpose(3, 1, 5, 0, 2, 4).reshape(n // 2, 4, 32)
-            if add:
-                files["f32"][rows, warps] += spread
-            else:
-                files["f32"][rows, warps] = spread
-
-        product = Product(land, capture, held)
+        left_operand = fragments if region_a is None else region_a
+        assert left_operand is not None
+        product = Product(n, rows, warps, left_operand, region_b, convert, add, held)
         self.open[group].append(product)
         self.held[group] |= held
         if machine.schedule.lands_now():
-            capture()
+            self.capture(product)
+
+    def capture(self, product: Product) -> None:
+        """Reads the operands, if nobody has yet."""
+        if product.operands is not None:
+            return
+        memory = self.machine.shared.view(np.uint16, 1)
+        if isinstance(product.left, Region):
+            left = product.convert(memory[product.left.places])
+        else:  # k half, row half, warp, row, column, pair
+            halves = product.left.view(np.uint16).reshape(2, 2, 4, 8, 4, 2)
+            left = product.convert(halves.transpose(2, 1, 3, 0, 4, 5).reshape(64, 16))
+        product.operands = left, product.convert(memory[product.right.places])
+
+    def land(self, product: Product) -> None:
+        if product.landed:
+            return
+        product.landed = True
+        self.capture(product)
+        assert product.operands is not None
+        left, right = product.operands
+        product.operands = None
+        spread = (left @ right.T).reshape(4, 2, 8, product.n // 8, 4, 2).transpose(3, 1, 5, 0, 2, 4)
+        registers = self.machine.files["f32"]
+        if product.add:
+            registers[product.sums, product.warps] += spread.reshape(product.n // 2, 4, 32)
+        else:
+            registers[product.sums, product.warps] = spread.reshape(product.n // 2, 4, 32)
 
     def region(self, descriptor: int, rows: int, transposed: bool, block: int) -> Region:
         """The (rows, 16) elements of an operand, by PTX's "matrix descriptor" and its canonical layouts."""

@@ -1,17 +1,21 @@
 """The machine itself, on a few lines of PTX at a time: lanes that part, barriers, copies, products, what it refuses."""
 
+import contextlib
+import gc
 import re
+import weakref
 
 import numpy as np
 import pytest
 
 from .barriers import BarrierError
 from .launch import as_bf16, launch
-from .machine import Deadlock, Schedule, Trap
-from .memory import AccessError, Memory, TensorMap
+from .machine import Deadlock, Machine, Schedule, Trap
+from .memory import BASE, AccessError, Memory, TensorMap
 from .numeric import from_bf16
 from .order import RaceError
-from .products import ProductError
+from .products import Product, ProductError
+from .shared import SharedMemory
 from .translate import Program
 
 REGISTERS = ".reg .pred %p<40>; .reg .b16 %rs<20>; .reg .b32 %r<200>; .reg .b64 %rd<40>;"
@@ -438,6 +442,35 @@ def test_registers_of_a_product_under_way(schedule):
         run_product(schedule, fence="")
     with pytest.raises(ProductError, match="nobody waited for"):
         run_product(schedule, landed="mov.b32 %r104, 0;")
+
+
+@pytest.mark.parametrize("changes", [{}, {"wait": ""}], ids=["sound", "faulty"])
+def test_a_machine_is_gone_after_its_run(changes):
+    """Each takes megabytes, thousands run in a process, and nobody waits for Python to look for rings of objects."""
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(ProductError):
+            run_product(Schedule(), **changes)
+        assert not [x for x in gc.get_objects() if isinstance(x, Machine | SharedMemory | Product)]
+    finally:
+        gc.enable()
+
+
+def test_a_copy_of_memory_is_apart():
+    memory = Memory()
+    tensor = memory.place(np.zeros(4, np.uint32), writable=True)
+    twin = memory.copy()
+    twin.view(np.uint32, 1)[(tensor.address - BASE) // 4] = 7
+    assert not tensor.read().any()
+    gc.collect()
+    gc.disable()
+    try:
+        gone = weakref.ref(twin)
+        del twin
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

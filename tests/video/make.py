@@ -8,9 +8,11 @@ their complement, so that a picture that is torn, turned or mixed is no number a
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -56,6 +58,17 @@ def numbers(frames: Iterable[Frame]) -> list[int]:
     return [read(frame.rgb_YX3.numpy()) for frame in frames]
 
 
+@contextlib.contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Around an encoder: libsvtav1, called by root, gives its caller's thread real-time priority (SCHED_FIFO, 99) for
+    good. Every thread and process made later has it too, and on a busy machine nothing else runs any more."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
 def write_video(
     path: Path,
     frames_LYX3: Iterable[NDArray[np.uint8]],
@@ -76,7 +89,8 @@ def write_video(
     """Encodes RGB frames. `times_ms` gives each frame's own time, else they are 1 / fps apart from 0. `tags` are codec
     context attributes (color_range, colorspace, ...); frames are converted to match. `cover` becomes a JPEG attached as
     stream 0. `recount_dts`: for x265's temporal layers, which it gives times of decoding after those of showing."""
-    with av.open(str(path), "w", format=muxer, options=dict(muxer_options or {})) as container:
+    file = av.open(str(path), "w", format=muxer, options=dict(muxer_options or {}))
+    with ordinary_priority(), file as container:
         if cover is not None:
             art = container.add_stream("mjpeg", rate=1)
             art.width, art.height, art.pix_fmt = cover.shape[1], cover.shape[0], "yuvj420p"
