@@ -202,7 +202,6 @@ def measure_opening(path: Path) -> dict[str, float]:
 def make_video(path: Path, codec: str, width_px: int, height_px: int, num_copies: int) -> None:
     """Coarse noise that slides behind a moving block, UNIT_FRAMES frames of it, then the same packets over and over."""
     import av
-
     from tests.video.make import ordinary_priority
 
     encoder, options = ENCODERS[codec]

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tests.video.make import set_display_matrix
 from torch import Tensor
 
 from bench.bench_decode import PACKAGES, evenly_spaced, in_own_process, made_files
 from bench.machine import machine
-from tests.video.make import set_display_matrix
 
 Times = NDArray[np.float64]
 Found = tuple[list[float], Tensor]  # the frames' times; (M, 3, TILE_PX, TILE_PX) bf16, or (M, P, K) patches

@@ -45,7 +45,6 @@ def write_set(folder: Path, num_films: int, seconds: int) -> None:
     """Films of moving noise, and three questions about each, as Video-MME's files are."""
     import pyarrow
     import pyarrow.parquet
-
     from tests.video.make import write_video
 
     (folder / "data").mkdir(parents=True)
