@@ -71,7 +71,7 @@ def takes_cpu_code(*tensors: Tensor) -> bool:
     """Whether they go to an op's C++ code and not to its reference: in inference mode, where nobody asks for gradients,
     plain tensors on a CPU, all bf16 or all fp32. Whoever trains on a CPU, traces, or checks against torch has the
     reference."""
-    if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         return False
     dtype = tensors[0].dtype
     if dtype is not torch.float32 and dtype is not torch.bfloat16:
