@@ -17,7 +17,7 @@ from tests.model.samples import randomise
 
 
 def write_folder(folder: Path) -> Path:
-    sampling = SamplingConfig(context_tokens=256, max_tiles=2)
+    sampling = SamplingConfig(context_tokens=384, max_tiles=2)
     tokenizer = train_tokenizer(["What is this? A cat. A dog. You are a helpful assistant. system user"] * 2, 320)
     processor = Processor(tokenizer, ProcessorConfig(tile_px=28, patch_px=7, sampling=sampling))
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ from examples.paper_in_small.claims import Asked, Claim, packed, paired, units, 
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results/paper-in-small-cpu.json"
-COUNTS = sets.Counts(cards=8, short=8, films=4, told=4, pages=8, test_films=3, test_told=2, test_pages=10)
+COUNTS = sets.Counts(cards=8, short=8, films=4, told=4, pages=8, test_films=3, test_told=2, test_pages=16)
 TINY = arms.Size(
     contexts={"base": 256, "stage2": 320, "stage3": 384, "stage4": 512},
     steps={"base": 2, "stage2": 1, "stage3": 1, "stage4": 1},
@@ -216,7 +216,7 @@ def test_its_results_hold_every_answer(study: Path):
     for key, groups in its.items():
         held_out = key.split("/")[1]
         num = sum(content["num"] for content in groups.values())
-        assert num == {"films": 3 * 5, "told": 2 * 6, "pages": 10 * 5}[held_out], key
+        assert num == {"films": 3 * 5, "told": 2 * 6, "pages": 16 * 5}[held_out], key
 
 
 def test_its_report_shows_every_claim(study: Path):

@@ -52,7 +52,7 @@ def test_its_extras_exist() -> None:
 def test_the_files_it_names_exist(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        made = re.fullmatch(r"generated/(tutorials/)?(\w+)\.md", link)  # by `make docs`, whose own test follows all links
+        made = re.fullmatch(r"generated/(tutorials/)?(\w+)\.md", link)  # by make docs, whose test follows it
         sources = "examples/tutorials" if made and made[1] else "docs/generate"
         assert (page.parent / link if made is None else ROOT / sources / f"{made[2]}.py").exists(), link
     for path in re.findall(

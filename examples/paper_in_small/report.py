@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from eagle_model.evaluate.totals import Number
@@ -111,7 +112,8 @@ def figure_svg(results: Results) -> str:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     text = StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "paper in small"}):  # the same names within it each time
+        figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
 
